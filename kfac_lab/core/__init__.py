@@ -1,0 +1,1 @@
+"""Vocabulary and mathematics of K-FAC: torch only; what authors of plugins import."""

@@ -1,0 +1,403 @@
+"""The nine verbs and who plays them. Read this file first.
+
+One step of K-FAC (section 8) is
+
+    sample · observe · invert · propose · model · choose · judge · move · average
+
+and ``kfac_lab/engine.py`` is that sequence and nothing else. Each verb is played by a *strategy*:
+a small frozen dataclass of its own parameters that has the methods of one Protocol below. What a
+strategy has to remember is its *memo*, a dict of tensors and numbers that the engine keeps in the
+State. A memo starts as ``init()`` returns it ({} where there is no ``init``); a strategy returns a
+new dict and never writes into the old one or into its tensors: that is what lets a step be
+committed or dropped.
+
+Shapes: N cases, S shared positions (1 for a plain network), ``d_in`` counts the homogeneous 1,
+k vectors in a basis. Matrices of a layer are ``[d_out, d_in]``, the last column the bias. ``ā``
+are a layer's inputs with the 1 appended, ``g`` the derivatives of one case's loss with respect to
+its pre-activations. All scalars inside a step are 0-dim float64 tensors on the device.
+
+Host reads: a steady step reads nothing from an accelerator. So the methods marked ``device-only``
+use tensor arithmetic and ``torch.where`` in place of Python's ``if``; where a read is unavoidable
+on a refresh step, ``linalg.host`` is the one function that may.
+
+Optional attributes of any component: ``check() -> str | None`` (a sentence when its fields
+contradict each other).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from kfac_lab.core.likelihood import Likelihood
+from kfac_lab.core.state import Due, Signals, StepRecord, Strength
+from kfac_lab.core.vector import Vec
+
+__all__ = [
+    "Average",
+    "Batch",
+    "Block",
+    "BlockInverse",
+    "Collective",
+    "Damping",
+    "Estimator",
+    "Evaluation",
+    "Layer",
+    "Memo",
+    "Model",
+    "Moments",
+    "Momentum",
+    "Preconditioner",
+    "Restriction",
+    "Schedule",
+    "Space",
+    "Stepper",
+    "Structure",
+]
+
+Memo = Mapping[str, Any]
+
+
+# --- what the strategies are given --------------------------------------------------------------
+
+
+class Layer(Protocol):
+    """The geometry of one layer: how its parameters and its rows become matrices.
+
+    ``parameters`` maps the parameter names of ``module`` ("weight", "bias") to how they enter the
+    matrix; ``d_out`` and ``d_in`` are the matrix's sides. Adapters for other modules (a
+    convolution, an embedding) live in plugins and are found by ``kfac_claim_layer``.
+    """
+
+    module: nn.Module
+    path: str
+    d_out: int
+    d_in: int  # with the homogeneous 1 where there is a bias
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The module's own parameter names that this layer covers, in the order of ``pack``."""
+        ...
+
+    def rows_in(self, inputs: Tensor) -> Tensor:
+        """The module's input as rows ``[N, S, d_in]``, the homogeneous 1 appended."""
+        ...
+
+    def rows_out(self, gradients: Tensor) -> Tensor:
+        """The gradient at the module's output as rows ``[N, S, d_out]``."""
+        ...
+
+    def pack(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Tensors shaped like the parameters (in the order of ``names``) as ``[d_out, d_in]``."""
+        ...
+
+    def unpack(self, matrix: Tensor) -> tuple[Tensor, ...]:
+        """The inverse of ``pack``; views where possible."""
+        ...
+
+
+class Moments(Protocol):
+    """What a block asked for of one layer, read from the ledger (section 4).
+
+    Keys are the names that ``Block.wants`` returned: ``"A"`` E[ā āᵀ] ``[d_in, d_in]``, ``"G"``
+    E[g gᵀ] ``[d_out, d_out]``, ``"A.diagonal"`` ``[d_in]``, ``"G.diagonal"`` ``[d_out]``,
+    ``"A.mean"`` E[ā] ``[d_in]``. With shared positions A is summed over positions, G averaged.
+    """
+
+    def __getitem__(self, name: str) -> Tensor: ...
+
+    def __contains__(self, name: str) -> bool: ...
+
+
+class MomentTable(Protocol):
+    """All layers' moments, for a structure: one Moments per layer, and the links' cross moments."""
+
+    def __getitem__(self, layer: int) -> Moments: ...
+
+    @property
+    def links(self) -> Sequence[tuple[int, int]]:
+        """The pairs of layers (i, j) whose cross moments are kept, in chain order."""
+        ...
+
+    def cross(self, i: int, j: int) -> tuple[Tensor, Tensor]:
+        """E[ā_i ā_jᵀ] ``[d_in_i, d_in_j]`` and E[g_i g_jᵀ] ``[d_out_i, d_out_j]``."""
+        ...
+
+
+class Evaluation(Protocol):
+    """What the model of a step may ask: the gradient, and Jacobian products on its rows S2."""
+
+    gradient: Vec  # ∇h(θ), ℓ2 included
+    loss: Tensor  # h(θ)
+    likelihood: Likelihood
+
+    def tangents(self, basis: Sequence[Vec]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Chunks of (outputs ``[n, ...]``, J·v for each v: ``[k, n, ...]``) that cover S2."""
+        ...
+
+    @property
+    def rows(self) -> int:
+        """|S2|, this process's share."""
+        ...
+
+    def approximate_product(self, vector: Vec) -> Vec:
+        """F̆ v by the undamped blocks, for models that do without the exact Fisher."""
+        ...
+
+
+class Restriction(Protocol):
+    """M on the span of k vectors: M(Σ c_j v_j) − M(0) as a function of c (sections 5.1, 7.3).
+
+    ``curvature`` ``[k, k]`` never contains λ or η; they are added here and nowhere else.
+    """
+
+    curvature: Tensor  # [k, k]
+    gram: Tensor  # [k, k]
+    slope: Tensor  # [k]
+
+    def value(self, coefficients: Tensor, strength: Strength) -> Tensor:
+        """slope·c + ½ cᵀ(curvature + (λ+η) gram)c, 0-dim."""
+        ...
+
+    def minimiser(self, strength: Strength, fixed: Mapping[int, Any] | None = None) -> Tensor:
+        """The c of least value ``[k]``; ``fixed`` holds some coefficients at given numbers."""
+        ...
+
+
+class Space(Protocol):
+    """What a momentum may build directions from."""
+
+    gradient: Vec
+    strength: Strength
+
+    def precondition(self, vector: Vec) -> Vec:
+        """P v with the candidate's preconditioner."""
+        ...
+
+    def fisher(self, vector: Vec) -> Vec:
+        """F v with the exact Fisher on S2, computed when asked."""
+        ...
+
+
+# --- the slots ----------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class Estimator(Protocol):
+    """observe: where the derivatives g come from (sections 1.3 and 4)."""
+
+    fraction: float  # τ1: S1 is the leading ⌈τ1 m⌉ rows of the batch
+
+    def decay(self, k: int) -> float:
+        """ε of step k = 1, 2, …: moments ← ε·moments + (1−ε)·new."""
+        ...
+
+    def cotangents(
+        self,
+        likelihood: Likelihood,
+        outputs: Tensor,
+        targets: Tensor,
+        draw: Callable[[str], Tensor],
+    ) -> Iterator[Tensor]:
+        """Cotangents on the outputs, each of their shape; Σ over them of g gᵀ estimates G.
+
+        ``draw(purpose)`` gives this step's seeded uniforms in (0, 1), of the outputs' shape.
+        """
+        ...
+
+
+@runtime_checkable
+class Block(Protocol):
+    """invert, one layer: the curvature of a layer and its damped inverse (sections 2, 3, 5.3)."""
+
+    def wants(self) -> Sequence[str]:
+        """The moments it needs; see :class:`Moments` for the names."""
+        ...
+
+    def factorise(self, moments: Moments, memo: Memo) -> tuple[Any, Memo]:
+        """The costly part, free of γ; must not keep references into ``moments``."""
+        ...
+
+    def damped(
+        self, factored: Any, memo: Memo, strength: Strength, previous: Any
+    ) -> BlockInverse:
+        """The inverse for one candidate; ``previous`` is the one in use, or None (warm start)."""
+        ...
+
+    # Optional:
+    #   observe(memo, rows, cotangents, weight) -> memo
+    #       for what is not a second moment: rows [N, S, d_in], cotangents [C, N, S, d_out] (C is 1
+    #       for sampled), weight = 1 − ε; runs on the statistics rows of a step
+    #   product(moments, memo, matrix) -> matrix
+    #       the undamped curvature times a matrix, which approximate_fisher needs
+
+
+@runtime_checkable
+class BlockInverse(Protocol):
+    """A damped inverse of one block; a frozen dataclass of tensors, so that it can be saved."""
+
+    def apply(self, matrix: Tensor) -> Tensor:
+        """U with vec(U) = (block)⁻¹ vec(V): ``[d_out, d_in]`` to ``[d_out, d_in]``."""
+        ...
+
+    def dense(self) -> Tensor:
+        """The inverse for column-stacked vec: ``[d_in·d_out, d_in·d_out]``; for tests and plots."""
+        ...
+
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        """The damped (Ā, G) where the block is their product, else None: it ends its chain."""
+        ...
+
+
+@runtime_checkable
+class Structure(Protocol):
+    """invert, all layers: how the blocks make one preconditioner (section 3)."""
+
+    def pairs(self, chains: Sequence[Sequence[int]]) -> Sequence[tuple[int, int]]:
+        """Which cross moments to keep; ``chains`` are runs of layers that may be linked."""
+        ...
+
+    def factorise(
+        self,
+        layers: Sequence[Layer],
+        blocks: Sequence[Block],
+        moments: MomentTable,
+        memos: Sequence[Memo],
+    ) -> tuple[Any, Sequence[Memo]]:
+        """What all candidates share; the result is saved with the run."""
+        ...
+
+    def damped(
+        self, factored: Any, memos: Sequence[Memo], strength: Strength, previous: Any
+    ) -> Preconditioner:
+        """The preconditioner for one candidate; saved with the run."""
+        ...
+
+
+@runtime_checkable
+class Preconditioner(Protocol):
+    """The damped inverse of the whole approximate Fisher."""
+
+    def apply(self, vector: Vec) -> Vec:
+        """P v."""
+        ...
+
+
+@runtime_checkable
+class Model(Protocol):
+    """model: the quadratic model on a small basis (sections 5.1, 7.3).
+
+    ``fraction`` is τ2: S2 is the leading ⌈τ2 m⌉ rows of the batch.
+    """
+
+    fraction: float
+
+    def restrict(self, evaluation: Evaluation, basis: Sequence[Vec]) -> Restriction:
+        """M restricted to the span of ``basis``."""
+        ...
+
+
+@runtime_checkable
+class Damping(Protocol):
+    """choose and judge: λ and γ (section 5)."""
+
+    def init(self, problem: Any) -> tuple[Strength, Memo]:
+        """The strengths at step 1; ``problem.l2`` is η."""
+        ...
+
+    def candidates(self, strength: Strength, due: Due) -> tuple[Strength, ...]:
+        """Strengths to try in this step; [0] is the current one. Device-only."""
+        ...
+
+    def adapt(self, strength: Strength, memo: Memo, record: StepRecord) -> tuple[Strength, Memo]:
+        """Called when ``due.lam``, with ``record.rho`` set. Device-only."""
+        ...
+
+    # Optional:
+    #   retry(strength, memo, record, tries) -> Strength | None
+    #       refresh steps only, after choose: a Strength means invert, propose and choose again
+    #       with it; may read through linalg.host; bounded by the engine
+    #   follows_rho: bool = False, whether the kit's λ direction rules apply
+
+
+@runtime_checkable
+class Momentum(Protocol):
+    """propose and choose: the basis of the step and its coefficients (sections 5.4, 6)."""
+
+    def basis(
+        self, space: Space, direction: Vec, previous: Vec | None, memo: Memo
+    ) -> tuple[Vec, ...]:
+        """The vectors to combine; [0] is ``direction``; ``previous`` is δ0, None at first."""
+        ...
+
+    def choose(self, restriction: Restriction, strength: Strength, step: int) -> Tensor:
+        """The coefficients ``[k]``. Device-only."""
+        ...
+
+    # Optional: init() -> memo; update(memo, coefficients, record) -> memo, at commit;
+    #   adapts = False where the coefficients are not the model's minimiser (ρ has no ground)
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """When to do what (section 7.2)."""
+
+    def due(self, step: int, memo: Memo, signals: Signals) -> tuple[Due, Memo]:
+        """What step k = 1, 2, … has to do."""
+        ...
+
+    # Optional: check: int | None, every how many steps the engine measures the factors' drift
+
+
+@runtime_checkable
+class Batch(Protocol):
+    """sample: how many cases (section 10.4)."""
+
+    def size(self, step: int, available: int | None) -> int:
+        """m of step k; ``available`` is |S|, or None where data come from a callable."""
+        ...
+
+
+@runtime_checkable
+class Average(Protocol):
+    """average: iterate averaging (section 10.5). θ is the list of the trained tensors."""
+
+    def init(self, theta: Sequence[Tensor]) -> Memo: ...
+
+    def update(self, memo: Memo, theta: Sequence[Tensor]) -> Memo: ...
+
+    def read(self, memo: Memo) -> Sequence[Tensor] | None:
+        """θ̄, or None where there is none."""
+        ...
+
+
+@runtime_checkable
+class Collective(Protocol):
+    """Several processes as one (section 12.6); ``solo`` does nothing."""
+
+    def mean_(self, tensors: Sequence[Tensor]) -> None:
+        """Replaces each tensor by its mean over processes, in place."""
+        ...
+
+    def owner(self, keys: Sequence[Any], costs: Sequence[float]) -> Sequence[int]:
+        """Which process builds which part."""
+        ...
+
+    def broadcast_(self, tensors: Sequence[Tensor], owner: int) -> None:
+        """Overwrites the tensors with the owner's, in place."""
+        ...
+
+    # rank: int, size: int
+
+
+@runtime_checkable
+class Stepper(Protocol):
+    """A method: what a Run advances. ``attach(problem, recipe, seed)`` makes one."""
+
+    def step(self) -> StepRecord: ...
+
+    def state(self) -> dict[str, Any]: ...
+
+    def load(self, state: dict[str, Any]) -> None: ...
