@@ -1,0 +1,477 @@
+"""The network, its likelihoods and every curvature matrix of the paper, dense and by definition.
+
+Conventions, held by every oracle (paper section 1.1):
+
+- theta = [cvec(W_1); ...; cvec(W_l)], cvec stacks columns; P = number of parameters.
+- W_i is [d_i, n_i], where n_i = d_{i-1} + 1 with a bias (last column) and d_{i-1} without.
+- Lists are indexed by layer from zero; `A[i][j]` is the moment of the *inputs* of layers i and j
+  (the paper's A_bar_{i-1,j-1}), `G[i][j]` that of their pre-activation derivatives.
+- N cases, K outputs, float64.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import grad, hessian, jacrev, vmap
+
+LIKELIHOODS = ("gaussian_half", "gaussian_full", "bernoulli", "categorical")
+ACTIVATIONS = {
+    "identity": lambda s: s,
+    "linear": lambda s: s,
+    "tanh": torch.tanh,
+    "logistic": torch.sigmoid,
+    "sigmoid": torch.sigmoid,
+    "relu": torch.relu,
+    "softplus": lambda s: torch.logaddexp(s, torch.zeros_like(s)),
+}
+
+
+# --- vec and Kronecker (paper section 1.1) -------------------------------------------------------
+
+
+def cvec(matrix: Tensor) -> Tensor:
+    """Stack the columns: [r, c] -> [r c]."""
+    return matrix.t().reshape(-1)
+
+
+def uncvec(vector: Tensor, rows: int, columns: int) -> Tensor:
+    """Inverse of cvec: [rows columns] -> [rows, columns]."""
+    return vector.reshape(columns, rows).t()
+
+
+def flatten(weights: list[Tensor]) -> Tensor:
+    """theta [P] from the matrices W_i [d_i, n_i]."""
+    return torch.cat([cvec(w) for w in weights])
+
+
+def unflatten(theta: Tensor, weights: list[Tensor]) -> list[Tensor]:
+    """Matrices shaped like `weights` from theta [P]."""
+    parts = torch.split(theta, [w.numel() for w in weights])
+    return [uncvec(part, *w.shape) for part, w in zip(parts, weights, strict=True)]
+
+
+def layer_slices(weights: list[Tensor]) -> list[slice]:
+    """Where each layer sits in theta."""
+    slices, start = [], 0
+    for w in weights:
+        slices.append(slice(start, start + w.numel()))
+        start += w.numel()
+    return slices
+
+
+# --- the network (paper sections 1.1 and 9.1) ----------------------------------------------------
+
+
+class Network(NamedTuple):
+    """A multilayer perceptron; omega and phi are only for the transformed networks of section 9.
+
+    weights: W_i [d_i, n_i].  activations: one name per layer; the last is "identity", because the
+    likelihood takes z = s_l.  bias: one bool per layer.
+    omega: Omega_i [n_{i+1}, n_{i+1}], applied to the input of layer i (after the 1 was appended).
+    phi: Phi_i [d_i, d_i], applied to the pre-activation of layer i.
+    """
+
+    weights: list[Tensor]
+    activations: list[str]
+    bias: list[bool]
+    omega: list[Tensor] | None = None
+    phi: list[Tensor] | None = None
+
+
+def network(weights, activations, bias=True) -> Network:
+    """A Network from plain lists, in float64.
+
+    weights: l matrices.  activations: one name for all hidden layers, or l-1 names, or l names of
+    which the last is the identity.  bias: one bool for all layers, or one per layer.
+    """
+    weights = [torch.as_tensor(w).detach().to(torch.float64).clone() for w in weights]
+    depth = len(weights)
+    names = [activations] * (depth - 1) if isinstance(activations, str) else list(activations)
+    if len(names) == depth - 1:
+        names.append("identity")
+    if len(names) != depth or names[-1] not in ("identity", "linear"):
+        raise ValueError(f"{depth} layers need {depth - 1} hidden activations, got {activations}")
+    biases = [bias] * depth if isinstance(bias, bool) else list(bias)
+    for i in range(1, depth):
+        if weights[i].shape[1] != weights[i - 1].shape[0] + int(biases[i]):
+            raise ValueError(f"layer {i}: W has shape {tuple(weights[i].shape)}, bias {biases[i]}")
+    return Network(weights, names, biases)
+
+
+def random_network(dims, activations, bias=True, seed=0, scale=1.0) -> Network:
+    """Dense N(0, scale^2 / fan-in) weights, bias columns included; dims = (d_0, ..., d_l)."""
+    gen = torch.Generator().manual_seed(seed)
+    biases = [bias] * (len(dims) - 1) if isinstance(bias, bool) else list(bias)
+    weights = []
+    for d_in, d_out, b in zip(dims[:-1], dims[1:], biases, strict=True):
+        draw = torch.randn(d_out, d_in + int(b), generator=gen, dtype=torch.float64)
+        weights.append(draw * scale / math.sqrt(d_in + int(b)))
+    return network(weights, activations, biases)
+
+
+def forward(net: Network, x: Tensor, shifts: list[Tensor] | None = None):
+    """One pass. x: [d_0] or [N, d_0]; shifts: one [d_i] per layer, added to s_i (to differentiate).
+
+    Returns (inputs, z): inputs[i] is what W_i multiplies, [..., n_i]; z [..., K].
+    """
+    a, inputs = x, []
+    for i, (w, name, b) in enumerate(zip(net.weights, net.activations, net.bias, strict=True)):
+        if b:
+            a = torch.cat([a, torch.ones_like(a[..., :1])], dim=-1)
+        if net.omega is not None:
+            a = a @ net.omega[i].t()
+        inputs.append(a)
+        s = a @ w.t()
+        if shifts is not None:
+            s = s + shifts[i]
+        if net.phi is not None:
+            s = s @ net.phi[i].t()
+        a = ACTIVATIONS[name](s)
+    return inputs, a
+
+
+def outputs(net: Network, x: Tensor) -> Tensor:
+    """z [N, K]."""
+    return forward(net, x)[1]
+
+
+def at(net: Network, theta: Tensor) -> Network:
+    """The same network with the parameters theta [P]."""
+    return net._replace(weights=unflatten(theta, net.weights))
+
+
+def jacobian(net: Network, x: Tensor) -> Tensor:
+    """J = dz/dtheta per case: [N, K, P] (paper section 1.3)."""
+    theta = flatten(net.weights)
+    return vmap(jacrev(lambda t, case: outputs(at(net, t), case)), (None, 0))(theta, x)
+
+
+def jacobian_s(net: Network, x: Tensor) -> list[Tensor]:
+    """J_{s_i} = dz/ds_i per case: one [N, K, d_i] per layer (paper section 4)."""
+    zeros = [torch.zeros(w.shape[0], dtype=x.dtype) for w in net.weights]
+    return list(vmap(jacrev(lambda e, case: forward(net, case, e)[1]), (None, 0))(zeros, x))
+
+
+# --- likelihoods (paper section 1.2) -------------------------------------------------------------
+
+
+def as_targets(likelihood: str, targets: Tensor, width: int) -> Tensor:
+    """Targets [N, K] in float64; class indices [N] become one-hot rows."""
+    targets = torch.as_tensor(targets)
+    if likelihood == "categorical" and targets.ndim == 1:
+        return torch.nn.functional.one_hot(targets.long(), width).to(torch.float64)
+    return targets.to(torch.float64)
+
+
+def case_loss(likelihood: str, z: Tensor, y: Tensor) -> Tensor:
+    """L(y, z) of one case: z, y [K] -> scalar. Bernoulli targets may be grey, in [0, 1]."""
+    if likelihood == "gaussian_half":
+        return 0.5 * ((y - z) ** 2).sum()
+    if likelihood == "gaussian_full":
+        return ((y - z) ** 2).sum()
+    if likelihood == "bernoulli":
+        return (torch.logaddexp(z, torch.zeros_like(z)) - y * z).sum()
+    if likelihood == "categorical":
+        return -(y * torch.log_softmax(z, dim=-1)).sum()
+    raise ValueError(f"unknown likelihood {likelihood!r}, expected one of {LIKELIHOODS}")
+
+
+def score(likelihood: str, z: Tensor, y: Tensor) -> Tensor:
+    """dL/dz per case, by autograd: [N, K]."""
+    return vmap(grad(lambda a, b: case_loss(likelihood, a, b)))(z, y)
+
+
+def output_fisher(likelihood: str, z: Tensor) -> Tensor:
+    """F_R per case, by the table of paper section 1.2: z [N, K] -> [N, K, K]."""
+    if likelihood == "gaussian_half":
+        return torch.eye(z.shape[1], dtype=z.dtype).expand(len(z), -1, -1)
+    if likelihood == "gaussian_full":
+        return 2 * torch.eye(z.shape[1], dtype=z.dtype).expand(len(z), -1, -1)
+    if likelihood == "bernoulli":
+        p = torch.sigmoid(z)
+        return torch.diag_embed(p * (1 - p))
+    if likelihood == "categorical":
+        p = torch.softmax(z, dim=-1)
+        return torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+    raise ValueError(f"unknown likelihood {likelihood!r}, expected one of {LIKELIHOODS}")
+
+
+def output_factor(likelihood: str, z: Tensor) -> Tensor:
+    """B with F_R = B B^T per case: z [N, K] -> [N, K, K] (paper section 1.2)."""
+    if likelihood == "categorical":
+        p = torch.softmax(z, dim=-1)
+        return torch.diag_embed(p.sqrt()) - p[:, :, None] * p.sqrt()[:, None, :]
+    return output_fisher(likelihood, z).sqrt()
+
+
+def model_atoms(likelihood: str, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Targets and weights that stand for y ~ R_{y|z} exactly: y [N, Q, K], weights [N, Q].
+
+    Categorical: the K classes. Bernoulli: all 2^K binary vectors. Gaussian: the 2K points
+    z +- sigma sqrt(K) e_j, exact for every expectation of second degree in the score.
+    """
+    n, width = z.shape
+    eye = torch.eye(width, dtype=z.dtype)
+    if likelihood == "categorical":
+        return eye.expand(n, width, width), torch.softmax(z, dim=-1)
+    if likelihood == "bernoulli":
+        bits = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=z.dtype)] * width)
+        bits = bits.reshape(2**width, width)
+        p = torch.sigmoid(z)[:, None, :]
+        return bits.expand(n, -1, -1), (p * bits + (1 - p) * (1 - bits)).prod(dim=-1)
+    variance = {"gaussian_half": 1.0, "gaussian_full": 0.5}[likelihood]
+    points = math.sqrt(variance * width) * torch.cat([eye, -eye])
+    weights = torch.full((n, 2 * width), 1 / (2 * width), dtype=z.dtype)
+    return z[:, None, :] + points, weights
+
+
+def error(likelihood: str, z: Tensor, y: Tensor) -> float:
+    """What is reported: squared error, summed over outputs, mean over cases; classes: % wrong."""
+    if likelihood == "categorical":
+        return 100 * (z.argmax(1) != y.argmax(1)).double().mean().item()
+    mean = torch.sigmoid(z) if likelihood == "bernoulli" else z
+    return ((mean - y) ** 2).sum(1).mean().item()
+
+
+# --- the objective (paper sections 1.1 and 5.7) --------------------------------------------------
+
+
+def objective(net: Network, likelihood: str, x: Tensor, y: Tensor, eta: float = 0.0) -> Tensor:
+    """h = mean loss + eta/2 |theta|^2, biases included: scalar."""
+    losses = vmap(lambda a, b: case_loss(likelihood, a, b))(outputs(net, x), y)
+    return losses.mean() + 0.5 * eta * (flatten(net.weights) ** 2).sum()
+
+
+def gradient(net: Network, likelihood: str, x: Tensor, y: Tensor, eta: float = 0.0) -> Tensor:
+    """grad h [P], by autograd through the whole objective."""
+    return grad(lambda t: objective(at(net, t), likelihood, x, y, eta))(flatten(net.weights))
+
+
+def objective_hessian(net: Network, likelihood: str, x: Tensor, y: Tensor, eta=0.0) -> Tensor:
+    """Hessian of h [P, P], by autograd."""
+    return hessian(lambda t: objective(at(net, t), likelihood, x, y, eta))(flatten(net.weights))
+
+
+# --- exact curvature (paper section 1.3) ---------------------------------------------------------
+
+
+def sandwich(jac: Tensor, middle: Tensor) -> Tensor:
+    """Mean over cases of J^T M J: [N, K, P], [N, K, K] -> [P, P]."""
+    return torch.einsum("nkp,nkl,nlq->pq", jac, middle, jac) / len(jac)
+
+
+def fisher(net: Network, likelihood: str, x: Tensor) -> Tensor:
+    """F = E_x[J^T F_R J]: [P, P]."""
+    return sandwich(jacobian(net, x), output_fisher(likelihood, outputs(net, x)))
+
+
+def fisher_by_atoms(net: Network, likelihood: str, x: Tensor) -> Tensor:
+    """F = E_x E_y[Dtheta Dtheta^T] by enumerating the model's targets: [P, P]."""
+    z, jac = outputs(net, x), jacobian(net, x)
+    y, weight = model_atoms(likelihood, z)
+    total = torch.zeros(jac.shape[2], jac.shape[2], dtype=x.dtype)
+    for q in range(y.shape[1]):
+        dtheta = torch.einsum("nk,nkp->np", score(likelihood, z, y[:, q]), jac)
+        total += torch.einsum("n,np,nq->pq", weight[:, q], dtheta, dtheta)
+    return total / len(x)
+
+
+def ggn(net: Network, likelihood: str, x: Tensor, y: Tensor) -> Tensor:
+    """Generalized Gauss-Newton E[J^T H_L J], H_L by autograd: [P, P]."""
+    curvature = vmap(hessian(lambda a, b: case_loss(likelihood, a, b)))(outputs(net, x), y)
+    return sandwich(jacobian(net, x), curvature)
+
+
+def empirical_fisher(net: Network, likelihood: str, x: Tensor, y: Tensor) -> Tensor:
+    """E[Dtheta Dtheta^T] with the training targets y: [P, P]."""
+    dtheta = torch.einsum("nk,nkp->np", score(likelihood, outputs(net, x), y), jacobian(net, x))
+    return dtheta.t() @ dtheta / len(x)
+
+
+# --- moments (paper sections 2.1 and 4) ----------------------------------------------------------
+
+
+def pairwise(rows: list[Tensor]) -> list[list[Tensor]]:
+    """E[r_i r_j^T] over the N rows, for all pairs: rows[i] [N, n_i] -> [i][j] [n_i, n_j]."""
+    return [[left.t() @ right / len(left) for right in rows] for left in rows]
+
+
+def moments_a(net: Network, x: Tensor) -> list[list[Tensor]]:
+    """A_bar for all pairs of layers: [i][j] [n_i, n_j]."""
+    return pairwise(forward(net, x)[0])
+
+
+def moments_g(net: Network, likelihood: str, x: Tensor) -> list[list[Tensor]]:
+    """Exact G_ij = E_x[J_{s_i}^T F_R J_{s_j}] for all pairs of layers: [i][j] [d_i, d_j]."""
+    jacs, middle = jacobian_s(net, x), output_fisher(likelihood, outputs(net, x))
+
+    def moment(left: Tensor, right: Tensor) -> Tensor:
+        return torch.einsum("nka,nkl,nlb->ab", left, middle, right) / len(x)
+
+    return [[moment(left, right) for right in jacs] for left in jacs]
+
+
+def derivatives(net: Network, x: Tensor, cotangents: Tensor) -> list[Tensor]:
+    """g_i per case for given dL/dz [N, K]: one [N, d_i] per layer."""
+    return [torch.einsum("nk,nkd->nd", cotangents, jac) for jac in jacobian_s(net, x)]
+
+
+def moments_g_empirical(net: Network, likelihood: str, x: Tensor, y: Tensor):
+    """G_ij from the training targets (not the paper's G): [i][j] [d_i, d_j]."""
+    return pairwise(derivatives(net, x, score(likelihood, outputs(net, x), y)))
+
+
+def decay(k: int, cap: float = 0.95) -> float:
+    """epsilon at iteration k = 1, 2, ... (paper section 4)."""
+    return min(1 - 1 / k, cap)
+
+
+# --- damping (paper sections 3.3 and 5.3) --------------------------------------------------------
+
+
+def pi(a: Tensor, g: Tensor, rule: str = "trace") -> float:
+    """pi_i = sqrt(|A (x) I| / |I (x) G|) for undamped A [n, n], G [d, d]; 1 where a norm is 0."""
+    n, d = len(a), len(g)
+    if rule == "one":
+        return 1.0
+    if rule == "trace":
+        top, bottom = a.trace() / n, g.trace() / d
+    elif rule == "frobenius":
+        top, bottom = math.sqrt(d) * a.norm(), math.sqrt(n) * g.norm()
+    elif rule == "spectral":
+        top, bottom = torch.linalg.eigvalsh(a).max(), torch.linalg.eigvalsh(g).max()
+    else:
+        raise ValueError(f"unknown pi rule {rule!r}")
+    return math.sqrt(top / bottom) if top > 0 and bottom > 0 else 1.0
+
+
+def damp(A, G, gamma: float, rule: str = "trace"):
+    """Factored Tikhonov: every *diagonal* factor damped, the others untouched; new lists A, G."""
+    A, G = [list(row) for row in A], [list(row) for row in G]
+    for i in range(len(A)):
+        p = pi(A[i][i], G[i][i], rule)
+        A[i][i] = A[i][i] + p * gamma * torch.eye(len(A[i][i]), dtype=A[i][i].dtype)
+        G[i][i] = G[i][i] + gamma / p * torch.eye(len(G[i][i]), dtype=G[i][i].dtype)
+    return A, G
+
+
+# --- the approximations (paper sections 2.1, 3.2, 3.3) -------------------------------------------
+
+
+def kron_blocks(A, G) -> list[list[Tensor]]:
+    """Blocks A_ij (x) G_ij of F-tilde: [i][j] [d_i n_i, d_j n_j]."""
+    layers = range(len(A))
+    return [
+        [torch.kron(A[i][j].contiguous(), G[i][j].contiguous()) for j in layers] for i in layers
+    ]
+
+
+def assemble(blocks: list[list[Tensor]]) -> Tensor:
+    """One matrix from a square table of blocks."""
+    return torch.cat([torch.cat(row, dim=1) for row in blocks], dim=0)
+
+
+def block_diagonal(blocks: list[list[Tensor]]) -> Tensor:
+    """The matrix that keeps the diagonal blocks only."""
+    return torch.block_diag(*[blocks[i][i] for i in range(len(blocks))])
+
+
+def f_tilde(A, G) -> Tensor:
+    """F-tilde, all blocks: [P, P] (paper section 2.1)."""
+    return assemble(kron_blocks(A, G))
+
+
+def f_breve(A, G) -> Tensor:
+    """F-breve = the diagonal blocks of F-tilde: [P, P] (paper section 3.2)."""
+    return block_diagonal(kron_blocks(A, G))
+
+
+def chain_precision(blocks: list[list[Tensor]]) -> Tensor:
+    """Precision of the Gaussian chain l -> l-1 -> ... -> 1 (paper section 3.3): [P, P].
+
+    blocks: a covariance in blocks, of which only the tridiagonal ones are read.
+    Psi_i = S_{i,i+1} S_{i+1,i+1}^-1, Sigma_i = S_ii - Psi_i S_{i+1,i+1} Psi_i^T, Xi^T Lambda Xi.
+    """
+    depth = len(blocks)
+    xi = [[torch.zeros_like(blocks[i][j]) for j in range(depth)] for i in range(depth)]
+    lam = []
+    for i in range(depth):
+        xi[i][i] = torch.eye(len(blocks[i][i]), dtype=blocks[i][i].dtype)
+        sigma = blocks[i][i]
+        if i + 1 < depth:
+            psi = blocks[i][i + 1] @ torch.linalg.inv(blocks[i + 1][i + 1])
+            sigma = sigma - psi @ blocks[i + 1][i + 1] @ psi.t()
+            xi[i][i + 1] = -psi
+        lam.append(torch.linalg.inv(sigma))
+    chain = assemble(xi)
+    return chain.t() @ torch.block_diag(*lam) @ chain
+
+
+def chain_precision_reversed(blocks: list[list[Tensor]]) -> Tensor:
+    """The same precision from the chain 1 -> 2 -> ... -> l (paper section 3.3): [P, P]."""
+    depth = len(blocks)
+    xi = [[torch.zeros_like(blocks[i][j]) for j in range(depth)] for i in range(depth)]
+    lam = []
+    for i in range(depth):
+        xi[i][i] = torch.eye(len(blocks[i][i]), dtype=blocks[i][i].dtype)
+        sigma = blocks[i][i]
+        if i > 0:
+            psi = blocks[i][i - 1] @ torch.linalg.inv(blocks[i - 1][i - 1])
+            sigma = sigma - psi @ blocks[i - 1][i - 1] @ psi.t()
+            xi[i][i - 1] = -psi
+        lam.append(torch.linalg.inv(sigma))
+    chain = assemble(xi)
+    return chain.t() @ torch.block_diag(*lam) @ chain
+
+
+def chains_precision(blocks: list[list[Tensor]], chains: list[list[int]]) -> Tensor:
+    """Independent chains over consecutive layers; [[0], [1], ...] is block-diagonal: [P, P].
+
+    chains partition the layers in order, e.g. [[0, 1], [2], [3, 4]].
+    """
+    if [i for chain in chains for i in chain] != list(range(len(blocks))):
+        raise ValueError(f"chains {chains} do not partition {len(blocks)} layers in order")
+    parts = [chain_precision([[blocks[i][j] for j in chain] for i in chain]) for chain in chains]
+    return torch.block_diag(*parts)
+
+
+def f_hat_inverse(A, G) -> Tensor:
+    """F-hat^-1: [P, P]. With damping, pass the lists that `damp` returned (paper section 3.3)."""
+    return chain_precision(kron_blocks(A, G))
+
+
+def f_hat(A, G) -> Tensor:
+    """F-hat as a covariance, without inverting its precision: [P, P] (paper section 3.3).
+
+    Tridiagonal blocks are F-tilde's; for j >= i+2, F-hat_ij = Psi_{i,i+1} F-hat_{i+1,j}.
+    """
+    blocks = kron_blocks(A, G)
+    depth = len(blocks)
+    full = [list(row) for row in blocks]
+    for gap in range(2, depth):
+        for i in range(depth - gap):
+            j = i + gap
+            psi = blocks[i][i + 1] @ torch.linalg.inv(blocks[i + 1][i + 1])
+            full[i][j] = psi @ full[i + 1][j]
+            full[j][i] = full[i][j].t()
+    return assemble(full)
+
+
+def preconditioner(A, G, structure: str, gamma: float, rule: str = "trace") -> Tensor:
+    """The damped inverse that maps grad h to -Delta: [P, P] (paper sections 3.2, 3.3, 5.3)."""
+    damped_a, damped_g = damp(A, G, gamma, rule)
+    if structure == "block_diagonal":
+        return torch.linalg.inv(f_breve(damped_a, damped_g))
+    if structure == "block_tridiagonal":
+        return f_hat_inverse(damped_a, damped_g)
+    raise ValueError(f"unknown structure {structure!r}")
+
+
+def tikhonov_inverse(A, G, strength: float) -> Tensor:
+    """Unfactored: inverse of blockdiag(A_ii (x) G_ii) + strength I: [P, P] (paper section 5.3)."""
+    breve = f_breve(A, G)
+    return torch.linalg.inv(breve + strength * torch.eye(len(breve), dtype=breve.dtype))
