@@ -22,8 +22,9 @@ class KfacLabError(Exception):
 class RecipeError(KfacLabError):
     """A recipe cannot be read or cannot be run.
 
-    Raised where the recipe is typed: an unknown slot or component, a value outside its bounds, parts
-    that contradict each other, a slot that the recipe's method does not use. The run is unchanged.
+    Raised where the recipe is typed: an unknown slot or component, a value outside its bounds,
+    parts that contradict each other, a slot that the recipe's method does not use. The run is
+    unchanged.
     """
 
 
@@ -38,17 +39,17 @@ class PluginError(KfacLabError):
 class CoverageError(KfacLabError):
     """A parameter would have been skipped silently.
 
-    Raised at attach for parameters that no layer claims while the recipe names no fallback (one error
-    lists them all, with the remedy), and after the first pass for a claimed layer that recorded
-    nothing.
+    Raised at attach for parameters that no layer claims while the recipe names no fallback (one
+    error lists them all, with the remedy), and after the first pass for a claimed layer that
+    recorded nothing.
     """
 
 
 class NumericalError(KfacLabError):
     """The numbers broke down and every milder remedy was tried.
 
-    Raised when the objective, the slope, the coefficients or the increments are not finite, or when a
-    factor could not be inverted after jitter and float64. The step has not happened.
+    Raised when the objective, the slope, the coefficients or the increments are not finite, or when
+    a factor could not be inverted after jitter and float64. The step has not happened.
     """
 
 

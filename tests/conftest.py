@@ -1,0 +1,121 @@
+"""What every test stands on: one thread, fixed seeds, the devices, the data, no outside plugins.
+
+A test that cannot run here skips and says why. Under `KFAC_LAB_REQUIRE=1` (set where everything is
+known to be there) such a skip is a failure; only the accelerator may be missing.
+"""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch starts its threads
+os.environ["KFAC_LAB_PLUGINS"] = ""  # allow none; also for the processes that tests start
+
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+REQUIRE = os.environ.get("KFAC_LAB_REQUIRE") == "1"
+NO_ACCELERATOR = "no accelerator: GPU tests skipped"
+DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+
+
+# ---- what is here, said once ---------------------------------------------------------------------
+
+
+def pytest_report_header() -> list[str]:
+    found = f"kfac_lab: torch {torch.__version__}, devices: {', '.join(DEVICES)}"
+    return [found] if "cuda" in DEVICES else [found, NO_ACCELERATOR]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if "cuda" not in DEVICES:
+        terminalreporter.write_line(NO_ACCELERATOR)
+
+
+# ---- a skip is a failure where everything is known to be there -----------------------------------
+
+
+def required(reason: str) -> bool:
+    """Whether a skip for this reason counts as a failure."""
+    return REQUIRE and NO_ACCELERATOR not in reason
+
+
+def no_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """Turn a skip into a failure; an expected failure (`wasxfail`) is not a skip."""
+    if report.skipped and not hasattr(report, "wasxfail") and isinstance(report.longrepr, tuple):
+        path, line, reason = report.longrepr
+        if required(reason):
+            report.outcome = "failed"
+            report.longrepr = f"{path}:{line}: KFAC_LAB_REQUIRE=1 allows no skip. {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
+    report = yield
+    no_skip(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector):
+    report = yield
+    no_skip(report)
+    return report
+
+
+# ---- fixtures ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def seeds() -> None:
+    """Every test starts from the same global random state."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Every device found, one after the other."""
+    return torch.device(request.param)
+
+
+@pytest.fixture
+def cuda() -> torch.device:
+    """The accelerator, for a test that needs one."""
+    if "cuda" not in DEVICES:
+        pytest.skip(NO_ACCELERATOR)
+    return torch.device("cuda")
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder with the real data (MNIST, faces)."""
+    named = os.environ.get("KFAC_LAB_DATA")
+    if not named:
+        pytest.skip("KFAC_LAB_DATA is not set: tests on real data skipped")
+    if not Path(named).is_dir():
+        pytest.skip(f"KFAC_LAB_DATA={named} is not a folder: tests on real data skipped")
+    return Path(named)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The path of the system's chromium."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    if path is None:
+        pytest.skip("no chromium: browser tests skipped")
+    return path
+
+
+@pytest.fixture
+def third_party_plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Lift the ban on installed plugins, for a `Lab` or a process made inside the test."""
+    monkeypatch.delenv("KFAC_LAB_PLUGINS", raising=False)
+    yield
