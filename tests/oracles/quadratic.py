@@ -55,7 +55,7 @@ def combine(directions: list[Tensor], coeffs: list[float]) -> Tensor:
 
 
 def predicted(directions: list[Tensor], coeffs: list[float], g: Tensor) -> float:
-    """q = 1/2 grad h^T delta = M(delta) - M(0) at a minimiser over a subspace (paper section 5.1)."""
+    """q = 1/2 grad h^T delta = M(delta) - M(0) at a minimiser over a subspace (section 5.1)."""
     return 0.5 * (g @ combine(directions, coeffs)).item()
 
 
