@@ -1,0 +1,100 @@
+"""F̆: every layer for itself (section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kfac_lab.core import linalg
+from kfac_lab.core.protocols import Block, BlockInverse, Layer, Memo, MomentTable
+from kfac_lab.core.state import Strength
+from kfac_lab.core.vector import Vec
+
+__all__ = ["BlockDiagonal", "BlockDiagonalFactors", "BlockDiagonalInverse"]
+
+
+@dataclass(frozen=True)
+class BlockDiagonalFactors:
+    """What each block factorised, with the blocks themselves: ``damped`` asks them again."""
+
+    blocks: tuple[Any, ...]
+    paths: tuple[str, ...]
+    parts: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class BlockDiagonalInverse:
+    """One damped inverse per layer."""
+
+    inverses: tuple[Any, ...]
+
+    def apply(self, vector: Vec) -> Vec:
+        """U_i = (block i)⁻¹ V_i for every layer."""
+        return Vec([p.apply(v) for p, v in zip(self.inverses, vector, strict=True)])
+
+
+@dataclass(frozen=True)
+class BlockDiagonal:
+    """The inverse of each layer's own block; layers do not see each other (section 3.2)."""
+
+    def pairs(self, chains: Sequence[Sequence[int]]) -> Sequence[tuple[int, int]]:
+        """No cross moments."""
+        return ()
+
+    def factorise(
+        self,
+        layers: Sequence[Layer],
+        blocks: Sequence[Block],
+        moments: MomentTable,
+        memos: Sequence[Memo],
+    ) -> tuple[BlockDiagonalFactors, Sequence[Memo]]:
+        """Every block's own costly part."""
+        return factorise_blocks(layers, blocks, moments, memos)
+
+    def damped(
+        self,
+        factored: BlockDiagonalFactors,
+        memos: Sequence[Memo],
+        strength: Strength,
+        previous: Any,
+    ) -> BlockDiagonalInverse:
+        """Every block's damped inverse for one candidate."""
+        return BlockDiagonalInverse(damped_blocks(factored, memos, strength, previous))
+
+
+def factorise_blocks(
+    layers: Sequence[Layer],
+    blocks: Sequence[Block],
+    moments: MomentTable,
+    memos: Sequence[Memo],
+) -> tuple[BlockDiagonalFactors, Sequence[Memo]]:
+    """Calls every block's ``factorise`` under its layer's name."""
+    parts, after = [], []
+    for i, (layer, block, memo) in enumerate(zip(layers, blocks, memos, strict=True)):
+        with linalg.label(layer.path):
+            part, memo = block.factorise(moments[i], memo)
+        parts.append(part)
+        after.append(memo)
+    paths = tuple(layer.path for layer in layers)
+    return BlockDiagonalFactors(tuple(blocks), paths, tuple(parts)), tuple(after)
+
+
+def damped_blocks(
+    factored: BlockDiagonalFactors, memos: Sequence[Memo], strength: Strength, previous: Any
+) -> tuple[BlockInverse, ...]:
+    """Calls every block's ``damped`` under its layer's name.
+
+    ``previous`` is the preconditioner in use; where it is of a structure without ``inverses``, or
+    of another number of layers, the blocks start cold.
+    """
+    before = getattr(previous, "inverses", None)
+    if not isinstance(before, tuple) or len(before) != len(factored.parts):
+        before = (None,) * len(factored.parts)
+    inverses = []
+    for block, path, part, memo, last in zip(
+        factored.blocks, factored.paths, factored.parts, memos, before, strict=True
+    ):
+        with linalg.label(path):
+            inverses.append(block.damped(part, memo, strength, last))
+    return tuple(inverses)
