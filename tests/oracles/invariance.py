@@ -15,6 +15,8 @@ from torch import Tensor
 from . import dense, quadratic
 from .linear_equations import inverse_root
 
+SWAPPED = {"tanh": "logistic", "logistic": "tanh", "sigmoid": "tanh"}
+
 
 def random_matrix(size: int, generator: torch.Generator) -> Tensor:
     """A random well-conditioned matrix, singular values in [1/2, 2]."""
@@ -52,29 +54,31 @@ def zeta_jacobian(omega: list[Tensor], phi: list[Tensor]) -> Tensor:
     return torch.block_diag(*blocks)
 
 
-def tanh_transform(net: dense.Network) -> tuple[list[Tensor], list[Tensor]]:
-    """(omega, phi) that make a logistic network's dagger a plain tanh network (paper section 9.3).
+def swap_transform(net: dense.Network) -> tuple[list[Tensor], list[Tensor]]:
+    """(omega, phi) that swap tanh and logistic: the dagger is a plain network (section 9.3).
 
-    tanh(s) = 2 sigma(2 s) - 1: Phi = 2I at a logistic layer, Omega = [[2I, -1], [0, 1]] after it;
-    other layers are left alone. Every layer needs its bias.
+    sigma(s) = 1/2 + 1/2 tanh(s/2): Phi = I/2 at a tanh layer, then Omega = [[I/2, 1/2], [0, 1]].
+    tanh(s) = 2 sigma(2s) - 1: Phi = 2I at a logistic layer, then Omega = [[2I, -1], [0, 1]].
+    Other layers are left alone. Every layer needs its bias.
     """
     if not all(net.bias):
         raise ValueError("the affine Omega needs the homogeneous coordinate of every layer")
     omega = [torch.eye(w.shape[1], dtype=w.dtype) for w in net.weights]
     phi = [torch.eye(w.shape[0], dtype=w.dtype) for w in net.weights]
     for i, name in enumerate(net.activations[:-1]):
-        if name in ("logistic", "sigmoid"):
-            phi[i] = 2 * phi[i]
-            omega[i + 1][:-1, :-1] *= 2
-            omega[i + 1][:-1, -1] = -1
+        if name not in SWAPPED:
+            continue
+        scale, shift = (0.5, 0.5) if name == "tanh" else (2.0, -1.0)
+        phi[i] = scale * phi[i]
+        omega[i + 1][:-1, :-1] *= scale
+        omega[i + 1][:-1, -1] = shift
     return omega, phi
 
 
-def tanh_twin(net: dense.Network) -> dense.Network:
-    """The plain tanh network that computes the same function as a logistic one."""
-    weights = dagger(net, *tanh_transform(net)).weights
-    names = ["tanh" if n in ("logistic", "sigmoid") else n for n in net.activations]
-    return dense.network(weights, names, net.bias)
+def swap_twin(net: dense.Network) -> dense.Network:
+    """The plain logistic network that computes the same function as a tanh one, or the reverse."""
+    weights = dagger(net, *swap_transform(net)).weights
+    return dense.network(weights, [SWAPPED.get(n, n) for n in net.activations], net.bias)
 
 
 def whitening(A, G) -> tuple[list[Tensor], list[Tensor]]:

@@ -39,7 +39,7 @@ def data(likelihood, cases, width_in, width_out, seed=0):
     """Inputs [N, d_0] and targets [N, K]; Bernoulli targets are grey."""
     x, raw = draw(cases, width_in, seed=seed), draw(cases, width_out, seed=seed + 1000)
     if likelihood == "bernoulli":
-        return x, torch.sigmoid(raw)
+        return x, torch.sigmoid(3 * raw)
     if likelihood == "categorical":
         return x, dense.as_targets(likelihood, raw.argmax(1), width_out)
     return x, raw
@@ -568,7 +568,7 @@ def test_more_conjugate_gradient_steps_minimise_over_the_krylov_space():
 
 
 def test_levenberg_marquardt_on_a_quadratic_always_shrinks():
-    run, H, _ = quadratic_run(1.0, steps=30, eta=0.0, gamma=None, T2=20)
+    run, _, _ = quadratic_run(1.0, steps=15, eta=0.0, gamma=None, T2=20)
     omega1 = (19 / 20) ** 5
     for s in run:
         if s["k"] % 5 == 0:
@@ -607,9 +607,10 @@ PATHS = {"fixed": {"alpha": 0.05}, "rescaled": {}, "momentum": {"momentum": True
 
 
 def wide_problem(activation="tanh"):
-    """Undamped factors well conditioned (section 9.5 item 2), targets near the outputs: no blow-up."""
-    net, x, _ = problem(cases=80, dims=(3, 3, 2, 2, 2), activation=activation, seed=5)
-    return net, x, dense.outputs(net, x) + 0.3 * draw(80, 2, seed=9)
+    """No damping is needed here (section 9.5 item 2), and targets near the outputs: no blow-up."""
+    net = dense.random_network((2, 3, 3, 3, 3), activation, seed=0, scale=2.0)
+    x = draw(80, 2)
+    return net, x, dense.outputs(net, x) + 0.1 * draw(80, 3, seed=9)
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
@@ -628,25 +629,28 @@ def test_paths_are_invariant(structure, rule):
 def test_negative_controls_of_invariance():
     net, x, y = wide_problem()
     omega, phi = invariance.random_transform(net, seed=6)
-    star = invariance.dagger(net, omega, phi)
+    star, J = invariance.dagger(net, omega, phi), invariance.zeta_jacobian(omega, phi)
 
     def gap(here, there):
-        left = invariance.path(net, "gaussian_half", x, y, 4, **here)[-1].loss
-        right = invariance.path(star, "gaussian_half", x, y, 4, **there)[-1].loss
-        return abs(left - right)
+        """Distance of the end points in theta, relative to the way travelled."""
+        left = invariance.path(net, "gaussian_half", x, y, 4, **here)
+        right = invariance.path(star, "gaussian_half", x, y, 4, **there)
+        way = (left[-1].theta - left[0].theta).norm()
+        return ((J @ right[-1].theta - left[-1].theta).norm() / way).item()
 
     same = {"alpha": 0.05}
-    assert gap(same, same) < 1e-9
+    assert gap(same, same) < 1e-7
     for changed in ({"gamma": 0.3, **same}, {"structure": "identity", **same}):
-        assert gap(changed, changed) > 1e-5
-    assert gap(same, {"targets_for_g": y, **same}) > 1e-5
+        assert gap(changed, changed) > 1e-2
+    assert gap(same, {"targets_for_g": y, **same}) > 1e-2
 
 
 def test_tanh_and_logistic_follow_the_same_path():
-    net, x, y = wide_problem("logistic")
-    twin, (omega, phi) = invariance.tanh_twin(net), invariance.tanh_transform(net)
-    assert twin.omega is None and twin.activations[0] == "tanh"
+    net, x, y = wide_problem()
+    twin, (omega, phi) = invariance.swap_twin(net), invariance.swap_transform(net)
+    assert twin.omega is None and twin.activations[0] == "logistic"
     close(dense.outputs(twin, x), dense.outputs(net, x))
+    close(dense.flatten(invariance.swap_twin(twin).weights), dense.flatten(net.weights))
     J = invariance.zeta_jacobian(omega, phi)
     for structure in STRUCTURES:
         left = invariance.path(net, "gaussian_half", x, y, 4, structure, alpha=0.05)
