@@ -492,7 +492,7 @@ def _show(value: Any) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[Any]) -> str:
-    """'; did you mean "x"?' for the nearest of the known names, or ""."""
+    """The words " (did you mean 'x'?)" for the nearest of the known names, or ""."""
     names = [str(each) for each in known]
     near = difflib.get_close_matches(str(name).lower(), names, n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    return f" (did you mean {near[0]!r}?)" if near else ""

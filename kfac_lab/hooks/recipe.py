@@ -1,0 +1,475 @@
+"""Recipe: which component plays which slot, as one frozen value with a text form.
+
+As text, a recipe has one slot on each line; so named recipes are registered, and so it prints::
+
+    method = kfac
+    estimator = sampled(fraction=0.125)
+    block = {"Conv2d": "kronecker(pi='trace')", "*": "diagonal"}
+    damping = levenberg_marquardt(lam=150.0)
+
+The same pairs are its TOML and its JSON. Components name only what differs from their defaults,
+unless ``complete=True``. Every value is resolved and validated where it is given, against the
+registry of a Lab (the process's own unless another is given), which loads plugins at that moment.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from kfac_lab.core import parameters
+from kfac_lab.core.parameters import component_name, parse
+from kfac_lab.errors import PluginError, RecipeError
+from kfac_lab.hooks.registry import (
+    SHARED_SLOTS,
+    SLOTS,
+    Entry,
+    check_complete,
+    check_slot,
+    read_recipe,
+)
+
+if TYPE_CHECKING:
+    from kfac_lab.hooks.manager import Lab
+
+__all__ = ["FALLBACKS", "Recipe", "Rules"]
+
+#: what may happen to parameters that no layer claims
+FALLBACKS = (None, "identity", "diagonal")
+_KEEP: Any = object()
+
+
+@dataclass(frozen=True)
+class Rules(Mapping[str, Any]):
+    """Blocks by rule: a pattern on the path, or on the class name → component; the first wins."""
+
+    rules: tuple[tuple[str, Any], ...]
+
+    def pick(self, path: str, module: Any) -> Any:
+        """The block of a module (or of a class name).
+
+        :raises RecipeError: where no rule matches.
+        """
+        kind = module if isinstance(module, str) else type(module).__name__
+        for pattern, component in self.rules:
+            if fnmatchcase(path, pattern) or fnmatchcase(kind, pattern):
+                return component
+        raise RecipeError(
+            f"no rule of block matches {path!r} ({kind}): {', '.join(self)}; add a rule '*'"
+        )
+
+    def __getitem__(self, pattern: str) -> Any:
+        return dict(self.rules)[pattern]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict(self.rules))
+
+    def __len__(self) -> int:
+        return len(self.rules)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A component, whose it is, and the text that it came from."""
+
+    component: Any
+    entry: Entry | None
+    source: str = ""
+
+    def text(self, lab: Lab, complete: bool = False) -> str:
+        if self.entry is None:
+            raise RecipeError(
+                f"{self.component!r} has no name: register its class, "
+                f"lab.register(slot, {component_name(self.component)!r}, "
+                f"{type(self.component).__name__})"
+            )
+        name = lab.registry.written(self.entry)
+        if self.entry.component is type(self.component):
+            return parameters.text(self.component, name, complete=complete)
+        return self.source.replace(parse(self.source).name, name, 1)  # made by a factory
+
+
+class Recipe(Mapping[str, Any]):
+    """A frozen mapping slot → component.
+
+    ``Recipe.named("paper")`` is a named one; ``Recipe(damping="constant(lam=0.1)")`` states some
+    slots and takes the others from "paper". A slot is given as text or as a component. A method
+    other than kfac uses ``batch`` and ``average`` only; another slot given with it is an error.
+
+    :param block: beside one component, rules ``{"pattern or class name": component, "*": …}``.
+    :param layers: whose claim counts: a pattern on the path, or the class name → ``dist/name``.
+    :param fallback: the block of parameters that nobody claims: "identity", "diagonal", or None,
+        where they are an error.
+    :param lab: whose registry the names mean; the default is the process's.
+    :raises RecipeError: for an unknown slot, name or parameter, a broken rule, a contradiction.
+    """
+
+    layers: Mapping[str, str]
+    fallback: str | None
+
+    def __init__(
+        self,
+        *,
+        layers: Any = None,
+        fallback: Any = None,
+        lab: Lab | None = None,
+        **slots: Any,
+    ) -> None:
+        lab = lab or _process_lab()
+        self._fill(lab, slots, layers, fallback, {}, None)
+
+    # --- making ---
+
+    @classmethod
+    def named(cls, name: str, *, lab: Lab | None = None) -> Recipe:
+        """A recipe that a plugin registered under a name.
+
+        :raises RecipeError: where there is none of that name; it lists what there is.
+        """
+        lab = lab or _process_lab()
+        entry = lab.entry("recipe", name)
+        try:
+            values = read_recipe(entry.component)
+            check_complete(values)
+            return cls._made(lab, values, entry.owner)
+        except RecipeError as error:
+            raise RecipeError(f"the recipe {name!r}: {error}") from error
+
+    @classmethod
+    def of(cls, source: Any, *, lab: Lab | None = None) -> Recipe:
+        """A recipe from whatever says it: a Recipe, a name, its text, or a mapping of slots."""
+        if isinstance(source, Recipe):
+            return source
+        if isinstance(source, Mapping):
+            return cls._made(lab or _process_lab(), source, None)
+        if not isinstance(source, str):
+            raise RecipeError(f"a recipe is a name, a text, a mapping or a Recipe, not {source!r}")
+        if re.fullmatch(r"\s*[\w.\-]+(/\w+)?\s*", source):
+            return cls.named(source.strip(), lab=lab)
+        return cls.from_text(source, lab=lab)
+
+    def replace(self, *, layers: Any = _KEEP, fallback: Any = _KEEP, **slots: Any) -> Recipe:
+        """The recipe with some slots given anew; another method drops the slots it has no use for.
+
+        :raises RecipeError: as the constructor does.
+        """
+        kept = dict(self._parts)
+        if "method" in slots:
+            del kept["method"]
+        recipe = object.__new__(Recipe)
+        given_layers = None if layers is _KEEP else layers
+        given_fallback = None if fallback is _KEEP else fallback
+        recipe._fill(self._lab, slots, given_layers, given_fallback, kept, None)
+        if recipe.method == "kfac":
+            if layers is _KEEP:
+                recipe.__dict__["layers"] = self.layers
+            if fallback is _KEEP:
+                recipe.__dict__["fallback"] = self.fallback
+        return recipe
+
+    @classmethod
+    def _made(cls, lab: Lab, values: Mapping[str, Any], prefer: str | None) -> Recipe:
+        recipe = object.__new__(cls)
+        slots = dict(values)
+        layers, fallback = slots.pop("layers", None), slots.pop("fallback", None)
+        recipe._fill(lab, slots, layers, fallback, {}, prefer)
+        return recipe
+
+    def _fill(
+        self,
+        lab: Lab,
+        slots: Mapping[str, Any],
+        layers: Any,
+        fallback: Any,
+        kept: Mapping[str, Any],
+        prefer: str | None,
+    ) -> None:
+        """Sets every field; ``slots`` were given now, ``kept`` are parts of before."""
+        for slot in slots:
+            check_slot(slot)
+        parts = {slot: _resolve(lab, slot, value, prefer) for slot, value in slots.items()}
+        parts.setdefault("method", kept.get("method") or _resolve(lab, "method", "kfac", prefer))
+        fields = {
+            "_lab": lab,
+            "layers": _read_layers(lab, layers),
+            "fallback": _read_fallback(fallback),
+        }
+        self.__dict__.update(fields, _parts=parts)
+        uses = SLOTS if self.method == "kfac" else ("method", *SHARED_SLOTS)
+        given = [*slots, *(name for name in ("layers", "fallback") if fields[name])]
+        for slot in given:
+            if slot not in uses and self.method != "kfac":
+                value = slots.get(slot, fields.get(slot))
+                raise RecipeError(
+                    f"{slot}={value!r} and method={self.method!r} do not go together: "
+                    f"{self.method} uses {' and '.join(SHARED_SLOTS)} only"
+                )
+        missing = [slot for slot in uses if slot not in parts and slot not in kept]
+        paper = Recipe.named("paper", lab=lab)._parts if missing else {}
+        self.__dict__["_parts"] = {
+            slot: parts.get(slot) or kept.get(slot) or paper[slot] for slot in uses
+        }
+
+    # --- reading ---
+
+    @property
+    def method(self) -> str:
+        """The method's bare name, "kfac" unless stated."""
+        part = self._parts["method"]
+        return parse(part.source).name.rpartition("/")[2] if part.source else part.entry.name
+
+    def __getitem__(self, slot: str) -> Any:
+        check_slot(slot)
+        if slot in ("layers", "fallback"):
+            return getattr(self, slot)
+        if slot not in self._parts:
+            raise RecipeError(f"the method {self.method!r} uses no {slot}")
+        part = self._parts[slot]
+        if isinstance(part, Mapping):
+            return Rules(tuple((pattern, each.component) for pattern, each in part.items()))
+        if part.component is None:
+            return self._lab.component(slot, part.source, prefer="kfac-lab")
+        return part.component
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __contains__(self, slot: object) -> bool:
+        return slot in self._parts
+
+    def get(self, slot: str, default: Any = None) -> Any:
+        """The component of a slot, or the default where the method does not use the slot."""
+        return self[slot] if slot in self._parts else default
+
+    def block_for(self, path: str, module: Any) -> Any:
+        """The block of a module, by the rules where there are rules.
+
+        :raises RecipeError: where no rule matches.
+        """
+        block = self["block"]
+        return block.pick(path, module) if isinstance(block, Rules) else block
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Recipe):
+            return NotImplemented
+        return self._comparable() == other._comparable()
+
+    def __hash__(self) -> int:
+        return hash((self.method, self.fallback, tuple(self.layers.items())))
+
+    def _comparable(self) -> dict[str, Any]:
+        values = {slot: self[slot] for slot in self if slot != "method"}
+        part = self._parts["method"]
+        values["method"] = part.source if part.component is None else part.component
+        return {**values, "layers": dict(self.layers), "fallback": self.fallback}
+
+    def difference(self, other: Recipe) -> dict[str, tuple[str | None, str | None]]:
+        """Slot → (text here, text there), for the slots in which two recipes differ."""
+        mine, theirs = self._comparable(), other._comparable()
+        slots = [*dict.fromkeys([*self, *other]), "layers", "fallback"]
+        return {
+            slot: (self._shown(slot), other._shown(slot))
+            for slot in slots
+            if mine.get(slot) != theirs.get(slot) or (slot in mine) != (slot in theirs)
+        }
+
+    # --- text ---
+
+    def text_of(self, slot: str, *, complete: bool = False) -> str:
+        """The text of one slot, as ``replace`` takes it; rules as {"pattern": "component", …}.
+
+        :raises RecipeError: where the component's class is not registered.
+        """
+        value = self._value(slot, complete)
+        return _one_line(value)
+
+    def text(self, *, complete: bool = False) -> str:
+        """The recipe as lines "slot = component"; :meth:`from_text` reads it back.
+
+        :param complete: name every field of every component, so that a later change of a default
+            does not change what the text means.
+        """
+        values = self._values(complete)
+        return "".join(f"{slot} = {_one_line(value)}\n" for slot, value in values.items())
+
+    @classmethod
+    def from_text(cls, text: str, *, lab: Lab | None = None) -> Recipe:
+        """Reads :meth:`text`."""
+        return cls._made(lab or _process_lab(), read_recipe(text), None)
+
+    def to_json(self, *, complete: bool = False) -> str:
+        """The recipe as one JSON object of texts."""
+        return json.dumps(self._values(complete), indent=2, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str, *, lab: Lab | None = None) -> Recipe:
+        """Reads :meth:`to_json`."""
+        return cls._read(text, json.loads, "JSON", lab)
+
+    def to_toml(self, *, complete: bool = False) -> str:
+        """The recipe as TOML: the slots as strings, rules and layers as tables."""
+        values = self._values(complete)
+        lines = [f"{k} = {_toml(v)}\n" for k, v in values.items() if isinstance(v, str)]
+        for key, table in values.items():
+            if not isinstance(table, str):
+                lines.append(f"\n[{key}]\n")
+                lines += [f"{_toml(pattern)} = {_toml(v)}\n" for pattern, v in table.items()]
+        return "".join(lines)
+
+    @classmethod
+    def from_toml(cls, text: str, *, lab: Lab | None = None) -> Recipe:
+        """Reads :meth:`to_toml`."""
+        return cls._read(text, _toml_loads, "TOML", lab)
+
+    @classmethod
+    def _read(cls, text: str, loads: Callable[[str], Any], form: str, lab: Lab | None) -> Recipe:
+        try:
+            values = loads(text)
+        except ValueError as error:
+            raise RecipeError(f"this is not {form}: {error}") from None
+        if not isinstance(values, Mapping):
+            raise RecipeError(f"a recipe in {form} is a table of slots, not {values!r}")
+        return cls._made(lab or _process_lab(), values, None)
+
+    @staticmethod
+    def named_fields(source: Any) -> set[str]:
+        """The parameters that a component's text names; a swap keeps the state of the others.
+
+        "levenberg_marquardt" names none, "levenberg_marquardt(lam=150)" names lam, whatever its
+        default. Of a component that is given as an object: those that differ from their defaults.
+        """
+        if isinstance(source, str):
+            return set() if source.lstrip().startswith("{") else set(parse(source).values)
+        return set(parameters.changed_fields(source))
+
+    def _value(self, slot: str, complete: bool) -> str | dict[str, str]:
+        self[slot]  # or an error that says why not
+        part = self._parts[slot]
+        if isinstance(part, Mapping):
+            return {pattern: each.text(self._lab, complete) for pattern, each in part.items()}
+        return part.source if part.component is None else part.text(self._lab, complete)
+
+    def _values(self, complete: bool) -> dict[str, Any]:
+        values: dict[str, Any] = {slot: self._value(slot, complete) for slot in self}
+        if self.fallback:
+            values["fallback"] = self.fallback
+        if self.layers:
+            values["layers"] = dict(self.layers)
+        return values
+
+    def _shown(self, slot: str) -> str | None:
+        if slot in ("layers", "fallback"):
+            value = getattr(self, slot)
+            return json.dumps(dict(value)) if slot == "layers" and value else value or None
+        if slot not in self:
+            return None
+        try:
+            return self.text_of(slot)
+        except RecipeError:
+            return repr(self[slot])
+
+    def __repr__(self) -> str:
+        shown = {slot: self._shown(slot) for slot in (*self, "layers", "fallback")}
+        return f"Recipe({', '.join(f'{k}={v!r}' for k, v in shown.items() if v is not None)})"
+
+    # --- frozen ---
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"a Recipe is frozen; write recipe.replace({name}=…)")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError("a Recipe is frozen")
+
+    def __copy__(self) -> Recipe:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Recipe:
+        return self
+
+    def __reduce__(self) -> Any:
+        return Recipe.from_text, (self.text(complete=True),)
+
+
+def _resolve(lab: Lab, slot: str, value: Any, prefer: str | None) -> Any:
+    """The part, or for rules the parts, that a value says."""
+    if slot == "block" and isinstance(value, str) and value.lstrip().startswith("{"):
+        value = _mapping(value, "block")
+    if slot == "block" and isinstance(value, Mapping):
+        if not value or not all(isinstance(pattern, str) for pattern in value):
+            raise RecipeError(
+                f"block={value!r} must be a component or rules {{pattern: component}}"
+            )
+        return {pattern: _resolve(lab, slot, each, prefer) for pattern, each in value.items()}
+    if value is None:
+        raise RecipeError(f"{slot}=None says nothing; write the name of a {slot}")
+    if slot == "method" and isinstance(value, str) and parse(value) == ("kfac", {}):
+        return _Part(None, None, "kfac")  # looked up when it is asked for
+    component, entry = lab.resolve(slot, value, prefer)
+    return _Part(component, entry, value if isinstance(value, str) else "")
+
+
+def _read_layers(lab: Lab, layers: Any) -> Mapping[str, str]:
+    if isinstance(layers, str):
+        layers = _mapping(layers, "layers")
+    if layers is None:
+        return MappingProxyType({})
+    if not isinstance(layers, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, str) for key, value in layers.items()
+    ):
+        raise RecipeError(f"layers={layers!r} must be {{'class name or path': 'dist/name'}}")
+    lab.load()
+    for pattern, plugin in layers.items():
+        try:
+            lab.plugin(plugin)
+        except PluginError as error:
+            raise RecipeError(f"layers={{{pattern!r}: {plugin!r}}}: {error}") from None
+    return MappingProxyType(dict(layers))
+
+
+def _read_fallback(fallback: Any) -> str | None:
+    if fallback in ("none", "None"):
+        fallback = None
+    if fallback not in FALLBACKS:
+        meant = parameters.did_you_mean(fallback, FALLBACKS[1:])
+        raise RecipeError(f"fallback={fallback!r} must be 'identity', 'diagonal' or None{meant}")
+    return fallback
+
+
+def _mapping(text: str, slot: str) -> Any:
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        raise RecipeError(f"{slot} = {text} is not of the form {{'pattern': 'text', …}}") from None
+
+
+def _one_line(value: str | Mapping[str, str]) -> str:
+    return value if isinstance(value, str) else json.dumps(dict(value), ensure_ascii=False)
+
+
+def _toml(value: str) -> str:
+    """A TOML basic string; JSON's escapes are TOML's too."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _toml_loads(text: str) -> Any:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    return tomllib.loads(text)
+
+
+def _process_lab() -> Lab:
+    from kfac_lab.hooks import manager
+
+    return manager.lab

@@ -1,0 +1,298 @@
+"""Names → components, per slot; who owns each; what happens when two want one name.
+
+A name that two distributions register stays ambiguous: the bare name is an error naming both, and
+``dist/name`` always resolves. Text that came from one of the two (a named recipe) means its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kfac_lab.core.parameters import did_you_mean
+from kfac_lab.errors import PluginError, RecipeError
+
+__all__ = [
+    "FAMILIES",
+    "NEEDS",
+    "SHARED_SLOTS",
+    "SLOTS",
+    "Entry",
+    "Registry",
+    "collision",
+    "missing_methods",
+]
+
+#: what a recipe fills: who steps, the parts of the step in the order of its verbs, the rest
+SLOTS = (
+    "method",
+    "estimator",
+    "block",
+    "structure",
+    "model",
+    "damping",
+    "momentum",
+    "schedule",
+    "batch",
+    "average",
+    "collective",
+)
+
+#: the slots that a method other than kfac uses
+SHARED_SLOTS = ("batch", "average")
+
+#: what can be registered → the hook that does it
+FAMILIES: Mapping[str, str] = {
+    "estimator": "kfac_register_estimators",
+    "block": "kfac_register_blocks",
+    "structure": "kfac_register_structures",
+    "model": "kfac_register_models",
+    "damping": "kfac_register_dampings",
+    "momentum": "kfac_register_momentums",
+    "schedule": "kfac_register_schedules",
+    "batch": "kfac_register_batches",
+    "average": "kfac_register_averages",
+    "collective": "kfac_register_collectives",
+    "method": "kfac_register_methods",
+    "problem": "kfac_register_problems",
+    "recipe": "kfac_register_recipes",
+    "view": "kfac_register_views",
+}
+
+#: the methods that the engine calls on a component of each slot (core/protocols.py)
+NEEDS: Mapping[str, tuple[str, ...]] = {
+    "estimator": ("decay", "cotangents"),
+    "block": ("wants", "factorise", "damped"),
+    "structure": ("pairs", "factorise", "damped"),
+    "model": ("restrict",),
+    "damping": ("init", "candidates", "adapt"),
+    "momentum": ("basis", "choose"),
+    "schedule": ("due",),
+    "batch": ("size",),
+    "average": ("init", "update", "read"),
+    "collective": ("mean_", "owner", "broadcast_"),
+    "method": ("attach",),
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered name: what it stands for, and whose it is."""
+
+    slot: str
+    name: str
+    component: Any  # a class or factory; the text of a named recipe
+    owner: str  # the distribution, or "notebook"
+    version: str = ""
+    summary: str = ""
+    reference: str = ""
+    plugin: str = ""  # the plugin within the distribution
+
+    @property
+    def qualified(self) -> str:
+        """``dist/name``, which resolves even where the bare name is taken twice."""
+        return f"{self.owner}/{self.name}"
+
+
+class Registry:
+    """Slot → name → Entry. Filled by plugins through a Lab, read by recipes."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, dict[tuple[str, str], Entry]] = {slot: {} for slot in FAMILIES}
+
+    # --- writing: for the Lab ---
+
+    def add(self, entry: Entry, *, replace: bool = False) -> None:
+        """Adds an entry.
+
+        :param replace: a name that the same owner already has is overwritten, not an error.
+        :raises PluginError: for an unknown slot, a name that is none, a component that is none, or
+            a name that the same distribution has already.
+        """
+        if entry.slot not in FAMILIES:
+            raise PluginError(
+                f"there is no slot {entry.slot!r}{did_you_mean(entry.slot, FAMILIES)}; "
+                f"there are {', '.join(FAMILIES)}"
+            )
+        if not isinstance(entry.name, str) or not entry.name.isidentifier():
+            raise PluginError(
+                f"{entry.owner} registers the {entry.slot} {entry.name!r}: "
+                "a name is made of letters, digits and _"
+            )
+        if entry.slot == "recipe":
+            if not isinstance(entry.component, str):
+                raise PluginError(
+                    f"the recipe {entry.name!r} is registered as text, one slot a line"
+                )
+            try:
+                check_complete(read_recipe(entry.component))
+            except RecipeError as error:
+                raise PluginError(f"the recipe {entry.name!r}: {error}") from None
+        elif not callable(entry.component):
+            raise PluginError(
+                f"{entry.owner} registers the {entry.slot} {entry.name!r} as {entry.component!r}: "
+                "register the class (or a factory), not an instance"
+            )
+        is_class = isinstance(entry.component, type)
+        missing = missing_methods(entry.slot, entry.component) if is_class else []
+        if missing:
+            raise PluginError(
+                f"{entry.owner} registers the {entry.slot} {entry.name!r}, but "
+                f"{entry.component.__name__} has no {', no '.join(missing)}; "
+                f"a {entry.slot} has {', '.join(NEEDS[entry.slot])}"
+            )
+        entries = self._entries[entry.slot]
+        if (entry.owner, entry.name) in entries and not replace:
+            raise PluginError(
+                f"{entry.owner} registers the {entry.slot} {entry.name!r} twice; "
+                "one distribution has one component of a name"
+            )
+        entries[entry.owner, entry.name] = entry
+
+    def discard(self, owner: str, plugin: str) -> None:
+        """Takes out what one plugin registered."""
+        for entries in self._entries.values():
+            for key in [k for k, e in entries.items() if (e.owner, e.plugin) == (owner, plugin)]:
+                del entries[key]
+
+    def snapshot(self) -> Callable[[], None]:
+        """Returns a function that brings the registry back to where it is now."""
+        kept = {slot: dict(entries) for slot, entries in self._entries.items()}
+
+        def restore() -> None:
+            self._entries = kept
+
+        return restore
+
+    # --- reading ---
+
+    def get(self, slot: str, name: str, prefer: str | None = None, hint: str = "") -> Entry:
+        """The entry of a name, or of ``dist/name``.
+
+        :param prefer: the distribution whose entry a bare name means where several have it.
+        :param hint: one more sentence for the error of an unknown name.
+        :raises PluginError: where two distributions have the name; it names both.
+        :raises RecipeError: where nobody has it; it lists what there is.
+        """
+        if slot not in FAMILIES:
+            raise RecipeError(
+                f"there is no slot {slot!r}{did_you_mean(slot, FAMILIES)}; "
+                f"there are {', '.join(FAMILIES)}"
+            )
+        owner, _, bare = name.rpartition("/")
+        found = [
+            entry
+            for entry in self._entries[slot].values()
+            if entry.name == bare and (not owner or _same_distribution(entry.owner, owner))
+        ]
+        if len(found) > 1:
+            found = [entry for entry in found if entry.owner == prefer] or found
+        if len(found) > 1:
+            raise PluginError(collision(found))
+        if not found:
+            raise RecipeError(self._unknown(slot, name, hint))
+        return found[0]
+
+    def __contains__(self, slot_and_name: object) -> bool:
+        """``("damping", "constant") in registry``; also where the name is taken twice."""
+        if not isinstance(slot_and_name, tuple) or len(slot_and_name) != 2:
+            return False
+        slot, name = slot_and_name
+        return any(name in (e.name, e.qualified) for e in self._entries.get(slot, {}).values())
+
+    def names(self, slot: str) -> list[str]:
+        """What can be written in a slot: bare names, ``dist/name`` where one is taken twice."""
+        return sorted(self.written(entry) for entry in self.entries(slot))
+
+    def entries(self, slot: str | None = None) -> Iterator[Entry]:
+        """All entries of a slot, or of all slots, in the order of the slots and of registration."""
+        for each in FAMILIES if slot is None else (slot,):
+            yield from self._entries[each].values()
+
+    def written(self, entry: Entry) -> str:
+        """How to write this entry so that it resolves: its bare name wherever that is enough."""
+        twins = [other for other in self.entries(entry.slot) if other.name == entry.name]
+        return entry.qualified if len(twins) > 1 else entry.name
+
+    def of_component(self, slot: str, component: Any) -> Entry | None:
+        """The entry whose class the component is an instance of (exactly), or None."""
+        for entry in self.entries(slot):
+            if entry.component is type(component):
+                return entry
+        return None
+
+    def collisions(self) -> list[list[Entry]]:
+        """The entries of each name that several distributions have."""
+        by_name: dict[tuple[str, str], list[Entry]] = {}
+        for entry in self.entries():
+            by_name.setdefault((entry.slot, entry.name), []).append(entry)
+        return [found for found in by_name.values() if len(found) > 1]
+
+    def _unknown(self, slot: str, name: str, hint: str) -> str:
+        known = self.names(slot)
+        elsewhere = [each for each in FAMILIES if each != slot and (each, name) in self]
+        meant = did_you_mean(name, known)
+        if not meant and elsewhere:
+            meant = f" ({name!r} is a {elsewhere[0]})"
+        listed = f"there are {', '.join(known)}" if known else f"there is no {slot} at all"
+        return f"there is no {slot} {name!r}{meant}; {listed}" + (f". {hint}" if hint else "")
+
+
+def collision(found: Sequence[Entry]) -> str:
+    """The sentence for a name that several distributions have."""
+    owners = " and ".join(entry.owner for entry in found)
+    return (
+        f"the {found[0].slot} {found[0].name!r} is registered by {owners}; "
+        f"write {' or '.join(entry.qualified for entry in found)}"
+    )
+
+
+def read_recipe(text: str) -> dict[str, str]:
+    """The lines of a recipe's text, "slot = component(…)", as slot → component's text.
+
+    Empty lines and lines that start with # say nothing. Besides the slots a line may give
+    ``fallback`` and ``layers``. The components' names are not looked up here.
+
+    :raises RecipeError: for a line that is none, an unknown slot, a slot given twice.
+    """
+    found: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        slot, equals, value = (part.strip() for part in line.partition("="))
+        if not equals or not value:
+            raise RecipeError(f"line {number}, {line!r}, is not of the form: slot = component")
+        check_slot(slot)
+        if slot in found:
+            raise RecipeError(f"line {number} gives {slot} a second time")
+        found[slot] = value
+    return found
+
+
+def check_slot(slot: str) -> None:
+    """RecipeError where a recipe has no such slot."""
+    known = (*SLOTS, "layers", "fallback")
+    if slot not in known:
+        raise RecipeError(
+            f"a recipe has no slot {slot!r}{did_you_mean(slot, known)}; it has {', '.join(known)}"
+        )
+
+
+def check_complete(given: Mapping[str, Any]) -> None:
+    """RecipeError where a named recipe leaves a slot of its method out."""
+    method = str(given.get("method", "kfac")).partition("(")[0].strip().rpartition("/")[2]
+    uses = SLOTS[1:] if method == "kfac" else SHARED_SLOTS
+    missing = [slot for slot in uses if slot not in given]
+    if missing:
+        raise RecipeError(f"a named recipe states every slot; {', '.join(missing)} is missing")
+
+
+def missing_methods(slot: str, component: Any) -> list[str]:
+    """What a class or an instance lacks of the methods that its slot needs."""
+    return [name for name in NEEDS.get(slot, ()) if not callable(getattr(component, name, None))]
+
+
+def _same_distribution(one: str, other: str) -> bool:
+    return one.lower().replace("_", "-") == other.lower().replace("_", "-")
