@@ -138,8 +138,12 @@ def describe(component: Any) -> tuple[Description, ...]:
         signature = inspect.signature(component)
     except (TypeError, ValueError):
         return ()
-    function = component.__init__ if isinstance(component, type) else component
-    hints = _hints(function)
+    maker: Any = component
+    if isinstance(component, type):
+        maker = component.__init__  # type: ignore[misc]
+    elif not inspect.isroutine(component):
+        maker = type(component).__call__
+    hints = _hints(maker)
     empty = inspect.Parameter.empty
     return tuple(
         _describe(p.name, hints.get(p.name, Any), MISSING if p.default is empty else p.default, {})
@@ -171,8 +175,9 @@ def _describe(name: str, hint: Any, default: Any, metadata: Mapping[str, Any]) -
     elif float in members:
         kind = "float"
     else:
-        origin = typing.get_origin(members[0]) or members[0] if len(members) == 1 else None
-        kind = {int: "int", bool: "bool", str: "str", tuple: "tuple"}.get(origin, "other")
+        kinds: dict[Any, str] = {int: "int", bool: "bool", str: "str", tuple: "tuple"}
+        only = members[0] if len(members) == 1 else None
+        kind = kinds.get(typing.get_origin(only) or only, "other")
     return Description(
         name=name,
         kind=kind,
@@ -305,21 +310,21 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _called(hint: Any) -> str:
-    names = {
+    names: dict[Any, str] = {
         float: "a number",
         int: "a whole number",
         bool: "True or False",
         str: "a text",
         type(None): "None",
     }
-    called = []
+    called: list[str] = []
     for member in _members(hint):
         if _is_literal(member):
             called.append(f"one of {', '.join(map(repr, typing.get_args(member)))}")
         elif typing.get_origin(member):
             called.append(str(member).replace("typing.", ""))
         else:
-            called.append(names.get(member) or getattr(member, "__name__", str(member)))
+            called.append(names.get(member) or str(getattr(member, "__name__", member)))
     return " or ".join(called)
 
 

@@ -436,7 +436,8 @@ class Lab:
         if preferred is not None:
             self.plugin(preferred)  # or an error that lists what there is
             asked = [record for record in asked if record.called(preferred)]
-        outsiders, builtins = [], []
+        outsiders: list[Claim] = []
+        builtins: list[Claim] = []
         for record in asked:
             try:
                 answers = self._only(record.module, hook)(**arguments)
@@ -448,14 +449,15 @@ class Lab:
                     raise PluginError(message) from error
                 _warn(message)
                 continue
-            found = builtins if record.builtin else outsiders
-            found += [Claim(answer, record.qualified) for answer in answers[:1]]
+            side = builtins if record.builtin else outsiders
+            side += [Claim(answer, record.qualified) for answer in answers[:1]]
         if preferred is not None and not outsiders + builtins:
             raise PluginError(f"the recipe gives {what} to {preferred!r}, which does not claim it")
         if len(outsiders) > 1:
             owners = " and ".join(claim.owner for claim in outsiders)
             raise PluginError(f"{what} is claimed by {owners}; {remedy}")
-        return (outsiders + builtins or [None])[0]
+        found = outsiders + builtins
+        return found[0] if found else None
 
     # --- events ---
 

@@ -113,6 +113,8 @@ class Recipe(Mapping[str, Any]):
 
     layers: Mapping[str, str]
     fallback: str | None
+    _parts: Mapping[str, Any]  # slot → _Part, or for the rules of a block pattern → _Part
+    _lab: Lab
 
     def __init__(
         self,

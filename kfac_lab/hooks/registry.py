@@ -6,6 +6,7 @@ A name that two distributions register stays ambiguous: the bare name is an erro
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -290,8 +291,20 @@ def check_complete(given: Mapping[str, Any]) -> None:
 
 
 def missing_methods(slot: str, component: Any) -> list[str]:
-    """What a class or an instance lacks of the methods that its slot needs."""
-    return [name for name in NEEDS.get(slot, ()) if not callable(getattr(component, name, None))]
+    """What a class or an instance lacks of the methods that its slot needs.
+
+    A class may make one of them a field, as ``constant(size=64)`` does: only its instances tell.
+    """
+    fields = {f.name for f in dataclasses.fields(component)} if _is_dataclass(component) else set()
+    return [
+        name
+        for name in NEEDS.get(slot, ())
+        if not callable(getattr(component, name, None)) and name not in fields
+    ]
+
+
+def _is_dataclass(component: Any) -> bool:
+    return isinstance(component, type) and dataclasses.is_dataclass(component)
 
 
 def _same_distribution(one: str, other: str) -> bool:
