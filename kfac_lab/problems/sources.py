@@ -46,7 +46,7 @@ def check(array: np.ndarray, expected: str, what: str) -> None:
         )
 
 
-def missing(what: str, files: str, reason: str) -> DataError:
+def missing(what: str, files: str, reason: Exception) -> DataError:
     """The one sentence for data that are nowhere."""
     base = os.environ.get(VARIABLE, "")
     where = f"set {VARIABLE} to a folder that holds"
@@ -54,5 +54,6 @@ def missing(what: str, files: str, reason: str) -> DataError:
         where = f"{VARIABLE} is {base!r}, which does not hold"
     return DataError(
         f"{what} is not on this machine: {where} {files}, and fetching it through scikit-learn "
-        f"(pip install 'kfac-lab[data]', network needed) was not possible: {reason}"
+        f"(pip install 'kfac-lab[data]', network needed) was not possible "
+        f"({type(reason).__name__}: {' '.join(str(reason).split())})"
     )
