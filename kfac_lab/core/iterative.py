@@ -32,8 +32,8 @@ WARM = 0.9
 def steps_from(smallest: float, dtype: torch.dtype = torch.float32) -> int:
     """Scaled steps until eigenvalues of A X₀ in [smallest, 2 − smallest] are 1 to rounding.
 
-    About log₄(1/smallest) and five: half the number that the steps take unscaled. From a warm
-    start, `smallest` is 1 − 0.9.
+    About log₄(1/smallest) and five; unscaled, the first term is a log₂. From a warm start,
+    `smallest` is 1 − 0.9.
     """
     eps = torch.finfo(dtype).eps
     low, count = max(smallest, eps), 0

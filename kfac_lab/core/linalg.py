@@ -291,7 +291,7 @@ def guarded(
                     f"{seen.name}: {operation} succeeded only after {amount:.2e} was added to the "
                     "diagonal; the damping is too small for this matrix",
                     RuntimeWarning,
-                    stacklevel=3,
+                    stacklevel=4,
                 )
             return outcome.outputs
         failure = Failure(seen, finite=status > -0.5)

@@ -1,0 +1,434 @@
+"""Damped inverses against dense float64 solves, and what happens when they fail."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import warnings
+
+import pytest
+import torch
+from torch import Tensor
+
+from kfac_lab.core import iterative, linalg
+from kfac_lab.core import kronecker_sum as ks
+from kfac_lab.errors import NumericalError
+
+F64 = torch.float64
+
+
+def covariance(d: int, rows: int | None = None, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows or 2 * d, d, dtype=F64, generator=generator)
+    return x.T @ x / len(x)
+
+
+def with_spectrum(*values: float, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    q, _ = torch.linalg.qr(torch.randn(len(values), len(values), dtype=F64, generator=generator))
+    return q @ torch.diag(torch.tensor(values, dtype=F64)) @ q.T
+
+
+def dense_inverse(matrix: Tensor, shift: float) -> Tensor:
+    eye = torch.eye(len(matrix), dtype=F64)
+    return torch.linalg.solve(matrix.double() + shift * eye, eye)
+
+
+NO_READ = ["item", "tolist", "numpy", "cpu", "nonzero"]
+NO_READ += ["__bool__", "__float__", "__int__", "__index__", "__array__"]
+
+
+@contextlib.contextmanager
+def no_host_read():
+    """Any look at a tensor's value raises."""
+
+    def forbidden(*_args, **_kwargs):
+        raise AssertionError("read from the device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in NO_READ:
+            patch.setattr(torch.Tensor, name, forbidden)
+        patch.setattr(torch, "is_nonzero", forbidden)
+        yield
+
+
+# ---- host ----------------------------------------------------------------------------------------
+
+
+def test_host_reads_everything_in_one_transfer_and_keeps_order(monkeypatch):
+    transfers = []
+    tolist = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda t: transfers.append(t) or tolist(t))
+    mixed = [torch.tensor(2.5), torch.tensor(True), torch.tensor(1 / 3, dtype=F64)]
+    mixed += [torch.tensor(16777217), torch.tensor(float("nan")), torch.tensor([[7.0]])]
+    values = linalg.host(mixed)
+    assert len(transfers) == 1
+    assert values[:4] == [2.5, 1.0, 1 / 3, 16777217.0] and values[4] != values[4]
+    assert values[5] == 7.0 and all(type(v) is float for v in values)
+    assert linalg.host([]) == []
+
+
+def test_plain_calls_read_through_host_only(monkeypatch):
+    seen = []
+    host = linalg.host
+    monkeypatch.setattr(linalg, "host", lambda ts: seen.append(len(ts)) or host(ts))
+    linalg.damped_inverse(covariance(4), 0.1)
+    assert seen == [1]
+
+
+# ---- against dense -------------------------------------------------------------------------------
+
+SHIFTS = [0.3, torch.tensor(0.3, dtype=F64), torch.tensor(0.3)]
+
+
+@pytest.mark.parametrize("shift", SHIFTS, ids=["float", "float64", "float32"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_inverses_and_roots_against_dense(shift, dtype):
+    m = covariance(6, rows=4)
+    expected = dense_inverse(m, float(shift))
+    tolerance = {"rtol": 1e-10, "atol": 1e-10} if dtype == F64 else {"rtol": 2e-5, "atol": 2e-5}
+    given = m.to(dtype)
+    before = given.clone()
+    inverse = linalg.damped_inverse(given, shift)
+    root = linalg.inverse_root(given, shift)
+    eigen = linalg.eigh(given)
+    symmetric = linalg.symmetric_root(given, shift=shift)
+    v = torch.ones(6, 2, dtype=dtype)
+    for result in (inverse, root @ root.T, eigen.inverse(shift), symmetric @ symmetric):
+        assert result.dtype == dtype
+        torch.testing.assert_close(result.double(), expected, **tolerance)
+    half = eigen.root(shift, 0.5)
+    torch.testing.assert_close(
+        (half @ half @ inverse).double(), torch.eye(6, dtype=F64), **tolerance
+    )
+    torch.testing.assert_close(eigen.apply(v, shift).double(), expected @ v.double(), **tolerance)
+    for result in (inverse, eigen.inverse(shift), symmetric, half):
+        assert torch.equal(result, result.T)
+    assert torch.equal(given, before)
+
+
+def test_the_accelerator_path_of_the_inverse_is_the_same_inverse():
+    m = covariance(5)
+    (root,), ok = linalg.cholesky_root(m)
+    (inverse,), _ = linalg.cholesky_inverse(m)
+    assert ok
+    torch.testing.assert_close(root @ root.T, inverse, rtol=1e-12, atol=1e-12)
+
+
+def test_an_unsymmetric_matrix_is_symmetrised_first():
+    m = covariance(4)
+    skew = torch.triu(torch.ones(4, 4, dtype=F64), 1)
+    skew = skew - skew.T
+    for call in (linalg.damped_inverse, linalg.inverse_root, iterative.newton_schulz_inverse):
+        torch.testing.assert_close(call(m + 0.3 * skew, 0.1), call(m, 0.1), rtol=1e-9, atol=1e-9)
+    assert torch.equal(linalg.symmetrise(m + skew), linalg.symmetrise(m + skew).T)
+
+
+def test_one_decomposition_serves_every_shift():
+    m = covariance(5, rows=3)
+    eigen = linalg.eigh(m)
+    assert (eigen.values >= 0).all()
+    for shift in (1e-3, 0.1, 2.0):
+        expected = dense_inverse(m, shift)
+        torch.testing.assert_close(eigen.inverse(shift), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_dead_unit_and_a_factor_of_zeros_are_finite_once_damped(dtype):
+    dead = covariance(5).to(dtype)
+    dead[2] = dead[:, 2] = 0.0
+    for m, shift in itertools.product((dead, torch.zeros(5, 5, dtype=dtype)), (1e-3, 0.5)):
+        expected = dense_inverse(m, shift)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            results = [
+                linalg.damped_inverse(m, shift),
+                linalg.inverse_root(m, shift) @ linalg.inverse_root(m, shift).T,
+                linalg.eigh(m).inverse(shift),
+                iterative.newton_schulz_inverse(m, shift),
+            ]
+        for result in results:
+            error = torch.linalg.matrix_norm(result.double() - expected)
+            assert error <= 1e-3 * torch.linalg.matrix_norm(expected)
+
+
+# ---- escalation ----------------------------------------------------------------------------------
+
+# one eigenvalue is below zero by this much against a mean of one: which level lifts it?
+NEGATIVE = {1: -5e-7, 2: -5e-5, 3: -5e-3}
+JITTER = {1: 1e-6, 2: 1e-4, 3: 1e-2}
+
+
+@pytest.mark.parametrize("level", NEGATIVE)
+def test_each_jitter_level_alone_and_in_an_attempt(level):
+    m = with_spectrum(NEGATIVE[level], 0.7, 1.3, 2.0)
+    amount = JITTER[level] * m.diagonal().mean().item()
+    with pytest.warns(RuntimeWarning, match=r"layer 1\.weight, Ā: .*succeeded only after"):
+        with linalg.label("layer 1.weight", "Ā"):
+            alone = linalg.damped_inverse(m)
+    torch.testing.assert_close(alone, dense_inverse(m, amount), rtol=1e-6, atol=1e-6)
+
+    attempt, results = linalg.Attempt(), []
+    for _ in range(level):
+        with attempt, linalg.label("layer 1.weight", "Ā"):
+            results.append(linalg.damped_inverse(m))
+        failed = attempt.failed(linalg.host(attempt.flags()))
+        assert [f.call.label for f in failed] == [("layer 1.weight", "Ā")]
+        assert results[-1].isnan().all()
+        attempt = attempt.escalate(failed)
+    with attempt, linalg.label("layer 1.weight", "Ā"):
+        results.append(linalg.damped_inverse(m))
+    assert attempt.failed(linalg.host(attempt.flags())) == ()
+    assert attempt.escalate(()) is None
+    assert torch.equal(results[-1], alone)
+    (reported,) = linalg.host([attempt.jitter["layer 1.weight, Ā"]])
+    assert reported == pytest.approx(amount)
+
+
+def test_the_last_level_is_float64():
+    # at the very edge of the bound: what the largest jitter leaves is negative only by rounding
+    for n in range(2, 400):
+        m = torch.ones(n)
+        for _ in range(40):
+            edge = 0.01 * m.double().abs().mean()
+            m[0] = -edge.float()
+        m[0] = torch.nextafter(m[0], torch.tensor(float((-1) ** n)))
+        attempts = [linalg.Attempt()]
+        while attempts[-1] is not None:
+            with attempts[-1]:
+                inverse = linalg.damped_inverse(torch.diag(m))
+            flags = linalg.host(attempts[-1].flags())
+            attempts.append(attempts[-1].escalate(attempts[-1].failed(flags)))
+        if len(attempts) == 6 and flags == [1.0]:
+            break
+    else:
+        pytest.fail("no matrix needed float64")
+    assert inverse.dtype == torch.float32 and inverse.isfinite().all()
+    work, finite, jitter = linalg.prepared(torch.diag(m), 0.0, linalg.LADDER[-1])
+    assert work.dtype == F64 and jitter is not None and finite
+
+
+def test_only_what_failed_is_treated():
+    good, bad = covariance(3), with_spectrum(-5e-5, 1.0, 2.0)
+
+    def work():
+        out = []
+        for name, m in (("one", good), ("two", bad), ("three", good)):
+            with linalg.label(name), linalg.label("G"):
+                out += [linalg.damped_inverse(m, 0.0), linalg.damped_inverse(m, 0.1)]
+        return out
+
+    first = linalg.Attempt()
+    with first:
+        start = work()
+    failed = first.failed(linalg.host(first.flags()))
+    assert [(f.call.name, f.call.occurrence) for f in failed] == [("two, G", 0)]
+    second = first.escalate(failed)
+    with second:
+        again = work()
+    assert [c.level for c in second.calls] == [0, 0, 1, 0, 0, 0]
+    assert list(second.jitter) == ["two, G"]
+    for i in (0, 1, 3, 4, 5):
+        assert torch.equal(start[i], again[i])
+    third = second.escalate(second.failed(linalg.host(second.flags())))
+    with third:
+        last = work()
+    assert third.failed(linalg.host(third.flags())) == () and last[2].isfinite().all()
+
+
+def test_what_fails_downstream_of_a_failure_is_not_treated_for_it():
+    bad = with_spectrum(-5e-7, 1.0, 2.0)
+
+    def work():
+        with linalg.label("lower"):
+            root = linalg.inverse_root(bad)
+        with linalg.label("chain"):
+            return linalg.eigh(root.T @ root)
+
+    first = linalg.Attempt()
+    with first:
+        work()
+    failed = first.failed(linalg.host(first.flags()))
+    assert [(f.call.name, f.finite) for f in failed] == [("lower", True), ("chain", False)]
+    assert "lower" in str(first.error(failed)) and "chain:" not in str(first.error(failed))
+    second = first.escalate(failed)
+    with second:
+        work()
+    assert [c.level for c in second.calls] == [1, 0]
+    assert second.failed(linalg.host(second.flags())) == ()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        linalg.damped_inverse,
+        linalg.inverse_root,
+        linalg.eigh,
+        iterative.newton_schulz_inverse,
+        iterative.newton_schulz_roots,
+    ],
+)
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_nan_is_an_error_that_names_the_matrix(call, poison):
+    m = covariance(3)
+    m[0, 1] = m[1, 0] = poison
+    with linalg.label("layer 3.weight", "Ā"):
+        with pytest.raises(NumericalError, match=r"layer 3\.weight, Ā: .* 2 of 9 entries are not"):
+            call(m)
+        attempt = linalg.Attempt()
+        with attempt:
+            call(m)
+    failed = attempt.failed(linalg.host(attempt.flags()))
+    assert len(failed) == 1 and not failed[0].finite and attempt.escalate(failed) is None
+
+
+def test_the_error_names_layer_factor_strengths_and_condition_number():
+    m = with_spectrum(-3.0, 1.0, 2.0)
+    attempt, tries = linalg.Attempt(), 0
+    while attempt is not None:
+        with attempt, linalg.label("layer 3.weight", "G"):
+            linalg.damped_inverse(m, torch.tensor(0.5))
+        last, tries = attempt, tries + 1
+        failed = attempt.failed(linalg.host(attempt.flags()))
+        attempt = attempt.escalate(failed)
+    assert tries == len(linalg.LADDER)
+    text = str(last.error(failed, lam=torch.tensor(150.0, dtype=F64), gamma=12.25))
+    for part in (
+        "layer 3.weight, G",
+        "λ = 150",
+        "γ = 12.25",
+        "shift = 0.5",
+        "condition number inf",
+    ):
+        assert part in text, text
+    assert "from -2.5 to 2.5" in text
+
+    singular = covariance(3, rows=1) * 0.0
+    with pytest.raises(NumericalError, match="condition number"):
+        linalg.eigh(singular).inverse(0.0)
+
+
+def test_eigh_that_does_not_converge_is_a_status(monkeypatch):
+    def refuse(_):
+        raise torch.linalg.LinAlgError("did not converge")
+
+    monkeypatch.setattr(torch.linalg, "eigh", refuse)
+    attempt = linalg.Attempt()
+    with attempt:
+        eigen = linalg.eigh(covariance(3))
+    assert linalg.host(attempt.flags()) == [0.0]
+    assert eigen.values.isnan().all() and eigen.vectors.isnan().all()
+
+
+def test_one_s_own_factorisation_climbs_the_same_ladder():
+    seen = []
+
+    def compute(level):
+        seen.append(level)
+        status = torch.tensor(float(level == 4), dtype=F64)
+        return linalg.Outcome((torch.tensor(1.0),), status)
+
+    linalg.guarded("mine", compute)
+    assert seen == [0, 1, 2, 3, 4]
+    seen.clear()
+    with pytest.raises(NumericalError, match="a matrix without a label: mine failed"):
+        linalg.guarded("mine", compute, levels=3)
+    assert seen == [0, 1, 2]
+
+
+def test_attempts_and_labels_close_behind_themselves():
+    outer, inner = linalg.Attempt(), linalg.Attempt()
+    with outer, linalg.label("layer"):
+        linalg.damped_inverse(covariance(2))
+        with pytest.raises(KeyError), inner, linalg.label("Ā"):
+            linalg.damped_inverse(covariance(2))
+            raise KeyError
+        linalg.damped_inverse(covariance(2))
+    with outer:
+        linalg.damped_inverse(covariance(2))
+    linalg.damped_inverse(covariance(2))
+    assert [c.label for c in outer.calls] == [("layer",), ("layer",), ()]
+    assert [c.label for c in inner.calls] == [("layer", "Ā")]
+    assert "3 calls" in repr(outer)
+
+
+# ---- every function: no host read, meta ----------------------------------------------------------
+
+
+def everything(a: Tensor, b: Tensor, x1: Tensor, x2: Tensor, v: Tensor, shift) -> list[Tensor]:
+    """Calls all there is on A [dA, dA], B [dB, dB], x1 [rA, dA], x2 [rB, dB], V [dB, dA]."""
+    c, d = x1.mT @ x1 * 0.1, x2.mT @ x2 * 0.1
+    eigen_a, eigen_b = linalg.eigh(a), linalg.eigh(b)
+    inverse = linalg.damped_inverse(a, shift)
+    root_a, root_b = linalg.inverse_root(a, shift), linalg.inverse_root(b, shift)
+    sums = [
+        *(ks.kronecker_sum_inverse(a, b, c, d, s, m) for s in (1, -1) for m in ("eigh", "smith")),
+        ks.kronecker_difference_inverse(root_a, root_b, 0.1 * x1, 0.1 * x2),
+        ks.eigenbasis_inverse(eigen_a, eigen_b, shift),
+    ]
+    return [
+        linalg.symmetrise(a),
+        inverse,
+        root_a,
+        linalg.symmetric_root(a, shift=shift),
+        eigen_a.inverse(shift),
+        eigen_a.root(shift),
+        eigen_b.apply(v, shift),
+        iterative.newton_schulz_inverse(a, shift),
+        iterative.newton_schulz_inverse(a, shift, inverse),
+        *iterative.newton_schulz_roots(a, shift),
+        *(s.apply(v) for s in sums),
+    ]
+
+
+def arguments(dtype=F64, device="cpu", shift=0.2):
+    a, b = covariance(5) + torch.eye(5, dtype=F64), covariance(4, seed=1) + torch.eye(4, dtype=F64)
+    x1, x2 = covariance(5, seed=2)[:3], covariance(4, seed=3)[:2]
+    v = covariance(9, seed=4)[:4, :5]
+    strength = torch.tensor(shift, dtype=F64, device=device)
+    return (*(t.to(device=device, dtype=dtype) for t in (a, b, x1, x2, v)), strength)
+
+
+def test_nothing_reads_from_the_host_inside_an_attempt():
+    given = arguments()
+    poisoned = [t * float("nan") for t in given]
+    attempts = [linalg.Attempt(), linalg.Attempt()]
+    with no_host_read():
+        with attempts[0]:
+            results = everything(*given)
+        with attempts[1]:
+            everything(*poisoned)
+        flags = [attempt.flags() for attempt in attempts]
+        jitter = [attempt.jitter for attempt in attempts]
+    good, bad = (linalg.host(f) for f in flags)
+    assert set(good) == {1.0} and 1.0 not in bad and jitter == [{}, {}]
+    assert all(r.isfinite().all() for r in results)
+    again = attempts[0].escalate([linalg.Failure(c, True) for c in attempts[0].calls])
+    with no_host_read(), again:
+        everything(*given)
+        assert again.jitter
+
+
+def test_everything_runs_on_the_meta_device():
+    on_cpu = everything(*arguments())
+    attempt = linalg.Attempt()
+    with attempt:
+        on_meta = everything(*arguments(device="meta"))
+    plain = everything(*arguments(device="meta"))
+    for real, meta, other in zip(on_cpu, on_meta, plain, strict=True):
+        assert meta.device.type == other.device.type == "meta"
+        assert meta.shape == other.shape == real.shape and meta.dtype == real.dtype
+    assert all(flag.device.type == "meta" for flag in attempt.flags())
+    assert attempt.escalate([linalg.Failure(c, True) for c in attempt.calls]) is not None
+
+
+def test_float32_stays_float32_at_every_level():
+    given = arguments(torch.float32)
+    attempt, levels = linalg.Attempt(), 0
+    while attempt is not None:
+        with attempt:
+            results = everything(*given)
+        assert all(r.dtype == torch.float32 and r.isfinite().all() for r in results)
+        attempt = attempt.escalate([linalg.Failure(c, True) for c in attempt.calls])
+        levels += 1
+    assert levels == len(linalg.LADDER) + 1  # the iterative ones have one more: the direct method
