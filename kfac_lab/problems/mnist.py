@@ -125,10 +125,10 @@ def _read_idx(path: Path, name: str) -> np.ndarray:
             f"{path} cannot be read: {error}; replace it with an undamaged copy"
         ) from error
     header = struct.pack(f">4B{len(shape)}I", 0, 0, 8, len(shape), *shape)
-    values = np.frombuffer(bytearray(content), np.uint8, offset=min(len(header), len(content)))
-    sources.check(values, digest, str(path))
     if not content.startswith(header):
-        raise DataError(f"{path} has a damaged header; replace it with an undamaged copy")
+        raise DataError(f"{path} has another header; replace it with an undamaged copy")
+    values = np.array(bytearray(content[len(header) :]), dtype=np.uint8)
+    sources.check(values, digest, str(path))
     return values.reshape(shape)
 
 

@@ -73,6 +73,15 @@ def test_other_content_is_refused_by_its_checksum(nowhere, tmp_path, monkeypatch
         mnist()
 
 
+@pytest.mark.parametrize("content", [b"", gzip.compress(b""), gzip.compress(b"\0\0\x08")])
+def test_a_file_without_its_header_is_refused(content, nowhere, tmp_path, monkeypatch):
+    monkeypatch.setenv("KFAC_LAB_DATA", str(tmp_path))
+    for stem in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        (tmp_path / f"{stem}-ubyte.gz").write_bytes(content)
+    with pytest.raises(DataError, match="train-images.*undamaged copy"):
+        mnist()
+
+
 def test_a_truncated_file_is_refused(nowhere, data_folder_copy, monkeypatch):
     path = data_folder_copy / "train-images-idx3-ubyte.gz"
     path.write_bytes(path.read_bytes()[:1_000_000])
