@@ -78,7 +78,7 @@ def test_a_file_without_its_header_is_refused(content, nowhere, tmp_path, monkey
     monkeypatch.setenv("KFAC_LAB_DATA", str(tmp_path))
     for stem in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
         (tmp_path / f"{stem}-ubyte.gz").write_bytes(content)
-    with pytest.raises(DataError, match="train-images.*undamaged copy"):
+    with pytest.raises(DataError, match=r"train-images.*undamaged copy"):
         mnist()
 
 
