@@ -186,7 +186,8 @@ class Attempt:
     """Collects the status of every factorisation made while it is open, without reading any.
 
     It may be opened several times; calls are counted through. A call is known by its label and its
-    place among the calls of that label, so a repeated attempt must ask for the same things.
+    place among the calls of that label, so a repeated attempt must ask for the same things. It
+    keeps hold of the matrices, to say what was wrong with them: drop it once its flags are read.
     """
 
     def __init__(self) -> None:
@@ -312,7 +313,10 @@ def numerical_error(
     lines = [_described(f, lam, gamma) for f in first[:5]]
     if len(failed) > len(lines):
         lines.append(f"and {len(failed) - len(lines)} more, some of them in consequence")
-    lines.append("More damping helps (gamma, lam), and so do statistics over more rows.")
+    if first and first[0].finite:
+        lines.append("More damping helps (gamma, lam), and so do statistics over more rows.")
+    else:
+        lines.append("No damping helps here: look at what the numbers were computed from.")
     return NumericalError("\n".join(lines))
 
 
@@ -348,8 +352,9 @@ def _described(failure: Failure, lam: Scalar | None, gamma: Scalar | None) -> st
         low, high = read["low"] + read["shift"], read["high"] + read["shift"]
         condition = high / low if low > 0 else float("inf")
         size = "×".join(map(str, subject.shape))
+        kind = f"a {size} matrix" if subject.dim() == 2 else f"{size} eigenvalues"
         text += (
-            f" on {size} {'entries' if subject.dim() == 2 else 'eigenvalues'}, condition number "
+            f" on {kind}, condition number "
             f"{condition:.3g} (eigenvalues, shift included, from {low:.3g} to {high:.3g})"
         )
     if "jitter" in read:

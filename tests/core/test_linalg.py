@@ -275,6 +275,8 @@ def test_nan_is_an_error_that_names_the_matrix(call, poison):
     with linalg.label("layer 3.weight", "Ā"):
         with pytest.raises(NumericalError, match=r"layer 3\.weight, Ā: .* 2 of 9 entries are not"):
             call(m)
+        with pytest.raises(NumericalError, match="No damping helps here"):
+            call(m)
         attempt = linalg.Attempt()
         with attempt:
             call(m)
@@ -301,7 +303,7 @@ def test_the_error_names_layer_factor_strengths_and_condition_number():
         "condition number inf",
     ):
         assert part in text, text
-    assert "from -2.5 to 2.5" in text
+    assert "a 3×3 matrix" in text and "from -2.5 to 2.5" in text and "More damping helps" in text
 
     singular = covariance(3, rows=1) * 0.0
     with pytest.raises(NumericalError, match="condition number"):
@@ -407,6 +409,38 @@ def test_nothing_reads_from_the_host_inside_an_attempt():
     with no_host_read(), again:
         everything(*given)
         assert again.jitter
+
+
+def test_only_eigh_waits_for_the_accelerator(cuda):
+    a, b, x1, x2, v, shift = arguments(torch.float32, cuda)
+    on_cpu = arguments(torch.float32)
+    eigen_a, eigen_b = linalg.eigh(a), linalg.eigh(b)
+
+    def work(a, b, x1, x2, v, shift, eigen_a, eigen_b):
+        inverse = linalg.damped_inverse(a, shift)
+        return [
+            inverse,
+            linalg.inverse_root(a, shift),
+            iterative.newton_schulz_inverse(a, 0.2, inverse),
+            *iterative.newton_schulz_roots(a, shift),
+            ks.kronecker_sum_inverse(a, b, x1.mT @ x1, x2.mT @ x2, 1, "smith").apply(v),
+            ks.eigenbasis_inverse(eigen_a, eigen_b, shift).apply(v),
+            eigen_b.apply(v, shift),
+        ]
+
+    attempt = linalg.Attempt()
+    work(a, b, x1, x2, v, shift, eigen_a, eigen_b)  # loads the libraries
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with attempt:
+            results = work(a, b, x1, x2, v, shift, eigen_a, eigen_b)
+        flags = attempt.flags()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert set(linalg.host(flags)) == {1.0}
+    expected = work(*on_cpu, linalg.eigh(on_cpu[0]), linalg.eigh(on_cpu[1]))
+    for got, want in zip(results, expected, strict=True):
+        torch.testing.assert_close(got.cpu(), want, rtol=1e-3, atol=1e-3)
 
 
 def test_everything_runs_on_the_meta_device():
