@@ -44,6 +44,7 @@ __all__ = ["FALLBACKS", "Recipe", "Rules"]
 #: what may happen to parameters that no layer claims
 FALLBACKS = (None, "identity", "diagonal")
 _KEEP: Any = object()
+_OWN = "kfac-lab"  # whose "kfac" and "identity" are meant
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,7 @@ class Recipe(Mapping[str, Any]):
         if isinstance(part, Mapping):
             return Rules(tuple((pattern, each.component) for pattern, each in part.items()))
         if part.component is None:
-            return self._lab.component(slot, part.source, prefer="kfac-lab")
+            return self._lab.component(slot, part.source, prefer=_OWN)
         return part.component
 
     def __iter__(self) -> Iterator[str]:
@@ -260,6 +261,20 @@ class Recipe(Mapping[str, Any]):
         """
         block = self["block"]
         return block.pick(path, module) if isinstance(block, Rules) else block
+
+    @property
+    def fallback_block(self) -> Any:
+        """The block of the parameters that nobody claims, or None where they are an error."""
+        if self.fallback is None:
+            return None
+        return self._lab.component("block", self.fallback, prefer=_OWN)
+
+    def claim(self, module: Any, path: str) -> tuple[Any, str] | None:
+        """(Layer, ``dist/name``) of whoever claims the module, by ``layers`` where it says so.
+
+        :raises PluginError: where two outsiders claim it and ``layers`` names none of them.
+        """
+        return self._lab.claim(module, path, self.layers)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Recipe):
