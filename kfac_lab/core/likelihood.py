@@ -44,6 +44,10 @@ class Likelihood(Protocol):
         """Bᵀu for each tangent: ``tangents`` and the result are ``[k, *outputs.shape]``."""
         ...
 
+    def fisher(self, outputs: Tensor, tangents: Tensor) -> Tensor:
+        """F_R u for one tangent per case: the shape of ``outputs``."""
+        ...
+
     def factor_columns(self, outputs: Tensor) -> int:
         """How many columns B has for one case."""
         ...
@@ -95,6 +99,9 @@ class Gaussian:
     def factor_transposed(self, outputs: Tensor, tangents: Tensor) -> Tensor:
         return tangents * math.sqrt(self._factor)
 
+    def fisher(self, outputs: Tensor, tangents: Tensor) -> Tensor:
+        return tangents * self._factor
+
     def factor_columns(self, outputs: Tensor) -> int:
         return outputs[0].numel()
 
@@ -129,6 +136,10 @@ class Bernoulli:
     def factor_transposed(self, outputs: Tensor, tangents: Tensor) -> Tensor:
         p = torch.sigmoid(outputs)
         return tangents * torch.sqrt(p * (1 - p))
+
+    def fisher(self, outputs: Tensor, tangents: Tensor) -> Tensor:
+        p = torch.sigmoid(outputs)
+        return tangents * p * (1 - p)
 
     def factor_columns(self, outputs: Tensor) -> int:
         return outputs[0].numel()
@@ -187,6 +198,10 @@ class Categorical:
         p = torch.softmax(outputs, -1)
         root = torch.sqrt(p) / math.sqrt(self._positions(outputs))
         return root * (tangents - (p * tangents).sum(-1, keepdim=True))
+
+    def fisher(self, outputs: Tensor, tangents: Tensor) -> Tensor:
+        p = torch.softmax(outputs, -1)
+        return p * (tangents - (p * tangents).sum(-1, keepdim=True)) / self._positions(outputs)
 
     def factor_columns(self, outputs: Tensor) -> int:
         return outputs[0].numel()

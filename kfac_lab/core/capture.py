@@ -1,0 +1,236 @@
+"""Which layer holds which parameter, in what order they fire, and recording of their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kfac_lab.core.layers import Tensors
+from kfac_lab.core.protocols import Layer
+from kfac_lab.core.vector import Vec
+from kfac_lab.errors import CoverageError
+
+__all__ = ["Claim", "CoverageRow", "Network", "Recorder", "Use"]
+
+Claim = Callable[[nn.Module, str], "tuple[Layer, str] | None"]
+
+
+@dataclass(frozen=True)
+class CoverageRow:
+    """One line of the coverage table: a parameter and what becomes of it."""
+
+    parameter: str
+    layer: str
+    kind: str
+    block: str
+    claimed_by: str
+    chain: str = ""
+    tangents: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Use:
+    """One layer of the network: its geometry, the modules that share it, its parameters."""
+
+    layer: Layer
+    modules: tuple[nn.Module, ...]
+    parameters: tuple[str, ...]  # canonical qualified names, in the order of layer.names
+    claimed_by: str
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A module as a list of layers: between its named tensors and one Vec.
+
+    Raises:
+        CoverageError: parameters that no layer claims, where no fallback is named; all of them
+            are listed.
+    """
+
+    model: nn.Module
+    uses: tuple[Use, ...]
+    frozen: tuple[str, ...]
+    names: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", tuple(n for use in self.uses for n in use.parameters))
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        return tuple(use.layer for use in self.uses)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The trained parameters, in the order of ``names``; always the module's own."""
+        found = dict(self.model.named_parameters())
+        return [found[name] for name in self.names]
+
+    def pack(self, tensors: Sequence[Tensor]) -> Vec:
+        """Tensors in the order of ``names`` as a Vec."""
+        matrices, at = [], 0
+        for use in self.uses:
+            count = len(use.parameters)
+            matrices.append(use.layer.pack(tensors[at : at + count]))
+            at += count
+        return Vec(matrices)
+
+    def unpack(self, vector: Vec) -> list[Tensor]:
+        """The inverse of ``pack``."""
+        return [
+            t for use, m in zip(self.uses, vector, strict=True) for t in use.layer.unpack(m)
+        ]
+
+    def named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Names to tensors, as ``torch.func.functional_call`` takes them."""
+        return dict(zip(self.names, tensors, strict=True))
+
+    @classmethod
+    def of(cls, model: nn.Module, claim: Claim, fallback: bool) -> Network:
+        """Asks ``claim`` for every module; tied parameters have one entry (section 12.3)."""
+        canonical = {id(p): name for name, p in model.named_parameters()}
+        trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        frozen = tuple(n for n, p in model.named_parameters() if not p.requires_grad)
+        groups: dict[tuple[str, ...], list[tuple[Layer, str]]] = {}
+        owners: dict[str, set[tuple[str, ...]]] = {}
+        for path, module in model.named_modules():
+            own = dict(module.named_parameters(recurse=False))
+            if not any(p.requires_grad for p in own.values()):
+                continue
+            claimed = claim(module, path)
+            if claimed is None:
+                continue
+            layer, by = claimed
+            if any(not _reach(module, n).requires_grad for n in layer.names):
+                continue  # a partly frozen module goes to the fallback
+            names = tuple(canonical[id(_reach(module, n))] for n in layer.names)
+            groups.setdefault(names, []).append((layer, by))
+            for name in names:
+                owners.setdefault(name, set()).add(names)
+        # A parameter shared by layers of unequal geometry belongs to none of them.
+        torn = {name for name, which in owners.items() if len(which) > 1}
+        uses: list[Use] = []
+        for names, members in groups.items():
+            shapes = {(layer.d_out, layer.d_in, type(layer)) for layer, _ in members}
+            if torn & set(names) or len(shapes) > 1:
+                continue
+            layer, by = members[0]
+            uses.append(Use(layer, tuple(m.module for m, _ in members), names, by))
+        covered = {name for use in uses for name in use.parameters}
+        left = [name for name in trained if name not in covered]
+        if left and not fallback:
+            listed = ", ".join(
+                f"{name} {tuple(trained[name].shape)} of {_owner_type(model, name)}"
+                + (" (tied to a layer of other geometry)" if name in torn else "")
+                for name in left
+            )
+            raise CoverageError(
+                f"no layer claims {len(left)} parameter{'s' * (len(left) > 1)}: {listed}. Install "
+                "a plugin that claims these modules, freeze them with requires_grad_(False), or "
+                "name a fallback in the recipe: fallback='diagonal' or fallback='identity'"
+            )
+        for name in left:
+            path, _, own_name = name.rpartition(".")
+            module = model.get_submodule(path)
+            shape = trained[name].shape
+            tensors = Tensors(module, path, own_name, trained[name].numel(), shape)
+            uses.append(Use(tensors, (), (name,), "fallback"))
+        if not uses:
+            raise CoverageError(
+                "the model has no trained parameters: every parameter has requires_grad=False, "
+                "or there are none"
+            )
+        return cls(model, tuple(uses), frozen)
+
+
+def _reach(module: nn.Module, name: str) -> nn.Parameter:
+    """A parameter by dotted name below ``module``."""
+    path, _, own = name.rpartition(".")
+    return getattr(module.get_submodule(path), own)  # type: ignore[no-any-return]
+
+
+def _owner_type(model: nn.Module, name: str) -> str:
+    return type(model.get_submodule(name.rpartition(".")[0])).__name__
+
+
+class Recorder:
+    """Inputs and output gradients of the layers' modules during one forward and its backwards.
+
+    Tensor hooks, not full backward hooks: in-place activations work. Hooks exist only inside
+    ``recording``; the module is an ordinary one at all other times.
+    """
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self.fired: list[int] = []  # layer of each call, in firing order
+        self._inputs: list[list[Tensor]] = [[] for _ in network.uses]
+        self._gradients: list[dict[int, Tensor]] = [{} for _ in network.uses]
+
+    @contextmanager
+    def recording(self) -> Iterator[Recorder]:
+        handles = []
+        for index, use in enumerate(self._network.uses):
+            for module in use.modules:
+                handles.append(module.register_forward_hook(self._hook(index)))
+        try:
+            yield self
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _hook(self, index: int) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            call = len(self._inputs[index])
+            self.fired.append(index)
+            self._inputs[index].append(inputs[0].detach())
+            if isinstance(output, Tensor) and output.requires_grad:
+                output.register_hook(lambda g: self._gradients[index].__setitem__(call, g))
+
+        return hook
+
+    def rows_in(self) -> list[Tensor | None]:
+        """ā per layer, ``[n, S, d_in]``; several calls of one layer are further positions."""
+        rows: list[Tensor | None] = []
+        for use, calls in zip(self._network.uses, self._inputs, strict=True):
+            parts = [use.layer.rows_in(x) for x in calls]
+            rows.append(torch.cat(parts, 1) if len(parts) > 1 else parts[0] if parts else None)
+        return rows
+
+    def rows_out(self) -> list[Tensor | None]:
+        """g per layer of the latest backward, ``[n, S, d_out]``; forgets it."""
+        rows: list[Tensor | None] = []
+        for use, calls, seen in zip(
+            self._network.uses, self._inputs, self._gradients, strict=True
+        ):
+            parts = [use.layer.rows_out(seen[c]) for c in range(len(calls)) if c in seen]
+            complete = parts and len(parts) == len(calls)
+            rows.append(torch.cat(parts, 1) if complete else None)
+            seen.clear()
+        return rows
+
+    def shapes(self) -> Mapping[int, tuple[int, int, int]]:
+        """Layer → (calls, cases, positions), for the chains."""
+        found = {}
+        for i, (use, calls) in enumerate(zip(self._network.uses, self._inputs, strict=True)):
+            if calls:
+                rows = use.layer.rows_in(calls[0])
+                found[i] = (len(calls), rows.shape[0], rows.shape[1])
+        return found
+
+
+def chains_of(fired: Sequence[int], shapes: Mapping[int, tuple[int, int, int]]) -> list[list[int]]:
+    """Runs of layers in firing order that may be linked: one call, one position, same cases."""
+    chains: list[list[int]] = [[]]
+    for index in fired:
+        calls, cases, positions = shapes[index]
+        if calls > 1 or positions > 1:
+            chains.append([])
+            continue
+        if chains[-1] and shapes[chains[-1][-1]][1] != cases:
+            chains.append([])
+        chains[-1].append(index)
+    return [chain for chain in chains if chain]

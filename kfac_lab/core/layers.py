@@ -1,0 +1,112 @@
+"""Layer geometry: how a module's parameters and rows become matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Linear", "Tensors", "append_one"]
+
+
+def append_one(rows: Tensor) -> Tensor:
+    """ā: a column of ones behind ``rows`` ``[..., d]`` (section 1.1)."""
+    result = rows.new_empty((*rows.shape[:-1], rows.shape[-1] + 1))
+    result[..., :-1] = rows
+    result[..., -1] = 1
+    return result
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """``nn.Linear`` with or without bias; dimensions between case and feature are positions."""
+
+    module: nn.Linear
+    path: str
+
+    @property
+    def d_out(self) -> int:
+        return self.module.out_features
+
+    @property
+    def d_in(self) -> int:
+        return self.module.in_features + (self.module.bias is not None)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("weight",) if self.module.bias is None else ("weight", "bias")
+
+    def rows_in(self, inputs: Tensor) -> Tensor:
+        rows = inputs.reshape(inputs.shape[0], -1, inputs.shape[-1])
+        return rows if self.module.bias is None else append_one(rows)
+
+    def rows_out(self, gradients: Tensor) -> Tensor:
+        return gradients.reshape(gradients.shape[0], -1, gradients.shape[-1])
+
+    def pack(self, tensors: Sequence[Tensor]) -> Tensor:
+        if self.module.bias is None:
+            return tensors[0].clone()
+        return torch.cat([tensors[0], tensors[1].unsqueeze(1)], dim=1)
+
+    def unpack(self, matrix: Tensor) -> tuple[Tensor, ...]:
+        if self.module.bias is None:
+            return (matrix,)
+        return matrix[:, :-1], matrix[:, -1]
+
+    def tangent(
+        self, matrices: Sequence[Tensor], inputs: Tensor, tangents: Tensor | None
+    ) -> Tensor:
+        """ṡ = V ā + W ȧ for each V: ``[k, n, ..., d_out]`` (section 7.3).
+
+        ``inputs`` are ``[n, ..., d]``; ``tangents`` ``[k, n, ..., d]``, or None where they are 0.
+        """
+        shape = (len(matrices), *inputs.shape[:-1], self.d_out)
+        rows = inputs.reshape(-1, inputs.shape[-1])
+        result = rows.new_empty((len(matrices), rows.shape[0], self.d_out))
+        for j, matrix in enumerate(matrices):
+            if self.module.bias is None:
+                torch.mm(rows, matrix.t(), out=result[j])
+            else:
+                torch.addmm(matrix[:, -1], rows, matrix[:, :-1].t(), out=result[j])
+        if tangents is not None:
+            flat = tangents.reshape(-1, tangents.shape[-1])
+            result.view(-1, self.d_out).addmm_(flat, self.module.weight.detach().t())
+        return result.view(shape)
+
+    def pullback(self, gradients: Tensor) -> Tensor:
+        """The gradient at the inputs from that at the outputs."""
+        return gradients @ self.module.weight.detach()
+
+
+@dataclass(frozen=True, eq=False)
+class Tensors:
+    """The fallback for a parameter that no layer claims: its entries as one column.
+
+    Its rows are one pseudo case with input 1, so that a diagonal block sees the batch-summed
+    gradient squared over N (section 12.5).
+    """
+
+    module: nn.Module
+    path: str  # the module's path
+    parameter: str  # the parameter's own name
+    d_out: int
+    shape: torch.Size
+    d_in: int = 1
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.parameter,)
+
+    def rows_in(self, inputs: Tensor) -> Tensor:
+        return inputs.new_ones((1, 1, 1))
+
+    def rows_out(self, gradients: Tensor) -> Tensor:
+        return gradients.reshape(1, 1, self.d_out)
+
+    def pack(self, tensors: Sequence[Tensor]) -> Tensor:
+        return tensors[0].reshape(self.d_out, 1).clone()
+
+    def unpack(self, matrix: Tensor) -> tuple[Tensor, ...]:
+        return (matrix.reshape(self.shape),)

@@ -1,0 +1,174 @@
+"""The ledger: running second moments of every layer and linked pair (section 4).
+
+It keeps two sides per moment. A step accumulates into the spare side and reads from it; commit
+swaps the sides. So a step that fails has changed nothing, and commit allocates nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from kfac_lab.core.protocols import Layer
+from kfac_lab.errors import RecipeError
+
+__all__ = ["Accumulation", "Ledger", "Table"]
+
+Key = tuple[str, int, int]  # name, layer, layer; both equal but for cross moments
+NAMES = ("A", "G", "A.diagonal", "G.diagonal", "A.mean")
+
+
+class _OfLayer(Mapping[str, Tensor]):
+    def __init__(self, side: Mapping[Key, Tensor], layer: int) -> None:
+        self._side, self._layer = side, layer
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._side[name, self._layer, self._layer]
+
+    def __iter__(self) -> Iterable[str]:  # type: ignore[override]
+        return (name for name, i, j in self._side if i == j == self._layer)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in iter(self))
+
+    def __contains__(self, name: object) -> bool:
+        return (name, self._layer, self._layer) in self._side
+
+
+class Table:
+    """One side of the ledger as structures see it: ``table[i]["A"]``, ``table.cross(i, j)``."""
+
+    def __init__(self, side: Mapping[Key, Tensor], links: Sequence[tuple[int, int]]) -> None:
+        self._side = side
+        self.links = tuple(links)
+
+    def __getitem__(self, layer: int) -> Mapping[str, Tensor]:
+        return _OfLayer(self._side, layer)
+
+    def cross(self, i: int, j: int) -> tuple[Tensor, Tensor]:
+        """E[ā_i ā_jᵀ] and E[g_i g_jᵀ]."""
+        return self._side["A", i, j], self._side["G", i, j]
+
+
+class Accumulation:
+    """New second moments of one step, gathered into the ledger's spare side chunk by chunk."""
+
+    def __init__(self, ledger: Ledger, epsilon: float, cases: int) -> None:
+        self._ledger, self._epsilon = ledger, epsilon
+        self._new = (1.0 - epsilon) / cases
+        self._started: set[Key] = set()
+
+    def inputs(self, rows: Sequence[Tensor | None]) -> None:
+        """ā of each layer for a chunk of cases: ``[n, S, d_in]``, or None where not recorded."""
+        self._gather("A", rows)
+
+    def gradients(self, rows: Sequence[Tensor | None]) -> None:
+        """g of each layer for a chunk of cases and one cotangent: ``[n, S, d_out]``."""
+        self._gather("G", rows)
+
+    def _gather(self, kind: str, rows: Sequence[Tensor | None]) -> None:
+        for key in self._ledger.keys:
+            name, i, j = key
+            if not name.startswith(kind):
+                continue
+            left, right = rows[i], rows[j]
+            if left is None or right is None:
+                continue
+            # A sums over shared positions, G averages over them (section 12.1).
+            weight = self._new if kind == "A" else self._new / left.shape[1]
+            left = left.flatten(0, 1)
+            if name.endswith(".diagonal"):
+                self._add(key, torch.sum(left * left, 0), weight)
+            elif name.endswith(".mean"):
+                self._add(key, left.sum(0), weight)
+            else:
+                self._product(key, left, right.flatten(0, 1), weight)
+
+    def _product(self, key: Key, left: Tensor, right: Tensor, weight: float) -> None:
+        spare = self._ledger.spare[key]
+        if key in self._started:
+            spare.addmm_(left.t(), right, alpha=weight)
+        else:
+            current = self._ledger.current[key]
+            torch.addmm(current, left.t(), right, beta=self._epsilon, alpha=weight, out=spare)
+            self._started.add(key)
+
+    def _add(self, key: Key, new: Tensor, weight: float) -> None:
+        spare = self._ledger.spare[key]
+        if key not in self._started:
+            torch.mul(self._ledger.current[key], self._epsilon, out=spare)
+            self._started.add(key)
+        spare.add_(new, alpha=weight)
+
+    def finish(self) -> list[Tensor]:
+        """The spare side's tensors; moments that got nothing new decay nothing and are kept."""
+        for key in self._ledger.keys:
+            if key not in self._started:
+                self._ledger.spare[key].copy_(self._ledger.current[key])
+        return [self._ledger.spare[key] for key in self._ledger.keys]
+
+
+class Ledger:
+    """Running estimates of E[ā_i ā_jᵀ] and E[g_i g_jᵀ] for the pairs asked for.
+
+    Args:
+        layers: the geometry, for the shapes.
+        wants: for each layer, the names its block asked for.
+        links: pairs whose cross moments are kept; they open at zero and share the weights of the
+            diagonals, so that the joint second moment stays positive semidefinite.
+        like: a tensor of the right dtype and device.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        wants: Sequence[Sequence[str]],
+        links: Sequence[tuple[int, int]],
+        like: Tensor,
+    ) -> None:
+        self.links = tuple(links)
+        self.current: dict[Key, Tensor] = {}
+        for i, names in enumerate(wants):
+            for name in names:
+                if name not in NAMES:
+                    raise RecipeError(
+                        f"layer {layers[i].path}: its block wants the moment {name!r}, which is "
+                        f"none of {', '.join(NAMES)}"
+                    )
+                side = layers[i].d_in if name.startswith("A") else layers[i].d_out
+                shape = (side, side) if name in ("A", "G") else (side,)
+                self.current[name, i, i] = like.new_zeros(shape)
+        for i, j in self.links:
+            self.current["A", i, j] = like.new_zeros((layers[i].d_in, layers[j].d_in))
+            self.current["G", i, j] = like.new_zeros((layers[i].d_out, layers[j].d_out))
+        self.keys: tuple[Key, ...] = tuple(self.current)
+        self.spare = {key: torch.empty_like(value) for key, value in self.current.items()}
+
+    def accumulate(self, epsilon: float, cases: int) -> Accumulation:
+        """Starts ε·current + (1−ε)·(mean over ``cases``) on the spare side."""
+        return Accumulation(self, epsilon, cases)
+
+    def table(self, *, spare: bool) -> Table:
+        """The moments as this step sees them, or as the last one left them."""
+        return Table(self.spare if spare else self.current, self.links)
+
+    def swap(self) -> None:
+        """Commit: what was accumulated becomes current."""
+        self.current, self.spare = self.spare, self.current
+
+    def inherit(self, other: Ledger) -> None:
+        """Takes over the moments that both keep (after a swap of block or structure)."""
+        for key, value in other.current.items():
+            if key in self.current and self.current[key].shape == value.shape:
+                self.current[key] = value
+                self.spare[key] = other.spare[key]
+
+    def traces(self) -> Tensor:
+        """Σ of the diagonals on the spare side: finite exactly where the increments are."""
+        parts = [
+            value.diagonal().sum() if value.dim() == 2 and i == j else value.sum()
+            for (_, i, j), value in self.spare.items()
+        ]
+        return torch.stack(parts).sum() if parts else torch.zeros(())

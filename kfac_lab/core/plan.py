@@ -1,0 +1,177 @@
+"""The explicit plan of a sequential network: forward, pullback and tangent, leaf by leaf.
+
+Where the model is an ``nn.Sequential`` (nested ones too) of claimed layers and elementwise or
+reshaping modules, one forward pass serves the gradient, the statistics and the tangents: each is a
+walk over the stored activations, on leading rows of them. ``passes.py`` uses it; other models take
+its generic path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kfac_lab.core.capture import Network
+
+__all__ = ["Plan"]
+
+# φ' from the activation's own output, at the cost of one elementwise product.
+_DERIVATIVES: dict[type, Any] = {
+    nn.Sigmoid: lambda a: a * (1 - a),
+    nn.Tanh: lambda a: 1 - a * a,
+    nn.ReLU: lambda a: (a > 0).to(a.dtype),
+}
+# Free of parameters, of randomness and of coupling between cases: torch.func does the rest.
+_PLAIN: tuple[type, ...] = (
+    nn.Flatten,
+    nn.Unflatten,
+    nn.Identity,
+    nn.LeakyReLU,
+    nn.ELU,
+    nn.SELU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Softplus,
+    nn.Softsign,
+    nn.Hardtanh,
+    nn.LogSigmoid,
+    nn.AvgPool1d,
+    nn.AvgPool2d,
+    nn.MaxPool1d,
+    nn.MaxPool2d,
+    nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class _Leaf:
+    module: nn.Module
+    layer: int | None  # index of the claimed layer
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Leaves in order; ``last`` is the leaf index of the first layer, where pullbacks end."""
+
+    network: Network
+    leaves: tuple[_Leaf, ...]
+    first: int
+
+    @classmethod
+    def of(cls, network: Network) -> Plan | None:
+        """The plan of a network, or None where it is not of that kind."""
+        index = {id(m): i for i, use in enumerate(network.uses) for m in use.modules}
+        leaves: list[_Leaf] = []
+        if not _collect(network.model, index, network, leaves):
+            return None
+        layered = [leaf.layer for leaf in leaves if leaf.layer is not None]
+        if sorted(layered) != list(range(len(network.uses))):
+            return None  # a layer twice, or one outside the sequence
+        first = next(n for n, leaf in enumerate(leaves) if leaf.layer is not None)
+        return cls(network, tuple(leaves), first)
+
+    def usable(self) -> bool:
+        """False while somebody has put forward hooks on a module: only a plain call runs them."""
+        return not any(
+            m._forward_hooks or m._forward_pre_hooks for m in self.network.model.modules()
+        )
+
+    def forward(self, inputs: Tensor) -> list[Tensor]:
+        """[x, the output of leaf 0, …, z]; under the caller's grad mode."""
+        values = [inputs]
+        for leaf in self.leaves:
+            values.append(leaf.module(values[-1]))
+        return values
+
+    def derivatives(self, values: Sequence[Tensor]) -> list[Tensor | None]:
+        """φ' of each elementwise leaf on the rows of ``values``; None for the others."""
+        return [
+            _DERIVATIVES[type(leaf.module)](values[n + 1])
+            if type(leaf.module) in _DERIVATIVES
+            else None
+            for n, leaf in enumerate(self.leaves)
+        ]
+
+    def rows_in(self, values: Sequence[Tensor]) -> list[Tensor | None]:
+        """ā of each layer ``[n, S, d_in]``."""
+        rows: list[Tensor | None] = [None] * len(self.network.uses)
+        for n, leaf in enumerate(self.leaves):
+            if leaf.layer is not None:
+                rows[leaf.layer] = self.network.uses[leaf.layer].layer.rows_in(values[n])
+        return rows
+
+    def rows_out(
+        self, values: Sequence[Tensor], derivatives: Sequence[Tensor | None], cotangent: Tensor
+    ) -> list[Tensor | None]:
+        """g of each layer ``[n, S, d_out]`` for a cotangent on the outputs."""
+        rows: list[Tensor | None] = [None] * len(self.network.uses)
+        gradient = cotangent
+        for n in range(len(self.leaves) - 1, self.first - 1, -1):
+            leaf = self.leaves[n]
+            derivative = derivatives[n]
+            if leaf.layer is not None:
+                layer: Any = self.network.uses[leaf.layer].layer
+                rows[leaf.layer] = layer.rows_out(gradient)
+                if n > self.first:
+                    gradient = layer.pullback(gradient)
+            elif derivative is not None:
+                gradient = gradient * derivative
+            else:
+                _, pull = torch.func.vjp(leaf.module, values[n])
+                (gradient,) = pull(gradient)
+        return rows
+
+    def tangent(
+        self,
+        values: Sequence[Tensor],
+        derivatives: Sequence[Tensor | None],
+        basis: Sequence[Sequence[Tensor]],
+    ) -> Tensor:
+        """J v for each v of ``basis`` (its matrices by layer): ``[k, n, ...]`` (section 7.3)."""
+        moving: Tensor | None = None
+        for n, leaf in enumerate(self.leaves):
+            derivative = derivatives[n]
+            if leaf.layer is not None:
+                layer: Any = self.network.uses[leaf.layer].layer
+                matrices = [vector[leaf.layer] for vector in basis]
+                moving = layer.tangent(matrices, values[n], moving)
+            elif moving is None:
+                continue
+            elif derivative is not None:
+                moving = moving * derivative
+            else:
+                moving = _push(leaf.module, values[n], moving)
+        assert moving is not None
+        return moving
+
+
+def _push(module: nn.Module, at: Tensor, tangents: Tensor) -> Tensor:
+    def one(tangent: Tensor) -> Tensor:
+        return torch.func.jvp(module, (at,), (tangent,))[1]  # type: ignore[no-any-return]
+
+    return torch.stack([one(tangent) for tangent in tangents])
+
+
+def _collect(
+    module: nn.Module, index: dict[int, int], network: Network, leaves: list[_Leaf]
+) -> bool:
+    if type(module) is nn.Sequential:
+        return all(_collect(child, index, network, leaves) for child in module)
+    if id(module) in index:
+        layer = network.uses[index[id(module)]].layer
+        if not (hasattr(layer, "tangent") and hasattr(layer, "pullback")):
+            return False
+        leaves.append(_Leaf(module, index[id(module)]))
+        return True
+    if type(module) in _DERIVATIVES:
+        leaves.append(_Leaf(module, None))
+        return True
+    if isinstance(module, _PLAIN) and not getattr(module, "inplace", False):
+        leaves.append(_Leaf(module, None))
+        return True
+    return False

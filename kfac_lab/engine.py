@@ -1,0 +1,915 @@
+"""The engine: the nine verbs of one K-FAC step, in order, and nothing else (section 8).
+
+    sample · observe · invert · propose · model · choose · judge · move · average
+
+Everything up to ``_commit`` writes into new or spare memory. So whatever is raised on the way, an
+interrupt included, leaves the run as it was before the step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kfac_lab.core import linalg
+from kfac_lab.core.capture import CoverageRow, Network
+from kfac_lab.core.layers import Tensors
+from kfac_lab.core.moments import Ledger, Table
+from kfac_lab.core.passes import Evaluated, Observed, Passes, subset
+from kfac_lab.core.problem import Drawn, Problem
+from kfac_lab.core.state import (
+    Due,
+    Signals,
+    State,
+    StepRecord,
+    Strength,
+    from_tree,
+    move,
+    to_tree,
+)
+from kfac_lab.core.vector import Vec
+from kfac_lab.errors import CheckpointError, NumericalError, RecipeError
+
+__all__ = ["Engine", "attach"]
+
+SLOTS = (
+    "estimator",
+    "block",
+    "structure",
+    "model",
+    "damping",
+    "momentum",
+    "schedule",
+    "batch",
+    "average",
+    "collective",
+)
+_WITH_MEMO = ("damping", "momentum", "schedule")
+_RETRIES = 60  # bound on damping.retry within one step
+_KEPT = 3  # bound on refreshes in a row that fall back on the last good inverse
+
+
+@dataclass(eq=False)
+class _Space:
+    """What a momentum may build directions from; see ``core.protocols.Space``."""
+
+    evaluated: Evaluated
+    preconditioner: Any
+    strength: Strength
+
+    @property
+    def gradient(self) -> Vec:
+        return self.evaluated.gradient
+
+    def precondition(self, vector: Vec) -> Vec:
+        out: Vec = self.preconditioner.apply(vector)
+        return out
+
+    def fisher(self, vector: Vec) -> Vec:
+        return self.evaluated.fisher(vector)
+
+
+@dataclass(eq=False)
+class _Candidate:
+    """One strength tried: its preconditioner, basis, restriction, coefficients and M(δ)−M(0)."""
+
+    strength: Strength
+    preconditioner: Any
+    basis: tuple[Vec, ...]
+    restriction: Any
+    coefficients: Tensor
+    value: Tensor
+
+    def scalars(self) -> list[Tensor]:
+        r = self.restriction
+        parts = [r.curvature.reshape(-1), r.gram.reshape(-1), r.slope, self.coefficients]
+        return [torch.cat(parts).sum()]
+
+
+def attach(problem: Problem, recipe: Any, seed: int, **options: Any) -> Engine:
+    """A K-FAC stepper for ``problem``: claims its layers and checks the recipe against it.
+
+    ``recipe`` gives a component per slot (``recipe["damping"]``), a block per layer
+    (``recipe.block_for(path, module)``), and claims layers (``recipe.claim(module, path)``).
+
+    Raises:
+        CoverageError: parameters without a layer and without a fallback.
+        RecipeError: the recipe cannot work on this problem.
+    """
+    return Engine(problem, recipe, seed, **options)
+
+
+class Engine:
+    """See :func:`attach`. ``step`` makes one step, ``state`` and ``load`` save and restore it."""
+
+    def __init__(
+        self, problem: Problem, recipe: Any, seed: int, *, lr: float = 1.0, chunk: int = 5000
+    ) -> None:
+        self.problem, self.recipe, self.seed, self.lr = problem, recipe, int(seed), float(lr)
+        self.network = Network.of(problem.model, recipe.claim, recipe.fallback is not None)
+        self.passes = Passes(self.network, problem.likelihood, problem.l2, self.seed, chunk)
+        self.parts: dict[str, Any] = {}
+        self.blocks: tuple[Any, ...] = ()
+        self._warned: set[str] = set()
+        self._pending_ok: list[tuple[int, Tensor]] = []
+        self._reference: dict[Any, Tensor] | None = None
+        self._forced = True  # the next step must build an inverse
+        self._adopt(recipe)
+        theta = self._theta
+        self.device = theta[0].device
+        strength, memo = self.parts["damping"].init(problem)
+        self.state_ = State(
+            strength=self._strength(strength),
+            memos={
+                "damping": memo or {},
+                **{slot: self._fresh_memo(slot) for slot in ("momentum", "schedule")},
+                "average": self.parts["average"].init(theta),
+            },
+            block_memos=tuple(self._block_memo(b) for b in self.blocks),
+        )
+        self.ledger: Ledger | None = None
+        self._coupling = 1.0  # ∏ε since the cross moments opened
+        self._mixed = False
+        if problem.inputs is not None and problem.targets is not None and self.device.type != "meta":
+            self._bind(problem.inputs[:2].to(self.device), problem.targets[:2].to(self.device))
+
+    # --- the parts ------------------------------------------------------------------------------
+
+    @property
+    def _theta(self) -> list[Tensor]:
+        return [t.detach() for t in self.network.tensors]
+
+    def _adopt(self, recipe: Any) -> None:
+        parts = {slot: recipe[slot] for slot in SLOTS if slot != "block"}
+        blocks = []
+        for use in self.network.uses:
+            if isinstance(use.layer, Tensors):
+                blocks.append(recipe.fallback_block)
+            else:
+                blocks.append(recipe.block_for(use.layer.path, use.layer.module))
+        if not getattr(parts["model"], "needs_tangents", True) and getattr(
+            parts["model"], "grounded", True
+        ):
+            lacking = {type(b).__name__ for b in blocks if not hasattr(b, "product")}
+            if lacking:
+                raise RecipeError(
+                    f"model={type(parts['model']).__name__} needs the blocks' undamped product, "
+                    f"which {', '.join(sorted(lacking))} does not have: give it product(moments, "
+                    "memo, matrix), or use model='exact_fisher'"
+                )
+        self.parts, self.blocks, self.recipe = parts, tuple(blocks), recipe
+        self.passes.rank = int(getattr(parts["collective"], "rank", 0))
+        self.passes.processes = int(getattr(parts["collective"], "size", 1))
+
+    def _fresh_memo(self, slot: str) -> Mapping[str, Any]:
+        init = getattr(self.parts[slot], "init", None)
+        return (init() or {}) if init is not None else {}
+
+    @staticmethod
+    def _block_memo(block: Any) -> Mapping[str, Any]:
+        init = getattr(block, "init", None)
+        return (init() or {}) if init is not None else {}
+
+    def _strength(self, strength: Strength) -> Strength:
+        """0-dim float64 tensors on the device, with η."""
+
+        def number(value: Any) -> Tensor:
+            return torch.as_tensor(value, dtype=torch.float64, device=self.device)
+
+        return Strength(number(strength.lam), number(strength.gamma), number(self.problem.l2))
+
+    def _bind(self, inputs: Tensor, targets: Tensor) -> None:
+        """Finds firing order, chains and the tangent path; opens the ledger."""
+        needs_tangents = getattr(self.parts["model"], "needs_tangents", True)
+        self.passes.probe(inputs, targets, needs_tangents)
+        if self.ledger is None:
+            self.ledger = self._open_ledger()
+
+    def _open_ledger(self) -> Ledger:
+        layers = self.network.layers
+        links = self.parts["structure"].pairs(self._chains())
+        wants = [tuple(b.wants()) for b in self.blocks]
+        links = [
+            (i, j)
+            for i, j in links
+            if {"A", "G"} <= set(wants[i]) and {"A", "G"} <= set(wants[j])
+        ]
+        return Ledger(layers, wants, links, self._theta[0])
+
+    def _chains(self) -> list[list[int]]:
+        return self.passes.chains
+
+    def coverage(self) -> list[CoverageRow]:
+        """One row per parameter: layer, block, who claimed it, chain, tangent path."""
+        chain_of = {
+            i: f"{c + 1}.{n + 1}"
+            for c, chain in enumerate(self._chains())
+            for n, i in enumerate(chain)
+        }
+        rows = []
+        for i, (use, block) in enumerate(zip(self.network.uses, self.blocks, strict=True)):
+            for name in use.parameters:
+                rows.append(
+                    CoverageRow(
+                        parameter=name,
+                        layer=use.layer.path or type(use.layer.module).__name__,
+                        kind=type(use.layer).__name__,
+                        block=type(block).__name__,
+                        claimed_by=use.claimed_by,
+                        chain=chain_of.get(i, "-"),
+                        tangents=self.passes.tangent_path,
+                    )
+                )
+        for name in self.network.frozen:
+            rows.append(CoverageRow(name, "-", "frozen", "-", "-", "-", "-"))
+        return rows
+
+    # --- swapping -------------------------------------------------------------------------------
+
+    def swap(self, recipe: Any, named: Mapping[str, set[str]]) -> None:
+        """Takes the parts of ``recipe`` from the next step on.
+
+        ``named`` maps each swapped slot to the fields its text names: λ and γ are kept unless
+        named; δ0 and the moments are kept; a new block or structure forces an inverse at the next
+        step; k never restarts.
+
+        Raises:
+            RecipeError: the new recipe cannot work on this problem; nothing has changed then.
+        """
+        before = self.parts, self.blocks, self.recipe
+        ledger = self.ledger
+        try:
+            self._adopt(recipe)
+            if ledger is not None and ({"structure", "block"} & set(named)):
+                ledger = self._open_ledger()
+            if self.passes.fired is not None and getattr(
+                self.parts["model"], "needs_tangents", True
+            ) and self.passes.tangent_path == "unknown":
+                raise RecipeError(
+                    "a swap to model='exact_fisher' needs a tangent path, which this run has not "
+                    "chosen: start it with model='exact_fisher'"
+                )
+        except Exception:
+            self.parts, self.blocks, self.recipe = before
+            raise
+        state = self.state_
+        memos = dict(state.memos)
+        if "damping" in named:
+            damping = self.parts["damping"]
+            fresh, memo = damping.init(self.problem)
+            fresh = self._strength(fresh)
+            lam = fresh.lam if "lam" in named["damping"] else state.strength.lam
+            gamma = fresh.gamma if "gamma" in named["damping"] else state.strength.gamma
+            strength = Strength(lam, gamma, state.strength.eta)
+            follow = getattr(damping, "on_swap", None)  # e.g. tied: γ follows the kept λ
+            state.strength = self._strength(follow(strength) if follow is not None else strength)
+            memos["damping"] = memo or {}
+        for slot in ("momentum", "schedule"):
+            if slot in named:
+                memos[slot] = self._fresh_memo(slot)
+        if "average" in named:
+            memos["average"] = self.parts["average"].init(self._theta)
+        state.memos = memos
+        if "estimator" in named and type(before[0]["estimator"]) is not type(
+            self.parts["estimator"]
+        ):
+            self._mixed = True
+        if {"structure", "block"} & set(named):
+            kept = [
+                memo if type(old) is type(new) else self._block_memo(new)
+                for old, new, memo in zip(before[1], self.blocks, state.block_memos, strict=True)
+            ]
+            state.block_memos = tuple(kept)
+            if ledger is not None and self.ledger is not None:
+                if set(ledger.links) - set(self.ledger.links):
+                    self._coupling = 1.0
+                ledger.inherit(self.ledger)
+                self.ledger = ledger
+            state.factored = None
+            self._forced = True
+
+    # --- the step -------------------------------------------------------------------------------
+
+    def step(self) -> StepRecord:
+        """One step on a batch drawn by the recipe's ``batch``."""
+        size = self.parts["batch"].size(self.state_.step + 1, self.problem.available)
+        clock = _Clock()
+        with clock("sample"):
+            drawn = self.problem.draw(self.state_.step + 1, size, self.seed)
+        return self.step_on(drawn, clock)
+
+    def step_on(self, drawn: Drawn, clock: _Clock | None = None) -> StepRecord:
+        """One step on a given batch.
+
+        Raises:
+            NumericalError: something was not finite, or no inverse could be built; the step has
+                not happened.
+        """
+        clock = clock or _Clock()
+        state, parts = self.state_, self.parts
+        k = state.step + 1
+        if self.ledger is None or self.passes.fired is None:
+            self._bind(drawn.inputs, drawn.targets)
+        ledger = self.ledger
+        assert ledger is not None
+        due, schedule_memo = self._due(k)
+        m = drawn.inputs.shape[0]
+        s1, s2 = subset(parts["estimator"], m), subset(parts["model"], m)
+        self._warn_small(m, s1, s2)
+
+        with clock("evaluate"):
+            epsilon = float(parts["estimator"].decay(k)) if due.stats else 1.0
+            accumulation = ledger.accumulate(epsilon, s1) if due.stats else None
+            evaluated, observed = self.passes.evaluate(
+                drawn.inputs,
+                drawn.targets,
+                drawn.order,
+                k,
+                s2,
+                (s1, parts["estimator"], accumulation) if accumulation is not None else None,
+                [hasattr(b, "observe") for b in self.blocks],
+            )
+        with clock("observe"), torch.no_grad():
+            block_memos = state.block_memos
+            if accumulation is not None:
+                spare = accumulation.finish()
+                if self.passes.processes > 1:
+                    parts["collective"].mean_(spare)
+                block_memos = self._observe(observed, 1.0 - epsilon)
+            if self.passes.processes > 1:
+                parts["collective"].mean_(
+                    [evaluated.loss, evaluated.error, *evaluated.gradient.matrices]
+                )
+            table = ledger.table(spare=due.stats)
+            memos_now = block_memos
+            evaluated.approximate = lambda v: self._approximate(table, memos_now, v)
+
+        with torch.no_grad():
+            outcome = self._choose(k, due, evaluated, table, block_memos, clock)
+            chosen, tried = outcome.chosen, outcome.tried
+            with clock("move"):
+                delta = Vec.combine(chosen.coefficients, chosen.basis)
+                theta = self._theta
+                trial = torch._foreach_add(theta, self.network.unpack(delta))
+            record = self._record(k, due, evaluated, chosen, tried, m, outcome)
+            strength, damping_memo = chosen.strength, state.memos["damping"]
+            if due.lam:
+                with clock("judge"):
+                    after = self.passes.objective(trial, drawn.inputs, drawn.targets, k)
+                    if self.passes.processes > 1:
+                        parts["collective"].mean_([after])
+                    actual = after - evaluated.loss
+                    record = replace(record, actual=actual, rho=actual / chosen.value)
+                    strength, damping_memo = parts["damping"].adapt(
+                        strength, damping_memo, record
+                    )
+                    strength = self._strength(strength)
+            with clock("average"):
+                update = getattr(parts["momentum"], "update", None)
+                momentum_memo = state.memos["momentum"]
+                if update is not None:
+                    momentum_memo = update(momentum_memo, chosen.coefficients, record)
+                average_memo = parts["average"].update(state.memos["average"], trial)
+            ok = self._ok(evaluated, chosen, ledger if due.stats else None)
+            new = State(
+                step=k,
+                seconds=state.seconds,
+                strength=strength,
+                previous=delta,
+                factored=outcome.factored,
+                inverse=chosen.preconditioner,
+                memos={
+                    "damping": damping_memo or {},
+                    "momentum": momentum_memo or {},
+                    "schedule": schedule_memo or {},
+                    "average": average_memo or {},
+                },
+                block_memos=outcome.block_memos,
+                kept_inverse=outcome.kept,
+            )
+            record = self._settle(record, new, ok, due, trial, evaluated, clock)
+        return record
+
+    def _due(self, k: int) -> tuple[Due, Mapping[str, Any]]:
+        schedule, state = self.parts["schedule"], self.state_
+        drift = None
+        period = getattr(schedule, "check", None)
+        if isinstance(period, int) and k % period == 0 and self._reference is not None:
+            (drift,) = self._read([self._drift()])
+        due, memo = schedule.due(k, state.memos["schedule"], Signals(drift))
+        due = Due(*(bool(flag) for flag in due))
+        grounded = getattr(self.parts["model"], "grounded", True) and getattr(
+            self.parts["momentum"], "adapts", True
+        )
+        if not grounded:
+            if (due.lam or due.gamma) and getattr(self.parts["damping"], "follows_rho", False):
+                self._warn(
+                    "ground",
+                    "λ and γ stay where they are: with this model and momentum the reduction "
+                    "ratio says nothing (section 6), so their adaptation is switched off",
+                )
+            due = due._replace(lam=False, gamma=False)
+        if self._forced or state.inverse is None or state.factored is None:
+            due = due._replace(factors=True, inverse=True)
+        if due.factors or due.gamma:
+            due = due._replace(inverse=True)
+        return due, memo
+
+    def _drift(self) -> Tensor:
+        """The largest relative change of a diagonal moment since the last refresh."""
+        assert self.ledger is not None and self._reference is not None
+        pairs = [(v, self._reference[key]) for key, v in self.ledger.current.items()
+                 if key in self._reference]
+        now, then = [p[0] for p in pairs], [p[1] for p in pairs]
+        change = torch.stack(torch._foreach_norm(torch._foreach_sub(now, then)))
+        size = torch.stack(torch._foreach_norm(then))
+        return (change / torch.clamp(size, min=torch.finfo(size.dtype).tiny)).max()
+
+    def _observe(self, observed: Observed | None, weight: float) -> tuple[Any, ...]:
+        memos = list(self.state_.block_memos)
+        if observed is None:
+            return tuple(memos)
+        for i, block in enumerate(self.blocks):
+            rows, cotangents = observed.rows[i], observed.cotangents[i]
+            if hasattr(block, "observe") and rows is not None and cotangents is not None:
+                memos[i] = block.observe(memos[i], rows, cotangents, weight)
+        return tuple(memos)
+
+    def _approximate(self, table: Table, memos: Sequence[Any], vector: Vec) -> Vec:
+        return Vec(
+            [
+                block.product(table[i], memo, matrix)
+                for i, (block, memo, matrix) in enumerate(
+                    zip(self.blocks, memos, vector, strict=True)
+                )
+            ]
+        )
+
+    # --- invert, propose, model, choose ---------------------------------------------------------
+
+    def _choose(
+        self,
+        k: int,
+        due: Due,
+        evaluated: Evaluated,
+        table: Table,
+        block_memos: tuple[Any, ...],
+        clock: _Clock,
+    ) -> _Outcome:
+        state, damping = self.state_, self.parts["damping"]
+        strengths = tuple(self._strength(s) for s in damping.candidates(state.strength, due))
+        if not due.inverse:
+            trials = [
+                self._try(k, s, state.inverse, evaluated, clock) for s in strengths[:1]
+            ]
+            return _Outcome(trials[0], trials, state.factored, block_memos, 0, {})
+        tried: list[_Candidate] = []
+        factored = None if due.factors else state.factored
+        memos = block_memos
+        jitter: dict[str, float] = {}
+        tries = 0
+        while True:
+            attempt: linalg.Attempt | None = linalg.Attempt()
+            base_factored, base_memos = factored, memos
+            while True:
+                assert attempt is not None
+                factored, memos = base_factored, base_memos
+                with attempt:
+                    with clock("invert"):
+                        if factored is None:
+                            factored, new_memos = self.parts["structure"].factorise(
+                                self.network.layers, self.blocks, table, memos
+                            )
+                            memos = tuple(new_memos)
+                    trials = []
+                    for s in strengths:
+                        with clock("invert"):
+                            inverse = self.parts["structure"].damped(
+                                factored, memos, s, state.inverse
+                            )
+                        trials.append(self._try(k, s, inverse, evaluated, clock))
+                best = _best([t.value for t in trials])
+                sound = torch.stack([_finite(t) for t in trials]).all() & _all_finite(
+                    [evaluated.loss]
+                )
+                read = self._read([best, sound, *attempt.flags()])
+                failed = attempt.failed(read[2:])
+                if not failed:
+                    break
+                following = attempt.escalate(failed)
+                if following is None:
+                    return self._keep_last(k, attempt, failed, evaluated, block_memos, clock)
+                attempt = following
+            if not read[1]:
+                raise NumericalError(self._not_finite(k, evaluated, trials))
+            for name, amount in attempt.jitter.items():
+                jitter[name] = linalg.host([amount])[0]
+            chosen = trials[int(read[0])]
+            tried += trials
+            again = None
+            retry = getattr(damping, "retry", None)
+            if retry is not None and tries < _RETRIES:
+                draft = self._record(
+                    k, due, evaluated, chosen, tried, evaluated.inputs.shape[0], None
+                )
+                again = retry(chosen.strength, state.memos["damping"], draft, tries)
+            if again is None:
+                break
+            tries += 1
+            strengths = (self._strength(again),)
+        return _Outcome(chosen, tried, factored, memos, 0, jitter)
+
+    def _try(
+        self, k: int, strength: Strength, inverse: Any, evaluated: Evaluated, clock: _Clock
+    ) -> _Candidate:
+        momentum = self.parts["momentum"]
+        with clock("propose"):
+            direction = -inverse.apply(evaluated.gradient)
+            space = _Space(evaluated, inverse, strength)
+            memo = self.state_.memos["momentum"]
+            basis = tuple(momentum.basis(space, direction, self.state_.previous, memo))
+        with clock("model"):
+            restriction = self.parts["model"].restrict(evaluated, basis)
+            if self.passes.processes > 1:
+                self.parts["collective"].mean_([restriction.curvature])
+        with clock("choose"):
+            coefficients = momentum.choose(restriction, strength, k)
+            if self.lr != 1.0:
+                coefficients = coefficients * self.lr
+            value = restriction.value(coefficients, strength)
+        return _Candidate(strength, inverse, basis, restriction, coefficients, value)
+
+    def _keep_last(
+        self,
+        k: int,
+        attempt: linalg.Attempt,
+        failed: Any,
+        evaluated: Evaluated,
+        block_memos: tuple[Any, ...],
+        clock: _Clock,
+    ) -> _Outcome:
+        """No inverse could be built: the last good one serves, for a bounded number of refreshes."""
+        state = self.state_
+        if state.inverse is None or self._forced or state.kept_inverse >= _KEPT:
+            lam, gamma = linalg.host([state.strength.lam, state.strength.gamma])
+            raise attempt.error(failed, lam, gamma)
+        trial = self._try(k, state.strength, state.inverse, evaluated, clock)
+        return _Outcome(
+            trial, [trial], state.factored, block_memos, state.kept_inverse + 1, {}
+        )
+
+    # --- settle ---------------------------------------------------------------------------------
+
+    def _ok(self, evaluated: Evaluated, chosen: _Candidate, ledger: Ledger | None) -> Tensor:
+        scalars = [evaluated.loss, chosen.value, *chosen.scalars()]
+        if ledger is not None:
+            scalars.append(ledger.traces())
+        return _all_finite(scalars)
+
+    def _settle(
+        self,
+        record: StepRecord,
+        new: State,
+        ok: Tensor,
+        due: Due,
+        trial: list[Tensor],
+        evaluated: Evaluated,
+        clock: _Clock,
+    ) -> StepRecord:
+        """Examines ``ok`` where a read costs nothing, gates the commit where it does, commits."""
+        state, ledger = self.state_, self.ledger
+        assert ledger is not None
+        buffers = dict(self.problem.model.named_buffers()) if evaluated.buffers else {}
+        old_buffers = list(buffers.values())
+        new_buffers = [evaluated.buffers[name] for name in buffers]
+        theta = self._theta
+        if self.device.type == "cpu":
+            if not linalg.host([ok])[0]:
+                raise NumericalError(self._not_finite(record.step, evaluated, []))
+        elif self.device.type != "meta":
+            self._pending_ok.append((record.step, ok))
+            trial = _gated(ok, trial, theta)
+            new_buffers = _gated(ok, new_buffers, old_buffers)
+            new = _gated_state(ok, new, state)
+            for key in ledger.keys:
+                if due.stats:
+                    ledger.spare[key] = torch.where(ok, ledger.spare[key], ledger.current[key])
+            record = replace(record, void=(~ok).to(torch.float64))
+            if due.inverse:
+                self._read([])
+        with clock("move"), _uninterrupted():
+            torch._foreach_copy_(theta, trial)
+            if new_buffers:
+                torch._foreach_copy_(old_buffers, new_buffers)
+            if due.stats:
+                ledger.swap()
+                self._coupling *= float(self.parts["estimator"].decay(record.step))
+            if due.factors and isinstance(getattr(self.parts["schedule"], "check", None), int):
+                self._reference = {
+                    key: v.clone() for key, v in ledger.current.items() if key[1] == key[2]
+                }
+            new.seconds = state.seconds + clock.total()
+            self.state_ = new
+            self._forced = False
+        return replace(record, seconds=new.seconds, verbs=clock.verbs)
+
+    def _read(self, tensors: Sequence[Tensor]) -> list[float]:
+        """One host read, which also examines the flags of steps that were not looked at yet."""
+        pending, self._pending_ok = self._pending_ok, []
+        values = linalg.host([*tensors, *(flag for _, flag in pending)])
+        void = [
+            step for (step, _), value in zip(pending, values[len(tensors) :]) if not value
+        ]
+        if void:
+            raise NumericalError(
+                f"step{'s' * (len(void) > 1)} {', '.join(map(str, void))} gave numbers that are "
+                "not finite and changed nothing but the step count: lower the damping's reach, "
+                "check the data for NaN, or raise λ"
+            )
+        return values[: len(tensors)]
+
+    def _not_finite(self, k: int, evaluated: Evaluated, trials: Sequence[_Candidate]) -> str:
+        values = linalg.host([evaluated.loss, self.state_.strength.lam, self.state_.strength.gamma])
+        where = "the objective h" if values[0] != values[0] or abs(values[0]) == float("inf") else (
+            "the gradient, the statistics or the update"
+        )
+        return (
+            f"step {k}: {where} is not finite (h={values[0]:g}, λ={values[1]:g}, "
+            f"γ={values[2]:g}); the step has not happened. Check inputs and targets for NaN or "
+            "infinity, or raise λ"
+        )
+
+    def _record(
+        self,
+        k: int,
+        due: Due,
+        evaluated: Evaluated,
+        chosen: _Candidate,
+        tried: Sequence[_Candidate],
+        m: int,
+        outcome: _Outcome | None,
+    ) -> StepRecord:
+        c, r = chosen.coefficients, chosen.restriction
+        cross = bool(self.ledger is not None and self.ledger.links)
+        return StepRecord(
+            step=k,
+            loss=evaluated.loss,
+            error=evaluated.error,
+            alpha=c[0],
+            mu=c[1] if c.shape[0] > 1 else float("nan"),
+            lam=chosen.strength.lam,
+            gamma=chosen.strength.gamma,
+            eta=chosen.strength.eta,
+            predicted=chosen.value,
+            norm_squared=(c * (r.gram * c).sum(1)).sum(),
+            slope=(r.slope * c).sum(),
+            batch=m * self.passes.processes,
+            due=due,
+            coefficients=c,
+            candidates=tuple((t.strength.lam, t.strength.gamma, t.value) for t in tried),
+            coupling=1.0 - self._coupling if cross else 0.0,
+            kept_inverse=outcome.kept if outcome is not None else 0,
+            jitter=outcome.jitter if outcome is not None else {},
+        )
+
+    # --- warnings -------------------------------------------------------------------------------
+
+    def _warn(self, key: str, message: str) -> None:
+        if key not in self._warned:
+            self._warned.add(key)
+            warnings.warn(message, stacklevel=4)
+
+    def _warn_small(self, m: int, s1: int, s2: int) -> None:
+        if (
+            m < 500
+            and getattr(self.parts["momentum"], "adapts", True)
+            and min(s1, s2) < m
+        ):
+            self._warn(
+                "small",
+                f"a batch of {m} leaves {min(s1, s2)} cases for the curvature: adaptive α and μ "
+                "do not cope with that noise (section 10.10); recipe 'small_batch' is made for it, "
+                "and 'robust' uses small batches whole",
+            )
+
+    # --- saving ---------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to go on bit for bit: θ, buffers, moments, inverses, memos, counts."""
+        self._read([])
+        state = self.state_
+        tree = to_tree(
+            {
+                "step": state.step,
+                "seconds": state.seconds,
+                "strength": tuple(state.strength),
+                "previous": state.previous,
+                "factored": state.factored,
+                "inverse": state.inverse,
+                "memos": state.memos,
+                "block_memos": state.block_memos,
+                "kept_inverse": state.kept_inverse,
+                "coupling": self._coupling,
+                "mixed": self._mixed,
+                "forced": self._forced,
+                "reference": self._reference,
+                "moments": dict(self.ledger.current) if self.ledger is not None else None,
+                "fired": self.passes.fired,
+                "tangent_path": self.passes.tangent_path,
+                "seed": self.seed,
+                "lr": self.lr,
+                "theta": self.network.named([t.clone() for t in self._theta]),
+                "buffers": {n: b.clone() for n, b in self.problem.model.named_buffers()},
+            }
+        )
+        return {"format": 1, "tree": _cloned(tree)}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Restores what :meth:`state` gave, for the same problem and recipe.
+
+        Raises:
+            CheckpointError: the state belongs to another network or another format; nothing has
+                changed then.
+        """
+        if state.get("format") != 1:
+            raise CheckpointError(
+                f"the state has format {state.get('format')!r}; this version reads format 1"
+            )
+        values = from_tree(move(state["tree"], self.device))
+        shapes = {n: t.shape for n, t in self.network.named(self._theta).items()}
+        saved = {n: t.shape for n, t in values["theta"].items()}
+        if shapes != saved:
+            different = sorted(set(shapes.items()) ^ set(saved.items()), key=str)[:3]
+            raise CheckpointError(
+                "the state belongs to another network: parameters differ, such as "
+                + ", ".join(f"{n} {tuple(s)}" for n, s in different)
+            )
+        values = _cloned(values)
+        if self.passes.fired is None and values["fired"] is not None:
+            if self.problem.inputs is not None and self.problem.targets is not None:
+                self._bind(self.problem.inputs[:2], self.problem.targets[:2])
+        ledger = self.ledger
+        moments = values["moments"]
+        if moments is not None and ledger is not None:
+            if set(moments) != set(ledger.keys):
+                raise CheckpointError(
+                    "the state holds other moments than this recipe keeps: load it with the "
+                    "recipe it was saved with"
+                )
+            ledger.current.update(moments)
+        by_name = self.network.named(self._theta)
+        for name, value in values["theta"].items():
+            by_name[name].copy_(value)
+        buffers = dict(self.problem.model.named_buffers())
+        for name, value in values["buffers"].items():
+            buffers[name].copy_(value)
+        self.seed, self.lr = values["seed"], values["lr"]
+        self.passes.seed = self.seed
+        self._coupling, self._mixed = values["coupling"], values["mixed"]
+        self._forced, self._reference = values["forced"], values["reference"]
+        self._pending_ok = []
+        self.state_ = State(
+            step=values["step"],
+            seconds=values["seconds"],
+            strength=self._strength(Strength(*values["strength"])),
+            previous=values["previous"],
+            factored=values["factored"],
+            inverse=values["inverse"],
+            memos=values["memos"],
+            block_memos=values["block_memos"],
+            kept_inverse=values["kept_inverse"],
+        )
+
+    # --- reading --------------------------------------------------------------------------------
+
+    def average(self) -> Sequence[Tensor] | None:
+        """θ̄, in the order of ``network.names``; None where there is none."""
+        read: Sequence[Tensor] | None = self.parts["average"].read(self.state_.memos["average"])
+        return read
+
+    @property
+    def step_count(self) -> int:
+        """k of the last step made."""
+        return self.state_.step
+
+
+@dataclass(eq=False)
+class _Outcome:
+    chosen: _Candidate
+    tried: list[_Candidate]
+    factored: Any
+    block_memos: tuple[Any, ...]
+    kept: int
+    jitter: dict[str, float]
+
+
+class _Clock:
+    """Seconds per verb; nothing synchronises, so on an accelerator they are launch times."""
+
+    def __init__(self) -> None:
+        self.verbs: dict[str, float] = {}
+        self._start = time.perf_counter()
+
+    @contextlib.contextmanager
+    def __call__(self, verb: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.verbs[verb] = self.verbs.get(verb, 0.0) + time.perf_counter() - start
+
+    def total(self) -> float:
+        return time.perf_counter() - self._start
+
+
+def _best(values: Sequence[Tensor]) -> Tensor:
+    """Index of the lowest value; ties keep the earlier, NaN never wins over a number."""
+    index = torch.zeros_like(values[0])
+    lowest = values[0]
+    for j, value in enumerate(values[1:], start=1):
+        better = (value < lowest) | (torch.isnan(lowest) & ~torch.isnan(value))
+        index = torch.where(better, torch.full_like(index, float(j)), index)
+        lowest = torch.where(better, value, lowest)
+    return index
+
+
+def _all_finite(scalars: Sequence[Tensor]) -> Tensor:
+    return torch.isfinite(torch.stack([s.reshape(()).to(torch.float64) for s in scalars])).all()
+
+
+def _finite(candidate: _Candidate) -> Tensor:
+    return _all_finite([candidate.value, *candidate.scalars()])
+
+
+def _gated(ok: Tensor, new: Sequence[Tensor], old: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.where(ok, a, b) for a, b in zip(new, old, strict=True)]
+
+
+def _gated_state(ok: Tensor, new: State, old: State) -> State:
+    """Every tensor of ``new`` that has its like in ``old`` keeps the old value where not ok."""
+
+    def gate(a: Any, b: Any) -> Any:
+        if isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape:
+            return a if a is b else torch.where(ok, a, b)
+        if isinstance(a, Vec) and isinstance(b, Vec):
+            return Vec(_gated(ok, a.matrices, b.matrices))
+        if isinstance(a, Strength) and isinstance(b, Strength):
+            return Strength(*(gate(x, y) for x, y in zip(a, b, strict=True)))
+        if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)) and len(a) == len(b):
+            return type(a)(gate(x, y) for x, y in zip(a, b, strict=True))
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            return {key: gate(x, b.get(key)) for key, x in a.items()}
+        return a
+
+    previous = new.previous
+    if previous is not None:
+        zeros = Vec([torch.zeros_like(m) for m in previous])
+        previous = gate(previous, old.previous if old.previous is not None else zeros)
+    return replace(
+        new,
+        strength=gate(new.strength, old.strength),
+        previous=previous,
+        memos=gate(new.memos, old.memos),
+        block_memos=gate(new.block_memos, old.block_memos),
+    )
+
+
+def _cloned(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, list):
+        return [_cloned(v) for v in value]
+    if isinstance(value, dict):
+        return {k: _cloned(v) for k, v in value.items()}
+    return value
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Defers SIGINT to the end of the block: a commit happens whole or not at all."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[tuple[Any, Any]] = []
+    before = signal.getsignal(signal.SIGINT)
+    if before is None:
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda number, frame: caught.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if caught and callable(before):
+            before(*caught[-1])
+
+

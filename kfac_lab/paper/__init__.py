@@ -1,0 +1,156 @@
+"""The built-in plugin: every part of Martens & Grosse (2015), through the hooks outsiders use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from kfac_lab.core.layers import Linear
+from kfac_lab.core.likelihood import Bernoulli, Categorical, Gaussian
+from kfac_lab.hooks import hookimpl
+from kfac_lab.paper import (
+    averaging,
+    block_diagonal,
+    block_tridiagonal,
+    damping,
+    diagonal,
+    estimators,
+    kronecker,
+    momentum,
+    quadratic_model,
+    schedules,
+)
+from kfac_lab.paper.recipes import RECIPES
+
+S = "section "
+
+
+@hookimpl
+def kfac_register_estimators(register: Any) -> None:
+    """Where g comes from."""
+    register("sampled", estimators.Sampled, summary="targets sampled from the model", reference=S + "4")
+    register("exact", estimators.Exact, summary="every column of B pulled back", reference=S + "4")
+    register("empirical", estimators.Empirical, summary="the labels", reference=S + "1.3")
+
+
+@hookimpl
+def kfac_register_blocks(register: Any) -> None:
+    """Curvature of one layer."""
+    register("kronecker", kronecker.Kronecker, summary="Ā ⊗ G, damped by factor", reference=S + "3.2")
+    register("diagonal", diagonal.Diagonal, summary="E[(DW)²] entry by entry", reference=S + "12.5")
+    register("identity", diagonal.Identity, summary="the plain gradient", reference=S + "12.5")
+
+
+@hookimpl
+def kfac_register_structures(register: Any) -> None:
+    """How blocks make a preconditioner."""
+    register(
+        "block_diagonal", block_diagonal.BlockDiagonal, summary="F̆: layers apart", reference=S + "3.2"
+    )
+    register(
+        "block_tridiagonal",
+        block_tridiagonal.BlockTridiagonal,
+        summary="F̂: a Gaussian chain over adjacent layers",
+        reference=S + "3.3",
+    )
+
+
+@hookimpl
+def kfac_register_models(register: Any) -> None:
+    """The quadratic model."""
+    register(
+        "exact_fisher", quadratic_model.ExactFisher, summary="vᵀFv from Jv on S2", reference=S + "7.3"
+    )
+    register(
+        "approximate_fisher",
+        quadratic_model.ApproximateFisher,
+        summary="vᵀF̆v from the blocks",
+        reference=S + "5.1",
+    )
+    register("none", quadratic_model.NoModel, summary="no curvature", reference=S + "5.1")
+
+
+@hookimpl
+def kfac_register_dampings(register: Any) -> None:
+    """λ and γ."""
+    register(
+        "levenberg_marquardt",
+        damping.LevenbergMarquardt,
+        summary="λ by the reduction ratio, γ by search",
+        reference=S + "5.5",
+    )
+    register("tied", damping.Tied, summary="γ = √(λ+η)", reference=S + "5.3")
+    register(
+        "steered", damping.Steered, summary="tied, first steps held to a reduction", reference=S + "5.5"
+    )
+    register("constant", damping.Constant, summary="fixed λ and γ", reference=S + "12.10")
+    register("scheduled", damping.Scheduled, summary="λ falls by a schedule", reference=S + "5.3")
+
+
+@hookimpl
+def kfac_register_momentums(register: Any) -> None:
+    """From proposal to update."""
+    register("optimal", momentum.Optimal, summary="αΔ + μδ0, both from M", reference=S + "6")
+    register("rescaled", momentum.Rescaled, summary="αΔ, α from M", reference=S + "5.4")
+    register(
+        "conjugate_gradient",
+        momentum.ConjugateGradient,
+        summary="a Krylov space of M",
+        reference=S + "5.4",
+    )
+    register("fixed", momentum.Fixed, summary="fixed rate and momentum", reference=S + "6")
+    register("norm_clip", momentum.NormClip, summary="fixed, in a trust region", reference=S + "12.9")
+
+
+@hookimpl
+def kfac_register_schedules(register: Any) -> None:
+    """When what is due."""
+    register("periodic", schedules.Periodic, summary="T1, T2, T3 and burn-in", reference=S + "7.2")
+    register("every_step", schedules.EveryStep, summary="everything, always", reference=S + "7.2")
+    register("on_drift", schedules.OnDrift, summary="when factors have moved", reference=S + "7.4")
+
+
+@hookimpl
+def kfac_register_batches(register: Any) -> None:
+    """How many cases."""
+    register("constant", schedules.Constant, summary="the same m always", reference=S + "10.4")
+    register("exponential", schedules.Exponential, summary="m grows to |S|", reference=S + "10.4")
+
+
+@hookimpl
+def kfac_register_averages(register: Any) -> None:
+    """Iterate averaging."""
+    register("polyak", averaging.Polyak, summary="exponential average of θ", reference=S + "10.5")
+    register("none", averaging.NoAverage, summary="none", reference=S + "10.5")
+
+
+@hookimpl
+def kfac_register_collectives(register: Any) -> None:
+    """Processes."""
+    register("solo", averaging.Solo, summary="one process", reference=S + "12.6")
+
+
+@hookimpl
+def kfac_register_recipes(register: Any) -> None:
+    """The named recipes."""
+    for name, (text, summary, reference) in RECIPES.items():
+        register(name, text, summary=summary, reference=reference)
+
+
+@hookimpl
+def kfac_claim_layer(module: nn.Module, path: str) -> Linear | None:
+    """``nn.Linear``, by exact type."""
+    return Linear(module, path) if type(module) is nn.Linear else None
+
+
+@hookimpl
+def kfac_claim_likelihood(loss: Any) -> Any:
+    """torch's losses, by exact type; their reduction is a matter of h, which is a mean of cases."""
+    if type(loss) is nn.MSELoss:
+        return Gaussian("full")
+    if type(loss) is nn.BCEWithLogitsLoss:
+        return Bernoulli()
+    if type(loss) is nn.CrossEntropyLoss:
+        return Categorical()
+    return None

@@ -1,0 +1,229 @@
+"""λ and γ: Levenberg–Marquardt, the γ search, and simpler rules (section 5)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from kfac_lab.core import linalg
+from kfac_lab.core.parameters import parameter
+from kfac_lab.core.state import Due, StepRecord, Strength
+
+__all__ = ["Constant", "LevenbergMarquardt", "Scheduled", "Steered", "Tied"]
+
+Memo = Mapping[str, Any]
+OMEGA_1 = 0.95**5  # ω1 for T1 = 5
+OMEGA_2 = math.sqrt(0.95) ** 20  # ω2 for T2 = 20
+
+
+def _tied(lam: Any, eta: Any) -> Any:
+    total = lam + eta
+    return torch.sqrt(total) if isinstance(total, Tensor) else math.sqrt(total)
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """The λ rule that several strategies share (section 5.5)."""
+
+    lam: float = parameter(
+        150.0, symbol="λ", section="5.5", low=0.0, log=True, help="at step 1; err on the large side"
+    )
+    omega1: float = parameter(
+        OMEGA_1, symbol="ω1", section="5.5", low=0.01, high=1.0, help="λ factor, (19/20)^T1"
+    )
+    lower: float = parameter(0.25, section="5.5", help="ρ below: λ grows")
+    upper: float = parameter(0.75, section="5.5", help="ρ above: λ shrinks")
+    denominator: Literal["model", "without_lambda"] = parameter(
+        "model",
+        section="13",
+        choices=("model", "without_lambda"),
+        help="of ρ: M with λ (the paper), or without it (later libraries)",
+    )
+    lam_min: float = parameter(0.0, section="5.5", low=0.0, log=True)
+    lam_max: float = parameter(math.inf, section="5.5", low=0.0, log=True)
+    follows_rho: ClassVar[bool] = True
+
+    def _ratio(self, record: StepRecord) -> Tensor:
+        """ρ by the chosen denominator."""
+        rho = torch.as_tensor(record.rho, dtype=torch.float64)
+        if self.denominator == "model":
+            return rho
+        without = record.predicted - 0.5 * record.lam * record.norm_squared
+        return torch.as_tensor(record.actual / without)
+
+    def _adapted(self, lam: Any, record: StepRecord) -> Tensor:
+        rho = self._ratio(record)
+        lam = torch.as_tensor(lam, dtype=torch.float64, device=rho.device)
+        actual = torch.as_tensor(record.actual, dtype=torch.float64, device=rho.device)
+        predicted = torch.as_tensor(record.predicted, dtype=torch.float64, device=rho.device)
+        # An increase of h counts as ρ = −∞, and NaN as a failure.
+        grow = (rho < self.lower) | torch.isnan(rho) | (actual > 0)
+        shrink = ~grow & (rho > self.upper)
+        moved = torch.where(grow, lam / self.omega1, torch.where(shrink, lam * self.omega1, lam))
+        moved = torch.clamp(moved, self.lam_min, self.lam_max)
+        # No predicted change, no verdict: a converged run would inflate λ otherwise.
+        return torch.where(predicted == 0, lam, moved)
+
+
+@dataclass(frozen=True)
+class LevenbergMarquardt(_Rule):
+    """λ by the reduction ratio, γ by a search of its own (sections 5.5 and 5.6).
+
+    γ starts at √(λ+η). When γ is due, ω2γ, γ and γ/ω2 are tried, the outer two clipped to
+    [√η, gamma_max]; the lowest M wins and its inverse stays in use. The clip comes from the
+    authors' release; ``gamma_max=inf`` is the rule as printed.
+    """
+
+    gamma: float | None = parameter(
+        None, symbol="γ", section="5.6", low=0.0, log=True, help="at step 1; None is √(λ+η)"
+    )
+    omega2: float = parameter(
+        OMEGA_2, symbol="ω2", section="5.6", low=0.01, high=1.0, help="γ factor, √(19/20)^T2"
+    )
+    gamma_min: float | None = parameter(
+        None, section="5.6", low=0.0, log=True, help="of the candidates; None is √η"
+    )
+    gamma_max: float = parameter(1.0, section="5.6", low=0.0, log=True, help="of the candidates")
+
+    def init(self, problem: Any) -> tuple[Strength, Memo]:
+        """λ and γ as given."""
+        gamma = self.gamma if self.gamma is not None else _tied(self.lam, problem.l2)
+        return Strength(self.lam, gamma), {}
+
+    def candidates(self, strength: Strength, due: Due) -> tuple[Strength, ...]:
+        """γ; and ω2γ and γ/ω2 when γ is due."""
+        if not due.gamma:
+            return (strength,)
+        gamma = strength.gamma
+        low = self.gamma_min if self.gamma_min is not None else torch.sqrt(strength.eta)
+        smaller = torch.maximum(gamma * self.omega2, torch.as_tensor(low).to(gamma))
+        larger = torch.clamp(gamma / self.omega2, max=self.gamma_max)
+        return (strength, strength._replace(gamma=smaller), strength._replace(gamma=larger))
+
+    def adapt(self, strength: Strength, memo: Memo, record: StepRecord) -> tuple[Strength, Memo]:
+        """λ by ρ; γ is not touched."""
+        return strength._replace(lam=self._adapted(strength.lam, record)), memo
+
+
+@dataclass(frozen=True)
+class Tied(_Rule):
+    """λ by the reduction ratio, γ = √(λ+η) at all times (section 5.3)."""
+
+    def init(self, problem: Any) -> tuple[Strength, Memo]:
+        """λ as given."""
+        return Strength(self.lam, _tied(self.lam, problem.l2)), {}
+
+    def on_swap(self, strength: Strength) -> Strength:
+        """γ follows the λ that was kept."""
+        return strength._replace(gamma=_tied(strength.lam, strength.eta))
+
+    def candidates(self, strength: Strength, due: Due) -> tuple[Strength, ...]:
+        """One: γ follows λ."""
+        return (strength._replace(gamma=torch.sqrt(strength.lam + strength.eta)),)
+
+    def adapt(self, strength: Strength, memo: Memo, record: StepRecord) -> tuple[Strength, Memo]:
+        """λ by ρ, γ with it."""
+        lam = self._adapted(strength.lam, record)
+        return strength._replace(lam=lam, gamma=torch.sqrt(lam + strength.eta)), memo
+
+
+@dataclass(frozen=True)
+class Steered(Tied):
+    """``tied``, with λ steered through the first steps by the predicted relative reduction.
+
+    In the first ``steps`` steps −(M(δ) − M(0))/h is kept between ``low`` and ``high``: a step
+    outside is proposed again with another λ. At step 1 the search goes both ways until the band
+    is met, so that ``lam`` is a starting guess and nothing more. Afterwards the rule is ``tied``'s.
+    """
+
+    steps: int = parameter(20, section="5.5", low=0, help="how many steps are steered")
+    low: float = parameter(0.04, section="5.5", low=0.0, high=1.0, help="least relative reduction")
+    high: float = parameter(0.12, section="5.5", low=0.0, high=1.0, help="most relative reduction")
+
+    def check(self) -> str | None:
+        """low must lie below high."""
+        if not self.low < self.high:
+            return f"low={self.low} must be below high={self.high}"
+        return None
+
+    def retry(
+        self, strength: Strength, memo: Memo, record: StepRecord, tries: int
+    ) -> Strength | None:
+        """Another λ while the step is steered and its reduction lies outside the band."""
+        if record.step > self.steps:
+            return None
+        count = len(record.candidates)
+        values = linalg.host(
+            [torch.as_tensor(record.loss, dtype=torch.float64)]
+            + [torch.as_tensor(x) for lam, _, value in record.candidates for x in (lam, value)]
+        )
+        loss = values[0]
+        if not loss > 0:
+            return None
+        seen = [(values[1 + 2 * j], -values[2 + 2 * j] / loss) for j in range(count)]
+        lam, reduction = seen[-1]
+        if not math.isfinite(reduction) or self.low <= reduction <= self.high:
+            return None
+        # Reduction falls as λ grows: bracket in log λ by doublings, then halve the bracket.
+        below = [x for x, r in seen if r > self.high]  # λ too small
+        above = [x for x, r in seen if r < self.low]  # λ too large
+        if below and above and max(below) < min(above):
+            new = math.sqrt(max(below) * min(above))
+        else:
+            factor = 2.0 ** (1 + tries // 2) if record.step == 1 else 2.0
+            new = lam * factor if reduction > self.high else lam / factor
+        if not 1e-12 < new < 1e12:
+            return None
+        updated = strength.lam * 0 + new
+        return strength._replace(lam=updated, gamma=torch.sqrt(updated + strength.eta))
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Fixed λ and γ; with ``pi="one"`` in the block this is Heskes' damping (section 12.10)."""
+
+    lam: float = parameter(1e-2, symbol="λ", section="5.3", low=0.0, log=True)
+    gamma: float | None = parameter(
+        None, symbol="γ", section="5.3", low=0.0, log=True, help="None is √(λ+η)"
+    )
+
+    def init(self, problem: Any) -> tuple[Strength, Memo]:
+        """λ and γ as given."""
+        gamma = self.gamma if self.gamma is not None else _tied(self.lam, problem.l2)
+        return Strength(self.lam, gamma), {}
+
+    def candidates(self, strength: Strength, due: Due) -> tuple[Strength, ...]:
+        """The one there is."""
+        return (strength,)
+
+    def adapt(self, strength: Strength, memo: Memo, record: StepRecord) -> tuple[Strength, Memo]:
+        """Nothing moves."""
+        return strength, memo
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """λ falls from ``lam`` to ``lam_end`` geometrically over ``steps`` steps; γ = √(λ+η)."""
+
+    lam: float = parameter(1.0, symbol="λ", section="5.3", low=1e-30, log=True)
+    lam_end: float = parameter(1e-3, symbol="λ", section="5.3", low=1e-30, log=True)
+    steps: int = parameter(500, section="5.3", low=1)
+
+    def init(self, problem: Any) -> tuple[Strength, Memo]:
+        """λ at its start."""
+        return Strength(self.lam, _tied(self.lam, problem.l2)), {}
+
+    def candidates(self, strength: Strength, due: Due) -> tuple[Strength, ...]:
+        """The current one."""
+        return (strength,)
+
+    def adapt(self, strength: Strength, memo: Memo, record: StepRecord) -> tuple[Strength, Memo]:
+        """λ of the next step; moves when λ is due."""
+        share = min(record.step / self.steps, 1.0)
+        lam = torch.full_like(strength.lam, self.lam * (self.lam_end / self.lam) ** share)
+        return strength._replace(lam=lam, gamma=torch.sqrt(lam + strength.eta)), memo

@@ -1,0 +1,71 @@
+"""Where the derivatives g come from: the model's own samples, all of B, or the labels (section 4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from kfac_lab.core.likelihood import Likelihood
+from kfac_lab.core.parameters import parameter
+
+__all__ = ["Empirical", "Exact", "Sampled"]
+
+Draw = Callable[[str], Tensor]
+
+
+@dataclass(frozen=True)
+class _Estimator:
+    fraction: float = parameter(
+        0.125, symbol="τ1", section="7.4", low=1e-6, high=1.0, help="share of the batch for Ā, G"
+    )
+    limit: float = parameter(
+        0.95, symbol="ε", section="4", low=0.0, high=0.9999, help="ε = min(1 − 1/k, limit)"
+    )
+    minimum: int = parameter(
+        0, section="7.4", low=0, help="at least this many rows, or the whole batch"
+    )
+
+    def decay(self, k: int) -> float:
+        """ε of step k: a running mean at first, then a window of about 1/(1−limit) steps."""
+        return min(1.0 - 1.0 / k, self.limit)
+
+    def rows(self, m: int) -> int:
+        """|S1| for a batch of m."""
+        return max(math.ceil(self.fraction * m), min(m, self.minimum))
+
+
+@dataclass(frozen=True)
+class Sampled(_Estimator):
+    """One model sample of y per case: an unbiased estimate for one extra backward pass."""
+
+    def cotangents(
+        self, likelihood: Likelihood, outputs: Tensor, targets: Tensor, draw: Draw
+    ) -> Iterator[Tensor]:
+        """One cotangent, from targets sampled from the model."""
+        yield likelihood.sampled_gradient(outputs, draw("targets"))
+
+
+@dataclass(frozen=True)
+class Exact(_Estimator):
+    """G = E[J_sᵀ F_R J_s]: every column of B pulled back (section 12.4's KFLR)."""
+
+    def cotangents(
+        self, likelihood: Likelihood, outputs: Tensor, targets: Tensor, draw: Draw
+    ) -> Iterator[Tensor]:
+        """As many cotangents as B has columns."""
+        for column in range(likelihood.factor_columns(outputs)):
+            yield likelihood.factor_column(outputs, column)
+
+
+@dataclass(frozen=True)
+class Empirical(_Estimator):
+    """g from the labels: the "empirical Fisher", which is no Gauss–Newton matrix (section 1.3)."""
+
+    def cotangents(
+        self, likelihood: Likelihood, outputs: Tensor, targets: Tensor, draw: Draw
+    ) -> Iterator[Tensor]:
+        """One cotangent, the gradient at the true targets."""
+        yield likelihood.gradient(outputs, targets)

@@ -1,0 +1,141 @@
+"""How the proposal becomes the update: re-scaling, momentum, and fixed coefficients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from kfac_lab.core.parameters import parameter
+from kfac_lab.core.protocols import Restriction, Space
+from kfac_lab.core.state import Strength
+from kfac_lab.core.vector import Vec
+
+__all__ = ["ConjugateGradient", "Fixed", "NormClip", "Optimal", "Rescaled"]
+
+Memo = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Optimal:
+    """δ = αΔ + μδ0, both coefficients from the quadratic model (section 6)."""
+
+    def basis(
+        self, space: Space, direction: Vec, previous: Vec | None, memo: Memo
+    ) -> tuple[Vec, ...]:
+        """(Δ,) at first, then (Δ, δ0)."""
+        return (direction,) if previous is None else (direction, previous)
+
+    def choose(self, restriction: Restriction, strength: Strength, step: int) -> Tensor:
+        """The minimiser of M on the span."""
+        return restriction.minimiser(strength)
+
+
+@dataclass(frozen=True)
+class Rescaled:
+    """δ = αΔ, α from the quadratic model (section 5.4)."""
+
+    def basis(
+        self, space: Space, direction: Vec, previous: Vec | None, memo: Memo
+    ) -> tuple[Vec, ...]:
+        """(Δ,)."""
+        return (direction,)
+
+    def choose(self, restriction: Restriction, strength: Strength, step: int) -> Tensor:
+        """α*."""
+        return restriction.minimiser(strength)
+
+
+@dataclass(frozen=True)
+class ConjugateGradient:
+    """``steps`` steps of preconditioned CG on M, as minimisation over their span (section 5.4).
+
+    The span of Δ, P(F+λ+η)Δ, … with δ0 beside it; ``steps=1`` is ``optimal``.
+    """
+
+    steps: int = parameter(2, section="5.4", low=1, high=50, help="dimension of the Krylov space")
+    momentum: bool = parameter(True, section="6", help="δ0 joins the basis")
+
+    def basis(
+        self, space: Space, direction: Vec, previous: Vec | None, memo: Memo
+    ) -> tuple[Vec, ...]:
+        """Δ, δ0 if there is one, then the further Krylov vectors, made orthogonal for accuracy."""
+        vectors = [direction]
+        if self.momentum and previous is not None:
+            vectors.append(previous)
+        krylov = [direction]
+        shift = space.strength.lam + space.strength.eta
+        for _ in range(self.steps - 1):
+            latest = krylov[-1]
+            new = space.precondition(space.fisher(latest) + latest.scaled(shift))
+            for _ in range(2):  # twice is enough
+                for old in krylov:
+                    share = new.dot(old) / torch.clamp(old.dot(old), min=1e-300)
+                    new = new - old.scaled(share)
+            size = torch.sqrt(torch.clamp(new.dot(new), min=1e-300))
+            scale = torch.sqrt(direction.dot(direction)) / size
+            new = new.scaled(scale)
+            krylov.append(new)
+            vectors.append(new)
+        return tuple(vectors)
+
+    def choose(self, restriction: Restriction, strength: Strength, step: int) -> Tensor:
+        """The minimiser of M on the span."""
+        return restriction.minimiser(strength)
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """δ = lr_k Δ + mu δ0 with lr_k = lr·decay^(k−1): no model, no re-scaling (section 6)."""
+
+    lr: float = parameter(0.1, symbol="α", section="6", low=0.0, log=True, help="learning rate")
+    mu: float = parameter(0.9, symbol="μ", section="6", low=0.0, high=1.0, help="momentum")
+    decay: float = parameter(1.0, section="10.10", low=0.0, high=1.0, help="of lr, per step")
+    adapts: ClassVar[bool] = False
+
+    def basis(
+        self, space: Space, direction: Vec, previous: Vec | None, memo: Memo
+    ) -> tuple[Vec, ...]:
+        """(Δ,) or (Δ, δ0)."""
+        return (direction,) if previous is None else (direction, previous)
+
+    def choose(self, restriction: Restriction, strength: Strength, step: int) -> Tensor:
+        """(lr_k, mu)."""
+        numbers = [self.lr * self.decay ** (step - 1), self.mu]
+        return _numbers(restriction.slope, numbers)
+
+
+@dataclass(frozen=True)
+class NormClip:
+    """Fixed coefficients within a trust region: lr²·ΔᵀPΔ-norm at most κ (section 12.9).
+
+    ν = min(1, √(κ / (lr_k² Σ⟨U, V⟩))) with V the gradient and U the preconditioned gradient.
+    """
+
+    lr: float = parameter(0.1, symbol="α", section="12.9", low=0.0, log=True, help="learning rate")
+    kappa: float = parameter(1e-3, symbol="κ", section="12.9", low=0.0, log=True)
+    mu: float = parameter(0.9, symbol="μ", section="12.9", low=0.0, high=1.0, help="momentum")
+    decay: float = parameter(1.0, section="10.10", low=0.0, high=1.0, help="of lr, per step")
+    adapts: ClassVar[bool] = False
+
+    def basis(
+        self, space: Space, direction: Vec, previous: Vec | None, memo: Memo
+    ) -> tuple[Vec, ...]:
+        """(Δ,) or (Δ, δ0)."""
+        return (direction,) if previous is None else (direction, previous)
+
+    def choose(self, restriction: Restriction, strength: Strength, step: int) -> Tensor:
+        """(ν lr_k, mu)."""
+        lr = self.lr * self.decay ** (step - 1)
+        length = torch.clamp(-restriction.slope[0], min=0.0)  # Σ⟨U, V⟩ = −∇hᵀΔ
+        clip = torch.sqrt(self.kappa / torch.clamp(lr * lr * length, min=1e-300))
+        first = lr * torch.clamp(clip, max=1.0)
+        rest = _numbers(restriction.slope, [0.0, self.mu])[1:]
+        return torch.cat([first.reshape(1), rest])
+
+
+def _numbers(like: Tensor, values: list[float]) -> Tensor:
+    return torch.stack([torch.full_like(like[0], v) for v in values[: like.shape[0]]])

@@ -1,0 +1,85 @@
+"""The named recipes, as text: what each slot is played by."""
+
+from __future__ import annotations
+
+__all__ = ["RECIPES"]
+
+_PAPER = {
+    "estimator": "sampled(fraction=0.125)",
+    "block": "kronecker",
+    "structure": "block_diagonal",
+    "model": "exact_fisher(fraction=0.25)",
+    "damping": "levenberg_marquardt(lam=150.0)",
+    "momentum": "optimal",
+    "schedule": "periodic(T1=5, T2=20, T3=20, burn_in=3)",
+    "batch": "exponential(start=1000, full_at=500)",
+    "average": "polyak(xi=0.99)",
+    "collective": "solo",
+}
+
+
+def _text(**changes: str) -> str:
+    return "\n".join(f"{slot} = {value}" for slot, value in {**_PAPER, **changes}.items())
+
+
+def _baseline(method: str, size: int) -> str:
+    return f"method = {method}\nbatch = constant(size={size})\naverage = polyak(xi=0.99)"
+
+
+# name → (text, summary, reference)
+RECIPES: dict[str, tuple[str, str, str]] = {
+    "paper": (_text(), "the paper's settings, block-diagonal", "section 8"),
+    "paper_tridiagonal": (
+        _text(structure="block_tridiagonal"),
+        "the paper's settings, block-tridiagonal",
+        "section 3.3",
+    ),
+    "no_momentum": (
+        _text(momentum="rescaled"),
+        "re-scaling alone, δ = αΔ",
+        "section 5.4",
+    ),
+    "heskes": (
+        _text(
+            estimator="exact(fraction=1.0, limit=0.0)",
+            block='kronecker(pi="one")',
+            damping="constant(lam=0.0, gamma=0.1)",
+            momentum="fixed(lr=0.1, mu=0.0)",
+            model="none",
+            schedule="every_step",
+            average="none",
+        ),
+        "fixed γ on both factors, exact G, no averaging, no re-scaling, no momentum",
+        "section 12.10",
+    ),
+    "centering": (
+        _text(block='kronecker(factor_a="rank1_plus_diagonal", factor_g="diagonal")'),
+        "Ā as mean and variances, G as variances: centred activities and scaled gradients",
+        "section 9.4",
+    ),
+    "robust": (
+        _text(
+            estimator="sampled(fraction=0.125, minimum=1000)",
+            model="exact_fisher(fraction=0.25, minimum=1000)",
+            damping="steered(lam=150.0)",
+            schedule="periodic(T1=5, T2=5, T3=5, burn_in=20)",
+        ),
+        "steers its first steps, γ tied to λ; needs no λ0 and no batch size by hand",
+        "section 5.5",
+    ),
+    "small_batch": (
+        _text(
+            estimator="sampled(fraction=1.0)",
+            model="none",
+            damping="constant(lam=0.001)",
+            momentum="norm_clip(lr=0.1, kappa=0.001, mu=0.9, decay=0.999)",
+            schedule="periodic(T1=5, T2=10, T3=10, burn_in=10)",
+            batch="constant(size=128)",
+        ),
+        "fixed rate with decay, norm clip, constant damping: for batches below 500",
+        "section 12.9",
+    ),
+    "nag": (_baseline("nag", 250), "SGD with Nesterov momentum", "section 10.6"),
+    "adam": (_baseline("adam", 200), "Adam", "section 10.6"),
+    "muon": (_baseline("muon", 200), "Muon for matrices, Adam for biases", "section 10.6"),
+}

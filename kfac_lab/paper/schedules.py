@@ -1,0 +1,130 @@
+"""When statistics, factors, inverses, γ and λ are due (section 7.2), and how many cases (10.4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kfac_lab.core.parameters import parameter
+from kfac_lab.core.state import Due, Signals
+from kfac_lab.errors import RecipeError
+
+__all__ = ["Constant", "EveryStep", "Exponential", "OnDrift", "Periodic"]
+
+Memo = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Periodic:
+    """λ every T1 steps, γ every T2, the inverse every T3 and at k ≤ burn_in (section 7.2)."""
+
+    T1: int = parameter(5, symbol="T1", section="5.5", low=1, help="λ period")
+    T2: int = parameter(20, symbol="T2", section="5.6", low=1, help="γ period, a multiple of T3")
+    T3: int = parameter(20, symbol="T3", section="7.2", low=1, help="inverse period")
+    burn_in: int = parameter(3, section="7.2", low=0, help="the inverse is due at k ≤ burn_in")
+    T_scale: int | None = parameter(
+        None, section="12.2", low=1, help="period of the inverse alone; None is T3"
+    )
+
+    def check(self) -> str | None:
+        """T2 must be a multiple of T3."""
+        if self.T2 % self.T3:
+            return (
+                f"T2={self.T2} must be a multiple of T3={self.T3}: γ is searched where the inverse "
+                "is rebuilt anyway (section 5.6)"
+            )
+        return None
+
+    def due(self, step: int, memo: Memo, signals: Signals) -> tuple[Due, Memo]:
+        """See ``core.protocols.Schedule``."""
+        factors = step % self.T3 == 0 or step <= self.burn_in
+        inverse = factors or step % (self.T_scale or self.T3) == 0
+        gamma = step % self.T2 == 0
+        return Due(True, factors, inverse or gamma, gamma, step % self.T1 == 0), memo
+
+
+@dataclass(frozen=True)
+class EveryStep:
+    """Everything at every step, γ every T2: the dearest schedule."""
+
+    T1: int = parameter(1, symbol="T1", section="5.5", low=1, help="λ period")
+    T2: int = parameter(1, symbol="T2", section="5.6", low=1, help="γ period")
+
+    def due(self, step: int, memo: Memo, signals: Signals) -> tuple[Due, Memo]:
+        """See ``core.protocols.Schedule``."""
+        return Due(True, True, True, step % self.T2 == 0, step % self.T1 == 0), memo
+
+
+@dataclass(frozen=True)
+class OnDrift:
+    """The inverse when the factors have moved by ``threshold`` of their norm (section 7.4).
+
+    Drift is the largest ‖M − M₀‖/‖M₀‖ over the diagonal moments, M₀ those of the last refresh; it
+    is read every ``check`` steps.
+    """
+
+    threshold: float = parameter(0.1, section="7.4", low=0.0, log=True, help="relative change")
+    check: int = parameter(5, section="7.4", low=1, help="steps between looks")
+    T1: int = parameter(5, symbol="T1", section="5.5", low=1, help="λ period")
+    burn_in: int = parameter(3, section="7.2", low=0, help="the inverse is due at k ≤ burn_in")
+
+    def due(self, step: int, memo: Memo, signals: Signals) -> tuple[Due, Memo]:
+        """See ``core.protocols.Schedule``."""
+        moved = signals.drift is not None and signals.drift > self.threshold
+        refresh = step <= self.burn_in or moved
+        return Due(True, refresh, refresh, refresh and step > self.burn_in, step % self.T1 == 0), memo
+
+
+class _Cases(int):
+    """A number of cases that answers ``batch.size(step, available)``.
+
+    The recipe text is ``constant(size=64)`` and the verb is ``batch.size(…)``: one name for both.
+    """
+
+    def __call__(self, step: int, available: int | None) -> int:
+        return int(self) if available is None else min(int(self), available)
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same number of cases at every step: ``batch.size(step, available)`` is min(size, |S|)."""
+
+    size: int = parameter(1000, symbol="m", section="10.4", low=1)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.size, int) and not isinstance(self.size, bool):
+            object.__setattr__(self, "size", _Cases(self.size))
+
+
+@dataclass(frozen=True)
+class Exponential:
+    """m_k = start·(|S|/start)^((k−1)/(full_at−1)), the whole set from ``full_at`` on (section 10.4)."""
+
+    start: int = parameter(1000, symbol="m1", section="10.4", low=1)
+    full_at: int = parameter(500, section="10.4", low=2, help="step at which m is the whole set")
+    full: int | None = parameter(
+        None, section="10.4", low=1, help="the largest batch; needed where |S| is unknown"
+    )
+
+    def size(self, step: int, available: int | None) -> int:
+        """m of step k.
+
+        Raises:
+            RecipeError: cases come from a callable and ``full`` is not given.
+        """
+        full = self.full if self.full is not None else available
+        if full is None:
+            raise RecipeError(
+                "batch 'exponential' needs to know the largest batch where cases come from a "
+                "callable: give exponential(full=…)"
+            )
+        if available is not None:
+            full = min(full, available)
+        if full <= self.start:
+            return full
+        power = (step - 1) / (self.full_at - 1)
+        if power >= 1:
+            return full
+        return min(math.floor(self.start * (full / self.start) ** power + 1e-9), full)
