@@ -63,9 +63,18 @@ class KroneckerInverse:
             low_rank.dense(self.A_inverse).contiguous(), low_rank.dense(self.G_inverse).contiguous()
         )
 
-    def factors(self) -> tuple[Tensor, Tensor]:
-        """The damped (Ā, G) as matrices."""
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """The damped (Ā, G) of any kind, formed as matrices."""
         return _shifted(self.A, self.A_shift), _shifted(self.G, self.G_shift)
+
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        """The damped (Ā, G) where both are dense.
+
+        A factor that replaces part of its moment by a diagonal does not fit the cross moments of
+        a chain: together they need not be positive semidefinite. Such a block ends its chain.
+        """
+        both = isinstance(self.A, Tensor) and isinstance(self.G, Tensor)
+        return self.matrices() if both else None
 
 
 @dataclass(frozen=True)
