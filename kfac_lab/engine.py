@@ -797,6 +797,16 @@ class Engine:
         return read
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The trained parameters' names, in the order of ``average``."""
+        return self.network.names
+
+    @property
+    def seconds(self) -> float:
+        """Training time so far."""
+        return self.state_.seconds
+
+    @property
     def step_count(self) -> int:
         """k of the last step made."""
         return self.state_.step

@@ -1,0 +1,242 @@
+"""History: what a run's steps saw, as columns; swaps as marks."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kfac_lab.core import linalg
+from kfac_lab.core.state import Due, StepRecord, Swap
+from kfac_lab.errors import KfacLabError
+
+__all__ = ["COLUMNS", "Column", "History"]
+
+COLUMNS = (
+    "step",
+    "loss",
+    "error",
+    "alpha",
+    "mu",
+    "lam",
+    "gamma",
+    "eta",
+    "rho",
+    "predicted",
+    "actual",
+    "norm_squared",
+    "slope",
+    "lr",
+    "batch",
+    "seconds",
+    "coupling",
+    "kept_inverse",
+    "void",
+)
+
+
+class Column(Sequence[float]):
+    """One number per step: length, indexing, slices and ``numpy.asarray``."""
+
+    def __init__(self, name: str, values: NDArray[np.float64]) -> None:
+        self.name, self._values = name, values
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getitem__(self, index: Any) -> Any:
+        found = self._values[index]
+        return float(found) if np.ndim(found) == 0 else Column(self.name, found)
+
+    def __iter__(self) -> Iterator[float]:
+        return iter(self._values.tolist())
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.array(self._values, dtype=dtype)
+
+    def __eq__(self, other: object) -> Any:
+        return self._values == np.asarray(other)
+
+    def __repr__(self) -> str:
+        return f"Column({self.name!r}, {np.array2string(self._values, threshold=6)})"
+
+
+class History:
+    """The records of a run in step order, with marks where parts were swapped.
+
+    Records hold 0-dim tensors until somebody reads; a read moves all pending ones in one transfer.
+    ``history["loss"]`` is a :class:`Column`; ``history.records`` are the records themselves;
+    ``history.marks`` the swaps; ``history.evaluations`` what ``Run.evaluate`` measured.
+    """
+
+    def __init__(self) -> None:
+        self._records: list[StepRecord] = []
+        self._numbers: list[tuple[float, ...]] = []
+        self.marks: list[Swap] = []
+        self.evaluations: list[dict[str, Any]] = []
+
+    def append(self, record: StepRecord) -> None:
+        """Adds a step's record; nothing is read."""
+        self._records.append(record)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @property
+    def records(self) -> Sequence[StepRecord]:
+        """The records, numbers read."""
+        self._settle()
+        return tuple(self._records)
+
+    def __getitem__(self, name: str) -> Column:
+        if name not in COLUMNS:
+            raise KeyError(f"history has no column {name!r}; it has {', '.join(COLUMNS)}")
+        self._settle()
+        at = COLUMNS.index(name)
+        return Column(name, np.array([row[at] for row in self._numbers], dtype=np.float64))
+
+    def __contains__(self, name: object) -> bool:
+        return name in COLUMNS
+
+    def _settle(self) -> None:
+        """Reads everything that is pending, in one transfer."""
+        pending = self._records[len(self._numbers) :]
+        if not pending:
+            return
+        flat: list[Any] = [getattr(r, name) for r in pending for name in COLUMNS]
+        extra: list[Any] = []
+        for r in pending:
+            extra += [x for candidate in r.candidates for x in candidate]
+            extra += list(r.coefficients) if r.coefficients is not None else []
+        tensors = [v for v in flat + extra if isinstance(v, Tensor)]
+        values = iter(linalg.host(tensors) if tensors else ())
+        numbers = [next(values) if isinstance(v, Tensor) else float(v) for v in flat]
+        extras = [next(values) if isinstance(v, Tensor) else float(v) for v in extra]
+        width, at = len(COLUMNS), 0
+        for n, r in enumerate(pending):
+            row = tuple(numbers[n * width : (n + 1) * width])
+            self._numbers.append(row)
+            plain: dict[str, Any] = dict(zip(COLUMNS, row, strict=True))
+            for name in ("step", "batch", "kept_inverse"):
+                plain[name] = int(plain[name])
+            tried = len(r.candidates)
+            triples = extras[at : at + 3 * tried]
+            at += 3 * tried
+            plain["candidates"] = tuple(
+                (triples[3 * j], triples[3 * j + 1], triples[3 * j + 2]) for j in range(tried)
+            )
+            if r.coefficients is not None:
+                count = len(r.coefficients)
+                plain["coefficients"] = tuple(extras[at : at + count])
+                at += count
+            self._records[len(self._numbers) - 1] = replace(r, **plain)
+
+    def truncate(self, count: int) -> None:
+        """Forgets all but the first ``count`` records, and later marks and evaluations."""
+        last = self._records[count - 1].step if count else 0
+        del self._records[count:]
+        del self._numbers[count:]
+        self.marks = [m for m in self.marks if m.step <= last]
+        self.evaluations = [e for e in self.evaluations if e["step"] <= last]
+
+    def copy(self) -> History:
+        """A history of its own with the same content."""
+        self._settle()
+        other = History()
+        other._records, other._numbers = list(self._records), list(self._numbers)
+        other.marks = list(self.marks)
+        other.evaluations = [dict(e) for e in self.evaluations]
+        return other
+
+    # --- out and in -----------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, list[float]]:
+        """Column name → list of numbers."""
+        return {name: list(self[name]) for name in COLUMNS}
+
+    def to_csv(self, path: str | Path | None = None) -> str:
+        """The columns as CSV text, one line per step; written to ``path`` where given."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        self._settle()
+        for row in self._numbers:
+            writer.writerow(["" if math.isnan(v) else repr(v) for v in row])
+        if path is not None:
+            Path(path).write_text(out.getvalue())
+        return out.getvalue()
+
+    def to_dataframe(self) -> Any:
+        """The columns as a pandas DataFrame.
+
+        Raises:
+            KfacLabError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise KfacLabError(
+                "to_dataframe needs pandas: pip install pandas, or use to_dict or to_csv"
+            ) from error
+        return pandas.DataFrame(self.to_dict())
+
+    def state(self) -> dict[str, Any]:
+        """What :meth:`restore` takes: plain lists and numbers."""
+        self._settle()
+        return {
+            "rows": [list(row) for row in self._numbers],
+            "more": [
+                {
+                    "due": list(r.due),
+                    "candidates": [list(c) for c in r.candidates],
+                    "coefficients": list(r.coefficients) if r.coefficients is not None else None,
+                    "jitter": dict(r.jitter),
+                    "verbs": dict(r.verbs),
+                }
+                for r in self._records
+            ],
+            "marks": [
+                [m.step, dict(m.parts), dict(m.before), m.note] for m in self.marks
+            ],
+            "evaluations": [dict(e) for e in self.evaluations],
+        }
+
+    @classmethod
+    def restore(cls, state: Mapping[str, Any]) -> History:
+        """The inverse of :meth:`state`."""
+        history = cls()
+        for row, more in zip(state["rows"], state["more"], strict=True):
+            plain: dict[str, Any] = dict(zip(COLUMNS, row, strict=True))
+            for name in ("step", "batch", "kept_inverse"):
+                plain[name] = int(plain[name])
+            coefficients = more["coefficients"]
+            history._records.append(
+                StepRecord(
+                    **plain,
+                    due=Due(*more["due"]),
+                    candidates=tuple((c[0], c[1], c[2]) for c in more["candidates"]),
+                    coefficients=tuple(coefficients) if coefficients is not None else None,
+                    jitter=more["jitter"],
+                    verbs=more["verbs"],
+                )
+            )
+            history._numbers.append(tuple(row))
+        history.marks = [Swap(s, p, b, n) for s, p, b, n in state["marks"]]
+        history.evaluations = [dict(e) for e in state["evaluations"]]
+        return history
+
+    def __repr__(self) -> str:
+        if not self._records:
+            return "History(no steps)"
+        return f"History({len(self)} steps, last loss {self['loss'][-1]:.6g})"
+
+

@@ -1,0 +1,563 @@
+"""Run: a problem, a recipe, a stepper and its history: what people hold."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import platform
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kfac_lab import engine as _engine
+from kfac_lab.core import linalg
+from kfac_lab.core.passes import square_norm
+from kfac_lab.core.problem import Problem
+from kfac_lab.core.state import StepRecord, Swap, move
+from kfac_lab.errors import CheckpointError, KfacLabError, RecipeError
+from kfac_lab.history import History
+from kfac_lab.hooks import Recipe, hookimpl
+from kfac_lab.hooks import lab as process_lab
+
+__all__ = ["Coverage", "Kfac", "Run", "Score", "choose_device"]
+
+CHUNK = 5000  # cases at a time in evaluations
+SNAPSHOT_EVERY = 100  # steps
+SNAPSHOT_BUDGET = 1 << 30  # bytes
+
+
+@dataclass(frozen=True)
+class Kfac:
+    """The method ``kfac``: the engine with every slot of the recipe."""
+
+    def attach(self, problem: Problem, recipe: Any, seed: int, **options: Any) -> Any:
+        """See ``engine.attach``."""
+        return _engine.attach(problem, recipe, seed, **options)
+
+
+@hookimpl
+def kfac_register_methods(register: Any) -> None:
+    """The four Steppers in the box."""
+    from kfac_lab.baselines import Adam, Muon, Nag
+
+    register("kfac", Kfac, summary="K-FAC, every slot of the recipe", reference="section 8")
+    register("nag", Nag, summary="SGD with Nesterov momentum", reference="section 10.6")
+    register("adam", Adam, summary="Adam", reference="Kingma & Ba 2015")
+    register("muon", Muon, summary="Muon for matrices, Adam for biases", reference="Jordan 2024")
+
+
+class Score(float):
+    """An evaluation: the error as a number, with ``loss``, ``error``, ``split``, ``at``, ``step``."""
+
+    loss: float
+    error: float
+    split: str
+    at: str
+    step: int
+
+    @classmethod
+    def of(cls, loss: float, error: float, split: str, at: str, step: int) -> Score:
+        """A score from its numbers."""
+        score = cls(error)
+        score.loss, score.error = loss, error
+        score.split, score.at, score.step = split, at, step
+        return score
+
+
+class Coverage(list):  # type: ignore[type-arg]
+    """The coverage table: a list of rows that prints as a table."""
+
+    def __str__(self) -> str:
+        names = ("parameter", "layer", "kind", "block", "claimed_by", "chain", "tangents")
+        table = [names, *(tuple(str(getattr(row, n)) for n in names) for row in self)]
+        widths = [max(len(line[c]) for line in table) for c in range(len(names))]
+        return "\n".join(
+            "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
+            for line in table
+        )
+
+    __repr__ = __str__
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    step: int
+    state: dict[str, Any]
+    recipe: Recipe
+    records: int
+    size: int
+
+
+def choose_device(device: str | torch.device) -> torch.device:
+    """``"auto"`` is CUDA where it is, else the CPU."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
+
+
+class Run:
+    """A training run.
+
+    Args:
+        problem: a registered name such as ``"curves"``, or a Problem.
+        recipe: a registered name such as ``"paper"``, a recipe's text, or a Recipe.
+        seed: of every draw; a named problem is also initialised by it. A Problem made from
+            objects is trained in place from the parameters it has.
+        device: ``"auto"``, or anything ``torch.device`` takes; a Problem object stays where it is
+            unless a device is named.
+
+    Raises:
+        RecipeError: an unknown name or a recipe that cannot work on the problem.
+        CoverageError: parameters that no layer claims.
+        DataError: a named problem's data are not here.
+    """
+
+    def __init__(
+        self,
+        problem: str | Problem = "curves",
+        recipe: str | Recipe = "paper",
+        seed: int = 0,
+        device: str | torch.device = "auto",
+    ) -> None:
+        self.recipe = Recipe.of(recipe)
+        self.seed = int(seed)
+        self.named = problem if isinstance(problem, str) else None
+        if isinstance(problem, str):
+            entry = process_lab.entry("problem", problem)
+            problem = entry.component(seed=self.seed, device=choose_device(device))
+        elif device != "auto":
+            problem.model.to(torch.device(device))
+        self.problem: Problem = problem
+        self.stepper = self.recipe["method"].attach(self.problem, self.recipe, self.seed)
+        self.history = History()
+        self._lock = threading.RLock()
+        self._queue: list[tuple[Recipe, dict[str, set[str]], dict[str, str]]] = []
+        self._snapshots: list[_Snapshot] = []
+        self._snapshot()
+
+    # --- advancing ------------------------------------------------------------------------------
+
+    @property
+    def step(self) -> int:
+        """k of the last step made; 0 before the first."""
+        return int(self.stepper.step_count)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the run computes."""
+        return self.problem.device
+
+    def advance(
+        self,
+        steps: int | None = None,
+        *,
+        seconds: float | None = None,
+        until: Callable[[StepRecord], bool] | None = None,
+    ) -> Run:
+        """Makes ``steps`` steps, or trains for ``seconds``; whichever of those given ends first.
+
+        ``until`` is asked after every step and ends the advance by returning True. An interrupt
+        (Ctrl-C, the notebook's stop button) ends it at the step boundary: KeyboardInterrupt is
+        raised there, everything kept; a second one cuts the step off, which then has not happened.
+        """
+        if steps is None and seconds is None and until is None:
+            steps = 1
+        if (steps is not None and steps < 0) or (seconds is not None and seconds < 0):
+            raise RecipeError("advance goes forward: steps and seconds must be at least 0")
+        process_lab.emit("kfac_on_run_start", run=self)
+        start = self._seconds()
+        made = 0
+        with _gentle_interrupt() as stopped:
+            while steps is None or made < steps:
+                if seconds is not None and self._seconds() - start >= seconds:
+                    break
+                record = self.step_once()
+                made += 1
+                if stopped():
+                    process_lab.emit("kfac_on_run_end", run=self)
+                    raise KeyboardInterrupt(f"stopped after step {record.step}; all of it is kept")
+                if until is not None and until(record):
+                    break
+        process_lab.emit("kfac_on_run_end", run=self)
+        return self
+
+    def step_once(self) -> StepRecord:
+        """One step: swaps that wait are applied, the step is made, recorded and told."""
+        with self._lock:
+            self._apply_queue()
+            try:
+                record: StepRecord = self.stepper.step()
+            except Exception as error:
+                process_lab.emit("kfac_on_run_error", run=self, error=error)
+                raise
+            self.history.append(record)
+            if self.step % SNAPSHOT_EVERY == 0:
+                self._snapshot()
+        process_lab.emit("kfac_on_step", run=self, record=record)
+        return record
+
+    def _seconds(self) -> float:
+        return float(self.stepper.seconds)
+
+    # --- swapping -------------------------------------------------------------------------------
+
+    def swap(self, **parts: Any) -> Run:
+        """Puts other parts into slots: ``run.swap(damping="constant(lam=0.01)")``.
+
+        Validated here, applied at the next step boundary with a mark in the history. λ and γ are
+        kept unless the text names them, δ0 and the moments are kept, a new block or structure
+        forces an inverse, k never restarts.
+
+        Raises:
+            RecipeError: an unknown slot or part, a part that the method does not use, or one that
+                cannot work on this problem; nothing has changed then.
+        """
+        if not parts:
+            raise RecipeError("swap takes slots: swap(damping='tied', momentum='rescaled')")
+        if "method" in parts:
+            raise RecipeError(
+                "another method is another stepper: fork() the run, or start one with "
+                f"recipe={parts['method']!r}"
+            )
+        base = self._queue[-1][0] if self._queue else self.recipe
+        recipe = base.replace(**parts)
+        named = {slot: Recipe.named_fields(value) for slot, value in parts.items()}
+        text = {slot: _text(recipe, slot) for slot in parts}
+        self._queue.append((recipe, named, text))
+        if self._lock.acquire(blocking=False):
+            try:
+                self._apply_queue()
+            finally:
+                self._lock.release()
+        return self
+
+    def _apply_queue(self) -> None:
+        while self._queue:
+            recipe, named, text = self._queue.pop(0)
+            before = {slot: _text(self.recipe, slot) for slot in text}
+            self.stepper.swap(recipe, named)
+            self.recipe = recipe
+            mark = Swap(self.step, text, before)
+            self.history.marks.append(mark)
+            self._snapshot()
+            process_lab.emit("kfac_on_swap", run=self, swap=mark)
+
+    # --- fork and rewind ------------------------------------------------------------------------
+
+    def fork(self) -> Run:
+        """A run of its own from this very state; the data are shared, the model is copied."""
+        with self._lock:
+            self._apply_queue()
+            other: Run = object.__new__(Run)
+            other.recipe, other.seed, other.named = self.recipe, self.seed, self.named
+            other.problem = copy.copy(self.problem)
+            other.problem.model = copy.deepcopy(self.problem.model)
+            other.stepper = self.recipe["method"].attach(other.problem, self.recipe, self.seed)
+            other.stepper.load(self.stepper.state())
+            other.history = self.history.copy()
+            other._lock, other._queue = threading.RLock(), []
+            other._snapshots = list(self._snapshots)
+            return other
+
+    def rewind(self, step: int) -> Run:
+        """Back to the state after ``step`` steps: the nearest snapshot, then an exact replay.
+
+        Raises:
+            RecipeError: that step lies ahead, or before what this run holds.
+        """
+        with self._lock:
+            first = self._snapshots[0].step if self._snapshots else self.step
+            if not first <= step <= self.step:
+                raise RecipeError(
+                    f"rewind({step}): this run can go back to steps {first} to {self.step}"
+                )
+            if step == self.step:
+                return self
+            marks = list(self.history.marks)
+            snapshot = [s for s in self._snapshots if s.step <= step][-1]
+            self._snapshots = [s for s in self._snapshots if s.step <= snapshot.step]
+            evaluations = [e for e in self.history.evaluations if e["step"] <= step]
+            records = self.history.records[:step]
+            self._queue = []
+            self.recipe = snapshot.recipe
+            self.stepper = self.recipe["method"].attach(self.problem, self.recipe, self.seed)
+            self.stepper.load(snapshot.state)
+            self.history.truncate(snapshot.records)
+            passed = [m for m in self.history.marks if m.step <= snapshot.step]
+            waiting = [m for m in marks if m not in passed and m.step <= step]
+            self.history.marks = passed
+            while self.step < step or (waiting and waiting[0].step == self.step < step):
+                while waiting and waiting[0].step == self.step:
+                    mark = waiting.pop(0)
+                    self._replay_swap(mark)
+                self.history.append(self.stepper.step())
+            self.history.evaluations = evaluations
+            del records
+            return self
+
+    def _replay_swap(self, mark: Swap) -> None:
+        named = {slot: Recipe.named_fields(value) for slot, value in mark.parts.items()}
+        recipe = self.recipe.replace(**mark.parts)
+        self.stepper.swap(recipe, named)
+        self.recipe = recipe
+        self.history.marks.append(mark)
+
+    def _snapshot(self) -> None:
+        """Keeps the state for ``rewind``; thinned geometrically within a byte budget."""
+        state = move(self.stepper.state(), torch.device("cpu"))
+        size = _bytes(state)
+        records = len(self.history)
+        self._snapshots = [s for s in self._snapshots if s.step != self.step]
+        self._snapshots.append(_Snapshot(self.step, state, self.recipe, records, size))
+        self._snapshots.sort(key=lambda s: s.step)
+        marked = {m.step for m in self.history.marks}
+        while sum(s.size for s in self._snapshots) > SNAPSHOT_BUDGET and len(self._snapshots) > 2:
+            inner = range(1, len(self._snapshots) - 1)
+            # The least loss: the one whose neighbours are close, relative to how far back it is.
+            def cost(i: int) -> tuple[bool, float]:
+                gap = self._snapshots[i + 1].step - self._snapshots[i - 1].step
+                return self._snapshots[i].step in marked, gap / (
+                    1 + self.step - self._snapshots[i].step
+                )
+
+            del self._snapshots[min(inner, key=cost)]
+
+    # --- evaluating -----------------------------------------------------------------------------
+
+    def evaluate(self, split: str = "train", at: str = "theta") -> Score:
+        """Loss and error over a whole set, in chunks, outside the run's clock.
+
+        ``at`` is ``"theta"``, ``"average"`` (θ̄) or ``"best"``, the smaller error of the two, which
+        is what results report (section 10.5). Squared error is summed over outputs; for classes
+        it is the percentage wrong. The score is the error as a number and has ``loss`` too.
+
+        Raises:
+            RecipeError: there is no such split, or no average.
+        """
+        if at not in ("theta", "average", "best"):
+            raise RecipeError(f"evaluate at={at!r}: use 'theta', 'average' or 'best'")
+        with self._lock:
+            average = self.stepper.average()
+            if at == "average" and average is None:
+                raise RecipeError("this run keeps no average: its recipe says average='none'")
+            scores = []
+            if at in ("theta", "best"):
+                scores.append(self._score(split, "theta", None))
+            if at in ("average", "best") and average is not None:
+                scores.append(self._score(split, "average", list(average)))
+            best = min(scores, key=lambda s: (s.error != s.error, s.error))
+            score = Score.of(best.loss, best.error, split, at, self.step)
+            self.history.evaluations.append(
+                {
+                    "step": self.step,
+                    "seconds": self._seconds(),
+                    "split": split,
+                    "at": at,
+                    "loss": score.loss,
+                    "error": score.error,
+                }
+            )
+            return score
+
+    def _score(self, split: str, at: str, theta: list[Tensor] | None) -> Score:
+        problem = self.problem
+        count, read = problem.split(split)
+        names = [n for n, p in problem.model.named_parameters() if p.requires_grad]
+        if theta is None:
+            own = dict(problem.model.named_parameters())
+            tensors = [own[n].detach() for n in names]
+            call: Callable[[Tensor], Tensor] = problem.model
+        else:
+            tensors = theta
+            replacing = dict(zip(self.stepper.names, theta, strict=True))
+
+            def call(x: Tensor) -> Tensor:
+                out: Tensor = torch.func.functional_call(problem.model, replacing, (x,))
+                return out
+
+        losses, errors = [], []
+        with torch.no_grad(), _evaluating(problem.model):
+            for start in range(0, count, CHUNK):
+                x, y = read(start, min(start + CHUNK, count))
+                z = call(x)
+                losses.append(problem.likelihood.loss(z, y).sum(dtype=torch.float64))
+                errors.append(problem.likelihood.error(z, y).sum(dtype=torch.float64))
+            loss = torch.stack(losses).sum() / count + 0.5 * problem.l2 * square_norm(tensors)
+            error = torch.stack(errors).sum() / count
+        values = linalg.host([loss, error])
+        return Score.of(values[0], values[1], split, at, self.step)
+
+    # --- reporting ------------------------------------------------------------------------------
+
+    def coverage(self) -> Coverage:
+        """One row per parameter: layer, block, who claimed it, chain, tangent path."""
+        return Coverage(self.stepper.coverage())
+
+    def report(self) -> str:
+        """A few lines that say what this run is and where it stands."""
+        lines = [
+            f"{self.problem.title}: {self.recipe.method}, seed {self.seed}, {self.device}, "
+            f"step {self.step}, {self._seconds():.1f} s"
+        ]
+        if len(self.history):
+            last = self.history.records[-1]
+            numbers = [("loss", last.loss), ("error", last.error), ("α", last.alpha)]
+            numbers += [("μ", last.mu), ("λ", last.lam), ("γ", last.gamma)]
+            lines.append("  ".join(f"{n} {v:.4g}" for n, v in numbers if v == v))
+        for e in self.history.evaluations[-2:]:
+            lines.append(f"{e['split']} error {e['error']:.4g} at {e['at']} (step {e['step']})")
+        for mark in self.history.marks:
+            changes = ", ".join(f"{s}: {mark.before[s]} → {t}" for s, t in mark.parts.items())
+            lines.append(f"after step {mark.step}: {changes}")
+        lines += ["recipe:", *("  " + line for line in self.recipe.text().splitlines())]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"Run({self.problem.name!r}, {self.recipe.method}, step {self.step})"
+
+    # --- saving ---------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> Path:
+        """Writes everything to go on bit for bit; the file appears whole or not at all."""
+        with self._lock:
+            self._apply_queue()
+            content = {
+                "kfac_lab": 1,
+                "problem": self.named,
+                "name": self.problem.name,
+                "recipe": self.recipe.text(complete=True),
+                "seed": self.seed,
+                "where": _where(self.device),
+                "stepper": move(self.stepper.state(), torch.device("cpu")),
+                "history": self.history.state(),
+            }
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            torch.save(content, temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return path
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        problem: Problem | None = None,
+        device: str | torch.device = "auto",
+    ) -> Run:
+        """Continues a saved run; ``problem`` is needed where it was made from objects.
+
+        On the same machine, torch, device type and thread count the continuation is bit-exact; a
+        difference is said once in a warning.
+
+        Raises:
+            CheckpointError: the file is no run of ours, or does not fit the problem.
+        """
+        try:
+            content = torch.load(Path(path), map_location="cpu", weights_only=True)
+        except FileNotFoundError:
+            raise CheckpointError(f"there is no file {path} to load a run from") from None
+        except Exception as error:
+            raise CheckpointError(
+                f"{path} is not a saved run: {str(error).splitlines()[0] if str(error) else error!r}"
+            ) from error
+        if not isinstance(content, dict) or content.get("kfac_lab") != 1:
+            raise CheckpointError(f"{path} is not a run saved by this version of kfac_lab")
+        if problem is None and content["problem"] is None:
+            raise CheckpointError(
+                f"{path} holds a run on the problem {content['name']!r}, which was made from "
+                "objects: give them again, Run.load(path, problem=Problem(…))"
+            )
+        source: Any = problem if problem is not None else content["problem"]
+        run = cls(source, Recipe.from_text(content["recipe"]), content["seed"], device)
+        try:
+            run.stepper.load(content["stepper"])
+        except (KeyError, RuntimeError) as error:
+            raise CheckpointError(f"{path} does not fit problem {run.problem.name!r}: {error}")
+        run.history = History.restore(content["history"])
+        run._snapshots = []
+        run._snapshot()
+        here = _where(run.device)
+        different = [
+            f"{key} {content['where'].get(key)} → {value}"
+            for key, value in here.items()
+            if content["where"].get(key) != value
+        ]
+        if different:
+            warnings.warn(
+                "this run was saved elsewhere (" + "; ".join(different) + "): it continues, but "
+                "not bit for bit",
+                stacklevel=2,
+            )
+        return run
+
+
+def _text(recipe: Recipe, slot: str) -> str:
+    if slot in ("layers", "fallback"):
+        return str(recipe[slot])
+    try:
+        return recipe.text_of(slot)
+    except KfacLabError:
+        return repr(recipe[slot])
+
+
+def _bytes(value: Any) -> int:
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, Mapping):
+        return sum(_bytes(v) for v in value.values())
+    if isinstance(value, (list, tuple)):
+        return sum(_bytes(v) for v in value)
+    return 0
+
+
+def _where(device: torch.device) -> dict[str, Any]:
+    return {
+        "torch": torch.__version__,
+        "device": device.type,
+        "threads": torch.get_num_threads() if device.type == "cpu" else 0,
+        "machine": platform.machine(),
+    }
+
+
+@contextlib.contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; every module's own mode is back afterwards."""
+    modes = [(m, m.training) for m in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextlib.contextmanager
+def _gentle_interrupt() -> Iterator[Callable[[], bool]]:
+    """The first SIGINT is noted for the step boundary; the second acts at once."""
+    seen: list[float] = []
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is None:
+        yield lambda: False
+        return
+
+    def note(number: int, frame: Any) -> None:
+        seen.append(time.monotonic())
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(seen)
+    finally:
+        signal.signal(signal.SIGINT, before)
