@@ -304,7 +304,7 @@ def _fits(value: Any, hint: Any) -> bool:
         args = () if args == ((),) else args
         return len(args) == len(value) and all(map(_fits, value, args))
     kind = origin or hint
-    if isinstance(kind, type) and not getattr(kind, "_is_protocol", False):
+    if kind is not Any and isinstance(kind, type) and not getattr(kind, "_is_protocol", False):
         return isinstance(value, kind)
     return True
 
@@ -498,6 +498,6 @@ def _show(value: Any) -> str:
 
 def did_you_mean(name: str, known: Iterable[Any]) -> str:
     """The words " (did you mean 'x'?)" for the nearest of the known names, or ""."""
-    names = [str(each) for each in known]
+    names = {str(each).lower(): str(each) for each in known}
     near = difflib.get_close_matches(str(name).lower(), names, n=1, cutoff=0.6)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+    return f" (did you mean {names[near[0]]!r}?)" if near else ""

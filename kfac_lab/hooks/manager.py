@@ -135,17 +135,24 @@ class Lab:
 
         :raises PluginError: with KFAC_LAB_STRICT=1, where a plugin failed or a name is taken twice.
         """
-        if not self._loaded:
-            with self._lock:  # other threads wait here
-                if not self._loaded and not self._loading:  # an import may use the lab itself
-                    self._loading = True
-                    try:
-                        self._load_everything()
-                        self._loaded = True
-                    finally:
-                        self._loading = False
+        self._ensure_loaded()
         if _strict():
             self._raise_failures()
+
+    def _ensure_loaded(self) -> None:
+        if self._loaded:
+            return
+        with self._lock:  # other threads wait here
+            if self._loaded or self._loading:  # an import may use the lab itself
+                return
+            self._loading = True
+            try:
+                told = self._load_everything()
+                self._loaded = True
+            finally:
+                self._loading = False
+        for message in told:
+            _warn(message)
 
     def load_module(
         self, plugin: Any, name: str | None = None, *, distribution: str = "", version: str = ""
@@ -163,7 +170,8 @@ class Lab:
                 if other.status == "loaded":
                     raise PluginError(f"the plugin {record.qualified} is loaded already")
                 self._plugins.remove(other)
-            error = self._load(record, (lambda: plugin) if not isinstance(plugin, str) else None)
+            error = self._load(record, _importer(plugin))
+            self._note_collisions()
         if error is not None:
             raise PluginError(f"the plugin {record.qualified} FAILED: {record.why}") from error
         return record
@@ -174,6 +182,7 @@ class Lab:
             record = self.plugin(name)
             self._withdraw(record)
             self._plugins.remove(record)
+            self._note_collisions()
 
     def register(
         self, slot: str, name: str, component: Any, *, summary: str = "", reference: str = ""
@@ -197,13 +206,16 @@ class Lab:
             )
         self.registry.add(entry, replace=True)
 
-    def _load_everything(self) -> None:
+    def _load_everything(self) -> list[str]:
+        """Loads what is there and returns what to warn of."""
+        told: list[str] = []
+        records: list[Plugin] = []
         for builtin in self._builtins:
             record = Plugin(_last_part(builtin), BUILTIN_OWNER, _own_version(), builtin=True)
             if not self._knows(record):
                 self._load(record, _importer(builtin))
+            records.append(record)
         allowed = _allowed()
-        records = []
         for point in self._discover():
             distribution = getattr(point, "dist", None)
             record = Plugin(
@@ -223,12 +235,13 @@ class Lab:
         for name in allowed or ():
             if not any(record.called(name) for record in records):
                 meant = did_you_mean(name, [record.name for record in records])
-                _warn(f"KFAC_LAB_PLUGINS names {name!r}, which is not installed{meant}")
-        for record in self._plugins:
-            if record.status == "FAILED" and not _strict():
-                _warn(f"the plugin {record.qualified} FAILED: {record.why}")
-        for found in self.registry.collisions():
-            _warn(collision(found))
+                told.append(f"KFAC_LAB_PLUGINS names {name!r}, which is not installed{meant}")
+        self._note_collisions()
+        if not _strict():  # which raises these instead
+            failed = [record for record in records if record.status == "FAILED"]
+            told += [f"the plugin {record.qualified} FAILED: {record.why}" for record in failed]
+            told += map(collision, self.registry.collisions())
+        return told
 
     def _knows(self, record: Plugin) -> bool:
         """Whether the plugin was met before: an interrupted load goes on where it stopped."""
@@ -241,13 +254,13 @@ class Lab:
             return tuple(importlib.metadata.entry_points(group=specs.GROUP))
         return tuple(self._entry_points)
 
-    def _load(self, record: Plugin, get: Callable[[], Any] | None) -> BaseException | None:
+    def _load(self, record: Plugin, get: Callable[[], Any]) -> BaseException | None:
         """Loads one plugin as a transaction: all of it, or nothing and FAILED."""
         self._plugins.append(record)
         restore = self.registry.snapshot()
         start = time.perf_counter()
         try:
-            record.module = (get or _importer(record.name))()
+            record.module = get()
             self._admit(record)
         except BaseException as error:
             restore()
@@ -320,21 +333,29 @@ class Lab:
     # --- listing ---
 
     def plugins(self) -> list[Plugin]:
-        """Every plugin found, in the order of loading, with its status and the reason."""
-        self.load()
+        """Every plugin found, in the order of loading, with its status and the reason.
+
+        Also with KFAC_LAB_STRICT=1 it lists the failures and raises none of them.
+        """
+        self._ensure_loaded()
+        return list(self._plugins)
+
+    def _note_collisions(self) -> None:
+        collisions = self.registry.collisions()
         for record in self._plugins:
+            mine = (record.distribution, record.name)
             record.collisions = [
                 collision(found)
-                for found in self.registry.collisions()
-                if any((e.owner, e.plugin) == (record.distribution, record.name) for e in found)
+                for found in collisions
+                if any((entry.owner, entry.plugin) == mine for entry in found)
             ]
-        return list(self._plugins)
 
     def plugin(self, name: str) -> Plugin:
         """One plugin, by its name, its distribution, or ``dist/name``.
 
         :raises PluginError: where there is none of that name.
         """
+        self._ensure_loaded()
         found = [record for record in self._plugins if record.called(name)]
         if not found:
             names = [record.qualified for record in self._plugins]

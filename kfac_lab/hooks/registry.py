@@ -235,7 +235,7 @@ class Registry:
         elsewhere = [each for each in FAMILIES if each != slot and (each, name) in self]
         meant = did_you_mean(name, known)
         if not meant and elsewhere:
-            meant = f" ({name!r} is a {elsewhere[0]})"
+            meant = f" ({name!r} belongs in the slot {elsewhere[0]})"
         listed = f"there are {', '.join(known)}" if known else f"there is no {slot} at all"
         return f"there is no {slot} {name!r}{meant}; {listed}" + (f". {hint}" if hint else "")
 
