@@ -7,7 +7,9 @@ data, when they are called and not before.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from kfac_lab.hooks import hookimpl
 
 if TYPE_CHECKING:
     import torch
@@ -87,3 +89,10 @@ PROBLEMS: dict[str, Entry] = dict(
     ]
 )
 """Name to (function, summary, reference)."""
+
+
+@hookimpl
+def kfac_register_problems(register: Any) -> None:
+    """The problems in the box."""
+    for name, (function, summary, reference) in PROBLEMS.items():
+        register(name, function, summary=summary, reference=reference)
