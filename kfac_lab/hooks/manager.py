@@ -71,7 +71,7 @@ class Plugin:
     slots: dict[str, list[str]] = field(default_factory=dict)  # slot → the names it registered
     hooks: tuple[str, ...] = ()  # the claims and events that it implements
     seconds: float | None = None  # to import and register
-    traceback: str = ""  # of a failure
+    traceback: str = field(default="", repr=False)  # of a failure
     module: Any = field(default=None, repr=False, compare=False)
     builtin: bool = False
 

@@ -229,17 +229,20 @@ class Recipe(Mapping[str, Any]):
         return parse(part.source).name.rpartition("/")[2] if part.source else part.entry.name
 
     def __getitem__(self, slot: str) -> Any:
-        check_slot(slot)
-        if slot in ("layers", "fallback"):
-            return getattr(self, slot)
-        if slot not in self._parts:
-            raise RecipeError(f"the method {self.method!r} uses no {slot}")
-        part = self._parts[slot]
+        part = self._part(slot)
         if isinstance(part, Mapping):
             return Rules(tuple((pattern, each.component) for pattern, each in part.items()))
         if part.component is None:
             return self._lab.component(slot, part.source, prefer=_OWN)
         return part.component
+
+    def _part(self, slot: str) -> Any:
+        check_slot(slot)
+        if slot not in self._parts:
+            uses = f"the method {self.method!r} uses no {slot}"
+            attribute = slot in ("layers", "fallback")
+            raise RecipeError(f"{slot} is no slot; read recipe.{slot}" if attribute else uses)
+        return self._parts[slot]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._parts)
@@ -370,8 +373,7 @@ class Recipe(Mapping[str, Any]):
         return set(parameters.changed_fields(source))
 
     def _value(self, slot: str, complete: bool) -> str | dict[str, str]:
-        self[slot]  # or an error that says why not
-        part = self._parts[slot]
+        part = self._part(slot)
         if isinstance(part, Mapping):
             return {pattern: each.text(self._lab, complete) for pattern, each in part.items()}
         return part.source if part.component is None else part.text(self._lab, complete)

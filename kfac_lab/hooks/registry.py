@@ -237,7 +237,7 @@ class Registry:
         if not meant and elsewhere:
             meant = f" ({name!r} belongs in the slot {elsewhere[0]})"
         listed = f"there are {', '.join(known)}" if known else f"there is no {slot} at all"
-        return f"there is no {slot} {name!r}{meant}; {listed}" + (f". {hint}" if hint else "")
+        return f"there is no {slot} {name!r}{meant}; {listed}" + (f"; {hint}" if hint else "")
 
 
 def collision(found: Sequence[Entry]) -> str:
