@@ -302,6 +302,7 @@ def test_pairs_are_neighbours_in_each_chain() -> None:
         [(1, 2)],  # single layers around one link
         [],
         [(3, 0), (0, 4), (4, 1)],  # any order of layers
+        [(3, 4), (2, 3), (1, 2), (0, 1)],  # listed from the top
         [(0, 1), (1, 2), (4, 3), (2, 3)],  # links listed out of order, one the other way round
     ],
 )
