@@ -52,6 +52,7 @@ __all__ = [
     "parameter",
     "parse",
     "text",
+    "unparse",
     "validate",
 ]
 
@@ -468,6 +469,14 @@ def text(component: Any, name: str | None = None, *, complete: bool = False) -> 
     values = changed_fields(component)
     if complete:
         values = {known.name: getattr(component, known.name) for known in describe(component)}
+    return unparse(name, values)
+
+
+def unparse(name: str, values: Mapping[str, Any]) -> str:
+    """The inverse of :func:`parse`.
+
+    :raises RecipeError: where a value has no literal form.
+    """
     written = []
     for key, value in values.items():
         try:

@@ -7,8 +7,9 @@ As text, a recipe has one slot on each line; so named recipes are registered, an
     block = {"Conv2d": "kronecker(pi='trace')", "*": "diagonal"}
     damping = levenberg_marquardt(lam=150.0)
 
-The same pairs are its TOML and its JSON. Components name only what differs from their defaults,
-unless ``complete=True``. Every value is resolved and validated where it is given, against the
+The same pairs are its TOML and its JSON. A component that was given as text names what that text
+named, one that was given as an object what differs from its defaults, and with ``complete=True``
+either names everything. Every value is resolved and validated where it is given, against the
 registry of a Lab (the process's own unless another is given), which loads plugins at that moment.
 """
 
@@ -92,9 +93,10 @@ class _Part:
                 f"{type(self.component).__name__})"
             )
         name = lab.registry.written(self.entry)
-        if self.entry.component is type(self.component):
-            return parameters.text(self.component, name, complete=complete)
-        return self.source.replace(parse(self.source).name, name, 1)  # made by a factory
+        by_class = self.entry.component is type(self.component)
+        if self.source and not (complete and by_class):
+            return parameters.unparse(name, parse(self.source).values)  # what was named stays so
+        return parameters.text(self.component, name, complete=complete)
 
 
 class Recipe(Mapping[str, Any]):
@@ -229,6 +231,8 @@ class Recipe(Mapping[str, Any]):
         return parse(part.source).name.rpartition("/")[2] if part.source else part.entry.name
 
     def __getitem__(self, slot: str) -> Any:
+        if slot in ("layers", "fallback"):
+            return getattr(self, slot)
         part = self._part(slot)
         if isinstance(part, Mapping):
             return Rules(tuple((pattern, each.component) for pattern, each in part.items()))
@@ -239,9 +243,7 @@ class Recipe(Mapping[str, Any]):
     def _part(self, slot: str) -> Any:
         check_slot(slot)
         if slot not in self._parts:
-            uses = f"the method {self.method!r} uses no {slot}"
-            attribute = slot in ("layers", "fallback")
-            raise RecipeError(f"{slot} is no slot; read recipe.{slot}" if attribute else uses)
+            raise RecipeError(f"the method {self.method!r} uses no {slot}")
         return self._parts[slot]
 
     def __iter__(self) -> Iterator[str]:
@@ -430,7 +432,7 @@ def _resolve(lab: Lab, slot: str, value: Any, prefer: str | None) -> Any:
             )
         return {pattern: _resolve(lab, slot, each, prefer) for pattern, each in value.items()}
     if value is None:
-        raise RecipeError(f"{slot}=None says nothing; write the name of a {slot}")
+        raise RecipeError(f"{slot}=None says nothing; name a component")
     if slot == "method" and isinstance(value, str) and parse(value) == ("kfac", {}):
         return _Part(None, None, "kfac")  # looked up when it is asked for
     component, entry = lab.resolve(slot, value, prefer)

@@ -1,0 +1,89 @@
+"""What the registry promises of itself; collisions and messages are in test_manager.py."""
+
+import inspect
+from typing import Any
+
+import pytest
+
+from hooks.parts import TOYS, LevenbergMarquardt, toy_lab
+from kfac_lab.core import protocols
+from kfac_lab.errors import PluginError, RecipeError
+from kfac_lab.hooks import FAMILIES, SLOTS, Entry, Registry, specs
+from kfac_lab.hooks.registry import NEEDS, SHARED_SLOTS, missing_methods
+
+CONSTANT = TOYS["damping", "constant"]
+
+
+def entry(name: str, owner: str = "dist-a", component: Any = CONSTANT, plugin: str = "a") -> Entry:
+    return Entry("damping", name, component, owner, plugin=plugin)
+
+
+def test_every_family_has_its_hook_and_every_hook_its_family() -> None:
+    hooks = {name for name in vars(specs) if name.startswith("kfac_register_")}
+    assert hooks == set(FAMILIES.values())
+    assert set(SLOTS) | {"problem", "recipe", "view"} == set(FAMILIES)
+    assert set(SHARED_SLOTS) < set(SLOTS)
+
+
+@pytest.mark.parametrize("slot", sorted(NEEDS))
+def test_what_a_slot_needs_is_what_its_protocol_says(slot: str) -> None:
+    if slot == "method":
+        assert NEEDS[slot] == ("attach",)
+        return
+    protocol = vars(getattr(protocols, slot.title()))
+    methods = {n for n, f in protocol.items() if inspect.isfunction(f) and not n.startswith("_")}
+    assert set(NEEDS[slot]) == methods
+
+
+def test_snapshot_brings_back_what_was_there() -> None:
+    registry = Registry()
+    registry.add(entry("one"))
+    restore = registry.snapshot()
+    registry.add(entry("two"))
+    registry.add(entry("one", component=LevenbergMarquardt), replace=True)
+    restore()
+    assert list(registry.entries()) == [entry("one")]
+
+
+def test_discard_takes_out_one_plugin_and_no_other() -> None:
+    registry = Registry()
+    registry.add(entry("one"))
+    registry.add(entry("two", plugin="b"))
+    registry.add(entry("one", owner="dist-b"))
+    registry.discard("dist-a", "a")
+    assert [e.qualified for e in registry.entries()] == ["dist-a/two", "dist-b/one"]
+
+
+def test_names_are_written_so_that_they_resolve() -> None:
+    registry = Registry()
+    for each in (entry("one"), entry("two"), entry("one", owner="dist-b")):
+        registry.add(each)
+    assert registry.names("damping") == ["dist-a/one", "dist-b/one", "two"]
+    for name in registry.names("damping"):
+        assert registry.written(registry.get("damping", name)) == name
+    assert registry.get("damping", "one", prefer="dist-b").owner == "dist-b"
+    with pytest.raises(PluginError):
+        registry.get("damping", "one", prefer="dist-c")
+    assert ("damping", "one") in registry and ("damping", "dist-b/two") not in registry
+    with pytest.raises(RecipeError, match=r"no slot 'dampings' \(did you mean 'damping'\?\)"):
+        registry.get("dampings", "one")
+
+
+def test_of_component_goes_by_exact_type() -> None:
+    class Sub(LevenbergMarquardt):
+        pass
+
+    registry = toy_lab().registry
+    registry.add(entry("lm", component=LevenbergMarquardt))
+    found = registry.of_component("damping", LevenbergMarquardt())
+    assert found is not None and found.name == "lm"
+    assert registry.of_component("damping", Sub()) is None
+    assert registry.of_component("batch", LevenbergMarquardt()) is None
+
+
+def test_a_field_may_stand_for_a_method_of_the_slot() -> None:
+    assert missing_methods("damping", LevenbergMarquardt) == []
+    assert missing_methods("damping", object()) == ["init", "candidates", "adapt"]
+    from kfac_lab.paper.schedules import Constant
+
+    assert missing_methods("batch", Constant) == [] == missing_methods("batch", Constant(5))
