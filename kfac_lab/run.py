@@ -177,17 +177,16 @@ class Run:
         start = self._seconds()
         made = 0
         with _gentle_interrupt() as stopped:
-            while steps is None or made < steps:
+            while not stopped() and (steps is None or made < steps):
                 if seconds is not None and self._seconds() - start >= seconds:
                     break
                 record = self.step_once()
                 made += 1
-                if stopped():
-                    process_lab.emit("kfac_on_run_end", run=self)
-                    raise KeyboardInterrupt(f"stopped after step {record.step}; all of it is kept")
                 if until is not None and until(record):
                     break
         process_lab.emit("kfac_on_run_end", run=self)
+        if stopped():  # also where it came after the last step: no interrupt is swallowed
+            raise KeyboardInterrupt(f"stopped after step {self.step}; all of it is kept")
         return self
 
     def step_once(self) -> StepRecord:
@@ -333,7 +332,9 @@ class Run:
 
     # --- evaluating -----------------------------------------------------------------------------
 
-    def evaluate(self, split: str = "train", at: str = "theta") -> Score:
+    def evaluate(
+        self, split: str = "train", at: str = "theta", *, cases: int | None = None
+    ) -> Score:
         """Loss and error over a whole set, in chunks, outside the run's clock.
 
         ``at`` is ``"theta"``, ``"average"`` (θ̄) or ``"best"``, the smaller error of the two, which
@@ -345,15 +346,17 @@ class Run:
         """
         if at not in ("theta", "average", "best"):
             raise RecipeError(f"evaluate at={at!r}: use 'theta', 'average' or 'best'")
+        if cases is not None and cases < 1:
+            raise RecipeError(f"evaluate cases={cases}: at least 1, or None for the whole set")
         with self._lock:
             average = self.stepper.average()
             if at == "average" and average is None:
                 raise RecipeError("this run keeps no average: its recipe says average='none'")
             scores = []
             if at in ("theta", "best"):
-                scores.append(self._score(split, "theta", None))
+                scores.append(self._score(split, "theta", None, cases))
             if at in ("average", "best") and average is not None:
-                scores.append(self._score(split, "average", list(average)))
+                scores.append(self._score(split, "average", list(average), cases))
             best = min(scores, key=lambda s: (s.error != s.error, s.error))
             score = Score.of(best.loss, best.error, split, at, self.step)
             self.history.evaluations.append(
@@ -361,6 +364,7 @@ class Run:
                     "step": self.step,
                     "seconds": self._seconds(),
                     "split": split,
+                    "cases": cases or 0,  # 0: the whole set
                     "at": at,
                     "loss": score.loss,
                     "error": score.error,
@@ -368,9 +372,12 @@ class Run:
             )
             return score
 
-    def _score(self, split: str, at: str, theta: list[Tensor] | None) -> Score:
+    def _score(
+        self, split: str, at: str, theta: list[Tensor] | None, cases: int | None = None
+    ) -> Score:
         problem = self.problem
-        count, read = problem.split(split)
+        whole, read = problem.split(split)
+        count = whole if cases is None else min(cases, whole)
         names = [n for n, p in problem.model.named_parameters() if p.requires_grad]
         if theta is None:
             own = dict(problem.model.named_parameters())
