@@ -152,6 +152,11 @@ class Run:
         return int(self.stepper.step_count)
 
     @property
+    def seconds(self) -> float:
+        """Training time up to the last step made, evaluations excluded."""
+        return float(self.stepper.seconds)
+
+    @property
     def device(self) -> torch.device:
         """Where the run computes."""
         return self.problem.device
@@ -174,11 +179,11 @@ class Run:
         if (steps is not None and steps < 0) or (seconds is not None and seconds < 0):
             raise RecipeError("advance goes forward: steps and seconds must be at least 0")
         process_lab.emit("kfac_on_run_start", run=self)
-        start = self._seconds()
+        start = self.seconds
         made = 0
         with _gentle_interrupt() as stopped:
             while not stopped() and (steps is None or made < steps):
-                if seconds is not None and self._seconds() - start >= seconds:
+                if seconds is not None and self.seconds - start >= seconds:
                     break
                 record = self.step_once()
                 made += 1
@@ -203,9 +208,6 @@ class Run:
                 self._snapshot()
         process_lab.emit("kfac_on_step", run=self, record=record)
         return record
-
-    def _seconds(self) -> float:
-        return float(self.stepper.seconds)
 
     # --- swapping -------------------------------------------------------------------------------
 
@@ -362,7 +364,7 @@ class Run:
             self.history.evaluations.append(
                 {
                     "step": self.step,
-                    "seconds": self._seconds(),
+                    "seconds": self.seconds,
                     "split": split,
                     "cases": cases or 0,  # 0: the whole set
                     "at": at,
@@ -413,7 +415,7 @@ class Run:
         """A few lines that say what this run is and where it stands."""
         lines = [
             f"{self.problem.title}: {self.recipe.method}, seed {self.seed}, {self.device}, "
-            f"step {self.step}, {self._seconds():.1f} s"
+            f"step {self.step}, {self.seconds:.1f} s"
         ]
         if len(self.history):
             last = self.history.records[-1]
@@ -531,7 +533,7 @@ def _bytes(value: Any) -> int:
 
 def _where(device: torch.device) -> dict[str, Any]:
     return {
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # a TorchVersion would not be read back
         "device": device.type,
         "threads": torch.get_num_threads() if device.type == "cpu" else 0,
         "machine": platform.machine(),
