@@ -1,0 +1,614 @@
+"""The methods K-FAC is measured against: Nesterov momentum SGD, Adam and Muon (section 10.6).
+
+Each is a component (``nag``, ``adam``, ``muon``) whose ``attach`` gives a Stepper with the
+interface of ``engine.Engine``, so that the curves overlay. They use the recipe's ``batch`` and
+``average`` and nothing else of it. The updates are PyTorch's own optimisers, the fused kernels
+where the device has them: a step costs what it costs in a plain loop.
+
+Draws, passes and the average come before the commit; the commit is the optimiser's update in place,
+during which SIGINT waits. So whatever is raised in a step leaves the run as it was before the step.
+
+A method whose rate or momentum changes towards the end of the run needs to know the end: give
+``total_steps``, or ``total_seconds`` of training time. With the latter the rates depend on how fast
+the machine is, so such a run repeats itself only as exactly as its seconds do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kfac_lab.core import linalg, seeds
+from kfac_lab.core.capture import CoverageRow
+from kfac_lab.core.parameters import component_name, parameter
+from kfac_lab.core.passes import square_norm
+from kfac_lab.core.problem import Problem
+from kfac_lab.core.state import Due, StepRecord, from_tree, move, to_tree
+from kfac_lab.engine import _uninterrupted
+from kfac_lab.errors import CheckpointError, CoverageError, NumericalError, RecipeError
+
+__all__ = ["Adam", "Baseline", "Muon", "Nag", "nesterov_mu", "tuned"]
+
+_COUPLING = nn.modules.batchnorm._BatchNorm  # modules whose output mixes the cases of a batch
+
+
+# --- the components -------------------------------------------------------------------------------
+
+
+def nesterov_mu(t: int, mu_max: float) -> float:
+    """μ_t = min(1 − 2^(−1−log₂(⌊t/250⌋+1)), μ_max), t = 0, 1, 2, … (section 10.6)."""
+    return min(1 - 2.0 ** (-1 - math.log2(t // 250 + 1)), mu_max)
+
+
+def _end_steps() -> Any:
+    return parameter(None, section="10.6", low=1, help="steps of the whole run, where it is known")
+
+
+def _end_seconds() -> Any:
+    return parameter(None, section="10.6", low=0.0, help="training seconds of the whole run")
+
+
+def _one_end(component: Any) -> str | None:
+    if component.total_steps is not None and component.total_seconds is not None:
+        return "the end of a run is total_steps or total_seconds, not both"
+    return None
+
+
+@dataclass(frozen=True)
+class Nag:
+    """SGD with Nesterov momentum, constant ε and Sutskever's schedule for μ (section 10.6).
+
+    v ← μ_t v − ε ∇h(θ + μ_t v), θ ← θ + v. The module holds the look-ahead variable
+    φ_t = θ_t + μ_t v_t, where the gradient is taken: then one pass gives the gradient and the
+    record's loss at the module's own parameters, and the update is that of ``torch.optim.SGD``
+    with ``nesterov=True`` (its buffer b is −v/ε),
+
+        b ← μ_t b + ∇h(φ),   φ ← φ − ε (∇h(φ) + μ_{t+1} b).
+
+    PyTorch has μ_t in both places; where the schedule moves, every 250 steps, the difference
+    −ε (μ_{t+1} − μ_t) b is added.
+    """
+
+    lr: float = parameter(0.001, symbol="ε", section="10.6", low=0.0, log=True)
+    mu_max: float = parameter(0.99, symbol="μ_max", section="10.6", low=0.0, high=0.99999)
+    final: float = parameter(
+        0.0, section="10.6", low=0.0, high=1.0, help="last fraction of the run with μ ≤ 0.9"
+    )
+    total_steps: int | None = _end_steps()
+    total_seconds: float | None = _end_seconds()
+
+    def check(self) -> str | None:
+        """One end at most."""
+        return _one_end(self)
+
+    def mu(self, t: int, left: float) -> float:
+        """μ_t, where a fraction ``left`` of the run is still ahead."""
+        mu = nesterov_mu(t, self.mu_max)
+        return min(mu, 0.9) if left < self.final else mu
+
+    def attach(self, problem: Problem, recipe: Any, seed: int, **options: Any) -> Baseline:
+        """A Stepper for ``problem``; see :class:`Baseline`."""
+        return _NagStepper(self, problem, recipe, seed, **options)
+
+
+@dataclass(frozen=True)
+class Adam:
+    """``torch.optim.Adam``; with ``decay`` the last part of the run lowers ε linearly to 0."""
+
+    lr: float = parameter(0.001, symbol="ε", section="10.6", low=0.0, log=True)
+    beta1: float = parameter(0.9, symbol="β1", low=0.0, high=0.99999)
+    beta2: float = parameter(0.999, symbol="β2", low=0.0, high=0.9999999)
+    eps: float = parameter(1e-8, low=0.0, log=True, help="added to the root of the second moment")
+    decay: float = parameter(0.0, low=0.0, high=1.0, help="last fraction of the run, ε → 0")
+    total_steps: int | None = _end_steps()
+    total_seconds: float | None = _end_seconds()
+
+    def check(self) -> str | None:
+        """One end at most."""
+        return _one_end(self)
+
+    def attach(self, problem: Problem, recipe: Any, seed: int, **options: Any) -> Baseline:
+        """A Stepper for ``problem``; see :class:`Baseline`."""
+        return _AdamStepper(self, problem, recipe, seed, **options)
+
+
+@dataclass(frozen=True)
+class Muon:
+    """``torch.optim.Muon`` for matrices, Adam for everything else; both decay linearly to 0.
+
+    The decay takes the last ``decay`` of the run and needs its end: without ``total_steps`` or
+    ``total_seconds`` the rates are constant. The ℓ2 term is part of h and of its gradient, as in
+    the other methods; Muon's own decoupled weight decay is off.
+    """
+
+    lr: float = parameter(0.01, symbol="ε", section="10.6", low=0.0, log=True)
+    momentum: float = parameter(0.95, symbol="μ", low=0.0, high=0.99999)
+    adam_lr: float = parameter(0.001, low=0.0, log=True, help="ε of Adam, for what is no matrix")
+    decay: float = parameter(0.3, low=0.0, high=1.0, help="last fraction of the run, ε → 0")
+    ns_steps: int = parameter(5, low=1, high=99, help="Newton–Schulz iterations")
+    total_steps: int | None = _end_steps()
+    total_seconds: float | None = _end_seconds()
+
+    def check(self) -> str | None:
+        """One end at most."""
+        return _one_end(self)
+
+    def attach(self, problem: Problem, recipe: Any, seed: int, **options: Any) -> Baseline:
+        """A Stepper for ``problem``; see :class:`Baseline`.
+
+        Raises:
+            RecipeError: this PyTorch has no Muon.
+        """
+        return _MuonStepper(self, problem, recipe, seed, **options)
+
+
+# --- what the recipes of a problem were tuned to --------------------------------------------------
+
+# (method, problem) → the method's text and the batch size; "*" is for every other problem.
+# results/tuning.md says how they were found.
+_TUNED: dict[tuple[str, str], tuple[str, int]] = {
+    ("nag", "*"): ("nag(lr=0.001, mu_max=0.99)", 250),
+    ("adam", "*"): ("adam(lr=0.001)", 200),
+    ("muon", "*"): ("muon(lr=0.01)", 200),
+}
+
+
+def tuned(
+    method: str, problem: str, *, seconds: float | None = None, steps: int | None = None
+) -> str:
+    """The text of the tuned recipe of ``"nag"``, ``"adam"`` or ``"muon"`` for a named problem.
+
+    ``seconds`` or ``steps`` say how long the run will be, which those need whose rate or momentum
+    changes towards the end. A problem that nobody tuned for gets cautious values.
+
+    Raises:
+        RecipeError: there is no such baseline.
+    """
+    if (method, "*") not in _TUNED:
+        known = ", ".join(name for name, where in _TUNED if where == "*")
+        raise RecipeError(f"no baseline is called {method!r}: there are {known}")
+    text, size = _TUNED.get((method, problem), _TUNED[method, "*"])
+    end = "" if seconds is None else f", total_seconds={float(seconds)!r}"
+    end += "" if steps is None else f", total_steps={steps}"
+    return f"method = {text[:-1]}{end})\nbatch = constant(size={size})\naverage = polyak(xi=0.99)"
+
+
+# --- the steppers ---------------------------------------------------------------------------------
+
+
+class Baseline:
+    """A first-order Stepper; subclasses say which optimisers move which tensors.
+
+    Args:
+        method: the component that was attached.
+        problem: trained in place: every parameter with ``requires_grad``.
+        recipe: gives ``batch`` and ``average``.
+        seed: of the batches, which are the same function of (seed, step) as K-FAC's.
+        chunk: how many cases go through the network at a time.
+        total_steps: the end of the run, in place of the component's own.
+        total_seconds: the same in training seconds.
+
+    Raises:
+        CoverageError: the model has no trained parameters.
+        RecipeError: this PyTorch lacks the method.
+    """
+
+    decouples_l2 = True  # the optimisers add l2·θ to the gradient, in the kernel of the update
+
+    def __init__(
+        self,
+        method: Any,
+        problem: Problem,
+        recipe: Any,
+        seed: int,
+        *,
+        chunk: int = 5000,
+        total_steps: int | None = None,
+        total_seconds: float | None = None,
+    ) -> None:
+        self.method, self.problem, self.seed, self.chunk = method, problem, int(seed), chunk
+        own = total_steps is None and total_seconds is None
+        self.total_steps: int | None = method.total_steps if own else total_steps
+        self.total_seconds: float | None = method.total_seconds if own else total_seconds
+        trained = [(n, p) for n, p in problem.model.named_parameters() if p.requires_grad]
+        if not trained:
+            raise CoverageError(
+                "the model has no trained parameters: every parameter has requires_grad=False, "
+                "or there are none"
+            )
+        self.names = tuple(name for name, _ in trained)
+        self._parameters = [p for _, p in trained]
+        # What the optimisers move: the same memory, gradients of its own. So a user's p.grad is
+        # neither read nor written.
+        self._theta = [p.detach() for p in self._parameters]
+        self._buffers = bool(dict(problem.model.named_buffers()))
+        self._couples = any(isinstance(m, _COUPLING) for m in problem.model.modules())
+        self.batch, self._average = recipe["batch"], recipe["average"]
+        self.step_count = 0
+        self.seconds = 0.0
+        self._averaged: tuple[int, Any] = (0, self._average.init(self._theta))  # (step, memo)
+        self._optimisers: list[torch.optim.Optimizer] = self._make()
+        # A fused update is one call that needs no memory; of any other we keep what to go back to.
+        self._divisible = not all(o.defaults.get("fused") for o in self._optimisers)
+
+    # --- what a method says -----------------------------------------------------------------------
+
+    def _make(self) -> list[torch.optim.Optimizer]:
+        raise NotImplementedError("a Baseline says which optimisers move its tensors")
+
+    def _rates(self, k: int) -> tuple[float, float]:
+        """Sets the rates of step ``k``; ε and μ for the record, NaN where there is none."""
+        raise NotImplementedError("a Baseline sets its rates")
+
+    def _move(self, k: int) -> None:
+        """The update, in place; the gradients are in ``.grad``."""
+        for optimiser in self._optimisers:
+            optimiser.step()
+
+    def _mover(self, tensor: Tensor) -> str:
+        return component_name(self.method)
+
+    def _left(self, made: int, seconds: float) -> float:
+        """The fraction of the run that is ahead; 1 where its end is not known."""
+        if self.total_steps is not None:
+            return max(1 - made / self.total_steps, 0.0)
+        if self.total_seconds is not None:
+            return max(1 - seconds / self.total_seconds, 0.0) if self.total_seconds else 0.0
+        return 1.0
+
+    def _faded(self, decay: float) -> float:
+        """1, and over the last ``decay`` of the run linearly down to 0."""
+        left = self._left(self.step_count, self.seconds)
+        return left / decay if left < decay else 1.0
+
+    # --- the step ---------------------------------------------------------------------------------
+
+    def step(self) -> StepRecord:
+        """One step on a batch drawn by the recipe's ``batch``.
+
+        Raises:
+            NumericalError: on the CPU, where h is not finite; the step has not happened.
+        """
+        start = time.perf_counter()
+        k = self.step_count + 1
+        size = self.batch.size(k, self.problem.available)
+        drawn = self.problem.draw(k, size, self.seed)
+        self._settle()
+        loss, error, gradients, buffers = self._evaluate(drawn.inputs, drawn.targets, k)
+        if loss.device.type == "cpu" and not math.isfinite(linalg.host([loss])[0]):
+            raise NumericalError(
+                f"step {k}: the objective h is not finite; the step has not happened. Lower lr "
+                f"of {self.method}, or check inputs and targets for NaN or infinity"
+            )
+        lr, mu = self._rates(k)
+        with _uninterrupted(), torch.no_grad():
+            for theta, gradient in zip(self._theta, gradients, strict=True):
+                theta.grad = gradient
+            with self._undone() if self._divisible else contextlib.nullcontext():
+                self._move(k)
+            for theta in self._theta:
+                theta.grad = None
+            for name, buffer in self.problem.model.named_buffers() if buffers else ():
+                buffer.copy_(buffers[name])
+            self.step_count = k
+            self.seconds += time.perf_counter() - start
+            self._after()
+        return StepRecord(
+            step=k,
+            loss=loss,
+            error=error,
+            mu=mu,
+            eta=self.problem.l2,
+            seconds=self.seconds,
+            batch=drawn.inputs.shape[0],
+            due=Due(stats=False),
+            lr=lr,
+        )
+
+    def _after(self) -> None:
+        """What follows the update and depends on how far the run has come."""
+
+    def _evaluate(
+        self, inputs: Tensor, targets: Tensor, k: int
+    ) -> tuple[Tensor, Tensor, list[Tensor], dict[str, Tensor]]:
+        """h, the error, ∇h and the module's buffers after the pass."""
+        problem, theta = self.problem, self._parameters
+        model, likelihood = problem.model, problem.likelihood
+        for alias, own in zip(self._theta, theta, strict=True):
+            alias.data = own.data  # where someone gave the module other memory
+        m = inputs.shape[0]
+        size = m if model.training and self._couples else self.chunk
+        buffers = {n: b.clone() for n, b in model.named_buffers()} if self._buffers else {}
+        losses, errors = [], []
+        total: list[Tensor] | None = None
+        for at in range(0, m, size):
+            x, y = inputs[at : at + size], targets[at : at + size]
+            with torch.enable_grad(), self._mask(k, at, x.device):
+                z = torch.func.functional_call(model, buffers, (x,)) if buffers else model(x)
+            outputs = z.detach()
+            losses.append(likelihood.loss(outputs, y).sum(dtype=torch.float64))
+            errors.append(likelihood.error(outputs, y).sum(dtype=torch.float64))
+            cotangent = likelihood.gradient(outputs, y) / m
+            found = torch.autograd.grad(z, theta, cotangent, allow_unused=True)
+            grads = [_like(g, t) for g, t in zip(found, self._theta, strict=True)]
+            total = grads if total is None else list(torch._foreach_add(total, grads))
+        assert total is not None
+        loss = torch.stack(losses).sum() / m
+        if problem.l2:
+            loss = loss + 0.5 * problem.l2 * square_norm(self._theta)
+            if not self.decouples_l2:
+                total = list(torch._foreach_add(total, self._theta, alpha=problem.l2))
+        return loss, torch.stack(errors).sum() / m, total, buffers
+
+    def _mask(self, k: int, at: int, device: torch.device) -> Any:
+        """The network's own randomness, a function of (seed, step, chunk)."""
+        if not self.problem.model.training:
+            return contextlib.nullcontext()
+        return seeds.forked(self.seed, f"model/{at}", k, device)
+
+    @contextlib.contextmanager
+    def _undone(self) -> Iterator[None]:
+        """Inside, what is raised takes θ and the optimisers back to where they were."""
+        theta = [t.clone() for t in self._theta]
+        states = [{t: _copied(s) for t, s in o.state.items()} for o in self._optimisers]
+        try:
+            yield
+        except BaseException:
+            torch._foreach_copy_(self._theta, theta)
+            for optimiser, state in zip(self._optimisers, states, strict=True):
+                optimiser.state.clear()
+                optimiser.state.update(state)
+            raise
+
+    # --- the average ------------------------------------------------------------------------------
+
+    def _settle(self) -> Any:
+        """The average's memo, up to θ_k.
+
+        θ_k enters when step k+1 begins or somebody asks, whichever is first: the update in place
+        is then the last thing of a step, and nothing after it can fail.
+        """
+        step, memo = self._averaged
+        if step != self.step_count:
+            memo = self._average.update(memo, self._theta)
+            self._averaged = (self.step_count, memo)
+        return memo
+
+    def average(self) -> Sequence[Tensor] | None:
+        """θ̄, in the order of ``names``; None where there is none (section 10.5)."""
+        read: Sequence[Tensor] | None = self._average.read(self._settle())
+        return read
+
+    # --- swapping, saving, telling ----------------------------------------------------------------
+
+    def swap(self, recipe: Any, named: Mapping[str, set[str]]) -> None:
+        """Takes ``batch`` and ``average`` of ``recipe`` from the next step on."""
+        batch, average = recipe["batch"], recipe["average"]
+        averaged = self._averaged
+        if "average" in named:
+            averaged = (self.step_count, average.init(self._theta))
+        else:
+            average = self._average
+        self.batch, self._average, self._averaged = batch, average, averaged
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to go on bit for bit: θ, buffers, the optimisers' memory, θ̄, counts."""
+        tree = {
+            "method": component_name(self.method),
+            "step": self.step_count,
+            "seconds": self.seconds,
+            "seed": self.seed,
+            "total_steps": self.total_steps,
+            "total_seconds": self.total_seconds,
+            "theta": dict(zip(self.names, self._theta, strict=True)),
+            "buffers": dict(self.problem.model.named_buffers()),
+            "optimisers": [o.state_dict()["state"] for o in self._optimisers],
+            "average": self._settle(),
+            **self._extra(),
+        }
+        return {"format": 1, "tree": to_tree(_copied(tree))}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Restores what :meth:`state` gave, for the same problem and recipe.
+
+        Raises:
+            CheckpointError: the state belongs to another method, network or format; nothing has
+                changed then.
+        """
+        if state.get("format") != 1:
+            raise CheckpointError(
+                f"the state has format {state.get('format')!r}; this version reads format 1"
+            )
+        device = self._theta[0].device
+        values = _copied(from_tree(move(state["tree"], device)))
+        name = component_name(self.method)
+        if values.get("method") != name:
+            raise CheckpointError(
+                f"the state was saved by the method {values.get('method', 'kfac')!r}, not by "
+                f"{name!r}: load it with the recipe it was saved with"
+            )
+        buffers = dict(self.problem.model.named_buffers())
+        for kind, saved, own in (
+            ("parameters", values["theta"], dict(zip(self.names, self._theta, strict=True))),
+            ("buffers", values["buffers"], buffers),
+        ):
+            there = {n: tuple(t.shape) for n, t in saved.items()}
+            here = {n: tuple(t.shape) for n, t in own.items()}
+            if there != here:
+                different = sorted(set(there.items()) ^ set(here.items()), key=str)[:3]
+                raise CheckpointError(
+                    f"the state belongs to another network: {kind} differ, such as "
+                    + ", ".join(f"{n} {s}" for n, s in different)
+                )
+        with _uninterrupted(), torch.no_grad():
+            for alias, parameter_ in zip(self._theta, self._parameters, strict=True):
+                alias.data = parameter_.data
+            torch._foreach_copy_(self._theta, [values["theta"][n] for n in self.names])
+            for name, buffer in buffers.items():
+                buffer.copy_(values["buffers"][name])
+            for optimiser, saved in zip(self._optimisers, values["optimisers"], strict=True):
+                groups = optimiser.state_dict()["param_groups"]
+                optimiser.load_state_dict({"state": saved, "param_groups": groups})
+            self.seed, self.step_count = values["seed"], values["step"]
+            self.seconds = values["seconds"]
+            self.total_steps, self.total_seconds = values["total_steps"], values["total_seconds"]
+            self._averaged = (values["step"], values["average"])
+            self._restore(values)
+
+    def _extra(self) -> dict[str, Any]:
+        return {}
+
+    def _restore(self, values: Mapping[str, Any]) -> None:
+        """Takes back what ``_extra`` gave."""
+
+    def coverage(self) -> list[CoverageRow]:
+        """One row per parameter: its module, and the optimiser that moves it."""
+        modules = dict(self.problem.model.named_modules())
+        method = component_name(self.method)
+        rows = []
+        for name, tensor in zip(self.names, self._theta, strict=True):
+            path = name.rpartition(".")[0]
+            kind = type(modules[path]).__name__
+            rows.append(
+                CoverageRow(name, path or kind, kind, self._mover(tensor), method, "-", "-")
+            )
+        for name, own in self.problem.model.named_parameters():
+            if not own.requires_grad:
+                rows.append(CoverageRow(name, "-", "frozen", "-", "-", "-", "-"))
+        return rows
+
+
+class _NagStepper(Baseline):
+    """See :class:`Nag`."""
+
+    method: Nag
+
+    def _make(self) -> list[torch.optim.Optimizer]:
+        self._mu = self.method.mu(0, self._left(0, 0.0))  # μ_t, with which φ_t was made
+        sgd = _optimiser(
+            torch.optim.SGD,
+            self._theta,
+            lr=self.method.lr,
+            momentum=self.method.mu_max,
+            nesterov=self.method.mu_max > 0,
+            weight_decay=self.problem.l2,
+        )
+        return [sgd]
+
+    def _rates(self, k: int) -> tuple[float, float]:
+        self._optimisers[0].param_groups[0]["momentum"] = self._mu
+        return self.method.lr, self._mu
+
+    def _after(self) -> None:
+        mu = self.method.mu(self.step_count, self._left(self.step_count, self.seconds))
+        if mu != self._mu:
+            state = self._optimisers[0].state
+            momenta = [state[t]["momentum_buffer"] for t in self._theta]
+            torch._foreach_add_(self._theta, momenta, alpha=-self.method.lr * (mu - self._mu))
+            self._mu = mu
+
+    def _extra(self) -> dict[str, Any]:
+        return {"mu": self._mu}
+
+    def _restore(self, values: Mapping[str, Any]) -> None:
+        self._mu = values["mu"]
+
+
+class _AdamStepper(Baseline):
+    """See :class:`Adam`."""
+
+    method: Adam
+
+    def _make(self) -> list[torch.optim.Optimizer]:
+        m = self.method
+        adam = _optimiser(
+            torch.optim.Adam,
+            self._theta,
+            lr=m.lr,
+            betas=(m.beta1, m.beta2),
+            eps=m.eps,
+            weight_decay=self.problem.l2,
+        )
+        return [adam]
+
+    def _rates(self, k: int) -> tuple[float, float]:
+        lr = self.method.lr * self._faded(self.method.decay)
+        self._optimisers[0].param_groups[0]["lr"] = lr
+        return lr, float("nan")
+
+
+class _MuonStepper(Baseline):
+    """See :class:`Muon`."""
+
+    method: Muon
+    decouples_l2 = False
+
+    def _make(self) -> list[torch.optim.Optimizer]:
+        m = self.method
+        muon = getattr(torch.optim, "Muon", None)
+        if muon is None:
+            raise RecipeError(
+                f"method='muon' is torch.optim.Muon, which PyTorch {torch.__version__} does not "
+                "have: it came with 2.9; use method='adam' or 'nag'"
+            )
+        matrices = [t for t in self._theta if t.dim() == 2]
+        others = [t for t in self._theta if t.dim() != 2]
+        made: list[torch.optim.Optimizer] = []
+        if matrices:
+            made.append(
+                muon(matrices, lr=m.lr, weight_decay=0.0, momentum=m.momentum, ns_steps=m.ns_steps)
+            )
+        if others:
+            made.append(_optimiser(torch.optim.Adam, others, lr=m.adam_lr))
+        self._lrs = [m.lr] * bool(matrices) + [m.adam_lr] * bool(others)
+        return made
+
+    def _rates(self, k: int) -> tuple[float, float]:
+        faded = self._faded(self.method.decay)
+        for optimiser, lr in zip(self._optimisers, self._lrs, strict=True):
+            optimiser.param_groups[0]["lr"] = lr * faded
+        return self.method.lr * faded, self.method.momentum
+
+    def _mover(self, tensor: Tensor) -> str:
+        return "muon" if tensor.dim() == 2 else "adam"
+
+
+# --- small helpers --------------------------------------------------------------------------------
+
+
+def _optimiser(kind: Any, tensors: list[Tensor], **settings: Any) -> torch.optim.Optimizer:
+    """PyTorch's optimiser, by its fused kernel where this device and dtype have one."""
+    try:
+        made: torch.optim.Optimizer = kind(tensors, fused=True, **settings)
+    except (RuntimeError, TypeError):
+        made = kind(tensors, **settings)
+    return made
+
+
+def _like(gradient: Tensor | None, tensor: Tensor) -> Tensor:
+    """The gradient laid out in memory as its parameter is, which fused kernels take for granted."""
+    if gradient is None:
+        return torch.zeros_like(tensor)
+    if gradient.stride() == tensor.stride():
+        return gradient
+    return torch.empty_like(tensor).copy_(gradient)
+
+
+def _copied(value: Any) -> Any:
+    """A tree with tensors of its own."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, tuple):
+        return tuple(_copied(v) for v in value)
+    if isinstance(value, list):
+        return [_copied(v) for v in value]
+    if isinstance(value, Mapping):
+        return {k: _copied(v) for k, v in value.items()}
+    return value
