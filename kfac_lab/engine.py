@@ -23,7 +23,7 @@ from torch import Tensor
 from kfac_lab.core import linalg
 from kfac_lab.core.capture import CoverageRow, Network
 from kfac_lab.core.layers import Tensors
-from kfac_lab.core.moments import Ledger, Table
+from kfac_lab.core.moments import Accumulation, Ledger, Table
 from kfac_lab.core.passes import Evaluated, Observed, Passes, subset
 from kfac_lab.core.problem import Drawn, Problem
 from kfac_lab.core.state import (
@@ -80,7 +80,11 @@ class _Space:
 
 @dataclass(eq=False)
 class _Candidate:
-    """One strength tried: its preconditioner, basis, restriction, coefficients and M(δ)−M(0)."""
+    """One strength tried: its preconditioner, basis, restriction, coefficients and M(δ)−M(0).
+
+    ``value`` is of the step as it will be made, ``promise`` of the chosen one before ``lr`` scales
+    it: candidates are compared, and λ is steered, by what the strength has to offer.
+    """
 
     strength: Strength
     preconditioner: Any
@@ -88,6 +92,7 @@ class _Candidate:
     restriction: Any
     coefficients: Tensor
     value: Tensor
+    promise: Tensor
 
     def scalars(self) -> list[Tensor]:
         r = self.restriction
@@ -194,6 +199,11 @@ class Engine:
         if self.ledger is None:
             self.ledger = self._open_ledger()
 
+    def _lacks_tangents(self) -> bool:
+        return self.passes.tangent_path == "unknown" and bool(
+            getattr(self.parts["model"], "needs_tangents", True)
+        )
+
     def _open_ledger(self) -> Ledger:
         layers = self.network.layers
         links = self.parts["structure"].pairs(self._chains())
@@ -251,13 +261,12 @@ class Engine:
             self._adopt(recipe)
             if ledger is not None and ({"structure", "block"} & set(named)):
                 ledger = self._open_ledger()
-            if self.passes.fired is not None and getattr(
-                self.parts["model"], "needs_tangents", True
-            ) and self.passes.tangent_path == "unknown":
-                raise RecipeError(
-                    "a swap to model='exact_fisher' needs a tangent path, which this run has not "
-                    "chosen: start it with model='exact_fisher'"
-                )
+            if self.passes.fired is not None and self._lacks_tangents():
+                problem = self.problem  # without data at hand the next batch decides
+                if problem.inputs is not None and problem.targets is not None:
+                    self.passes.probe(
+                        problem.inputs[:2].to(self.device), problem.targets[:2], tangents=True
+                    )
         except Exception:
             self.parts, self.blocks, self.recipe = before
             raise
@@ -317,7 +326,7 @@ class Engine:
         clock = clock or _Clock()
         state, parts = self.state_, self.parts
         k = state.step + 1
-        if self.ledger is None or self.passes.fired is None:
+        if self.ledger is None or self.passes.fired is None or self._lacks_tangents():
             self._bind(drawn.inputs, drawn.targets)
         ledger = self.ledger
         assert ledger is not None
@@ -339,12 +348,7 @@ class Engine:
                 [hasattr(b, "observe") for b in self.blocks],
             )
         with clock("observe"), torch.no_grad():
-            block_memos = state.block_memos
-            if accumulation is not None:
-                spare = accumulation.finish()
-                if self.passes.processes > 1:
-                    parts["collective"].mean_(spare)
-                block_memos = self._observe(observed, 1.0 - epsilon)
+            block_memos = self._digest(accumulation, observed, 1.0 - epsilon)
             if self.passes.processes > 1:
                 parts["collective"].mean_(
                     [evaluated.loss, evaluated.error, *evaluated.gradient.matrices]
@@ -399,6 +403,88 @@ class Engine:
             record = self._settle(record, new, ok, due, trial, evaluated, clock)
         return record
 
+    def precondition(self, gradient: Vec, drawn: Drawn | None) -> tuple[Vec, StepRecord]:
+        """P∇h for a gradient that somebody else computed; θ and the buffers stay as they are.
+
+        Observes and inverts as a step does, where due, and counts as one. ``drawn`` may be None
+        where no statistics are due; of its targets only an estimator that uses labels takes notice.
+
+        Raises:
+            RecipeError: statistics are due and there is no batch.
+            NumericalError: as for :meth:`step_on`.
+        """
+        clock = _Clock()
+        state, parts = self.state_, self.parts
+        k = state.step + 1
+        due, schedule_memo = self._due(k)
+        accumulation, observed, epsilon = None, None, 1.0
+        if due.stats:
+            if drawn is None:
+                raise RecipeError(f"step {k}: statistics are due, and there is no batch for them")
+            if self.ledger is None or self.passes.fired is None:
+                self._bind(drawn.inputs, drawn.targets)
+            assert self.ledger is not None
+            with clock("observe"):
+                s1 = subset(parts["estimator"], drawn.inputs.shape[0])
+                epsilon = float(parts["estimator"].decay(k))
+                accumulation = self.ledger.accumulate(epsilon, s1)
+                observed = self.passes.observe(
+                    *drawn,
+                    k,
+                    (s1, parts["estimator"], accumulation),
+                    [hasattr(b, "observe") for b in self.blocks],
+                )
+        ledger = self.ledger
+        if ledger is None:
+            raise RecipeError(f"step {k}: the schedule asks for no statistics before an inverse")
+        with torch.no_grad():
+            block_memos = self._digest(accumulation, observed, 1.0 - epsilon)
+            evaluated = Evaluated(
+                passes=self.passes,
+                likelihood=self.problem.likelihood,
+                inputs=gradient[0] if drawn is None else drawn.inputs,
+                targets=gradient[0] if drawn is None else drawn.targets,
+                order=None,
+                step=k,
+                rows=0,
+                loss=torch.zeros((), dtype=torch.float64, device=self.device),
+                error=torch.zeros((), dtype=torch.float64, device=self.device),
+                gradient=gradient,
+                buffers={},
+                theta=self._theta,
+            )
+            table = ledger.table(spare=due.stats)
+            outcome = self._choose(k, due, evaluated, table, block_memos, clock)
+            chosen = outcome.chosen
+            m = 0 if drawn is None else drawn.inputs.shape[0]
+            record = self._record(k, due, evaluated, chosen, outcome.tried, m, outcome)
+            nothing = float("nan")
+            record = replace(record, loss=nothing, error=nothing, predicted=nothing)
+            new = State(
+                step=k,
+                seconds=state.seconds,
+                strength=chosen.strength,
+                factored=outcome.factored,
+                inverse=chosen.preconditioner,
+                memos={**state.memos, "schedule": schedule_memo or {}},
+                block_memos=outcome.block_memos,
+                kept_inverse=outcome.kept,
+            )
+            ok = self._ok(evaluated, chosen, ledger if due.stats else None)
+            record = self._settle(record, new, ok, due, [], evaluated, clock)
+            return -chosen.basis[0], record
+
+    def _digest(
+        self, accumulation: Accumulation | None, observed: Observed | None, weight: float
+    ) -> tuple[Any, ...]:
+        """New moments onto the ledger's spare side; returns the blocks' new memos."""
+        if accumulation is None:
+            return self.state_.block_memos
+        spare = accumulation.finish()
+        if self.passes.processes > 1:
+            self.parts["collective"].mean_(spare)
+        return self._observe(observed, weight)
+
     def _due(self, k: int) -> tuple[Due, Mapping[str, Any]]:
         schedule, state = self.parts["schedule"], self.state_
         drift = None
@@ -407,10 +493,7 @@ class Engine:
             (drift,) = self._read([self._drift()])
         due, memo = schedule.due(k, state.memos["schedule"], Signals(drift))
         due = Due(*(bool(flag) for flag in due))
-        grounded = getattr(self.parts["model"], "grounded", True) and getattr(
-            self.parts["momentum"], "adapts", True
-        )
-        if not grounded:
+        if not self._grounded:
             if (due.lam or due.gamma) and getattr(self.parts["damping"], "follows_rho", False):
                 self._warn(
                     "ground",
@@ -423,6 +506,14 @@ class Engine:
         if due.factors or due.gamma:
             due = due._replace(inverse=True)
         return due, memo
+
+    @property
+    def _grounded(self) -> bool:
+        """Whether the model and the momentum give adaptation a ground (section 6)."""
+        return bool(
+            getattr(self.parts["model"], "grounded", True)
+            and getattr(self.parts["momentum"], "adapts", True)
+        )
 
     def _drift(self) -> Tensor:
         """The largest relative change of a diagonal moment since the last refresh."""
@@ -467,6 +558,8 @@ class Engine:
     ) -> _Outcome:
         state, damping = self.state_, self.parts["damping"]
         strengths = tuple(self._strength(s) for s in damping.candidates(state.strength, due))
+        if not self._grounded:
+            strengths = strengths[:1]
         if not due.inverse:
             trials = [
                 self._try(k, s, state.inverse, evaluated, clock) for s in strengths[:1]
@@ -497,7 +590,7 @@ class Engine:
                                 factored, memos, s, state.inverse
                             )
                         trials.append(self._try(k, s, inverse, evaluated, clock))
-                best = _best([t.value for t in trials])
+                best = _best([t.promise for t in trials])
                 sound = torch.stack([_finite(t) for t in trials]).all() & _all_finite(
                     [evaluated.loss]
                 )
@@ -517,7 +610,7 @@ class Engine:
             tried += trials
             again = None
             retry = getattr(damping, "retry", None)
-            if retry is not None and tries < _RETRIES:
+            if retry is not None and self._grounded and tries < _RETRIES:
                 draft = self._record(
                     k, due, evaluated, chosen, tried, evaluated.inputs.shape[0], None
                 )
@@ -543,10 +636,11 @@ class Engine:
                 self.parts["collective"].mean_([restriction.curvature])
         with clock("choose"):
             coefficients = momentum.choose(restriction, strength, k)
+            value = promise = restriction.value(coefficients, strength)
             if self.lr != 1.0:
                 coefficients = coefficients * self.lr
-            value = restriction.value(coefficients, strength)
-        return _Candidate(strength, inverse, basis, restriction, coefficients, value)
+                value = restriction.value(coefficients, strength)
+        return _Candidate(strength, inverse, basis, restriction, coefficients, value, promise)
 
     def _keep_last(
         self,
@@ -591,7 +685,7 @@ class Engine:
         buffers = dict(self.problem.model.named_buffers()) if evaluated.buffers else {}
         old_buffers = list(buffers.values())
         new_buffers = [evaluated.buffers[name] for name in buffers]
-        theta = self._theta
+        theta = self._theta if trial else []  # no trial: somebody else moves the parameters
         if self.device.type == "cpu":
             if not linalg.host([ok])[0]:
                 raise NumericalError(self._not_finite(record.step, evaluated, []))
@@ -607,7 +701,8 @@ class Engine:
             if due.inverse:
                 self._read([])
         with clock("move"), _uninterrupted():
-            torch._foreach_copy_(theta, trial)
+            if trial:
+                torch._foreach_copy_(theta, trial)
             if new_buffers:
                 torch._foreach_copy_(old_buffers, new_buffers)
             if due.stats:
@@ -675,7 +770,7 @@ class Engine:
             batch=m * self.passes.processes,
             due=due,
             coefficients=c,
-            candidates=tuple((t.strength.lam, t.strength.gamma, t.value) for t in tried),
+            candidates=tuple((t.strength.lam, t.strength.gamma, t.promise) for t in tried),
             coupling=1.0 - self._coupling if cross else 0.0,
             kept_inverse=outcome.kept if outcome is not None else 0,
             jitter=outcome.jitter if outcome is not None else {},
@@ -703,8 +798,11 @@ class Engine:
 
     # --- saving ---------------------------------------------------------------------------------
 
-    def state(self) -> dict[str, Any]:
-        """Everything needed to go on bit for bit: θ, buffers, moments, inverses, memos, counts."""
+    def state(self, *, parameters: bool = True) -> dict[str, Any]:
+        """Everything needed to go on bit for bit: θ, buffers, moments, inverses, memos, counts.
+
+        Without ``parameters`` θ and the buffers are left out, for whoever keeps them elsewhere.
+        """
         self._read([])
         state = self.state_
         tree = to_tree(
@@ -724,11 +822,13 @@ class Engine:
                 "reference": self._reference,
                 "moments": dict(self.ledger.current) if self.ledger is not None else None,
                 "fired": self.passes.fired,
+                "chains": self.passes.chains,
                 "tangent_path": self.passes.tangent_path,
                 "seed": self.seed,
                 "lr": self.lr,
-                "theta": self.network.named([t.clone() for t in self._theta]),
-                "buffers": {n: b.clone() for n, b in self.problem.model.named_buffers()},
+                "shapes": {n: tuple(t.shape) for n, t in self.network.named(self._theta).items()},
+                "theta": self.network.named(self._theta) if parameters else None,
+                "buffers": dict(self.problem.model.named_buffers()) if parameters else None,
             }
         )
         return {"format": 1, "tree": _cloned(tree)}
@@ -744,34 +844,43 @@ class Engine:
             raise CheckpointError(
                 f"the state has format {state.get('format')!r}; this version reads format 1"
             )
-        values = from_tree(move(state["tree"], self.device))
-        shapes = {n: t.shape for n, t in self.network.named(self._theta).items()}
-        saved = {n: t.shape for n, t in values["theta"].items()}
+        values = from_tree(_cloned(move(state["tree"], self.device)))
+        shapes = {n: tuple(t.shape) for n, t in self.network.named(self._theta).items()}
+        saved = values["shapes"]
         if shapes != saved:
             different = sorted(set(shapes.items()) ^ set(saved.items()), key=str)[:3]
             raise CheckpointError(
                 "the state belongs to another network: parameters differ, such as "
                 + ", ".join(f"{n} {tuple(s)}" for n, s in different)
             )
-        values = _cloned(values)
+        buffers = dict(self.problem.model.named_buffers())
+        if values["buffers"] is not None and set(buffers) != set(values["buffers"]):
+            different = sorted(set(buffers) ^ set(values["buffers"]))[:3]
+            raise CheckpointError(
+                f"the state belongs to another network: buffers differ, such as {different}"
+            )
+        bound = self.passes.fired, self.passes.chains, self.passes.tangent_path, self.ledger
         if self.passes.fired is None and values["fired"] is not None:
-            if self.problem.inputs is not None and self.problem.targets is not None:
-                self._bind(self.problem.inputs[:2], self.problem.targets[:2])
-        ledger = self.ledger
-        moments = values["moments"]
+            # No batch was seen yet: what a batch would tell is in the state.
+            self.passes.fired, self.passes.chains = values["fired"], values["chains"]
+            self.passes.tangent_path = values["tangent_path"]
+            self.ledger = self._open_ledger()
+        ledger, moments = self.ledger, values["moments"]
         if moments is not None and ledger is not None:
-            if set(moments) != set(ledger.keys):
+            shaped = {key: v.shape for key, v in moments.items()}
+            if shaped != {key: v.shape for key, v in ledger.current.items()}:
+                self.passes.fired, self.passes.chains, self.passes.tangent_path, self.ledger = bound
                 raise CheckpointError(
                     "the state holds other moments than this recipe keeps: load it with the "
                     "recipe it was saved with"
                 )
             ledger.current.update(moments)
-        by_name = self.network.named(self._theta)
-        for name, value in values["theta"].items():
-            by_name[name].copy_(value)
-        buffers = dict(self.problem.model.named_buffers())
-        for name, value in values["buffers"].items():
-            buffers[name].copy_(value)
+        if values["theta"] is not None:
+            by_name = self.network.named(self._theta)
+            for name, value in values["theta"].items():
+                by_name[name].copy_(value)
+            for name, value in values["buffers"].items():
+                buffers[name].copy_(value)
         self.seed, self.lr = values["seed"], values["lr"]
         self.passes.seed = self.seed
         self._coupling, self._mixed = values["coupling"], values["mixed"]

@@ -283,6 +283,27 @@ class Passes:
         )
         return evaluated, gather.observed()
 
+    def observe(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        order: Tensor | None,
+        step: int,
+        statistics: tuple[int, Estimator, Accumulation],
+        observe: Sequence[bool],
+    ) -> Observed | None:
+        """Statistics on S1 by a pass of their own, for a batch whose gradient is known already.
+
+        The arguments are those of :meth:`evaluate`.
+        """
+        s1 = statistics[0]
+        chosen = None
+        if order is not None and s1 < inputs.shape[0]:
+            chosen = order[:s1].to(inputs.device)
+        gather = _Gather(self, statistics, s1, observe, step)
+        gather.own_pass(self._explicit(), inputs, targets, chosen)
+        return gather.observed()
+
     def objective(
         self, theta: list[Tensor], inputs: Tensor, targets: Tensor, step: int
     ) -> Tensor:

@@ -76,9 +76,14 @@ class Plan:
         return cls(network, tuple(leaves), first)
 
     def usable(self) -> bool:
-        """False while somebody has put forward hooks on a module: only a plain call runs them."""
+        """False while somebody has put forward hooks on a module: only a plain call runs them.
+
+        A pre-hook with a true attribute ``passive`` changes nothing and may be left out.
+        """
         return not any(
-            m._forward_hooks or m._forward_pre_hooks for m in self.network.model.modules()
+            m._forward_hooks
+            or any(not getattr(h, "passive", False) for h in m._forward_pre_hooks.values())
+            for m in self.network.model.modules()
         )
 
     def forward(self, inputs: Tensor) -> list[Tensor]:
