@@ -157,30 +157,52 @@ class Steered(Tied):
         """Another λ while the step is steered and its reduction lies outside the band."""
         if record.step > self.steps:
             return None
-        count = len(record.candidates)
-        values = linalg.host(
+        loss, *flat = linalg.host(
             [torch.as_tensor(record.loss, dtype=torch.float64)]
             + [torch.as_tensor(x) for lam, _, value in record.candidates for x in (lam, value)]
         )
-        loss = values[0]
         if not loss > 0:
             return None
-        seen = [(values[1 + 2 * j], -values[2 + 2 * j] / loss) for j in range(count)]
-        lam, reduction = seen[-1]
-        if not math.isfinite(reduction) or self.low <= reduction <= self.high:
+        tried = [
+            (lam, -value / loss) for lam, value in zip(flat[::2], flat[1::2], strict=True)
+        ]
+        wanted = self._first(tried) if record.step == 1 else self._later(tried)
+        if wanted is None or not 1e-12 < wanted < 1e12:
             return None
-        # Reduction falls as λ grows: bracket in log λ by doublings, then halve the bracket.
-        below = [x for x, r in seen if r > self.high]  # λ too small
-        above = [x for x, r in seen if r < self.low]  # λ too large
-        if below and above and max(below) < min(above):
-            new = math.sqrt(max(below) * min(above))
-        else:
-            factor = 2.0 ** (1 + tries // 2) if record.step == 1 else 2.0
-            new = lam * factor if reduction > self.high else lam / factor
-        if not 1e-12 < new < 1e12:
+        lam = strength.lam * 0 + wanted
+        return strength._replace(lam=lam, gamma=torch.sqrt(lam + strength.eta))
+
+    def _first(self, tried: list[tuple[float, float]]) -> float | None:
+        """Step 1: ever longer strides to the band, then bisection in log λ.
+
+        Too small a λ spoils the proposal before it spoils the model, so the reduction has a peak
+        in λ. Where it stays below the band the search settles at the best λ met.
+        """
+        lam, reduction = tried[-1]
+        if self.low <= reduction <= self.high or len(tried) > 40:
             return None
-        updated = strength.lam * 0 + new
-        return strength._replace(lam=updated, gamma=torch.sqrt(updated + strength.eta))
+        small = [x for x, r in tried if r > self.high]
+        large = [x for x, r in tried if r < self.low and x > max(small, default=0.0)]
+        if small and large:
+            return math.sqrt(max(small) * min(large))
+        stride = 2.0 ** (1 + len(tried) // 2)
+        if reduction > self.high:
+            return lam * stride
+        best = max(tried, key=lambda pair: pair[1])
+        if len(tried) > 1 and reduction < best[1]:
+            return best[0] if lam != best[0] else None
+        return lam / stride
+
+    def _later(self, tried: list[tuple[float, float]]) -> float | None:
+        """Steps after: doubled until the reduction is in bounds; halved once, if that helps."""
+        first, (lam, reduction) = tried[0], tried[-1]
+        if reduction > self.high:
+            return 2 * lam
+        if len(tried) == 1:
+            return lam / 2 if reduction < self.low else None
+        if lam < first[0] and reduction < first[1]:
+            return first[0]  # halving did not help
+        return None
 
 
 @dataclass(frozen=True)
