@@ -140,6 +140,13 @@ class History:
                 at += count
             self._records[len(self._numbers) - 1] = replace(r, **plain)
 
+    def keep(self, count: int) -> None:
+        """Reads what is pending and forgets all but the last ``count`` records."""
+        self._settle()
+        excess = max(len(self._records) - count, 0)
+        del self._records[:excess]
+        del self._numbers[:excess]
+
     def truncate(self, count: int) -> None:
         """Forgets all but the first ``count`` records, and later marks and evaluations."""
         last = self._records[count - 1].step if count else 0

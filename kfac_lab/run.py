@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -140,7 +140,7 @@ class Run:
         self.stepper = self.recipe["method"].attach(self.problem, self.recipe, self.seed)
         self.history = History()
         self._lock = threading.RLock()
-        self._queue: list[tuple[Recipe, dict[str, set[str]], dict[str, str]]] = []
+        self._queue: list[Plan] = []
         self._snapshots: list[_Snapshot] = []
         self._snapshot()
 
@@ -222,18 +222,13 @@ class Run:
             RecipeError: an unknown slot or part, a part that the method does not use, or one that
                 cannot work on this problem; nothing has changed then.
         """
-        if not parts:
-            raise RecipeError("swap takes slots: swap(damping='tied', momentum='rescaled')")
         if "method" in parts:
             raise RecipeError(
                 "another method is another stepper: fork() the run, or start one with "
                 f"recipe={parts['method']!r}"
             )
         base = self._queue[-1][0] if self._queue else self.recipe
-        recipe = base.replace(**parts)
-        named = {slot: Recipe.named_fields(value) for slot, value in parts.items()}
-        text = {slot: _text(recipe, slot) for slot in parts}
-        self._queue.append((recipe, named, text))
+        self._queue.append(planned(base, parts))
         if self._lock.acquire(blocking=False):
             try:
                 self._apply_queue()
@@ -243,11 +238,9 @@ class Run:
 
     def _apply_queue(self) -> None:
         while self._queue:
-            recipe, named, text = self._queue.pop(0)
-            before = {slot: _text(self.recipe, slot) for slot in text}
-            self.stepper.swap(recipe, named)
-            self.recipe = recipe
-            mark = Swap(self.step, text, before)
+            plan = self._queue.pop(0)
+            mark = carried_out(self.stepper, self.recipe, plan)
+            self.recipe = plan.recipe
             self.history.marks.append(mark)
             self._snapshot()
             process_lab.emit("kfac_on_swap", run=self, swap=mark)
@@ -445,7 +438,7 @@ class Run:
                 "name": self.problem.name,
                 "recipe": self.recipe.text(complete=True),
                 "seed": self.seed,
-                "where": _where(self.device),
+                "where": where(self.device),
                 "stepper": move(self.stepper.state(), torch.device("cpu")),
                 "history": self.history.state(),
             }
@@ -497,19 +490,51 @@ class Run:
         run.history = History.restore(content["history"])
         run._snapshots = []
         run._snapshot()
-        here = _where(run.device)
-        different = [
-            f"{key} {content['where'].get(key)} → {value}"
-            for key, value in here.items()
-            if content["where"].get(key) != value
-        ]
-        if different:
-            warnings.warn(
-                "this run was saved elsewhere (" + "; ".join(different) + "): it continues, but "
-                "not bit for bit",
-                stacklevel=2,
-            )
+        warn_elsewhere("run", content["where"], run.device)
         return run
+
+
+class Plan(NamedTuple):
+    """A swap that was validated: the new recipe, and by slot the fields named and the text."""
+
+    recipe: Recipe
+    named: dict[str, set[str]]
+    text: dict[str, str]
+
+
+def planned(recipe: Recipe, parts: Mapping[str, Any]) -> Plan:
+    """The plan of a swap of ``parts`` into ``recipe``.
+
+    Raises:
+        RecipeError: no slot, an unknown one, or a part that cannot be.
+    """
+    if not parts:
+        raise RecipeError("swap takes slots: swap(damping='tied', momentum='rescaled')")
+    new = recipe.replace(**parts)
+    named = {slot: Recipe.named_fields(value) for slot, value in parts.items()}
+    return Plan(new, named, {slot: _text(new, slot) for slot in parts})
+
+
+def carried_out(stepper: Any, recipe: Recipe, plan: Plan) -> Swap:
+    """Swaps the parts of a stepper that had ``recipe`` until now; returns the mark."""
+    before = {slot: _text(recipe, slot) for slot in plan.text}
+    stepper.swap(plan.recipe, plan.named)
+    return Swap(int(stepper.step_count), plan.text, before)
+
+
+def warn_elsewhere(what: str, saved: Mapping[str, Any], device: torch.device) -> None:
+    """Says once where a saved state cannot go on bit for bit: another torch, device, …."""
+    different = [
+        f"{key} {saved.get(key)} → {value}"
+        for key, value in where(device).items()
+        if saved.get(key) != value
+    ]
+    if different:
+        warnings.warn(
+            f"this {what} was saved elsewhere (" + "; ".join(different) + "): it continues, but "
+            "not bit for bit",
+            stacklevel=3,
+        )
 
 
 def _text(recipe: Recipe, slot: str) -> str:
@@ -531,7 +556,8 @@ def _bytes(value: Any) -> int:
     return 0
 
 
-def _where(device: torch.device) -> dict[str, Any]:
+def where(device: torch.device) -> dict[str, Any]:
+    """What a continuation bit for bit depends on."""
     return {
         "torch": str(torch.__version__),  # a TorchVersion would not be read back
         "device": device.type,
