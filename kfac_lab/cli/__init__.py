@@ -1,0 +1,223 @@
+"""The command line: ``kfac-lab demo | train | components | plugins``.
+
+A command ends with 0; with 2 and one sentence on what was wrong, for every error of the package;
+with 130 after Ctrl-C, everything kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from kfac_lab.errors import KfacLabError
+
+__all__ = ["main", "parser"]
+
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code; ``argv`` is the command line after the name."""
+    from kfac_lab.cli.terminal import plainly
+
+    options = parser().parse_args(argv)
+    with plainly(sys.stdout), plainly(sys.stderr):
+        try:
+            code: int = options.run(options)
+            sys.stdout.flush()
+        except KfacLabError as error:
+            print(f"kfac-lab: {error}", file=sys.stderr)
+            return 2
+        except BrokenPipeError:  # `kfac-lab components | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except OSError as error:
+            print(f"kfac-lab: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("kfac-lab: interrupted", file=sys.stderr)
+            return INTERRUPTED
+    return code
+
+
+def parser() -> argparse.ArgumentParser:
+    """The argument parser; every command sets ``run``, a function of the parsed options."""
+    from kfac_lab import __version__
+
+    top = argparse.ArgumentParser(
+        prog="kfac-lab", description="A laboratory for K-FAC (Martens & Grosse 2015)."
+    )
+    top.add_argument("--version", action="version", version=f"kfac-lab {__version__}")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _demo(commands)
+    _train(commands)
+    _components(commands)
+    _plugins(commands)
+    return top
+
+
+# --- the commands ---------------------------------------------------------------------------------
+
+
+def _demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "K-FAC against tuned Nesterov SGD, Adam and Muon, side by side; a picture, CSV and table"
+    demo = commands.add_parser("demo", help=text, description=text)
+    demo.add_argument(
+        "--seconds", type=_seconds, default=40.0, help="of training for each method (default 40)"
+    )
+    demo.add_argument(
+        "--out", type=Path, default=Path("demo"), help="the folder for the results (default demo)"
+    )
+    demo.add_argument("--problem", default="curves", help="which problem (default curves)")
+    demo.add_argument(
+        "--threads",
+        type=_count,
+        default=1,
+        help="CPU threads, the same for every method (default 1, so that numbers compare between "
+        "machines)",
+    )
+    demo.add_argument("--seed", type=int, default=0, help="of every draw (default 0)")
+    demo.add_argument("--device", type=_device, default="auto", help="auto, cpu, cuda, …")
+    demo.set_defaults(run=_run_demo)
+
+
+def _train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "train a problem; Ctrl-C ends at a step boundary with everything kept"
+    train = commands.add_parser("train", help=text, description=text)
+    train.add_argument("problem", nargs="?", help="a problem's name; may be left out with --resume")
+    train.add_argument("--recipe", help="a recipe's name (default: paper)")
+    end = train.add_argument_group("how long (default: 300 steps)")
+    end.add_argument("--steps", type=_count, help="up to this step, those of --resume included")
+    end.add_argument("--seconds", type=_seconds, help="up to so many seconds of training")
+    parts = train.add_argument_group("parts")
+    parts.add_argument(
+        "--set",
+        dest="parts",
+        action="append",
+        type=_part,
+        default=[],
+        metavar="SLOT=TEXT",
+        help="another part in the recipe, such as damping='tied(lam=10)'",
+    )
+    parts.add_argument(
+        "--swap",
+        dest="swaps",
+        action="append",
+        type=_swap,
+        default=[],
+        metavar="STEP:SLOT=TEXT",
+        help="another part after that step, such as 60:structure=block_tridiagonal",
+    )
+    keeping = train.add_argument_group("files")
+    keeping.add_argument("--save", type=Path, metavar="FILE", help="keep the run at the end")
+    keeping.add_argument("--resume", type=Path, metavar="FILE", help="go on with a saved run")
+    keeping.add_argument("--csv", type=Path, metavar="FILE", help="the history, a line per step")
+    keeping.add_argument("--plot", type=Path, metavar="FILE", help="a picture of the history")
+    train.add_argument("--seed", type=int, help="of every draw (default 0)")
+    train.add_argument("--device", type=_device, default="auto", help="auto, cpu, cuda, …")
+    train.add_argument("--threads", type=_count, help="CPU threads (default: torch's choice)")
+    train.add_argument(
+        "--evaluate",
+        type=_count,
+        metavar="EVERY",
+        help="measure the whole training set every so many steps",
+    )
+    train.add_argument("--quiet", action="store_true", help="the table at the end, nothing else")
+    train.set_defaults(run=_run_train)
+
+
+def _components(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "every part there is, with its parameters"
+    components = commands.add_parser("components", help=text, description=text)
+    components.add_argument("slot", nargs="?", help="one slot only, such as damping")
+    components.add_argument("--markdown", action="store_true", help="as a Markdown table")
+    components.add_argument(
+        "--into",
+        type=Path,
+        metavar="FILE",
+        help="put the Markdown between the components:begin and components:end comments of a file",
+    )
+    components.set_defaults(run=_run_components)
+
+
+def _plugins(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "the plugins found, what they bring, and what went wrong"
+    plugins = commands.add_parser("plugins", help=text, description=text)
+    plugins.add_argument("--why", metavar="NAME", help="all about one plugin, a traceback included")
+    plugins.set_defaults(run=_run_plugins)
+
+
+# A command's module is imported when it runs: --help needs no torch.
+
+
+def _run_demo(options: argparse.Namespace) -> int:
+    from kfac_lab.cli.demo import demo
+
+    return demo(options)
+
+
+def _run_train(options: argparse.Namespace) -> int:
+    from kfac_lab.cli.train import train
+
+    return train(options)
+
+
+def _run_components(options: argparse.Namespace) -> int:
+    from kfac_lab.cli.tables import components
+
+    return components(options)
+
+
+def _run_plugins(options: argparse.Namespace) -> int:
+    from kfac_lab.cli.tables import plugins
+
+    return plugins(options)
+
+
+# --- what an option takes -------------------------------------------------------------------------
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return value
+
+
+def _device(text: str) -> str:
+    if text == "auto":
+        return text
+    import torch
+
+    try:
+        torch.empty(0, device=torch.device(text))
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be used here: {reason}") from None
+    return text
+
+
+def _part(text: str) -> tuple[str, str]:
+    slot, equals, value = (piece.strip() for piece in text.partition("="))
+    if not equals or not slot.isidentifier() or not value:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form slot=text")
+    return slot, value
+
+
+def _swap(text: str) -> tuple[int, str, str]:
+    step, colon, rest = text.partition(":")
+    if not colon or not step.strip().isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form step:slot=text")
+    return int(step), *_part(rest)

@@ -1,0 +1,345 @@
+"""``kfac-lab train``: one run, live numbers, and everything kept when it is interrupted."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kfac_lab.cli.terminal import Live, bar, duration, number, paint, table
+from kfac_lab.core.likelihood import Categorical
+from kfac_lab.errors import KfacLabError, RecipeError
+from kfac_lab.hooks import Recipe
+from kfac_lab.run import Run, Score
+
+__all__ = ["error_unit", "has_test", "train", "writable"]
+
+STEPS = 300  # where nobody says how long
+INTERRUPTED = 130
+_SHOWN = (
+    ("loss", "loss"),
+    ("error", "error"),
+    ("α", "alpha"),
+    ("μ", "mu"),
+    ("λ", "lam"),
+    ("γ", "gamma"),
+    ("ρ", "rho"),
+    ("lr", "lr"),
+)
+
+
+def train(options: argparse.Namespace) -> int:
+    """Runs the command; returns its exit code."""
+    for path in (options.save, options.csv, options.plot):
+        if path is not None:
+            writable(path)
+    if options.plot is not None:
+        from kfac_lab.cli.picture import available
+
+        available()
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    live = Live(quiet=options.quiet)
+    with live:
+        run = _start(options, live)
+        swaps = _planned(run, options.swaps)
+        live.note(paint(_headline(run), bold=True))
+        progress = _Progress(run, live, options.steps, options.seconds)
+        interrupted = False
+        try:
+            _advance(run, swaps, options, progress)
+        except KeyboardInterrupt:
+            interrupted = True
+        except KfacLabError:
+            _keep(run, options, live)  # what there was before the step that failed
+            raise
+        progress.show(last=True)
+        live.keep()
+        if interrupted:
+            live.note(f"Interrupted after step {run.step}; all of it is kept.")
+        _keep(run, options, live)
+        scores: dict[str, Score] = {}
+        try:
+            for split in ("train", "test") if has_test(run) else ("train",):
+                scores[split] = run.evaluate(split, at="best")
+        except KeyboardInterrupt:
+            interrupted = True
+        except RecipeError as error:  # a callable has no training set
+            live.note(f"note: {error}")
+        live.say("\n".join(_table(run, scores)))
+        if options.save is not None:
+            with _undisturbed():
+                run.save(options.save)  # with the last evaluations
+    return INTERRUPTED if interrupted else 0
+
+
+# --- the start ------------------------------------------------------------------------------------
+
+
+def _start(options: argparse.Namespace, live: Live) -> Run:
+    if options.resume is not None:
+        run = Run.load(options.resume, device=options.device)
+        _agrees(run, options)
+        live.note(f"resumed {options.resume} at step {run.step}")
+    else:
+        if options.problem is None:
+            raise RecipeError("train needs a problem's name, or --resume FILE")
+        recipe = Recipe.of(options.recipe or "paper")
+        if options.parts:
+            recipe = recipe.replace(**_as_slots(options.parts))
+        run = Run(options.problem, recipe, options.seed or 0, options.device)
+    if options.steps is None and options.seconds is None:
+        options.steps = run.step + STEPS
+    return run
+
+
+def _as_slots(parts: Sequence[tuple[str, str]]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for slot, text in parts:
+        if slot in found:
+            raise RecipeError(f"--set gives {slot} twice")
+        found[slot] = text
+    return found
+
+
+def _agrees(run: Run, options: argparse.Namespace) -> None:
+    """A resumed run goes on as it is; what the options say otherwise is an error."""
+    if options.problem not in (None, run.named):
+        raise RecipeError(
+            f"{options.resume} is a run on {run.named!r}, not on {options.problem!r}: leave the "
+            "problem out, or name that one"
+        )
+    if options.seed not in (None, run.seed):
+        raise RecipeError(f"{options.resume} has seed {run.seed}; a resumed run keeps its seed")
+    if options.recipe is not None or options.parts:
+        raise RecipeError(
+            "a resumed run keeps its recipe: change parts with --swap "
+            f"{run.step}:slot=text, which marks the change in the history"
+        )
+
+
+def _planned(run: Run, swaps: Sequence[tuple[int, str, str]]) -> list[tuple[int, dict[str, str]]]:
+    """The swaps by step, each checked now as far as the recipe goes."""
+    plan: dict[int, dict[str, str]] = {}
+    for step, slot, text in sorted(swaps, key=lambda swap: swap[0]):
+        if step < run.step:
+            done = [slot for mark in run.history.marks if mark.step == step for slot in mark.parts]
+            if slot in done:
+                continue  # the run was resumed with the command line that began it
+            raise RecipeError(f"--swap {step}:{slot}=…: the run is at step {run.step} already")
+        if slot in plan.setdefault(step, {}):
+            raise RecipeError(f"--swap gives {slot} twice at step {step}")
+        plan[step][slot] = text
+    recipe = run.recipe
+    for _, parts in sorted(plan.items()):
+        if "method" in parts:
+            raise RecipeError("--swap cannot change the method: start another run with --recipe")
+        recipe = recipe.replace(**parts)
+    return sorted(plan.items())
+
+
+def _headline(run: Run) -> str:
+    threads = torch.get_num_threads()
+    where = str(run.device)
+    if run.device.type == "cpu":
+        where += f", {threads} thread{'s' if threads > 1 else ''}"
+    cases = f", {run.problem.available:,} cases" if run.problem.available else ""
+    return f"{run.problem.title}{cases}: {run.recipe.method}, seed {run.seed}, {where}"
+
+
+# --- the way --------------------------------------------------------------------------------------
+
+
+def _advance(
+    run: Run,
+    swaps: list[tuple[int, dict[str, str]]],
+    options: argparse.Namespace,
+    progress: _Progress,
+) -> None:
+    """Step after step to the end, with stops where parts are swapped and errors measured."""
+    waiting = list(swaps)
+    every = options.evaluate
+    while True:
+        while waiting and waiting[0][0] == run.step:
+            run.swap(**waiting.pop(0)[1])
+        seconds_left = None if options.seconds is None else options.seconds - run.seconds
+        if seconds_left is not None and seconds_left <= 0:
+            return
+        stops = [step for step, _ in waiting[:1]]
+        if every is not None:
+            stops.append((run.step // every + 1) * every)
+        if options.steps is not None:
+            if run.step >= options.steps:
+                return
+            stops.append(options.steps)
+        run.advance(
+            min(stops) - run.step if stops else None, seconds=seconds_left, until=progress.step
+        )
+        if every is not None and run.step % every == 0:
+            progress.measured = run.evaluate("train", at="best")
+            progress.show(last=not progress.live.tty)
+
+
+class _Progress:
+    """The live lines of a run; asked after every step, it reads numbers only when it draws."""
+
+    def __init__(self, run: Run, live: Live, steps: int | None, seconds: float | None) -> None:
+        self.run, self.live, self.steps, self.seconds = run, live, steps, seconds
+        self.measured: Score | None = None
+        self._from = run.step, run.seconds
+        self._wall = time.monotonic()
+        self._pace: deque[tuple[int, float]] = deque(maxlen=50)  # (step, seconds) of late
+        self._shown = -1
+
+    def step(self, record: Any) -> bool:
+        """For ``Run.advance(until=…)``: never ends the run."""
+        self._pace.append((record.step, record.seconds))
+        if self.live.due():
+            self.show()
+        return False
+
+    def show(self, last: bool = False) -> None:
+        """Draws; ``last`` writes the plain line too, whether or not it is time for one."""
+        if not len(self.run.history) or self.live.quiet:
+            return
+        if not self.live.tty and not self.live.due() and not last:
+            return
+        if not self.live.tty and last and self._shown == self.run.step and not self.measured:
+            return
+        self._shown = self.run.step
+        numbers = self._numbers()
+        head = f"{self._where()}  {self._times()}"
+        lines = ["", f"  {self._bar()}  {head}", f"  {numbers}"]
+        plain = f"{self._where()}  {numbers}  {self._times()}"
+        if self.measured is not None:
+            told = f"training error {number(self.measured)} after step {self.measured.step}"
+            lines.append(f"  {told}")
+            if self.measured.step == self.run.step:
+                plain += f"  {told}"
+        self.live.draw(lines, plain)
+
+    def _done(self) -> float:
+        shares = []
+        if self.steps is not None:
+            shares.append(self.run.step / self.steps)
+        if self.seconds is not None:
+            shares.append(self.run.seconds / self.seconds)
+        return min(max(shares), 1.0)
+
+    def _bar(self) -> str:
+        width = min(40, max(10, self.live.width() - 60))
+        return paint(bar(self._done(), width, unicode=self.live.unicode), 32)
+
+    def _where(self) -> str:
+        of = f"/{self.steps}" if self.steps is not None else ""
+        return f"step {self.run.step}{of}"
+
+    def _times(self) -> str:
+        told = duration(time.monotonic() - self._wall)
+        left = []
+        pace = self._seconds_per_step()
+        if self.steps is not None and pace == pace:
+            left.append((self.steps - self.run.step) * pace)
+        if self.seconds is not None:
+            left.append(self.seconds - self.run.seconds)
+        return f"{told}, {duration(max(min(left), 0.0))} left" if left else told
+
+    def _seconds_per_step(self) -> float:
+        if len(self._pace) >= 2:
+            (first, start), (last, end) = self._pace[0], self._pace[-1]
+            return (end - start) / (last - first)
+        steps = self.run.step - self._from[0]
+        return (self.run.seconds - self._from[1]) / steps if steps else float("nan")
+
+    def _numbers(self) -> str:
+        history = self.run.history
+        last = history.records[-1]
+        told = []
+        for sign, name in _SHOWN:
+            value = getattr(last, name)
+            if name == "rho" and value != value:  # not due at this step: the last that was
+                known = [v for v in history["rho"][-50:] if v == v]
+                value = known[-1] if known else value
+            if value == value:
+                told.append(f"{sign} {number(value):<7}")
+        told.append(f"batch {last.batch:<6}")
+        pace = self._seconds_per_step()
+        told.append(f"{number(pace)} s/step" if pace == pace else "")
+        return " ".join(told)
+
+
+# --- the end --------------------------------------------------------------------------------------
+
+
+def has_test(run: Run) -> bool:
+    """Whether the problem has held-out cases."""
+    return run.problem.test is not None
+
+
+def error_unit(run: Run) -> str:
+    """What an error of this problem is."""
+    if isinstance(run.problem.likelihood, Categorical):
+        return "% wrong"
+    return "squared error per case, summed over outputs"
+
+
+def writable(path: Path) -> None:
+    """Said before the training, not after it.
+
+    Raises:
+        RecipeError: the file's folder does not exist, or the path is a folder.
+    """
+    if path.is_dir():
+        raise RecipeError(f"{path} is a folder: name a file in it")
+    if not path.parent.is_dir():
+        raise RecipeError(f"there is no folder {path.parent} to write {path.name} into")
+
+
+def _keep(run: Run, options: argparse.Namespace, live: Live) -> None:
+    """Writes the files that were asked for; an interrupt waits meanwhile."""
+    with _undisturbed():
+        if options.save is not None:
+            live.note(f"saved {run.save(options.save)}")
+        if options.csv is not None:
+            run.history.to_csv(options.csv)
+            live.note(f"wrote {options.csv}")
+        if options.plot is not None and len(run.history):
+            from kfac_lab.cli.picture import history_picture
+
+            history_picture(run, options.plot)
+            live.note(f"wrote {options.plot}")
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ctrl-C waits until the end of the block, and is then forgotten."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, lambda number, frame: None)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _table(run: Run, scores: dict[str, Score]) -> list[str]:
+    pace = run.seconds / run.step if run.step else float("nan")
+    rows = [["", *scores]]
+    if scores:
+        rows.append(["error", *(number(score) for score in scores.values())])
+        rows.append(["loss", *(number(score.loss) for score in scores.values())])
+    lines = ["", *(table(rows) if scores else [])]
+    if scores:
+        average = "the better of θ and its average" if run.stepper.average() is not None else "at θ"
+        lines.append(f"error: {error_unit(run)}; whole sets, {average}")
+    lines.append(f"{run.step} steps, {duration(run.seconds)} of training, {number(pace)} s/step")
+    return lines
