@@ -101,7 +101,8 @@ class LevenbergMarquardt(_Rule):
             return (strength,)
         gamma = strength.gamma
         low = self.gamma_min if self.gamma_min is not None else torch.sqrt(strength.eta)
-        smaller = torch.maximum(gamma * self.omega2, torch.as_tensor(low).to(gamma))
+        low = torch.as_tensor(low, dtype=gamma.dtype, device=gamma.device)
+        smaller = torch.maximum(gamma * self.omega2, low)
         larger = torch.clamp(gamma / self.omega2, max=self.gamma_max)
         return (strength, strength._replace(gamma=smaller), strength._replace(gamma=larger))
 
