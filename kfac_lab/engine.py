@@ -70,6 +70,10 @@ class _Space:
     def gradient(self) -> Vec:
         return self.evaluated.gradient
 
+    @property
+    def cases(self) -> int:
+        return self.evaluated.inputs.shape[0] * self.evaluated.passes.processes
+
     def precondition(self, vector: Vec) -> Vec:
         out: Vec = self.preconditioner.apply(vector)
         return out
@@ -420,7 +424,10 @@ class Engine:
         accumulation, observed, epsilon = None, None, 1.0
         if due.stats:
             if drawn is None:
-                raise RecipeError(f"step {k}: statistics are due, and there is no batch for them")
+                raise RecipeError(
+                    "statistics are due, and there is no batch for them: the model has to be "
+                    "called in training mode, with gradients enabled, between two steps"
+                )
             if self.ledger is None or self.passes.fired is None:
                 self._bind(drawn.inputs, drawn.targets)
             assert self.ledger is not None

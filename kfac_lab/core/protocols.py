@@ -171,6 +171,7 @@ class Space(Protocol):
 
     gradient: Vec
     strength: Strength
+    cases: int  # how many cases the step's batch has
 
     def precondition(self, vector: Vec) -> Vec:
         """P v with the candidate's preconditioner."""

@@ -21,13 +21,21 @@ Memo = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Optimal:
-    """δ = αΔ + μδ0, both coefficients from the quadratic model (section 6)."""
+    """δ = αΔ + μδ0, both coefficients from the quadratic model (section 6).
+
+    Momentum helps where the gradient has little noise; on a batch of less than ``cases`` δ0 stays
+    out and the step is ``rescaled``'s.
+    """
+
+    cases: int = parameter(0, section="6", low=0, help="the least batch for which δ0 takes part")
 
     def basis(
         self, space: Space, direction: Vec, previous: Vec | None, memo: Memo
     ) -> tuple[Vec, ...]:
         """(Δ,) at first, then (Δ, δ0)."""
-        return (direction,) if previous is None else (direction, previous)
+        if previous is None or space.cases < self.cases:
+            return (direction,)
+        return (direction, previous)
 
     def choose(self, restriction: Restriction, strength: Strength, step: int) -> Tensor:
         """The minimiser of M on the span."""
