@@ -146,9 +146,13 @@ class Engine:
             block_memos=tuple(self._block_memo(b) for b in self.blocks),
         )
         self.ledger: Ledger | None = None
-        self._coupling = 1.0  # ∏ε since the cross moments opened
+        self._coupling = self._number(1.0)  # ∏ε since the cross moments opened
         self._mixed = False
-        if problem.inputs is not None and problem.targets is not None and self.device.type != "meta":
+        # Where a read costs nothing a step looks at its flag itself; elsewhere the flag gates the
+        # commit and is looked at with the next read.
+        self._reads_are_free = self.device.type == "cpu"
+        self.record: StepRecord | None = None  # of the last step, set by its commit
+        if problem.inputs is not None and problem.targets is not None:
             self._bind(problem.inputs[:2].to(self.device), problem.targets[:2].to(self.device))
 
     # --- the parts ------------------------------------------------------------------------------
@@ -190,11 +194,11 @@ class Engine:
 
     def _strength(self, strength: Strength) -> Strength:
         """0-dim float64 tensors on the device, with η."""
+        lam, gamma = self._number(strength.lam), self._number(strength.gamma)
+        return Strength(lam, gamma, self._number(self.problem.l2))
 
-        def number(value: Any) -> Tensor:
-            return torch.as_tensor(value, dtype=torch.float64, device=self.device)
-
-        return Strength(number(strength.lam), number(strength.gamma), number(self.problem.l2))
+    def _number(self, value: Any) -> Tensor:
+        return torch.as_tensor(value, dtype=torch.float64, device=self.device)
 
     def _bind(self, inputs: Tensor, targets: Tensor) -> None:
         """Finds firing order, chains and the tangent path; opens the ledger."""
@@ -260,10 +264,12 @@ class Engine:
             RecipeError: the new recipe cannot work on this problem; nothing has changed then.
         """
         before = self.parts, self.blocks, self.recipe
-        ledger = self.ledger
+        of_collective = self.passes.rank, self.passes.processes
+        ledger, state = self.ledger, self.state_
+        rebuilt = bool({"structure", "block"} & set(named))
         try:
             self._adopt(recipe)
-            if ledger is not None and ({"structure", "block"} & set(named)):
+            if ledger is not None and rebuilt:
                 ledger = self._open_ledger()
             if self.passes.fired is not None and self._lacks_tangents():
                 problem = self.problem  # without data at hand the next batch decides
@@ -271,11 +277,35 @@ class Engine:
                     self.passes.probe(
                         problem.inputs[:2].to(self.device), problem.targets[:2], tangents=True
                     )
-        except Exception:
+            strength, memos = self._inherited(named)
+            block_memos = state.block_memos
+            if rebuilt:
+                block_memos = tuple(
+                    memo if type(old) is type(new) else self._block_memo(new)
+                    for old, new, memo in zip(before[1], self.blocks, block_memos, strict=True)
+                )
+        except BaseException:
             self.parts, self.blocks, self.recipe = before
+            self.passes.rank, self.passes.processes = of_collective
             raise
+        state.strength, state.memos, state.block_memos = strength, memos, block_memos
+        if "estimator" in named and type(before[0]["estimator"]) is not type(
+            self.parts["estimator"]
+        ):
+            self._mixed = True
+        if rebuilt:
+            if ledger is not None and self.ledger is not None:
+                if set(ledger.links) - set(self.ledger.links):
+                    self._coupling = self._number(1.0)
+                ledger.inherit(self.ledger)
+                self.ledger = ledger
+            state.factored = None
+            self._forced = True
+
+    def _inherited(self, named: Mapping[str, set[str]]) -> tuple[Strength, dict[str, Any]]:
+        """λ, γ and the strategies' memos after a swap of the slots ``named``."""
         state = self.state_
-        memos = dict(state.memos)
+        strength, memos = state.strength, dict(state.memos)
         if "damping" in named:
             damping = self.parts["damping"]
             fresh, memo = damping.init(self.problem)
@@ -284,31 +314,14 @@ class Engine:
             gamma = fresh.gamma if "gamma" in named["damping"] else state.strength.gamma
             strength = Strength(lam, gamma, state.strength.eta)
             follow = getattr(damping, "on_swap", None)  # e.g. tied: γ follows the kept λ
-            state.strength = self._strength(follow(strength) if follow is not None else strength)
+            strength = self._strength(follow(strength) if follow is not None else strength)
             memos["damping"] = memo or {}
         for slot in ("momentum", "schedule"):
             if slot in named:
                 memos[slot] = self._fresh_memo(slot)
         if "average" in named:
             memos["average"] = self.parts["average"].init(self._theta)
-        state.memos = memos
-        if "estimator" in named and type(before[0]["estimator"]) is not type(
-            self.parts["estimator"]
-        ):
-            self._mixed = True
-        if {"structure", "block"} & set(named):
-            kept = [
-                memo if type(old) is type(new) else self._block_memo(new)
-                for old, new, memo in zip(before[1], self.blocks, state.block_memos, strict=True)
-            ]
-            state.block_memos = tuple(kept)
-            if ledger is not None and self.ledger is not None:
-                if set(ledger.links) - set(self.ledger.links):
-                    self._coupling = 1.0
-                ledger.inherit(self.ledger)
-                self.ledger = ledger
-            state.factored = None
-            self._forced = True
+        return strength, memos
 
     # --- the step -------------------------------------------------------------------------------
 
@@ -362,13 +375,14 @@ class Engine:
             evaluated.approximate = lambda v: self._approximate(table, memos_now, v)
 
         with torch.no_grad():
+            coupling = self._coupling * epsilon
             outcome = self._choose(k, due, evaluated, table, block_memos, clock)
             chosen, tried = outcome.chosen, outcome.tried
             with clock("move"):
                 delta = Vec.combine(chosen.coefficients, chosen.basis)
                 theta = self._theta
                 trial = torch._foreach_add(theta, self.network.unpack(delta))
-            record = self._record(k, due, evaluated, chosen, tried, m, outcome)
+            record = self._record(k, due, evaluated, chosen, tried, m, outcome, coupling)
             strength, damping_memo = chosen.strength, state.memos["damping"]
             if due.lam:
                 with clock("judge"):
@@ -404,8 +418,7 @@ class Engine:
                 block_memos=outcome.block_memos,
                 kept_inverse=outcome.kept,
             )
-            record = self._settle(record, new, ok, due, trial, evaluated, clock)
-        return record
+            return self._settle(record, new, ok, due, trial, evaluated, coupling, clock)
 
     def precondition(self, gradient: Vec, drawn: Drawn | None) -> tuple[Vec, StepRecord]:
         """P∇h for a gradient that somebody else computed; θ and the buffers stay as they are.
@@ -461,10 +474,11 @@ class Engine:
                 theta=self._theta,
             )
             table = ledger.table(spare=due.stats)
+            coupling = self._coupling * epsilon
             outcome = self._choose(k, due, evaluated, table, block_memos, clock)
             chosen = outcome.chosen
             m = 0 if drawn is None else drawn.inputs.shape[0]
-            record = self._record(k, due, evaluated, chosen, outcome.tried, m, outcome)
+            record = self._record(k, due, evaluated, chosen, outcome.tried, m, outcome, coupling)
             nothing = float("nan")
             record = replace(record, loss=nothing, error=nothing, predicted=nothing)
             new = State(
@@ -478,7 +492,7 @@ class Engine:
                 kept_inverse=outcome.kept,
             )
             ok = self._ok(evaluated, chosen, ledger if due.stats else None)
-            record = self._settle(record, new, ok, due, [], evaluated, clock)
+            record = self._settle(record, new, ok, due, [], evaluated, coupling, clock)
             return -chosen.basis[0], record
 
     def _digest(
@@ -527,6 +541,8 @@ class Engine:
         assert self.ledger is not None and self._reference is not None
         pairs = [(v, self._reference[key]) for key, v in self.ledger.current.items()
                  if key in self._reference]
+        if not pairs:  # other moments are kept since a swap, or none at all
+            return self._number(0.0)
         now, then = [p[0] for p in pairs], [p[1] for p in pairs]
         change = torch.stack(torch._foreach_norm(torch._foreach_sub(now, then)))
         size = torch.stack(torch._foreach_norm(then))
@@ -571,12 +587,16 @@ class Engine:
             trials = [
                 self._try(k, s, state.inverse, evaluated, clock) for s in strengths[:1]
             ]
-            return _Outcome(trials[0], trials, state.factored, block_memos, 0, {})
+            kept = state.kept_inverse
+            return _Outcome(trials[0], trials, state.factored, block_memos, kept, {})
         tried: list[_Candidate] = []
         factored = None if due.factors else state.factored
         memos = block_memos
         jitter: dict[str, float] = {}
         tries = 0
+        increments = [evaluated.loss]
+        if due.stats and self.ledger is not None:
+            increments.append(self.ledger.traces())
         while True:
             attempt: linalg.Attempt | None = linalg.Attempt()
             base_factored, base_memos = factored, memos
@@ -598,11 +618,10 @@ class Engine:
                             )
                         trials.append(self._try(k, s, inverse, evaluated, clock))
                 best = _best([t.promise for t in trials])
-                sound = torch.stack([_finite(t) for t in trials]).all() & _all_finite(
-                    [evaluated.loss]
-                )
-                read = self._read([best, sound, *attempt.flags()])
-                failed = attempt.failed(read[2:])
+                sound = torch.stack([_finite(t) for t in trials]).all() & _all_finite(increments)
+                added = attempt.jitter
+                read = self._read([best, sound, *attempt.flags(), *added.values()])
+                failed = attempt.failed(read[2 : 2 + len(attempt.calls)])
                 if not failed:
                     break
                 following = attempt.escalate(failed)
@@ -610,16 +629,15 @@ class Engine:
                     return self._keep_last(k, attempt, failed, evaluated, block_memos, clock)
                 attempt = following
             if not read[1]:
-                raise NumericalError(self._not_finite(k, evaluated, trials))
-            for name, amount in attempt.jitter.items():
-                jitter[name] = linalg.host([amount])[0]
+                raise NumericalError(self._not_finite(k, evaluated))
+            jitter.update(zip(added, read[2 + len(attempt.calls) :], strict=True))
             chosen = trials[int(read[0])]
             tried += trials
             again = None
             retry = getattr(damping, "retry", None)
             if retry is not None and self._grounded and tries < _RETRIES:
                 draft = self._record(
-                    k, due, evaluated, chosen, tried, evaluated.inputs.shape[0], None
+                    k, due, evaluated, chosen, tried, evaluated.inputs.shape[0], None, None
                 )
                 again = retry(chosen.strength, state.memos["damping"], draft, tries)
             if again is None:
@@ -684,6 +702,7 @@ class Engine:
         due: Due,
         trial: list[Tensor],
         evaluated: Evaluated,
+        coupling: Tensor,
         clock: _Clock,
     ) -> StepRecord:
         """Examines ``ok`` where a read costs nothing, gates the commit where it does, commits."""
@@ -693,11 +712,13 @@ class Engine:
         old_buffers = list(buffers.values())
         new_buffers = [evaluated.buffers[name] for name in buffers]
         theta = self._theta if trial else []  # no trial: somebody else moves the parameters
-        if self.device.type == "cpu":
+        pending = self._pending_ok
+        if self._reads_are_free:
             if not linalg.host([ok])[0]:
-                raise NumericalError(self._not_finite(record.step, evaluated, []))
-        elif self.device.type != "meta":
-            self._pending_ok.append((record.step, ok))
+                raise NumericalError(self._not_finite(record.step, evaluated))
+        else:
+            pending = [*pending, (record.step, ok)]
+            coupling = torch.where(ok, coupling, self._coupling)
             trial = _gated(ok, trial, theta)
             new_buffers = _gated(ok, new_buffers, old_buffers)
             new = _gated_state(ok, new, state)
@@ -705,8 +726,10 @@ class Engine:
                 if due.stats:
                     ledger.spare[key] = torch.where(ok, ledger.spare[key], ledger.current[key])
             record = replace(record, void=(~ok).to(torch.float64))
-            if due.inverse:
-                self._read([])
+        reference = self._reference
+        if due.factors and isinstance(getattr(self.parts["schedule"], "check", None), int):
+            side = ledger.spare if due.stats else ledger.current
+            reference = {key: v.clone() for key, v in side.items() if key[1] == key[2]}
         with clock("move"), _uninterrupted():
             if trial:
                 torch._foreach_copy_(theta, trial)
@@ -714,18 +737,17 @@ class Engine:
                 torch._foreach_copy_(old_buffers, new_buffers)
             if due.stats:
                 ledger.swap()
-                self._coupling *= float(self.parts["estimator"].decay(record.step))
-            if due.factors and isinstance(getattr(self.parts["schedule"], "check", None), int):
-                self._reference = {
-                    key: v.clone() for key, v in ledger.current.items() if key[1] == key[2]
-                }
+            self._coupling, self._reference, self._pending_ok = coupling, reference, pending
             new.seconds = state.seconds + clock.total()
+            self.record = record = replace(record, seconds=new.seconds, verbs=clock.verbs)
             self.state_ = new
             self._forced = False
-        return replace(record, seconds=new.seconds, verbs=clock.verbs)
+        return record
 
     def _read(self, tensors: Sequence[Tensor]) -> list[float]:
         """One host read, which also examines the flags of steps that were not looked at yet."""
+        if not tensors and not self._pending_ok:
+            return []
         pending, self._pending_ok = self._pending_ok, []
         values = linalg.host([*tensors, *(flag for _, flag in pending)])
         void = [
@@ -739,7 +761,7 @@ class Engine:
             )
         return values[: len(tensors)]
 
-    def _not_finite(self, k: int, evaluated: Evaluated, trials: Sequence[_Candidate]) -> str:
+    def _not_finite(self, k: int, evaluated: Evaluated) -> str:
         values = linalg.host([evaluated.loss, self.state_.strength.lam, self.state_.strength.gamma])
         where = "the objective h" if values[0] != values[0] or abs(values[0]) == float("inf") else (
             "the gradient, the statistics or the update"
@@ -759,6 +781,7 @@ class Engine:
         tried: Sequence[_Candidate],
         m: int,
         outcome: _Outcome | None,
+        coupling: Tensor | None,
     ) -> StepRecord:
         c, r = chosen.coefficients, chosen.restriction
         cross = bool(self.ledger is not None and self.ledger.links)
@@ -778,7 +801,7 @@ class Engine:
             due=due,
             coefficients=c,
             candidates=tuple((t.strength.lam, t.strength.gamma, t.promise) for t in tried),
-            coupling=1.0 - self._coupling if cross else 0.0,
+            coupling=1.0 - coupling if cross and coupling is not None else 0.0,
             kept_inverse=outcome.kept if outcome is not None else 0,
             jitter=outcome.jitter if outcome is not None else {},
         )
@@ -882,6 +905,9 @@ class Engine:
                     "recipe it was saved with"
                 )
             ledger.current.update(moments)
+        elif ledger is not None:  # saved before its first batch
+            for value in ledger.current.values():
+                value.zero_()
         if values["theta"] is not None:
             by_name = self.network.named(self._theta)
             for name, value in values["theta"].items():
@@ -890,7 +916,7 @@ class Engine:
                 buffers[name].copy_(value)
         self.seed, self.lr = values["seed"], values["lr"]
         self.passes.seed = self.seed
-        self._coupling, self._mixed = values["coupling"], values["mixed"]
+        self._coupling, self._mixed = self._number(values["coupling"]), values["mixed"]
         self._forced, self._reference = values["forced"], values["reference"]
         self._pending_ok = []
         self.state_ = State(
@@ -1035,7 +1061,7 @@ def _uninterrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-        if caught and callable(before):
-            before(*caught[-1])
+        if caught:
+            signal.raise_signal(signal.SIGINT)
 
 

@@ -1,0 +1,640 @@
+"""KFAC and Preconditioner: the familiar faces of the engine, for one's own training loop.
+
+``KFAC`` is the whole algorithm on the batches that you hand over; ``Preconditioner`` leaves the
+loop, the loss and the optimiser to you and turns ``p.grad`` into the preconditioned gradient. Both
+see the model through its layers, so they take the module, not its parameters.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NoReturn, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from kfac_lab import engine as _engine
+from kfac_lab.core import linalg, seeds
+from kfac_lab.core.likelihood import Likelihood, resolve
+from kfac_lab.core.problem import Drawn, Problem
+from kfac_lab.core.state import Due, StepRecord
+from kfac_lab.errors import CheckpointError, KfacLabError, RecipeError
+from kfac_lab.history import History
+from kfac_lab.hooks import Recipe, lab
+from kfac_lab.run import Coverage, carried_out, planned, warn_elsewhere, where
+
+__all__ = ["KFAC", "Preconditioner"]
+
+HISTORY = 10_000  # records that an optimiser keeps at least
+READ_EVERY = 200  # records that may wait to be read, each some twenty tensors of one number
+ACCUMULATED = 64  # forward passes between two steps whose cases count
+
+_Step: TypeAlias = "int | float | Tensor"
+
+
+class KFAC(torch.optim.Optimizer):
+    """K-FAC on your own batches: ``record = opt.step(inputs, targets)`` is one whole step.
+
+    The step runs the model itself, once for the gradient and on some of the rows for statistics
+    and curvature: there is no ``loss.backward()``, and ``p.grad`` is neither read nor written. A
+    batch is taken as it comes; the rows for statistics are drawn from it by (seed, step). The
+    model's mode is yours: the buffers of a module in training mode are updated once per step.
+
+    The learning rate ``lr`` multiplies the update δ, which brings its own length; it is there for
+    schedulers. The reduction ratio is that of the multiplied update.
+
+    Args:
+        model: the network; its outputs are the likelihood's parameters (logits).
+        likelihood: ``"gaussian"``, ``"bernoulli"``, ``"categorical"``, a Likelihood, or a torch
+            loss such as ``nn.CrossEntropyLoss()``.
+        recipe: a name, a text or a Recipe; its batch slot has no say.
+        l2: η of the term ½η‖θ‖² of the objective, biases included (section 5.7).
+        seed: of the sampled targets, the choice of rows and the model's own dropout.
+        lr: factor on δ.
+
+    Raises:
+        RecipeError: something that cannot work; nothing was changed.
+        CoverageError: parameters that no layer claims, and the recipe names no fallback.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        likelihood: str | Likelihood | nn.Module = "categorical",
+        recipe: str | Recipe = "robust",
+        l2: float = 0.0,  # η
+        seed: int = 0,
+        lr: float = 1.0,
+    ) -> None:
+        _check_model("KFAC", model)
+        _check_rate(lr)
+        chosen = _recipe("KFAC", recipe)
+        problem = _problem(model, likelihood, l2)
+        self._engine = _engine.attach(problem, chosen, int(seed))
+        self.history = History()
+        self._unread = 0
+        self._open = True  # while the base class adds the one group there is
+        super().__init__([p for p in model.parameters() if p.requires_grad], {"lr": lr})
+        self._open = False
+
+    # --- stepping -------------------------------------------------------------------------------
+
+    def step(  # type: ignore[override]
+        self, inputs: Any = None, targets: Any = None, *, closure: Any = None
+    ) -> StepRecord:
+        """One step of the algorithm on a batch: ``inputs`` and ``targets`` ``[m, ...]``.
+
+        Returns the step's record; its numbers are 0-dim tensors until somebody reads them.
+
+        Raises:
+            RecipeError: not a batch of this model; nothing has changed.
+            NumericalError: something was not finite; the step has not happened.
+        """
+        if closure is not None or (callable(inputs) and not isinstance(inputs, Tensor)):
+            raise RecipeError(
+                "KFAC.step takes a batch, opt.step(inputs, targets), not a closure: it computes "
+                "loss and gradient itself"
+            )
+        if inputs is None or targets is None:
+            raise RecipeError(
+                "KFAC.step needs the batch, opt.step(inputs, targets): it computes loss and "
+                "gradient itself and takes no notice of loss.backward()"
+            )
+        engine = self._engine
+        rows = _check_batch("KFAC.step", engine, inputs, targets)
+        rate = self.param_groups[0]["lr"]
+        _check_rate(rate)
+        engine.lr = float(rate)
+        order = seeds.permutation(engine.seed, "rows", engine.step_count + 1, rows)
+        record = engine.step_on(Drawn(inputs.detach(), targets.detach(), order))
+        record = replace(record, lr=engine.lr)
+        self.history.append(record)
+        self._unread += 1
+        if record.due.inverse and self._unread >= READ_EVERY:  # a step that reads anyway
+            self.history.keep(HISTORY)
+            self._unread = 0
+        return record
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Only the constructor may: there is one group.
+
+        Raises:
+            RecipeError: always, once the optimiser exists.
+        """
+        if not self._open:
+            raise RecipeError(
+                "KFAC has one parameter group, the trained parameters of its model: to train "
+                "others, set requires_grad and make another KFAC"
+            )
+        super().add_param_group(param_group)
+
+    @property
+    def _step_supports_amp_scaling(self) -> NoReturn:
+        """What ``GradScaler.step`` asks first."""
+        raise RecipeError(
+            "KFAC has no use for a GradScaler: it computes the gradient itself, in the model's own "
+            "precision; call opt.step(inputs, targets), or use kfac_lab.Preconditioner"
+        )
+
+    # --- looking and swapping -------------------------------------------------------------------
+
+    @property
+    def model(self) -> nn.Module:
+        """The module that is trained."""
+        return self._engine.problem.model
+
+    @property
+    def recipe(self) -> Recipe:
+        """Which component plays which slot now."""
+        found: Recipe = self._engine.recipe
+        return found
+
+    @property
+    def step_count(self) -> int:
+        """k of the last step made; 0 before the first."""
+        return self._engine.step_count
+
+    def coverage(self) -> Coverage:
+        """One row per parameter: layer, block, who claimed it; chain and tangents once it ran."""
+        return Coverage(self._engine.coverage())
+
+    def average(self) -> dict[str, Tensor] | None:
+        """θ̄ by parameter name, for ``torch.func.functional_call``; None where there is none."""
+        average = self._engine.average()
+        return None if average is None else self._engine.network.named(list(average))
+
+    def swap(self, **parts: Any) -> KFAC:
+        """Puts other parts into slots from the next step on, as ``Run.swap`` does.
+
+        λ and γ are kept unless the text names them, δ0 and the moments are kept, a new block or
+        structure forces an inverse, k goes on.
+
+        Raises:
+            RecipeError: what cannot be swapped; nothing has changed then.
+        """
+        for slot, why in (
+            ("method", "another method is another optimiser"),
+            ("batch", "KFAC takes the batches that you hand it"),
+        ):
+            if slot in parts:
+                raise RecipeError(f"swap({slot}={parts[slot]!r}): {why}")
+        self.history.marks.append(
+            carried_out(self._engine, self.recipe, planned(self.recipe, parts))
+        )
+        return self
+
+    def __repr__(self) -> str:
+        rate = self.param_groups[0]["lr"]
+        return f"KFAC({_described(self._engine)}, lr={float(rate):g}, step {self.step_count})"
+
+    # --- saving ---------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything to go on bit for bit: parameters and buffers, moments, λ, δ0, the recipe.
+
+        The history is not part of it.
+        """
+        packed = super().state_dict()
+        packed["state"] = _saved(self._engine, parameters=True)
+        return packed
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from :meth:`state_dict`, the model's parameters and buffers included.
+
+        The recipe of the state takes the place of the one here, so that swaps are kept. On the
+        same machine, torch, device type and thread count the continuation is bit-exact; a
+        difference is said in a warning.
+
+        Raises:
+            CheckpointError: this is no such state, or one of another model; nothing has changed.
+        """
+        groups = state_dict.get("param_groups", ())
+        counts = [len(group["params"]) for group in groups]
+        if counts != [len(self.param_groups[0]["params"])]:
+            raise CheckpointError(
+                f"the state has groups of {counts} parameters, and this KFAC has one of "
+                f"{len(self.param_groups[0]['params'])}: it belongs to another model or optimiser"
+            )
+        self._engine = _restored("KFAC", self._engine, state_dict.get("state"))
+        super().load_state_dict({"state": {}, "param_groups": groups})
+        self.history, self._unread = History(), 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise RecipeError(
+            "a KFAC is neither copied nor pickled, since it belongs to its model: save "
+            "opt.state_dict() and load it into KFAC(model, …)"
+        )
+
+
+class Preconditioner:
+    """K-FAC's inverse for a loop of your own::
+
+        pre = Preconditioner(model, likelihood="categorical")
+        for x, y in loader:
+            optimizer.zero_grad()
+            loss_function(model(x), y).backward()
+            pre.step()            # p.grad becomes P·p.grad
+            optimizer.step()
+
+    ``step`` runs the recipe's statistics pass where the schedule says so, on the cases that the
+    model has seen in training mode with gradients enabled since the last step: those of all
+    forward passes under gradient accumulation (the latest 64, and of these the ones whose cases
+    have the shape of the last), each of one tensor. The inputs are kept by reference until then,
+    and nothing of the graph. The rows are drawn by (seed, step), targets sampled from the model.
+
+    Of the recipe it uses estimator, block, structure, damping, schedule, layers and fallback.
+    There is no quadratic model here, hence nothing to judge λ and γ by: they stay where ``damping``
+    puts them at first. Weight decay is your optimiser's. Where the loss is a mean over cases, as
+    the likelihood's, the update has the scale of a natural gradient.
+
+    In Lightning call ``pre.step()`` in ``on_before_optimizer_step``. With a ``GradScaler`` either
+    call ``scaler.unscale_(optimizer)`` before ``pre.step()``, or scale the loss yourself and give
+    ``loss_scale``. One number is read from the device per step, whether the gradient is finite.
+
+    Args:
+        model: the module that your loop calls.
+        likelihood: as for :class:`KFAC`; it says what the model's targets are drawn from.
+        recipe: a name, a text or a Recipe.
+        seed: of the sampled targets and the choice of rows.
+        kl_clip: κ; the result is scaled by ν = min(1, √(κ / Σ lr²⟨U, V⟩)) with V the gradient and U
+            the preconditioned one (section 12.9). None leaves it alone.
+        optimizer: where the clip reads each parameter's ``lr``; or give ``step(lr=…)``.
+
+    Raises:
+        RecipeError: something that cannot work.
+        CoverageError: parameters that no layer claims, and the recipe names no fallback.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        likelihood: str | Likelihood | nn.Module = "categorical",
+        recipe: str | Recipe = "small_batch",
+        seed: int = 0,
+        kl_clip: float | None = None,  # κ
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
+        _check_model("Preconditioner", model)
+        if kl_clip is not None and not kl_clip > 0:
+            raise RecipeError(f"kl_clip={kl_clip} must be above 0 (κ, section 12.9), or None")
+        chosen = _recipe("Preconditioner", recipe)
+        chosen = chosen.replace(model="none", momentum="fixed(lr=1.0, mu=0.0)", average="none")
+        self._engine = _engine.attach(_problem(model, likelihood, 0.0), chosen, int(seed))
+        self.kl_clip, self.optimizer = kl_clip, optimizer
+        self._tap = _Tap()
+        handle = model.register_forward_pre_hook(self._tap, prepend=True, with_kwargs=True)
+        self._off = weakref.finalize(self, handle.remove)
+        self._off.atexit = False
+
+    # --- stepping -------------------------------------------------------------------------------
+
+    def step(
+        self,
+        loss_scale: float | Tensor = 1.0,
+        targets: Tensor | None = None,
+        *,
+        lr: float | None = None,
+    ) -> StepRecord:
+        """Turns every ``p.grad`` into the preconditioned gradient, in place.
+
+        ``loss_scale`` is what the loss was multiplied by; the gradient is divided by it first.
+        ``targets`` are the labels of the cases, which only the estimator ``empirical`` asks for.
+        ``lr`` is for the clip, where there is no ``optimizer``. A parameter without a gradient
+        stays without one.
+
+        The record has ``due``, λ, γ, and ν as ``alpha``. Where the gradient is not finite it has
+        ``void`` = 1, and nothing has changed: leave out ``optimizer.step()`` too.
+
+        Raises:
+            RecipeError: there is no gradient, or statistics are due and no forward pass was seen.
+            NumericalError: no inverse could be built; nothing has changed.
+        """
+        engine, network = self._engine, self._engine.network
+        _check_place("Preconditioner.step", engine)
+        if not isinstance(loss_scale, Tensor) and not (0 < loss_scale < math.inf):
+            raise RecipeError(f"loss_scale={loss_scale} must be above 0 and finite")
+        parameters = network.tensors
+        gradients = [p.grad for p in parameters]
+        if all(g is None for g in gradients):
+            raise RecipeError("there is no gradient: call loss.backward() before pre.step()")
+        rates = self._rates(parameters, lr)
+        k = engine.step_count + 1
+        drawn = self._tap.drawn(engine.seed, k, targets, engine.parts["estimator"])
+        if drawn is not None and drawn.inputs.device != engine.device:
+            raise RecipeError(
+                f"the model was last called with inputs on {drawn.inputs.device}, and its "
+                f"parameters are on {engine.device}"
+            )
+        try:
+            with torch.no_grad(), self._tap.closed():
+                full = [
+                    torch.zeros_like(p) if g is None else g.detach()
+                    for p, g in zip(parameters, gradients, strict=True)
+                ]
+                full = list(torch._foreach_div(full, loss_scale))
+                largest = torch.stack(torch._foreach_norm(full, math.inf)).max()
+                if not math.isfinite(linalg.host([largest])[0]):
+                    return StepRecord(step=k - 1, due=Due(False), void=1.0)
+                preconditioned, record = engine.precondition(network.pack(full), drawn)
+                result = network.unpack(preconditioned)
+                clip = self._clip(full, result, rates)
+                if clip is not None:
+                    factor = clip.to(result[0].dtype)
+                    result = list(torch._foreach_mul(result, factor))
+                pairs = [(g, u) for g, u in zip(gradients, result, strict=True) if g is not None]
+                torch._foreach_copy_([g for g, _ in pairs], [u for _, u in pairs])
+                return replace(record, alpha=torch.ones(()) if clip is None else clip)
+        finally:
+            self._tap.forget()
+
+    def _rates(self, parameters: list[Tensor], lr: float | None) -> list[_Step] | None:
+        """The learning rate of each parameter, where there is a clip to need them."""
+        if self.kl_clip is None:
+            return None
+        if lr is not None:
+            return [lr] * len(parameters)
+        if self.optimizer is None:
+            raise RecipeError(
+                "kl_clip needs the learning rate: Preconditioner(…, optimizer=optimizer) or "
+                "pre.step(lr=…)"
+            )
+        known: dict[int, _Step] = {
+            id(p): group["lr"] for group in self.optimizer.param_groups for p in group["params"]
+        }
+        return [known.get(id(p), 0.0) for p in parameters]
+
+    def _clip(
+        self, gradients: list[Tensor], result: list[Tensor], rates: list[_Step] | None
+    ) -> Tensor | None:
+        """ν = min(1, √(κ / Σ lr²⟨U, V⟩)), 0-dim float64 (section 12.9)."""
+        if rates is None or self.kl_clip is None:
+            return None
+        products = [p.sum(dtype=torch.float64) for p in torch._foreach_mul(gradients, result)]
+        length = torch.stack([p * r * r for p, r in zip(products, rates, strict=True)]).sum()
+        return torch.sqrt(self.kl_clip / torch.clamp(length, min=1e-300)).clamp(max=1.0)
+
+    def remove(self) -> None:
+        """Takes the hook off the model, which is an ordinary one again."""
+        self._off()
+        self._tap.forget()
+
+    # --- looking --------------------------------------------------------------------------------
+
+    @property
+    def model(self) -> nn.Module:
+        """The module whose gradients are preconditioned."""
+        return self._engine.problem.model
+
+    @property
+    def step_count(self) -> int:
+        """k of the last step made; 0 before the first."""
+        return self._engine.step_count
+
+    def coverage(self) -> Coverage:
+        """One row per parameter: layer, block, who claimed it, chain."""
+        return Coverage(self._engine.coverage())
+
+    def __repr__(self) -> str:
+        clip = "" if self.kl_clip is None else f", kl_clip={self.kl_clip:g}"
+        return f"Preconditioner({_described(self._engine)}{clip}, step {self.step_count})"
+
+    # --- saving ---------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Moments, inverses, counts and the recipe; the parameters are the model's to save."""
+        return _saved(self._engine, parameters=False)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Goes on from :meth:`state_dict`; what the model has seen since its last step is dropped.
+
+        Raises:
+            CheckpointError: this is no such state, or one of another model; nothing has changed.
+        """
+        self._engine = _restored("Preconditioner", self._engine, state_dict)
+        self._tap.forget()
+
+
+class _Tap:
+    """A forward pre-hook that notes what the model is given: inputs, detached, by reference."""
+
+    passive = True  # see core.plan: it changes nothing, so a pass of our own may do without it
+
+    def __init__(self, open: bool = True) -> None:
+        self._open = open
+        self._seen: deque[Tensor] = deque(maxlen=ACCUMULATED)
+        self._odd: str | None = None
+
+    def __reduce__(self) -> Any:
+        return _Tap, (False,)  # a copied or unpickled model has no Preconditioner
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not (self._open and module.training and torch.is_grad_enabled()):
+            return
+        if len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and args[0].dim():
+            if len(args[0]):
+                self._seen.append(args[0].detach())
+        else:
+            names = [*(type(a).__name__ for a in args), *(f"{name}=…" for name in kwargs)]
+            self._odd = f"{type(module).__name__}({', '.join(names)})"
+
+    def closed(self) -> _Closed:
+        """A context in which forward passes are our own."""
+        return _Closed(self)
+
+    def forget(self) -> None:
+        """Lets go of all that was seen."""
+        self._seen.clear()
+        self._odd = None
+
+    def drawn(self, seed: int, step: int, targets: Any, estimator: Any) -> Drawn | None:
+        """The cases seen, in the order of the passes, and a permutation that says S1."""
+        if self._odd is not None:
+            raise RecipeError(
+                f"a Preconditioner follows models of one input tensor, and the model was called as "
+                f"{self._odd}: wrap it in a module whose forward takes one tensor of cases"
+            )
+        if not self._seen:
+            return None
+        last = self._seen[-1]
+        parts = [x for x in self._seen if x.shape[1:] == last.shape[1:] and x.dtype == last.dtype]
+        inputs = torch.cat(parts) if len(parts) > 1 else last
+        rows = inputs.shape[0]
+        if targets is None:
+            targets = _Unlabelled(type(estimator).__name__)
+        elif not isinstance(targets, Tensor) or not targets.dim() or len(targets) != rows:
+            count = f"{len(targets)} rows" if hasattr(targets, "__len__") else "no rows"
+            raise RecipeError(
+                f"targets have {count}, and the model has seen {rows} cases since the last step: "
+                "give one for each, in the same order"
+            )
+        return Drawn(inputs, targets, seeds.permutation(seed, "rows", step, rows))
+
+
+class _Closed:
+    def __init__(self, tap: _Tap) -> None:
+        self._tap = tap
+
+    def __enter__(self) -> None:
+        self._tap._open = False
+
+    def __exit__(self, *exception: object) -> None:
+        self._tap._open = True
+
+
+class _Unlabelled:
+    """Stands where labels would be; whoever looks at them is told that there are none."""
+
+    def __init__(self, estimator: str) -> None:
+        self._estimator = estimator
+
+    def __getitem__(self, rows: Any) -> _Unlabelled:
+        return self
+
+    def index_select(self, dimension: int, rows: Tensor) -> _Unlabelled:
+        """Some of nothing."""
+        return self
+
+    def _refuse(self) -> NoReturn:
+        raise RecipeError(
+            f"the estimator {self._estimator} asks for labels: pre.step(targets=…), or use "
+            "estimator='sampled'"
+        )
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        self._refuse()
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        values = [*args, *(kwargs or {}).values()]
+        next(v for v in values if isinstance(v, cls))._refuse()
+
+
+# --- what both faces do ---------------------------------------------------------------------------
+
+
+def _recipe(who: str, source: Any) -> Recipe:
+    recipe = Recipe.of(source)
+    if recipe.method != "kfac":
+        raise RecipeError(
+            f"{who} plays the method 'kfac', and the recipe's is {recipe.method!r}: use "
+            f"Run(…, recipe={recipe.method!r}), or torch's own optimiser"
+        )
+    return recipe
+
+
+def _check_model(who: str, model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise RecipeError(
+            f"{who} takes the model itself, {who}(model, …), not its parameters: it has to see the "
+            "layers"
+        )
+    if isinstance(model, nn.DataParallel):
+        raise RecipeError(f"{who} does not go with nn.DataParallel: give it model.module")
+    if hasattr(model, "_orig_mod"):
+        raise RecipeError(f"{who} takes the model as it is before torch.compile: model._orig_mod")
+
+
+def _problem(model: nn.Module, likelihood: Any, l2: float) -> Problem:
+    """A Problem without cases: its batches come from the loop."""
+    if not isinstance(likelihood, (str, Likelihood)):
+        claimed = lab.claim_likelihood(likelihood)
+        if claimed is None and isinstance(likelihood, nn.Module):
+            raise RecipeError(
+                f"nobody claims the loss {likelihood!r} as a likelihood: use 'gaussian', "
+                "'bernoulli', 'categorical', or an object with the methods of Likelihood"
+            )
+        likelihood = claimed if claimed is not None else likelihood
+    return Problem(
+        model=model, likelihood=resolve(likelihood), data=_no_cases, l2=l2, name="own loop"
+    )
+
+
+def _no_cases(step: int, size: int) -> tuple[Tensor, Tensor]:
+    raise RecipeError("the batches come from your own loop")
+
+
+def _check_rate(lr: Any) -> None:
+    if not 0 <= float(lr) < math.inf:
+        raise RecipeError(
+            f"lr={float(lr):g} must be at least 0 and finite: it multiplies the update"
+        )
+
+
+def _check_place(who: str, engine: _engine.Engine) -> torch.device:
+    here = engine.network.tensors[0].device
+    if here != engine.device:
+        name = who.partition(".")[0]
+        raise RecipeError(
+            f"the model was moved from {engine.device} to {here} after {name} was made: move it "
+            f"first, then make the {name}"
+        )
+    return here
+
+
+def _check_batch(who: str, engine: _engine.Engine, inputs: Any, targets: Any) -> int:
+    """The number of cases of a batch.
+
+    Raises:
+        RecipeError: it is not two tensors of the same cases on the model's device.
+    """
+    here = _check_place(who, engine)
+    for name, value in (("inputs", inputs), ("targets", targets)):
+        if not isinstance(value, Tensor):
+            raise RecipeError(f"{who} takes tensors, and {name} is a {type(value).__name__}")
+        if value.dim() == 0:
+            raise RecipeError(f"{who} takes a batch, and {name} is one number without cases")
+        if value.device != here:
+            raise RecipeError(
+                f"{who}: {name} are on {value.device} and the model is on {here}: move them there"
+            )
+    rows = inputs.shape[0]
+    if len(targets) != rows:
+        raise RecipeError(
+            f"{who} takes cases one for one: {rows} inputs came with {len(targets)} targets"
+        )
+    if rows == 0:
+        raise RecipeError(f"{who} needs at least one case, and the batch is empty")
+    return int(rows)
+
+
+def _described(engine: _engine.Engine) -> str:
+    count = sum(p.numel() for p in engine.network.tensors)
+    layers = len(engine.network.uses)
+    kind = type(engine.problem.model).__name__
+    return f"{kind} of {layers} layers and {count} parameters, {engine.problem.likelihood!r}"
+
+
+def _text(recipe: Recipe) -> str | None:
+    try:
+        return recipe.text(complete=True)
+    except KfacLabError:
+        return None  # a component of nobody's class: whoever loads has to bring it
+
+
+def _saved(engine: _engine.Engine, parameters: bool) -> dict[str, Any]:
+    return {
+        "kfac_lab": 1,
+        "recipe": _text(engine.recipe),
+        "where": where(engine.device),
+        "engine": engine.state(parameters=parameters),
+    }
+
+
+def _restored(who: str, engine: _engine.Engine, saved: Any) -> _engine.Engine:
+    """The engine with a saved state in it: the same one, or another where the recipe differs."""
+    if not isinstance(saved, Mapping) or saved.get("kfac_lab") != 1:
+        raise CheckpointError(f"this is no state that a {who} of this version has saved")
+    target, text = engine, saved["recipe"]
+    if text is not None and text != _text(engine.recipe):
+        target = _engine.attach(engine.problem, Recipe.from_text(text), engine.seed)
+    target.load(saved["engine"])
+    warn_elsewhere("state", saved["where"], target.device)
+    return target
