@@ -257,13 +257,11 @@ class Lab:
     def _load(self, record: Plugin, get: Callable[[], Any]) -> BaseException | None:
         """Loads one plugin as a transaction: all of it, or nothing and FAILED."""
         self._plugins.append(record)
-        restore = self.registry.snapshot()
         start = time.perf_counter()
         try:
             record.module = get()
             self._admit(record)
         except BaseException as error:
-            restore()
             self._withdraw(record)
             if not isinstance(error, (Exception, SystemExit)):  # an interrupt
                 self._plugins.remove(record)

@@ -7,7 +7,7 @@ A name that two distributions register stays ambiguous: the bare name is an erro
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,15 +156,6 @@ class Registry:
         for entries in self._entries.values():
             for key in [k for k, e in entries.items() if (e.owner, e.plugin) == (owner, plugin)]:
                 del entries[key]
-
-    def snapshot(self) -> Callable[[], None]:
-        """Returns a function that brings the registry back to where it is now."""
-        kept = {slot: dict(entries) for slot, entries in self._entries.items()}
-
-        def restore() -> None:
-            self._entries = kept
-
-        return restore
 
     # --- reading ---
 

@@ -150,6 +150,7 @@ def test_a_slow_import_and_an_empty_plugin_are_said(monkeypatch: pytest.MonkeyPa
 
 def test_loading_in_one_thread_makes_the_others_wait() -> None:
     def slow() -> types.ModuleType:
+        lab.load()  # a built-in may use the lab while it is imported: no reason not to wait
         time.sleep(0.1)
         return registers("damping", "mine", LevenbergMarquardt)
 
@@ -269,14 +270,18 @@ def test_rollback_also_where_pluggy_registers_by_halves() -> None:
     assert ("damping", "mine") not in lab.registry
 
 
+def test_pluggys_own_checks_stand_behind_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What our reading of a plugin would miss, pluggy's ``check_pending`` and rollback catch."""
+    monkeypatch.setattr(manager, "_check_hooks", lambda plugin, hooks: None)
+    assert reason(module(kfac_on_stop=lambda run: None)).startswith("unknown hook 'kfac_on_stop'")
+    assert "can not be found in the hookspec" in reason(module(kfac_on_step=lambda wrong: None))
+
+
 def test_a_name_that_a_failed_plugin_may_have_is_said() -> None:
     lab = toy_lab(Point("a", ImportError("no")))
     with pytest.warns(PluginWarning), pytest.raises(RecipeError) as caught:
         lab.component("damping", "mine")
     assert str(caught.value).endswith("these plugins FAILED and may have it: dist-a/a")
-
-
-def kfac_on_step(run: Any, record: Any = None) -> None: ...
 
 
 @pytest.mark.parametrize(
@@ -460,6 +465,7 @@ def test_load_module_twice_and_unload() -> None:
 def test_strict_raises_at_every_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KFAC_LAB_STRICT", "1")
     lab = toy_lab(Point("a", ImportError("no")), Point("b", ValueError("neither")))
+    warnings.simplefilter("error")  # it raises, and does not warn beside that
     for _ in range(2):
         with pytest.raises(PluginError) as caught:
             lab.component("damping", "constant")
@@ -530,6 +536,18 @@ def test_a_collision_names_both_and_dist_name_resolves() -> None:
     assert (why(lab, "a"), why(lab, "b")) == (told, told)
     assert {"dist-a/mine", "dist-b/mine"} < set(lab.names("damping"))
     assert "mine" not in lab.names("damping")
+
+
+def test_a_collision_that_comes_later_is_noted_too() -> None:
+    lab = toy_lab()
+    lab.load_module(registers("damping", "mine", LevenbergMarquardt), "a")
+    assert why(lab, "a") == ""
+    lab.load_module(registers("damping", "mine", CONSTANT), "b")
+    told = "the damping 'mine' is registered by a and b; write a/mine or b/mine"
+    assert (why(lab, "a"), why(lab, "b")) == (told, told)
+    lab.unload("b")
+    assert why(lab, "a") == ""
+    assert lab.component("damping", "mine") == LevenbergMarquardt()
 
 
 def test_a_collision_is_an_error_under_strict(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -806,9 +824,10 @@ def test_an_observer_that_raises_is_shown_and_switched_off_after_three() -> None
     assert calls == [1, 2, 3]
     assert sorted(seen) == [-5, -4, -3, -2, -1, 1, 2, 3, 4, 5]
     assert "kfac_on_step was switched off" in why(lab, "bad") and "step 3" in why(lab, "bad")
-    lab.load_module(module("new", kfac_on_step=lambda record: None), "new")  # the lists are remade
-    lab.emit("kfac_on_step", run=None, record=6)
-    assert calls == [1, 2, 3]
+    new: list[Any] = []
+    lab.load_module(module("new", kfac_on_step=lambda record: new.append(record)), "new")
+    lab.emit("kfac_on_step", run=None, record=6)  # the list of observers is made anew
+    assert new == [6] and calls == [1, 2, 3]
     lab.emit("kfac_on_run_end", run=0)  # its other hooks go on
     assert seen[-1] == 0
 

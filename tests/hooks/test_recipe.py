@@ -99,6 +99,8 @@ def test_a_recipe_is_frozen(paper: Recipe) -> None:
         paper["damping"] = "constant"  # type: ignore[index]
     with pytest.raises(TypeError):
         paper.layers["a"] = "b"  # type: ignore[index]
+    with pytest.raises(TypeError):
+        paper.replace(layers={"a": "kfac-lab/paper"}).layers["a"] = "b"  # type: ignore[index]
     assert copy.deepcopy(paper) is paper
     assert copy.copy(paper) is paper
 

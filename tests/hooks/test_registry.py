@@ -35,16 +35,6 @@ def test_what_a_slot_needs_is_what_its_protocol_says(slot: str) -> None:
     assert set(NEEDS[slot]) == methods
 
 
-def test_snapshot_brings_back_what_was_there() -> None:
-    registry = Registry()
-    registry.add(entry("one"))
-    restore = registry.snapshot()
-    registry.add(entry("two"))
-    registry.add(entry("one", component=LevenbergMarquardt), replace=True)
-    restore()
-    assert list(registry.entries()) == [entry("one")]
-
-
 def test_discard_takes_out_one_plugin_and_no_other() -> None:
     registry = Registry()
     registry.add(entry("one"))
