@@ -51,7 +51,7 @@ def train(options: argparse.Namespace) -> int:
     with live:
         run = _start(options, live)
         swaps = _planned(run, options.swaps)
-        live.note(paint(_headline(run), bold=True))
+        live.note(paint(_headline(run, options), bold=True))
         progress = _Progress(run, live, options.steps, options.seconds)
         interrupted = False
         try:
@@ -146,13 +146,18 @@ def _planned(run: Run, swaps: Sequence[tuple[int, str, str]]) -> list[tuple[int,
     return sorted(plan.items())
 
 
-def _headline(run: Run) -> str:
+def _headline(run: Run, options: argparse.Namespace) -> str:
+    recipe = run.recipe.method
+    if options.resume is None and recipe == "kfac":
+        name = options.recipe or "paper"
+        changed = "".join(f", {slot} = {text}" for slot, text in options.parts)
+        recipe = f"K-FAC ({name}{changed})"
     threads = torch.get_num_threads()
     where = str(run.device)
     if run.device.type == "cpu":
         where += f", {threads} thread{'s' if threads > 1 else ''}"
     cases = f", {run.problem.available:,} cases" if run.problem.available else ""
-    return f"{run.problem.title}{cases}: {run.recipe.method}, seed {run.seed}, {where}"
+    return f"{run.problem.title}{cases}: {recipe}, seed {run.seed}, {where}"
 
 
 # --- the way --------------------------------------------------------------------------------------
@@ -197,7 +202,7 @@ class _Progress:
         self._from = run.step, run.seconds
         self._wall = time.monotonic()
         self._pace: deque[tuple[int, float]] = deque(maxlen=50)  # (step, seconds) of late
-        self._shown = -1
+        self._told: tuple[int, int | None] = (-1, None)  # the steps that the last line was about
 
     def step(self, record: Any) -> bool:
         """For ``Run.advance(until=…)``: never ends the run."""
@@ -210,20 +215,19 @@ class _Progress:
         """Draws; ``last`` writes the plain line too, whether or not it is time for one."""
         if not len(self.run.history) or self.live.quiet:
             return
-        if not self.live.tty and not self.live.due() and not last:
+        told = self.run.step, self.measured.step if self.measured is not None else None
+        if not self.live.tty and (told == self._told or not (last or self.live.due())):
             return
-        if not self.live.tty and last and self._shown == self.run.step and not self.measured:
-            return
-        self._shown = self.run.step
+        self._told = told
         numbers = self._numbers()
         head = f"{self._where()}  {self._times()}"
         lines = ["", f"  {self._bar()}  {head}", f"  {numbers}"]
         plain = f"{self._where()}  {numbers}  {self._times()}"
         if self.measured is not None:
-            told = f"training error {number(self.measured)} after step {self.measured.step}"
-            lines.append(f"  {told}")
+            error = f"training error {number(self.measured)} after step {self.measured.step}"
+            lines.append(f"  {error}")
             if self.measured.step == self.run.step:
-                plain += f"  {told}"
+                plain += f"  {error}"
         self.live.draw(lines, plain)
 
     def _done(self) -> float:

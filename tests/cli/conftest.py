@@ -1,0 +1,50 @@
+"""What the tests of the command line share: a command run in this process, or in one of its own."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from kfac_lab.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    """``command("train", "digits", …)`` through ``main``."""
+
+    def run(*arguments: object) -> Outcome:
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        return Outcome(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def spawn() -> Callable[..., "subprocess.Popen[str]"]:
+    """The same in a process of its own."""
+
+    def start(*arguments: object, **options: object) -> "subprocess.Popen[str]":
+        code = "import sys; from kfac_lab.cli import main; sys.exit(main())"
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        environment["PYTHONPATH"] = str(ROOT)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
+        words = [sys.executable, "-c", code, *map(str, arguments)]
+        return subprocess.Popen(words, env=environment, **pipes)  # type: ignore[call-overload]
+
+    return start
