@@ -233,6 +233,7 @@ class Baseline:
         self.batch, self._average = recipe["batch"], recipe["average"]
         self.step_count = 0
         self.seconds = 0.0
+        self.record: StepRecord | None = None  # of the last step, set by its commit
         self._averaged: tuple[int, Any] = (0, self._average.init(self._theta))  # (step, memo)
         self._optimisers: list[torch.optim.Optimizer] = self._make()
         # A fused update is one call that needs no memory; of any other we keep what to go back to.
@@ -300,17 +301,18 @@ class Baseline:
             self.step_count = k
             self.seconds += time.perf_counter() - start
             self._after()
-        return StepRecord(
-            step=k,
-            loss=loss,
-            error=error,
-            mu=mu,
-            eta=self.problem.l2,
-            seconds=self.seconds,
-            batch=drawn.inputs.shape[0],
-            due=Due(stats=False),
-            lr=lr,
-        )
+            self.record = record = StepRecord(
+                step=k,
+                loss=loss,
+                error=error,
+                mu=mu,
+                eta=self.problem.l2,
+                seconds=self.seconds,
+                batch=drawn.inputs.shape[0],
+                due=Due(stats=False),
+                lr=lr,
+            )
+        return record
 
     def _after(self) -> None:
         """What follows the update and depends on how far the run has come."""

@@ -92,6 +92,11 @@ class History:
         return len(self._records)
 
     @property
+    def step(self) -> int:
+        """k of the last record; 0 where there is none."""
+        return self._records[-1].step if self._records else 0
+
+    @property
     def records(self) -> Sequence[StepRecord]:
         """The records, numbers read."""
         self._settle()

@@ -23,7 +23,7 @@ from kfac_lab.core import linalg
 from kfac_lab.core.passes import square_norm
 from kfac_lab.core.problem import Problem
 from kfac_lab.core.state import StepRecord, Swap, move
-from kfac_lab.errors import CheckpointError, KfacLabError, RecipeError
+from kfac_lab.errors import CheckpointError, DataError, KfacLabError, RecipeError
 from kfac_lab.history import History
 from kfac_lab.hooks import Recipe, hookimpl
 from kfac_lab.hooks import lab as process_lab
@@ -200,10 +200,14 @@ class Run:
             self._apply_queue()
             try:
                 record: StepRecord = self.stepper.step()
-            except Exception as error:
-                process_lab.emit("kfac_on_run_error", run=self, error=error)
+                self.history.append(record)
+            except BaseException as error:
+                made = getattr(self.stepper, "record", None)
+                if made is not None and self.history.step < made.step == self.step:
+                    self.history.append(made)  # an interrupt came right after the commit
+                if isinstance(error, Exception):
+                    process_lab.emit("kfac_on_run_error", run=self, error=error)
                 raise
-            self.history.append(record)
             if self.step % SNAPSHOT_EVERY == 0:
                 self._snapshot()
         process_lab.emit("kfac_on_step", run=self, record=record)
@@ -476,21 +480,27 @@ class Run:
             ) from error
         if not isinstance(content, dict) or content.get("kfac_lab") != 1:
             raise CheckpointError(f"{path} is not a run saved by this version of kfac_lab")
-        if problem is None and content["problem"] is None:
+        if problem is None and content.get("problem") is None:
             raise CheckpointError(
-                f"{path} holds a run on the problem {content['name']!r}, which was made from "
+                f"{path} holds a run on the problem {content.get('name')!r}, which was made from "
                 "objects: give them again, Run.load(path, problem=Problem(…))"
             )
         source: Any = problem if problem is not None else content["problem"]
-        run = cls(source, Recipe.from_text(content["recipe"]), content["seed"], device)
+        name = source if isinstance(source, str) else source.name
         try:
+            run = cls(source, Recipe.from_text(content["recipe"]), content["seed"], device)
             run.stepper.load(content["stepper"])
-        except (KeyError, RuntimeError) as error:
-            raise CheckpointError(f"{path} does not fit problem {run.problem.name!r}: {error}")
-        run.history = History.restore(content["history"])
+            run.history = History.restore(content["history"])
+            elsewhere = content["where"]
+        except (CheckpointError, DataError):
+            raise
+        except KeyError as error:
+            raise CheckpointError(f"{path} is damaged: it lacks {error}") from error
+        except (KfacLabError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path} does not fit problem {name!r}: {error}") from error
         run._snapshots = []
         run._snapshot()
-        warn_elsewhere("run", content["where"], run.device)
+        warn_elsewhere("run", elsewhere, run.device)
         return run
 
 
@@ -519,7 +529,10 @@ def carried_out(stepper: Any, recipe: Recipe, plan: Plan) -> Swap:
     """Swaps the parts of a stepper that had ``recipe`` until now; returns the mark."""
     before = {slot: _text(recipe, slot) for slot in plan.text}
     stepper.swap(plan.recipe, plan.named)
-    return Swap(int(stepper.step_count), plan.text, before)
+    note = ""
+    if "estimator" in plan.text and type(recipe["estimator"]) is not type(plan.recipe["estimator"]):
+        note = "the moments' window mixes both estimators"
+    return Swap(int(stepper.step_count), plan.text, before, note)
 
 
 def warn_elsewhere(what: str, saved: Mapping[str, Any], device: torch.device) -> None:

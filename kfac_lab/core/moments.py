@@ -129,6 +129,7 @@ class Ledger:
         like: Tensor,
     ) -> None:
         self.links = tuple(links)
+        self._nothing = like.new_zeros(())
         self.current: dict[Key, Tensor] = {}
         for i, names in enumerate(wants):
             for name in names:
@@ -171,4 +172,4 @@ class Ledger:
             value.diagonal().sum() if value.dim() == 2 and i == j else value.sum()
             for (_, i, j), value in self.spare.items()
         ]
-        return torch.stack(parts).sum() if parts else torch.zeros(())
+        return torch.stack(parts).sum() if parts else self._nothing

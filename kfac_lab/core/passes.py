@@ -121,7 +121,7 @@ class Passes:
 
     def _mask(self, step: int, start: int, device: torch.device) -> Any:
         """The network's own randomness, a function of (seed, step, chunk)."""
-        if not self._model.training or self.plan is not None or device.type == "meta":
+        if self._explicit() is not None or device.type == "meta":
             return contextlib.nullcontext()
         return seeds.forked(self.seed, f"model/{start}", step, device)
 

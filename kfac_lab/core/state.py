@@ -83,7 +83,7 @@ class StepRecord:
     due: Due = Due()
     coefficients: Any = None  # [k]
     candidates: tuple[tuple[Any, Any, Any], ...] = ()  # (λ, γ, M(δ) − M(0)) of each one tried
-    coupling: float = 0.0  # 1 − ∏ε since the cross moments opened
+    coupling: Any = 0.0  # 1 − ∏ε since the cross moments opened
     void: Any = 0.0  # 1 where an accelerator's step was not committed
     kept_inverse: int = 0  # refreshes in a row whose inverse could not be built
     jitter: Mapping[str, float] = field(default_factory=dict)

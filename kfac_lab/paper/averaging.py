@@ -30,15 +30,22 @@ class Polyak:
 
     def init(self, theta: Sequence[Tensor]) -> Memo:
         """θ̄ = θ."""
-        return {"count": 0, "mean": tuple(t.detach().clone() for t in theta)}
+        # The count is a tensor, so that a step that an accelerator voids does not count.
+        count = torch.zeros((), dtype=torch.float64, device=theta[0].device)
+        return {"count": count, "mean": tuple(t.detach().clone() for t in theta)}
 
     def update(self, memo: Memo, theta: Sequence[Tensor]) -> Memo:
         """One more θ."""
         count = memo["count"] + 1
-        seen = count - self.start + 1
-        xi = 0.0 if seen < 1 else min(1 - 1 / seen, self.xi) if self.ramp else self.xi
-        mean = torch._foreach_lerp(list(memo["mean"]), list(theta), 1 - xi)
-        return {"count": count, "mean": tuple(mean)}
+        seen = count - (self.start - 1)
+        xi = torch.full_like(seen, self.xi)
+        if self.ramp:
+            xi = torch.minimum(1 - 1 / seen, xi)
+        weight = torch.where(seen < 1, torch.ones_like(xi), 1 - xi)
+        mean = tuple(
+            torch.lerp(m, t, weight.to(m.dtype)) for m, t in zip(memo["mean"], theta, strict=True)
+        )
+        return {"count": count, "mean": mean}
 
     def read(self, memo: Memo) -> Sequence[Tensor] | None:
         """θ̄."""
