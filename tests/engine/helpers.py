@@ -7,6 +7,8 @@ last column) are the same, so that a Vec flattens to theta by `dense.flatten`.
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,8 +16,10 @@ from oracles import dense
 from torch import Tensor, nn
 
 from kfac_lab import Problem, Recipe, Vec
+from kfac_lab.core.passes import subset
 from kfac_lab.core.problem import Drawn
 from kfac_lab.engine import Engine
+from kfac_lab.paper.block_diagonal import BlockDiagonal
 
 STRUCTURES = ("block_diagonal", "block_tridiagonal")
 LIKELIHOODS = dense.LIKELIHOODS
@@ -134,6 +138,33 @@ def module_of(net: dense.Network, path: str = "explicit") -> nn.Module:
     return body if path == "explicit" else Wrapped(body)
 
 
+# --- parts for the recipe -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AllPairs(BlockDiagonal):
+    """Block-diagonal, but the ledger keeps the cross moments of every pair: all of F-tilde."""
+
+    def pairs(self, chains):
+        return [pair for chain in chains for pair in itertools.combinations(chain, 2)]
+
+
+@dataclass(frozen=True)
+class Atoms:
+    """g from the model's targets one by one, each with the root of its probability (exact)."""
+
+    likelihood: str
+    fraction: float = 1.0
+
+    def decay(self, k):
+        return 0.0
+
+    def cotangents(self, likelihood, outputs, targets, draw):
+        y, weight = dense.model_atoms(self.likelihood, outputs)
+        for q in range(y.shape[1]):
+            yield dense.score(self.likelihood, outputs, y[:, q]) * weight[:, q, None].sqrt()
+
+
 # --- engines --------------------------------------------------------------------------------------
 
 # Nothing random, all of the batch, everything fresh at every step; slots are given by keyword.
@@ -166,7 +197,7 @@ def engine_of(
     l2: float = 0.0,
     seed: int = 0,
     chunk: int = 5000,
-    **slots: str,
+    **slots: Any,
 ) -> Engine:
     """An Engine on a fresh module with the network's parameters and the whole set as its batch."""
     parts = {**PLAIN, "batch": f"constant(size={len(x)})", **slots}
@@ -217,10 +248,11 @@ def matrix_of(engine: Engine, preconditioner: Any = None) -> Tensor:
     return torch.stack(columns, dim=1)
 
 
-def moments_of(engine: Engine):
+def moments_of(engine: Engine, side: Any = None):
     """The ledger's moments as the oracles' tables A, G; pairs that are not kept are None."""
     assert engine.ledger is not None
-    count, current = len(engine.network.uses), engine.ledger.current
+    count = len(engine.network.uses)
+    current = engine.ledger.current if side is None else side
     tables = []
     for name in ("A", "G"):
         table: list[list[Tensor | None]] = [[None] * count for _ in range(count)]
@@ -232,14 +264,41 @@ def moments_of(engine: Engine):
     return tables
 
 
+def bound(engine: Engine) -> Drawn:
+    """The whole set in order, after the engine has looked at the network."""
+    batch = in_order(engine)
+    engine._bind(batch.inputs, batch.targets)
+    return batch
+
+
 def evaluated_of(engine: Engine, rows: int | None = None, step: int = 1):
     """One evaluation of the whole set without a step: h, its gradient, J v; S2 is `rows` rows."""
-    batch = in_order(engine)
-    assert batch.inputs is not None
+    batch = bound(engine)
     count = len(batch.inputs) if rows is None else rows
     none = [False] * len(engine.blocks)
     seen, _ = engine.passes.evaluate(batch.inputs, batch.targets, None, step, count, None, none)
     return seen
+
+
+def statistics_of(engine: Engine, step: int = 1):
+    """The moments of one step alone (epsilon = 0) as tables A, G; no step is made."""
+    batch, estimator = bound(engine), engine.parts["estimator"]
+    rows = subset(estimator, len(batch.inputs))
+    assert engine.ledger is not None
+    gathered = engine.ledger.accumulate(0.0, rows)
+    none = [False] * len(engine.blocks)
+    engine.passes.evaluate(
+        batch.inputs, batch.targets, None, step, 1, (rows, estimator, gathered), none
+    )
+    gathered.finish()
+    return moments_of(engine, engine.ledger.spare)
+
+
+def fisher_of(engine: Engine, rows: int | None = None) -> Tensor:
+    """The exact Fisher [P, P], by the engine's products with the unit vectors."""
+    seen = evaluated_of(engine, rows)
+    unit = torch.eye(len(theta_of(engine)), dtype=torch.float64)
+    return torch.stack([flat(seen.fisher(unflat(engine, v))) for v in unit], dim=1)
 
 
 def numbers(record: Any) -> dict[str, float]:
