@@ -41,7 +41,8 @@ def uniforms(
         return torch.empty(tuple(shape), device=device, dtype=dtype)
     generator = torch.Generator(device=device).manual_seed(derive(seed, purpose, step))
     drawn = torch.rand(tuple(shape), generator=generator, device=device, dtype=dtype)
-    return drawn.clamp_(min=torch.finfo(dtype).tiny)
+    # Multiples of ε/2 below 1. A zero moves by one place: 2u − 1 must stay above −1 (erfinv).
+    return drawn.clamp_(min=torch.finfo(dtype).eps / 2)
 
 
 @contextmanager
