@@ -1,0 +1,1 @@
+"""Each invariant of the engine by a test that a violation fails."""

@@ -1,0 +1,274 @@
+"""Whatever is raised before the commit leaves the run as it was, to the last bit.
+
+At every verb, before it and after it has done its work; and at the n-th tensor operation of a step,
+for every n.
+"""
+
+import pytest
+import torch
+from invariants.helpers import image, recipe_of, run_of, same, same_run
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import kfac_lab as kl
+from kfac_lab import engine as engine_module
+from kfac_lab.core import linalg, moments, passes
+from kfac_lab.core.likelihood import Bernoulli
+from kfac_lab.core.problem import Problem
+from kfac_lab.paper import (
+    averaging,
+    block_diagonal,
+    damping,
+    diagonal,
+    estimators,
+    kronecker,
+    momentum,
+    quadratic_model,
+    schedules,
+)
+
+# verb → the place where it is played; an optional method that the part lacks is put there.
+VERBS = {
+    "sample: batch size": (schedules._Cases, "__call__"),
+    "sample: draw": (Problem, "draw"),
+    "schedule": (schedules.Periodic, "due"),
+    "evaluate": (passes.Passes, "evaluate"),
+    "evaluate: likelihood": (Bernoulli, "loss"),
+    "evaluate: gradient": (Bernoulli, "gradient"),
+    "evaluate: backward": (torch.autograd, "grad"),
+    "observe: decay": (estimators.Sampled, "decay"),
+    "observe: cotangents": (estimators.Sampled, "cotangents"),
+    "observe: rows": (moments.Accumulation, "inputs"),
+    "observe: finish": (moments.Accumulation, "finish"),
+    "observe: block": (diagonal.Diagonal, "observe"),
+    "invert: factorise": (block_diagonal.BlockDiagonal, "factorise"),
+    "invert: block factorise": (kronecker.Kronecker, "factorise"),
+    "invert: damped": (block_diagonal.BlockDiagonal, "damped"),
+    "invert: read": (linalg, "host"),
+    "propose: apply": (block_diagonal.BlockDiagonalInverse, "apply"),
+    "propose: basis": (momentum.Optimal, "basis"),
+    "model": (quadratic_model.ExactFisher, "restrict"),
+    "model: tangents": (passes.Passes, "tangents"),
+    "choose": (momentum.Optimal, "choose"),
+    "choose: candidates": (damping.LevenbergMarquardt, "candidates"),
+    "choose: retry": (damping.LevenbergMarquardt, "retry"),
+    "judge: objective": (passes.Passes, "objective"),
+    "judge: adapt": (damping.LevenbergMarquardt, "adapt"),
+    "move": (engine_module.Vec, "combine"),
+    "average: momentum": (momentum.Optimal, "update"),
+    "average": (averaging.Polyak, "update"),
+    "settle": (engine_module.Engine, "_ok"),
+}
+BLOCKS = {
+    "explicit": {"2": "diagonal", "*": "kronecker"},
+    "generic": "kronecker",  # the fallback's block is diagonal
+}
+
+
+class Injected(RuntimeError):
+    """What the tests raise."""
+
+
+def inject(patch, verb, error, late):
+    """From now on the verb raises: at once, or where ``late`` after its work is done."""
+    owner, name = VERBS[verb]
+    work = getattr(owner, name, None)
+    static = isinstance(owner.__dict__.get(name), staticmethod)
+
+    def failing(*args, **kwargs):
+        if late and work is not None:
+            result = work(*args, **kwargs)
+            if verb in ("observe: cotangents", "model: tangents"):
+                list(result)
+        fired.append(verb)
+        raise error
+
+    fired = []
+    patch.setattr(owner, name, staticmethod(failing) if static else failing, raising=False)
+    return fired
+
+
+@pytest.mark.parametrize("kind", ["explicit", "generic"])
+@pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
+def test_an_exception_at_any_verb_changes_nothing(kind, late):
+    run, twin = (run_of(kind, block=BLOCKS[kind]) for _ in range(2))
+    run.advance(3)
+    twin.advance(4)
+    assert twin.history.records[-1].due == (True,) * 5  # step 4 does everything there is
+    before = image(run)
+    for verb in VERBS:
+        for error in (Injected("at " + verb), KeyboardInterrupt()):
+            with pytest.MonkeyPatch.context() as patch:
+                fired = inject(patch, verb, error, late)
+                with pytest.raises(type(error)):
+                    run.step_once()
+                assert fired, f"{verb} was not played"
+            same(before, image(run))
+    run.advance(1)
+    same_run(run, twin)
+
+
+def test_an_exception_at_any_verb_of_the_first_step_changes_nothing():
+    run, twin = (run_of("explicit", block=BLOCKS["explicit"]) for _ in range(2))
+    twin.advance(1)
+    before = image(run)
+    for verb in VERBS:
+        with pytest.MonkeyPatch.context() as patch:
+            inject(patch, verb, Injected(verb), late=True)
+            if "judge" in verb:
+                continue  # λ is not due yet
+            with pytest.raises(Injected):
+                run.step_once()
+        same(before, image(run))
+    run.advance(1)
+    same_run(run, twin)
+
+
+@pytest.mark.parametrize("structure", ["block_diagonal", "block_tridiagonal"])
+def test_a_later_candidate_that_fails_changes_nothing(structure):
+    """γ is searched: the second and third inverse may fail after the first one was built."""
+    run, twin = (run_of(structure=structure) for _ in range(2))
+    run.advance(3)
+    twin.advance(4)
+    before = image(run)
+    owner = type(run.recipe["structure"])
+    work = owner.damped
+    for fatal in (1, 2, 3):
+        calls = []
+
+        def damped(self, *args, calls=calls, fatal=fatal):
+            calls.append(1)
+            if len(calls) == fatal:
+                raise Injected(f"candidate {fatal}")
+            return work(self, *args)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(owner, "damped", damped)
+            with pytest.raises(Injected):
+                run.step_once()
+        same(before, image(run))
+    run.advance(1)
+    same_run(run, twin)
+
+
+class Fatal(TorchDispatchMode):
+    """Raises at the n-th tensor operation; counts them where n is None."""
+
+    def __init__(self, n=None):
+        super().__init__()
+        self.n, self.count, self.open = n, 0, True
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if self.open:
+            if self.count == self.n:
+                raise Injected(f"operation {self.n}, {func}")
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", ["explicit", "generic"])
+def test_an_exception_at_any_tensor_operation_changes_nothing(kind, monkeypatch):
+    run, twin = (run_of(kind, structure="block_tridiagonal") for _ in range(2))
+    run.advance(3)
+    twin.advance(3)
+    commit, mode = engine_module._uninterrupted, Fatal()
+
+    def closing():
+        mode.open = False  # what follows is the commit
+        return commit()
+
+    monkeypatch.setattr(engine_module, "_uninterrupted", closing)
+    with mode:
+        twin.step_once()
+    total = mode.count
+    assert total > 200 and not mode.open
+    before = image(run)
+    stride = max(1, total // 150)
+    for n in [*range(0, total, stride), total - 1]:
+        mode = Fatal(n)
+        with pytest.raises(Injected), mode:
+            run.step_once()
+        found = image(run)
+        same(before, found)
+    mode = Fatal()
+    run.step_once()
+    same_run(run, twin)
+
+
+@pytest.mark.parametrize("method", ["nag", "adam", "muon"])
+def test_an_exception_in_a_baselines_step_changes_nothing(method):
+    recipe = f"method = {method}\nbatch = constant(size=16)\naverage = polyak"
+
+    def made():
+        return kl.Run(run_of("generic").problem, recipe, seed=0, device="cpu")
+
+    run, twin = made(), made()
+    run.advance(3)
+    twin.advance(4)
+    places = {
+        "draw": (Problem, "draw"),
+        "backward": (torch.autograd, "grad"),
+        "loss": (Bernoulli, "loss"),
+        "move": (type(run.stepper), "_move"),
+    }
+    before = image(run)
+    for owner, name in places.values():
+        for late in (False, True):
+            with pytest.MonkeyPatch.context() as patch:
+                work = getattr(owner, name)
+
+                def failing(*args, work=work, late=late, **kwargs):
+                    if late:
+                        work(*args, **kwargs)
+                    raise Injected(name)
+
+                patch.setattr(owner, name, failing)
+                if name == "_move" and late and not run.stepper._divisible:
+                    continue  # a fused update is one call
+                with pytest.raises(Injected):
+                    run.step_once()
+            same(before, image(run))
+    run.advance(1)
+    same_run(run, twin)
+
+
+def test_an_observer_that_raises_does_not_stop_the_run():
+    from kfac_lab.hooks import lab
+
+    class Observer:
+        """Raises at every event."""
+
+        @kl.hookimpl
+        def kfac_on_step(self, run, record):
+            seen.append(record.step)
+            raise Injected("observer")
+
+        @kl.hookimpl
+        def kfac_on_run_start(self, run):
+            raise Injected("observer")
+
+    seen = []
+    run, twin = run_of(), run_of()
+    twin.advance(6)
+    observer = Observer()
+    lab.load_module(observer, "raising")
+    try:
+        with pytest.warns(UserWarning, match="observer"):
+            run.advance(6)
+    finally:
+        lab.unload("raising")
+    assert seen == [1, 2, 3]  # shown, and switched off after three times
+    same_run(run, twin)
+
+
+def test_an_invalid_batch_size_is_a_plain_failure_too():
+    run = kl.Run(
+        kl.Problem(
+            model=torch.nn.Linear(6, 4), likelihood="gaussian", data=lambda step, size: 1 / 0
+        ),
+        recipe_of(),
+        device="cpu",
+    )
+    before = image(run)
+    with pytest.raises(ZeroDivisionError):
+        run.advance(1)
+    same(before, image(run))
