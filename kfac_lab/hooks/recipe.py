@@ -310,10 +310,13 @@ class Recipe(Mapping[str, Any]):
     def text_of(self, slot: str, *, complete: bool = False) -> str:
         """The text of one slot, as ``replace`` takes it; rules as {"pattern": "component", …}.
 
+        Also of ``layers``, and of ``fallback`` ("none" where there is none).
+
         :raises RecipeError: where the component's class is not registered.
         """
-        value = self._value(slot, complete)
-        return _one_line(value)
+        if slot == "fallback":
+            return self.fallback or "none"
+        return _one_line(self.layers if slot == "layers" else self._value(slot, complete))
 
     def text(self, *, complete: bool = False) -> str:
         """The recipe as lines "slot = component"; :meth:`from_text` reads it back.

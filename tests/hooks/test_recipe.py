@@ -255,6 +255,10 @@ def test_the_fallback_is_a_block(paper: Recipe) -> None:
     assert recipe.replace(damping="constant").fallback == "diagonal"
     assert recipe.replace(fallback=None) == paper
     assert Recipe.from_text("fallback = none", lab=paper._lab) == paper
+    chosen = recipe.replace(layers={"Linear": "kfac-lab/paper"})
+    for each in (paper, recipe, chosen):
+        texts = {slot: each.text_of(slot) for slot in ("fallback", "layers")}
+        assert chosen.replace(**texts) == each
 
 
 def test_claims_go_through_the_recipe(third_party_plugins: None) -> None:
