@@ -9,6 +9,7 @@ interrupt included, leaves the run as it was before the step.
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import threading
 import time
@@ -217,9 +218,7 @@ class Engine:
         links = self.parts["structure"].pairs(self._chains())
         wants = [tuple(b.wants()) for b in self.blocks]
         links = [
-            (i, j)
-            for i, j in links
-            if {"A", "G"} <= set(wants[i]) and {"A", "G"} <= set(wants[j])
+            (i, j) for i, j in links if {"A", "G"} <= set(wants[i]) and {"A", "G"} <= set(wants[j])
         ]
         return Ledger(layers, wants, links, self._theta[0])
 
@@ -391,9 +390,7 @@ class Engine:
                         parts["collective"].mean_([after])
                     actual = after - evaluated.loss
                     record = replace(record, actual=actual, rho=actual / chosen.value)
-                    strength, damping_memo = parts["damping"].adapt(
-                        strength, damping_memo, record
-                    )
+                    strength, damping_memo = parts["damping"].adapt(strength, damping_memo, record)
                     strength = self._strength(strength)
             with clock("average"):
                 update = getattr(parts["momentum"], "update", None)
@@ -539,8 +536,11 @@ class Engine:
     def _drift(self) -> Tensor:
         """The largest relative change of a diagonal moment since the last refresh."""
         assert self.ledger is not None and self._reference is not None
-        pairs = [(v, self._reference[key]) for key, v in self.ledger.current.items()
-                 if key in self._reference]
+        pairs = [
+            (v, self._reference[key])
+            for key, v in self.ledger.current.items()
+            if key in self._reference
+        ]
         if not pairs:  # other moments are kept since a swap, or none at all
             return self._number(0.0)
         now, then = [p[0] for p in pairs], [p[1] for p in pairs]
@@ -584,9 +584,7 @@ class Engine:
         if not self._grounded:
             strengths = strengths[:1]
         if not due.inverse:
-            trials = [
-                self._try(k, s, state.inverse, evaluated, clock) for s in strengths[:1]
-            ]
+            trials = [self._try(k, s, state.inverse, evaluated, clock) for s in strengths[:1]]
             kept = state.kept_inverse
             return _Outcome(trials[0], trials, state.factored, block_memos, kept, {})
         tried: list[_Candidate] = []
@@ -679,12 +677,14 @@ class Engine:
         """No inverse could be built: the last good one serves, for a bounded number of refreshes."""
         state = self.state_
         if state.inverse is None or self._forced or state.kept_inverse >= _KEPT:
-            lam, gamma = linalg.host([state.strength.lam, state.strength.gamma])
+            lam, gamma, loss = linalg.host(
+                [state.strength.lam, state.strength.gamma, evaluated.loss]
+            )
+            if not math.isfinite(loss):
+                raise NumericalError(self._not_finite(k, evaluated))
             raise attempt.error(failed, lam, gamma)
         trial = self._try(k, state.strength, state.inverse, evaluated, clock)
-        return _Outcome(
-            trial, [trial], state.factored, block_memos, state.kept_inverse + 1, {}
-        )
+        return _Outcome(trial, [trial], state.factored, block_memos, state.kept_inverse + 1, {})
 
     # --- settle ---------------------------------------------------------------------------------
 
@@ -750,9 +750,7 @@ class Engine:
             return []
         pending, self._pending_ok = self._pending_ok, []
         values = linalg.host([*tensors, *(flag for _, flag in pending)])
-        void = [
-            step for (step, _), value in zip(pending, values[len(tensors) :]) if not value
-        ]
+        void = [step for (step, _), value in zip(pending, values[len(tensors) :]) if not value]
         if void:
             raise NumericalError(
                 f"step{'s' * (len(void) > 1)} {', '.join(map(str, void))} gave numbers that are "
@@ -763,8 +761,10 @@ class Engine:
 
     def _not_finite(self, k: int, evaluated: Evaluated) -> str:
         values = linalg.host([evaluated.loss, self.state_.strength.lam, self.state_.strength.gamma])
-        where = "the objective h" if values[0] != values[0] or abs(values[0]) == float("inf") else (
-            "the gradient, the statistics or the update"
+        where = (
+            "the objective h"
+            if values[0] != values[0] or abs(values[0]) == float("inf")
+            else ("the gradient, the statistics or the update")
         )
         return (
             f"step {k}: {where} is not finite (h={values[0]:g}, λ={values[1]:g}, "
@@ -814,11 +814,7 @@ class Engine:
             warnings.warn(message, stacklevel=4)
 
     def _warn_small(self, m: int, s1: int, s2: int) -> None:
-        if (
-            m < 500
-            and getattr(self.parts["momentum"], "adapts", True)
-            and min(s1, s2) < m
-        ):
+        if m < 500 and getattr(self.parts["momentum"], "adapts", True) and min(s1, s2) < m:
             self._warn(
                 "small",
                 f"a batch of {m} leaves {min(s1, s2)} cases for the curvature: adaptive α and μ "
@@ -1063,5 +1059,3 @@ def _uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
         if caught:
             signal.raise_signal(signal.SIGINT)
-
-

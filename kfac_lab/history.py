@@ -216,9 +216,7 @@ class History:
                 }
                 for r in self._records
             ],
-            "marks": [
-                [m.step, dict(m.parts), dict(m.before), m.note] for m in self.marks
-            ],
+            "marks": [[m.step, dict(m.parts), dict(m.before), m.note] for m in self.marks],
             "evaluations": [dict(e) for e in self.evaluations],
         }
 
@@ -250,5 +248,3 @@ class History:
         if not self._records:
             return "History(no steps)"
         return f"History({len(self)} steps, last loss {self['loss'][-1]:.6g})"
-
-

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from kfac_lab import engine as _engine
 from kfac_lab.core import linalg
+from kfac_lab.core.capture import called
 from kfac_lab.core.passes import square_norm
 from kfac_lab.core.problem import Problem
 from kfac_lab.core.state import StepRecord, Swap, move
@@ -320,6 +321,7 @@ class Run:
         marked = {m.step for m in self.history.marks}
         while sum(s.size for s in self._snapshots) > SNAPSHOT_BUDGET and len(self._snapshots) > 2:
             inner = range(1, len(self._snapshots) - 1)
+
             # The least loss: the one whose neighbours are close, relative to how far back it is.
             def cost(i: int) -> tuple[bool, float]:
                 gap = self._snapshots[i + 1].step - self._snapshots[i - 1].step
@@ -387,7 +389,7 @@ class Run:
             replacing = dict(zip(self.stepper.names, theta, strict=True))
 
             def call(x: Tensor) -> Tensor:
-                out: Tensor = torch.func.functional_call(problem.model, replacing, (x,))
+                out: Tensor = called(problem.model, replacing, x)
                 return out
 
         losses, errors = [], []

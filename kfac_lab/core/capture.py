@@ -15,7 +15,7 @@ from kfac_lab.core.protocols import Layer
 from kfac_lab.core.vector import Vec
 from kfac_lab.errors import CoverageError
 
-__all__ = ["Claim", "CoverageRow", "Network", "Recorder", "Use"]
+__all__ = ["Claim", "CoverageRow", "Network", "Recorder", "Use", "called"]
 
 Claim = Callable[[nn.Module, str], "tuple[Layer, str] | None"]
 
@@ -81,12 +81,10 @@ class Network:
 
     def unpack(self, vector: Vec) -> list[Tensor]:
         """The inverse of ``pack``."""
-        return [
-            t for use, m in zip(self.uses, vector, strict=True) for t in use.layer.unpack(m)
-        ]
+        return [t for use, m in zip(self.uses, vector, strict=True) for t in use.layer.unpack(m)]
 
     def named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Names to tensors, as ``torch.func.functional_call`` takes them."""
+        """Canonical names to tensors, as :func:`called` takes them."""
         return dict(zip(self.names, tensors, strict=True))
 
     @classmethod
@@ -147,6 +145,25 @@ class Network:
         return cls(model, tuple(uses), frozen)
 
 
+def called(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor) -> Any:
+    """The model's outputs with other tensors in place of its own, by canonical name.
+
+    ``functional_call`` ties weights itself, but puts the wrong tensor back into a module that has
+    two paths (torch 2.13); so every module's own entry is named here, once.
+    """
+    first: dict[int, str] = {}
+    named = dict(tensors)
+    for path, module in model.named_modules():
+        for own, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is None:
+                continue
+            name = f"{path}.{own}" if path else own
+            canonical = first.setdefault(id(tensor), name)
+            if canonical != name and canonical in tensors:
+                named[name] = tensors[canonical]
+    return torch.func.functional_call(model, named, (inputs,), tie_weights=False)
+
+
 def _reach(module: nn.Module, name: str) -> nn.Parameter:
     """A parameter by dotted name below ``module``."""
     path, _, own = name.rpartition(".")
@@ -182,13 +199,19 @@ class Recorder:
             for handle in handles:
                 handle.remove()
 
-    def _hook(self, index: int) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+    def _hook(self, index: int) -> Callable[[nn.Module, Any, Any], Tensor | None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> Tensor | None:
             call = len(self._inputs[index])
             self.fired.append(index)
             self._inputs[index].append(inputs[0].detach())
-            if isinstance(output, Tensor) and output.requires_grad:
-                output.register_hook(lambda g: self._gradients[index].__setitem__(call, g))
+            if not isinstance(output, Tensor) or not output.requires_grad:
+                return None
+            # An in-place activation on a view, as of a Linear over positions, rewrites the view's
+            # history, and its hook with it.
+            view = output._is_view()
+            watched = output.clone() if view else output
+            watched.register_hook(lambda g: self._gradients[index].__setitem__(call, g))
+            return watched if view else None
 
         return hook
 
@@ -203,9 +226,7 @@ class Recorder:
     def rows_out(self) -> list[Tensor | None]:
         """g per layer of the latest backward, ``[n, S, d_out]``; forgets it."""
         rows: list[Tensor | None] = []
-        for use, calls, seen in zip(
-            self._network.uses, self._inputs, self._gradients, strict=True
-        ):
+        for use, calls, seen in zip(self._network.uses, self._inputs, self._gradients, strict=True):
             parts = [use.layer.rows_out(seen[c]) for c in range(len(calls)) if c in seen]
             complete = parts and len(parts) == len(calls)
             rows.append(torch.cat(parts, 1) if complete else None)

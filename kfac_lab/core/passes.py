@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from kfac_lab.core import seeds
-from kfac_lab.core.capture import Network, Recorder, chains_of
+from kfac_lab.core.capture import Network, Recorder, called, chains_of
 from kfac_lab.core.likelihood import Likelihood
 from kfac_lab.core.moments import Accumulation
 from kfac_lab.core.plan import Plan
@@ -117,7 +117,7 @@ class Passes:
         named = dict(buffers)
         if theta is not None:
             named.update(self.network.named(theta))
-        return torch.func.functional_call(self._model, named, (inputs,))
+        return called(self._model, named, inputs)
 
     def _mask(self, step: int, start: int, device: torch.device) -> Any:
         """The network's own randomness, a function of (seed, step, chunk)."""
@@ -304,9 +304,7 @@ class Passes:
         gather.own_pass(self._explicit(), inputs, targets, chosen)
         return gather.observed()
 
-    def objective(
-        self, theta: list[Tensor], inputs: Tensor, targets: Tensor, step: int
-    ) -> Tensor:
+    def objective(self, theta: list[Tensor], inputs: Tensor, targets: Tensor, step: int) -> Tensor:
         """h(θ) on the same batch and with the same dropout as the step's main pass."""
         total = []
         with torch.no_grad():
@@ -321,9 +319,7 @@ class Passes:
 
     # --- products with the exact Fisher -----------------------------------------------------------
 
-    def tangents(
-        self, seen: Evaluated, basis: Sequence[Vec]
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def tangents(self, seen: Evaluated, basis: Sequence[Vec]) -> Iterator[tuple[Tensor, Tensor]]:
         """See :meth:`Evaluated.tangents`."""
         plan = self._explicit()
         with torch.no_grad():
@@ -373,9 +369,7 @@ class Passes:
             if path == "forward":
 
                 def push(direction: list[Tensor]) -> tuple[Tensor, Tensor]:
-                    out: tuple[Tensor, Tensor] = torch.func.jvp(
-                        function, (theta,), (direction,)
-                    )
+                    out: tuple[Tensor, Tensor] = torch.func.jvp(function, (theta,), (direction,))
                     return out
 
                 stacked = [torch.stack(group) for group in zip(*directions, strict=True)]
@@ -443,9 +437,7 @@ class _Gather:
         def draw(purpose: str) -> Tensor:
             if purpose not in self._uniforms:
                 shape = (self._s1, *outputs.shape[1:])
-                self._uniforms[purpose] = self._passes.uniforms(
-                    purpose, self._step, shape, outputs
-                )
+                self._uniforms[purpose] = self._passes.uniforms(purpose, self._step, shape, outputs)
             return self._uniforms[purpose][start : start + outputs.shape[0]]
 
         return draw

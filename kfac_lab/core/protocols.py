@@ -221,9 +221,7 @@ class Block(Protocol):
         """The costly part, free of γ; must not keep references into ``moments``."""
         ...
 
-    def damped(
-        self, factored: Any, memo: Memo, strength: Strength, previous: Any
-    ) -> BlockInverse:
+    def damped(self, factored: Any, memo: Memo, strength: Strength, previous: Any) -> BlockInverse:
         """The inverse for one candidate; ``previous`` is the one in use, or None (warm start)."""
         ...
 

@@ -29,7 +29,9 @@ S = "section "
 @hookimpl
 def kfac_register_estimators(register: Any) -> None:
     """Where g comes from."""
-    register("sampled", estimators.Sampled, summary="targets sampled from the model", reference=S + "4")
+    register(
+        "sampled", estimators.Sampled, summary="targets sampled from the model", reference=S + "4"
+    )
     register("exact", estimators.Exact, summary="every column of B pulled back", reference=S + "4")
     register("empirical", estimators.Empirical, summary="the labels", reference=S + "1.3")
 
@@ -37,7 +39,9 @@ def kfac_register_estimators(register: Any) -> None:
 @hookimpl
 def kfac_register_blocks(register: Any) -> None:
     """Curvature of one layer."""
-    register("kronecker", kronecker.Kronecker, summary="Ā ⊗ G, damped by factor", reference=S + "3.2")
+    register(
+        "kronecker", kronecker.Kronecker, summary="Ā ⊗ G, damped by factor", reference=S + "3.2"
+    )
     register("diagonal", diagonal.Diagonal, summary="E[(DW)²] entry by entry", reference=S + "12.5")
     register("identity", diagonal.Identity, summary="the plain gradient", reference=S + "12.5")
 
@@ -46,7 +50,10 @@ def kfac_register_blocks(register: Any) -> None:
 def kfac_register_structures(register: Any) -> None:
     """How blocks make a preconditioner."""
     register(
-        "block_diagonal", block_diagonal.BlockDiagonal, summary="F̆: layers apart", reference=S + "3.2"
+        "block_diagonal",
+        block_diagonal.BlockDiagonal,
+        summary="F̆: layers apart",
+        reference=S + "3.2",
     )
     register(
         "block_tridiagonal",
@@ -60,7 +67,10 @@ def kfac_register_structures(register: Any) -> None:
 def kfac_register_models(register: Any) -> None:
     """The quadratic model."""
     register(
-        "exact_fisher", quadratic_model.ExactFisher, summary="vᵀFv from Jv on S2", reference=S + "7.3"
+        "exact_fisher",
+        quadratic_model.ExactFisher,
+        summary="vᵀFv from Jv on S2",
+        reference=S + "7.3",
     )
     register(
         "approximate_fisher",
@@ -82,7 +92,10 @@ def kfac_register_dampings(register: Any) -> None:
     )
     register("tied", damping.Tied, summary="γ = √(λ+η)", reference=S + "5.3")
     register(
-        "steered", damping.Steered, summary="tied, first steps held to a reduction", reference=S + "5.5"
+        "steered",
+        damping.Steered,
+        summary="tied, first steps held to a reduction",
+        reference=S + "5.5",
     )
     register("constant", damping.Constant, summary="fixed λ and γ", reference=S + "12.10")
     register("scheduled", damping.Scheduled, summary="λ falls by a schedule", reference=S + "5.3")
@@ -100,7 +113,9 @@ def kfac_register_momentums(register: Any) -> None:
         reference=S + "5.4",
     )
     register("fixed", momentum.Fixed, summary="fixed rate and momentum", reference=S + "6")
-    register("norm_clip", momentum.NormClip, summary="fixed, in a trust region", reference=S + "12.9")
+    register(
+        "norm_clip", momentum.NormClip, summary="fixed, in a trust region", reference=S + "12.9"
+    )
 
 
 @hookimpl

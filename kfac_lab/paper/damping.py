@@ -44,6 +44,13 @@ class _Rule:
         choices=("model", "without_lambda"),
         help="of ρ: M with λ (the paper), or without it (later libraries)",
     )
+    share: float = parameter(
+        0.0,
+        section="5.5",
+        low=0.0,
+        high=1.0,
+        help="λ shrinks only while λ‖δ‖² is at least this share of δᵀ(F+λ+η)δ; 0 is the paper",
+    )
     lam_min: float = parameter(0.0, section="5.5", low=0.0, log=True)
     lam_max: float = parameter(math.inf, section="5.5", low=0.0, log=True)
     follows_rho: ClassVar[bool] = True
@@ -64,6 +71,9 @@ class _Rule:
         # An increase of h counts as ρ = −∞, and NaN as a failure.
         grow = (rho < self.lower) | torch.isnan(rho) | (actual > 0)
         shrink = ~grow & (rho > self.upper)
+        if self.share:  # below it λ no longer shapes the model, and only γ would collapse
+            curvature = -torch.as_tensor(record.slope, dtype=torch.float64, device=rho.device)
+            shrink = shrink & (record.lam * record.norm_squared >= self.share * curvature)
         moved = torch.where(grow, lam / self.omega1, torch.where(shrink, lam * self.omega1, lam))
         moved = torch.clamp(moved, self.lam_min, self.lam_max)
         # No predicted change, no verdict: a converged run would inflate λ otherwise.
@@ -139,12 +149,23 @@ class Steered(Tied):
 
     In the first ``steps`` steps −(M(δ) − M(0))/h is kept between ``low`` and ``high``: a step
     outside is proposed again with another λ. At step 1 the search goes both ways until the band
-    is met, so that ``lam`` is a starting guess and nothing more. Afterwards the rule is ``tied``'s.
+    is met, so that ``lam`` is a starting guess and nothing more. Afterwards the rule is ``tied``'s
+    with a quicker factor, and a floor: once λ no longer shapes the model it stops shrinking.
     """
 
+    omega1: float = parameter(
+        0.5, symbol="ω1", section="5.5", low=0.01, high=1.0, help="λ factor per adaptation"
+    )
+    share: float = parameter(
+        0.01,
+        section="5.5",
+        low=0.0,
+        high=1.0,
+        help="λ shrinks only while λ‖δ‖² is at least this share of δᵀ(F+λ+η)δ",
+    )
     steps: int = parameter(20, section="5.5", low=0, help="how many steps are steered")
-    low: float = parameter(0.04, section="5.5", low=0.0, high=1.0, help="least relative reduction")
-    high: float = parameter(0.12, section="5.5", low=0.0, high=1.0, help="most relative reduction")
+    low: float = parameter(0.06, section="5.5", low=0.0, high=1.0, help="least relative reduction")
+    high: float = parameter(0.2, section="5.5", low=0.0, high=1.0, help="most relative reduction")
 
     def check(self) -> str | None:
         """low must lie below high."""
@@ -164,9 +185,7 @@ class Steered(Tied):
         )
         if not loss > 0:
             return None
-        tried = [
-            (lam, -value / loss) for lam, value in zip(flat[::2], flat[1::2], strict=True)
-        ]
+        tried = [(lam, -value / loss) for lam, value in zip(flat[::2], flat[1::2], strict=True)]
         wanted = self._first(tried) if record.step == 1 else self._later(tried)
         if wanted is None or not 1e-12 < wanted < 1e12:
             return None

@@ -74,7 +74,9 @@ class OnDrift:
         """See ``core.protocols.Schedule``."""
         moved = signals.drift is not None and signals.drift > self.threshold
         refresh = step <= self.burn_in or moved
-        return Due(True, refresh, refresh, refresh and step > self.burn_in, step % self.T1 == 0), memo
+        return Due(
+            True, refresh, refresh, refresh and step > self.burn_in, step % self.T1 == 0
+        ), memo
 
 
 class _Cases(int):
