@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from kfac_lab.core import linalg, seeds
-from kfac_lab.core.capture import CoverageRow
+from kfac_lab.core.capture import CoverageRow, called
 from kfac_lab.core.parameters import component_name, parameter
 from kfac_lab.core.passes import square_norm
 from kfac_lab.core.problem import Problem
@@ -123,6 +123,9 @@ class Adam:
 class Muon:
     """``torch.optim.Muon`` for matrices, Adam for everything else; both decay linearly to 0.
 
+    On a CPU most of a Muon step is the Newton–Schulz iteration on the widest matrices, the first
+    and the last; ``hidden_only`` leaves those to Adam, as is the custom for input and output layers.
+
     The decay takes the last ``decay`` of the run and needs its end: without ``total_steps`` or
     ``total_seconds`` the rates are constant. The ℓ2 term is part of h and of its gradient, as in
     the other methods; Muon's own decoupled weight decay is off.
@@ -133,6 +136,12 @@ class Muon:
     adam_lr: float = parameter(0.001, low=0.0, log=True, help="ε of Adam, for what is no matrix")
     decay: float = parameter(0.3, low=0.0, high=1.0, help="last fraction of the run, ε → 0")
     ns_steps: int = parameter(5, low=1, high=99, help="Newton–Schulz iterations")
+    adjust: str = parameter(
+        "original",
+        choices=("original", "match_rms_adamw"),
+        help="ε of a matrix [a, b] times √max(1, a/b), or times 0.2 √max(a, b)",
+    )
+    hidden_only: bool = parameter(False, help="the first and the last matrix go to Adam as well")
     total_steps: int | None = _end_steps()
     total_seconds: float | None = _end_seconds()
 
@@ -333,7 +342,7 @@ class Baseline:
         for at in range(0, m, size):
             x, y = inputs[at : at + size], targets[at : at + size]
             with torch.enable_grad(), self._mask(k, at, x.device):
-                z = torch.func.functional_call(model, buffers, (x,)) if buffers else model(x)
+                z = called(model, buffers, x) if buffers else model(x)
             outputs = z.detach()
             losses.append(likelihood.loss(outputs, y).sum(dtype=torch.float64))
             errors.append(likelihood.error(outputs, y).sum(dtype=torch.float64))
@@ -561,11 +570,21 @@ class _MuonStepper(Baseline):
                 "have: it came with 2.9; use method='adam' or 'nag'"
             )
         matrices = [t for t in self._theta if t.dim() == 2]
-        others = [t for t in self._theta if t.dim() != 2]
+        if m.hidden_only:
+            matrices = matrices[1:-1]
+        self._matrices = {id(t) for t in matrices}
+        others = [t for t in self._theta if id(t) not in self._matrices]
         made: list[torch.optim.Optimizer] = []
         if matrices:
             made.append(
-                muon(matrices, lr=m.lr, weight_decay=0.0, momentum=m.momentum, ns_steps=m.ns_steps)
+                muon(
+                    matrices,
+                    lr=m.lr,
+                    weight_decay=0.0,
+                    momentum=m.momentum,
+                    ns_steps=m.ns_steps,
+                    adjust_lr_fn=m.adjust,
+                )
             )
         if others:
             made.append(_optimiser(torch.optim.Adam, others, lr=m.adam_lr))
@@ -579,7 +598,7 @@ class _MuonStepper(Baseline):
         return self.method.lr * faded, self.method.momentum
 
     def _mover(self, tensor: Tensor) -> str:
-        return "muon" if tensor.dim() == 2 else "adam"
+        return "muon" if id(tensor) in self._matrices else "adam"
 
 
 # --- small helpers --------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def kfac_register_methods(register: Any) -> None:
 
 
 class Score(float):
-    """An evaluation: the error as a number, with ``loss``, ``error``, ``split``, ``at``, ``step``."""
+    """An evaluation: the error as a number; also ``loss``, ``error``, ``split``, ``at``, ``step``."""
 
     loss: float
     error: float
@@ -477,9 +477,8 @@ class Run:
         except FileNotFoundError:
             raise CheckpointError(f"there is no file {path} to load a run from") from None
         except Exception as error:
-            raise CheckpointError(
-                f"{path} is not a saved run: {str(error).splitlines()[0] if str(error) else error!r}"
-            ) from error
+            why = (str(error) or repr(error)).splitlines()[0]
+            raise CheckpointError(f"{path} is not a saved run: {why}") from error
         if not isinstance(content, dict) or content.get("kfac_lab") != 1:
             raise CheckpointError(f"{path} is not a run saved by this version of kfac_lab")
         if problem is None and content.get("problem") is None:

@@ -62,6 +62,7 @@ class Network:
 
     @property
     def layers(self) -> tuple[Layer, ...]:
+        """The geometry of each layer, in the order of the Vec."""
         return tuple(use.layer for use in self.uses)
 
     @property
@@ -189,6 +190,7 @@ class Recorder:
 
     @contextmanager
     def recording(self) -> Iterator[Recorder]:
+        """Hooks on the layers' modules, for as long as the block lasts."""
         handles = []
         for index, use in enumerate(self._network.uses):
             for module in use.modules:

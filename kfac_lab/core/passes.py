@@ -233,7 +233,10 @@ class Passes:
             errors.append(self.likelihood.error(outputs, y).sum(dtype=torch.float64))
             cotangent = self.likelihood.gradient(outputs, y)
             grads = torch.autograd.grad(z, theta, cotangent, allow_unused=True)
-            grads = [g if g is not None else torch.zeros_like(t) for g, t in zip(grads, theta)]
+            grads = [
+                g if g is not None else torch.zeros_like(t)
+                for g, t in zip(grads, theta, strict=True)
+            ]
             if total is None:
                 total = grads
             else:
@@ -384,7 +387,9 @@ class Passes:
                 )
                 products = []
                 for direction in directions:
-                    pairs = [(p, d) for p, d in zip(pulled, direction) if p is not None]
+                    pairs = [
+                        (p, d) for p, d in zip(pulled, direction, strict=True) if p is not None
+                    ]
                     total = torch.stack([(p * d).sum() for p, d in pairs]).sum()
                     products.append(torch.autograd.grad(total, weights, retain_graph=True)[0])
             return outputs.detach(), torch.stack(products).detach()
@@ -393,14 +398,19 @@ class Passes:
         """F v = E[Jᵀ F_R J v] over S2."""
         total: list[Tensor] | None = None
         parts = list(self._s2(seen))
-        for (x, _, start), (_, product) in zip(parts, self.tangents_by_part(seen, vector)):
+        for (x, _, start), (_, product) in zip(
+            parts, self.tangents_by_part(seen, vector), strict=True
+        ):
             leaves = [t.detach().requires_grad_() for t in seen.theta]
             buffers = {n: b.clone() for n, b in self._model.named_buffers()}
             with torch.enable_grad(), self._mask(seen.step, start, x.device):
                 z = self._call(leaves, buffers, x)
             cotangent = self.likelihood.fisher(z.detach(), product)
             grads = torch.autograd.grad(z, leaves, cotangent, allow_unused=True)
-            new = [g if g is not None else torch.zeros_like(t) for g, t in zip(grads, leaves)]
+            new = [
+                g if g is not None else torch.zeros_like(t)
+                for g, t in zip(grads, leaves, strict=True)
+            ]
             if total is None:
                 total = new
             else:
