@@ -144,7 +144,7 @@ class Engine:
                 **{slot: self._fresh_memo(slot) for slot in ("momentum", "schedule")},
                 "average": self.parts["average"].init(theta),
             },
-            block_memos=tuple(self._block_memo(b) for b in self.blocks),
+            block_memos=tuple(self._block_memo(block) for block in self.blocks),
         )
         self.ledger: Ledger | None = None
         self._coupling = self._number(1.0)  # ∏ε since the cross moments opened
@@ -380,7 +380,7 @@ class Engine:
             with clock("move"):
                 delta = Vec.combine(chosen.coefficients, chosen.basis)
                 theta = self._theta
-                trial = torch._foreach_add(theta, self.network.unpack(delta))
+                trial = list(torch._foreach_add(theta, self.network.unpack(delta)))
             record = self._record(k, due, evaluated, chosen, tried, m, outcome, coupling)
             strength, damping_memo = chosen.strength, state.memos["damping"]
             if due.lam:
@@ -674,7 +674,7 @@ class Engine:
         block_memos: tuple[Any, ...],
         clock: _Clock,
     ) -> _Outcome:
-        """No inverse could be built: the last good one serves, for a bounded number of refreshes."""
+        """No inverse could be built: the last good one serves, for a bounded number of times."""
         state = self.state_
         if state.inverse is None or self._forced or state.kept_inverse >= _KEPT:
             lam, gamma, loss = linalg.host(
@@ -750,7 +750,8 @@ class Engine:
             return []
         pending, self._pending_ok = self._pending_ok, []
         values = linalg.host([*tensors, *(flag for _, flag in pending)])
-        void = [step for (step, _), value in zip(pending, values[len(tensors) :]) if not value]
+        seen = zip(pending, values[len(tensors) :], strict=True)
+        void = [step for (step, _), value in seen if not value]
         if void:
             raise NumericalError(
                 f"step{'s' * (len(void) > 1)} {', '.join(map(str, void))} gave numbers that are "

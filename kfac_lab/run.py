@@ -20,7 +20,7 @@ from torch import Tensor
 
 from kfac_lab import engine as _engine
 from kfac_lab.core import linalg
-from kfac_lab.core.capture import called
+from kfac_lab.core.capture import CoverageRow, called
 from kfac_lab.core.passes import square_norm
 from kfac_lab.core.problem import Problem
 from kfac_lab.core.state import StepRecord, Swap, move
@@ -57,7 +57,7 @@ def kfac_register_methods(register: Any) -> None:
 
 
 class Score(float):
-    """An evaluation: the error as a number; also ``loss``, ``error``, ``split``, ``at``, ``step``."""
+    """An evaluation: the error as a number, and what it belongs to."""
 
     loss: float
     error: float
@@ -74,7 +74,7 @@ class Score(float):
         return score
 
 
-class Coverage(list):  # type: ignore[type-arg]
+class Coverage(list[CoverageRow]):
     """The coverage table: a list of rows that prints as a table."""
 
     def __str__(self) -> str:
@@ -134,10 +134,11 @@ class Run:
         self.named = problem if isinstance(problem, str) else None
         if isinstance(problem, str):
             entry = process_lab.entry("problem", problem)
-            problem = entry.component(seed=self.seed, device=choose_device(device))
-        elif device != "auto":
-            problem.model.to(torch.device(device))
-        self.problem: Problem = problem
+            self.problem: Problem = entry.component(seed=self.seed, device=choose_device(device))
+        else:
+            self.problem = problem
+            if device != "auto":
+                problem.model.to(torch.device(device))
         self.stepper = self.recipe["method"].attach(self.problem, self.recipe, self.seed)
         self.history = History()
         self._lock = threading.RLock()
@@ -552,8 +553,6 @@ def warn_elsewhere(what: str, saved: Mapping[str, Any], device: torch.device) ->
 
 
 def _text(recipe: Recipe, slot: str) -> str:
-    if slot in ("layers", "fallback"):
-        return str(recipe[slot])
     try:
         return recipe.text_of(slot)
     except KfacLabError:

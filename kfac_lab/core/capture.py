@@ -168,7 +168,8 @@ def called(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor) -> A
 def _reach(module: nn.Module, name: str) -> nn.Parameter:
     """A parameter by dotted name below ``module``."""
     path, _, own = name.rpartition(".")
-    return getattr(module.get_submodule(path), own)  # type: ignore[no-any-return]
+    found: nn.Parameter = getattr(module.get_submodule(path), own)
+    return found
 
 
 def _owner_type(model: nn.Module, name: str) -> str:

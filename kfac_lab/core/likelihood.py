@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Literal, Protocol, runtime_checkable
 
@@ -227,13 +228,17 @@ class Categorical:
         return torch.softmax(outputs, -1)
 
 
+# Asked for objects that are no Likelihood themselves; the hooks put the Lab's claims here.
+claimants: list[Callable[[object], Likelihood | None]] = []
+
 _NAMED = {"gaussian": Gaussian, "bernoulli": Bernoulli, "categorical": Categorical}
 
 
 def resolve(likelihood: object) -> Likelihood:
     """A likelihood from its text, such as ``"bernoulli"`` or ``"gaussian(scale='full')"``.
 
-    An object that already is a Likelihood is returned as it is.
+    An object that already is a Likelihood is returned as it is; a torch loss such as
+    ``nn.CrossEntropyLoss()`` is what the plugins claim it to be.
 
     Raises:
         RecipeError: the text names no likelihood, or an argument it does not have.
@@ -260,7 +265,11 @@ def resolve(likelihood: object) -> Likelihood:
         return kind(**arguments)
     if isinstance(likelihood, Likelihood):
         return likelihood
+    for claimant in claimants:
+        claimed = claimant(likelihood)
+        if claimed is not None:
+            return claimed
     raise RecipeError(
         f"likelihood {likelihood!r} is neither a name ('gaussian', 'bernoulli', 'categorical') "
-        "nor an object with the methods of Likelihood"
+        "nor an object with the methods of Likelihood, and no plugin claims it"
     )

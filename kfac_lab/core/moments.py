@@ -6,7 +6,7 @@ swaps the sides. So a step that fails has changed nothing, and commit allocates 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ class _OfLayer(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         return self._side[name, self._layer, self._layer]
 
-    def __iter__(self) -> Iterable[str]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[str]:
         return (name for name, i, j in self._side if i == j == self._layer)
 
     def __len__(self) -> int:

@@ -232,11 +232,7 @@ class Passes:
             losses.append(self.likelihood.loss(outputs, y).sum(dtype=torch.float64))
             errors.append(self.likelihood.error(outputs, y).sum(dtype=torch.float64))
             cotangent = self.likelihood.gradient(outputs, y)
-            grads = torch.autograd.grad(z, theta, cotangent, allow_unused=True)
-            grads = [
-                g if g is not None else torch.zeros_like(t)
-                for g, t in zip(grads, theta, strict=True)
-            ]
+            grads = _gradients(z, theta, cotangent)
             if total is None:
                 total = grads
             else:
@@ -372,8 +368,8 @@ class Passes:
             if path == "forward":
 
                 def push(direction: list[Tensor]) -> tuple[Tensor, Tensor]:
-                    out: tuple[Tensor, Tensor] = torch.func.jvp(function, (theta,), (direction,))
-                    return out
+                    pushed: Any = torch.func.jvp(function, (theta,), (direction,))
+                    return pushed[0], pushed[1]
 
                 stacked = [torch.stack(group) for group in zip(*directions, strict=True)]
                 outputs, products = torch.func.vmap(push, randomness="same")(stacked)
@@ -385,14 +381,14 @@ class Passes:
                 pulled = torch.autograd.grad(
                     outputs, leaves, weights, create_graph=True, allow_unused=True
                 )
-                products = []
+                rows: list[Tensor] = []
                 for direction in directions:
                     pairs = [
                         (p, d) for p, d in zip(pulled, direction, strict=True) if p is not None
                     ]
                     total = torch.stack([(p * d).sum() for p, d in pairs]).sum()
-                    products.append(torch.autograd.grad(total, weights, retain_graph=True)[0])
-            return outputs.detach(), torch.stack(products).detach()
+                    rows.append(torch.autograd.grad(total, weights, retain_graph=True)[0])
+            return outputs.detach(), torch.stack(rows).detach()
 
     def fisher(self, seen: Evaluated, vector: Vec) -> Vec:
         """F v = E[Jᵀ F_R J v] over S2."""
@@ -406,11 +402,7 @@ class Passes:
             with torch.enable_grad(), self._mask(seen.step, start, x.device):
                 z = self._call(leaves, buffers, x)
             cotangent = self.likelihood.fisher(z.detach(), product)
-            grads = torch.autograd.grad(z, leaves, cotangent, allow_unused=True)
-            new = [
-                g if g is not None else torch.zeros_like(t)
-                for g, t in zip(grads, leaves, strict=True)
-            ]
+            new = _gradients(z, leaves, cotangent)
             if total is None:
                 total = new
             else:
@@ -556,6 +548,12 @@ class _Gather:
             [torch.cat(r) if r else None for r in self._rows],
             [torch.cat(c, 1) if c else None for c in self._cotangents],
         )
+
+
+def _gradients(outputs: Tensor, theta: list[Tensor], cotangent: Tensor) -> list[Tensor]:
+    """Gradients of ⟨cotangent, outputs⟩; zeros for what the outputs do not depend on."""
+    found = torch.autograd.grad(outputs, theta, cotangent, allow_unused=True)
+    return [g if g is not None else torch.zeros_like(t) for g, t in zip(found, theta, strict=True)]
 
 
 def square_norm(tensors: Sequence[Tensor]) -> Tensor:

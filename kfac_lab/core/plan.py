@@ -127,7 +127,7 @@ class Plan:
             elif derivative is not None:
                 gradient = gradient * derivative
             else:
-                _, pull = torch.func.vjp(leaf.module, values[n])
+                pull: Any = torch.func.vjp(leaf.module, values[n])[1]
                 (gradient,) = pull(gradient)
         return rows
 
@@ -157,7 +157,8 @@ class Plan:
 
 def _push(module: nn.Module, at: Tensor, tangents: Tensor) -> Tensor:
     def one(tangent: Tensor) -> Tensor:
-        return torch.func.jvp(module, (at,), (tangent,))[1]  # type: ignore[no-any-return]
+        pushed: Tensor = torch.func.jvp(module, (at,), (tangent,))[1]
+        return pushed
 
     return torch.stack([one(tangent) for tangent in tangents])
 

@@ -71,10 +71,25 @@ class Layer(Protocol):
     convolution, an embedding) live in plugins and are found by ``kfac_claim_layer``.
     """
 
-    module: nn.Module
-    path: str
-    d_out: int
-    d_in: int  # with the homogeneous 1 where there is a bias
+    @property
+    def module(self) -> nn.Module:
+        """The module whose parameters these are."""
+        ...
+
+    @property
+    def path(self) -> str:
+        """The module's path in the model."""
+        ...
+
+    @property
+    def d_out(self) -> int:
+        """Rows of the matrix."""
+        ...
+
+    @property
+    def d_in(self) -> int:
+        """Columns of the matrix, with the homogeneous 1 where there is a bias."""
+        ...
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -363,9 +378,13 @@ class Batch(Protocol):
 class Average(Protocol):
     """average: iterate averaging (section 10.5). θ is the list of the trained tensors."""
 
-    def init(self, theta: Sequence[Tensor]) -> Memo: ...
+    def init(self, theta: Sequence[Tensor]) -> Memo:
+        """Before the first step."""
+        ...
 
-    def update(self, memo: Memo, theta: Sequence[Tensor]) -> Memo: ...
+    def update(self, memo: Memo, theta: Sequence[Tensor]) -> Memo:
+        """After a step, with the θ it leads to."""
+        ...
 
     def read(self, memo: Memo) -> Sequence[Tensor] | None:
         """θ̄, or None where there is none."""
@@ -395,8 +414,14 @@ class Collective(Protocol):
 class Stepper(Protocol):
     """A method: what a Run advances. ``attach(problem, recipe, seed)`` makes one."""
 
-    def step(self) -> StepRecord: ...
+    def step(self) -> StepRecord:
+        """One step."""
+        ...
 
-    def state(self) -> dict[str, Any]: ...
+    def state(self) -> dict[str, Any]:
+        """Everything to go on bit for bit, as dicts of tensors and numbers."""
+        ...
 
-    def load(self, state: dict[str, Any]) -> None: ...
+    def load(self, state: dict[str, Any]) -> None:
+        """Restores what ``state`` gave."""
+        ...

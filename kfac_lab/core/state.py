@@ -135,8 +135,8 @@ def to_tree(value: Any) -> Any:
         items = [[to_tree(k), to_tree(v)] for k, v in value.items()]
         return {"~": "dict", "items": items}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        items = {f.name: to_tree(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"~": _name(type(value)), "items": items}
+        own = {f.name: to_tree(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"~": _name(type(value)), "items": own}
     raise CheckpointError(
         f"an object of type {type(value).__qualname__} cannot be saved: states are made of "
         "dataclasses, tuples, lists, dicts, tensors and numbers"

@@ -60,7 +60,7 @@ class Vec:
 
     @staticmethod
     def combine(coefficients: Tensor, basis: Sequence[Vec]) -> Vec:
-        """Σ_j coefficients[j] · basis[j]; ``coefficients`` is ``[k]`` and is not read by the host."""
+        """Σ_j coefficients[j] · basis[j]; ``coefficients`` ``[k]`` are not read by the host."""
         total = basis[0].scaled(coefficients[0])
         for j in range(1, len(basis)):
             torch._foreach_add_(list(total.matrices), list(basis[j].scaled(coefficients[j])))

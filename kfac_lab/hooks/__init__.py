@@ -1,5 +1,6 @@
 """How parts get in: the hooks, the plugin manager and its registry, recipes."""
 
+from kfac_lab.core import likelihood as _likelihood
 from kfac_lab.hooks.manager import Lab, Plugin, PluginWarning, lab
 from kfac_lab.hooks.recipe import Recipe, Rules
 from kfac_lab.hooks.registry import FAMILIES, SLOTS, Entry, Registry
@@ -18,3 +19,5 @@ __all__ = [
     "hookimpl",
     "lab",
 ]
+
+_likelihood.claimants.append(lab.claim_likelihood)

@@ -49,7 +49,8 @@ class Polyak:
 
     def read(self, memo: Memo) -> Sequence[Tensor] | None:
         """θ̄."""
-        return memo["mean"]  # type: ignore[no-any-return]
+        mean: Sequence[Tensor] = memo["mean"]
+        return mean
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Where the derivatives g come from: the model's own samples, all of B, or the labels (section 4)."""
+"""Where the derivatives g come from: model samples, all of B, or the labels (section 4)."""
 
 from __future__ import annotations
 

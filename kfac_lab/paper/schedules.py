@@ -102,7 +102,7 @@ class Constant:
 
 @dataclass(frozen=True)
 class Exponential:
-    """m_k = start·(|S|/start)^((k−1)/(full_at−1)), the whole set from ``full_at`` on (section 10.4)."""
+    """m_k = start·(|S|/start)^((k−1)/(full_at−1)); from ``full_at`` on the whole set (10.4)."""
 
     start: int = parameter(1000, symbol="m1", section="10.4", low=1)
     full_at: int = parameter(500, section="10.4", low=2, help="step at which m is the whole set")
