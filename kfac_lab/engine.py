@@ -144,7 +144,7 @@ class Engine:
                 **{slot: self._fresh_memo(slot) for slot in ("momentum", "schedule")},
                 "average": self.parts["average"].init(theta),
             },
-            block_memos=tuple(self._block_memo(block) for block in self.blocks),
+            block_memos=tuple(map(self._block_memo, self.blocks)),
         )
         self.ledger: Ledger | None = None
         self._coupling = self._number(1.0)  # ∏ε since the cross moments opened

@@ -1,0 +1,1 @@
+"""Training claims: minutes each, run by ``make soak``; every test prints its numbers."""
