@@ -12,7 +12,7 @@ from pathlib import Path
 from kfac_lab.baselines import tuned
 from kfac_lab.cli.picture import available, race_picture
 from kfac_lab.cli.race import Lane, Race, threads, time_to
-from kfac_lab.cli.terminal import Live, bar, chart, duration, number, paint, table
+from kfac_lab.cli.terminal import Live, bar, chart, duration, number, paint, table, ticks
 from kfac_lab.cli.train import error_unit
 from kfac_lab.hooks import Recipe
 
@@ -197,8 +197,12 @@ def levels(race: Race) -> list[float]:
     """Round errors that tell the methods apart: below the plateau, reached by one of them."""
     best = min((p.error for lane in race.lanes for p in lane.points), default=math.nan)
     top = 0.8 * race.plateau if race.plateau == race.plateau else math.inf
-    steps = [m * 10.0**e for e in range(6, -7, -1) for m in (5, 2, 1)]
-    return [level for level in steps if best <= level < top][-4:]
+    if not 0 < best < top:
+        return []
+    found = ticks(best, min(top, 1e6))
+    if len(found) < 3:
+        found = ticks(best, min(top, 1e6), (1, 1.5, 2, 3, 4, 5, 7))
+    return found[:4][::-1]
 
 
 def _ranked(race: Race) -> list[Lane]:

@@ -174,9 +174,12 @@ def _curve(axes: Axes, points: Sequence[tuple[float, float]], lane: Lane, order:
 
 
 def _y_ticks(axes: Axes, low: float, high: float) -> None:
+    """Four to nine round numbers."""
     found = ticks(low, high)
     if len(found) > 9:
-        found = [tick for tick in found if f"{tick:e}"[0] == "1"]
+        found = ticks(low, high, (1,))
+    if len(found) < 4:
+        found = ticks(low, high, (1, 1.5, 2, 3, 4, 5, 7))
     axes.set_yticks(found, [f"{tick:g}" for tick in found])
 
 
@@ -327,6 +330,8 @@ def history_picture(run: Run, path: Path) -> None:
         drawn = [v for name, *_ in lines for v in history[name] if v == v]
         if log and drawn and min(drawn) > 0:
             axes.set_yscale("log")
+            axes.set_ylim(0.8 * min(drawn), 1.25 * max(drawn))
+            _y_ticks(axes, 0.8 * min(drawn), 1.25 * max(drawn))
         if drawn:
             axes.legend(frameon=False, fontsize=9.5, labelcolor=INK)
         else:

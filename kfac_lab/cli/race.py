@@ -21,7 +21,7 @@ __all__ = ["LEFT", "Lane", "Point", "Race", "measuring_times", "plateau", "time_
 
 SLICE = 1.0  # seconds of a method's own clock per turn
 POINTS = (8, 20)  # of a curve, at least and at most
-BUDGET = 0.08  # of the training time, for measuring; above the least number of points
+BUDGET = 0.06  # of the training time, for measuring; above the least number of points
 CASES = 4000  # of the training set that a curve is measured on
 LEFT = 0.9  # of the plateau's error: below, a method has left it
 

@@ -284,9 +284,10 @@ def chart(
         label = (
             f"{number(labels[row]):>{margin - 2}} ┤" if row in labels else " " * (margin - 1) + "│"
         )
+        row_cells = zip(cells[row], colours[row], strict=True)
         text = "".join(
-            paint(chr(0x2800 + cell), colour) if cell and colour is not None else chr(0x2800 + cell)
-            for cell, colour in zip(cells[row], colours[row], strict=True)
+            paint("".join(chr(0x2800 + cell) for cell, _ in run), colour)
+            for colour, run in itertools.groupby(row_cells, key=lambda pair: pair[1])
         )
         lines.append(label + text)
     ends = f"{x[0]:g}", f"{x[1]:g} s"
@@ -295,11 +296,11 @@ def chart(
     return lines
 
 
-def ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times the powers of ten between two limits."""
+def ticks(low: float, high: float, of: Sequence[float] = (1, 2, 5)) -> list[float]:
+    """1, 2 and 5 (or other numbers) times the powers of ten between two limits."""
     found = []
     for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1):
-        found += [m * 10.0**power for m in (1, 2, 5) if low <= m * 10.0**power <= high]
+        found += [m * 10.0**power for m in of if low <= m * 10.0**power <= high]
     return found
 
 
