@@ -124,7 +124,7 @@ class Muon:
     """``torch.optim.Muon`` for matrices, Adam for everything else; both decay linearly to 0.
 
     On a CPU most of a Muon step is the Newton–Schulz iteration on the widest matrices, the first
-    and the last; ``hidden_only`` leaves those to Adam, as is the custom for input and output layers.
+    and the last; ``hidden_only`` leaves those to Adam, which is the custom for inputs and outputs.
 
     The decay takes the last ``decay`` of the run and needs its end: without ``total_steps`` or
     ``total_seconds`` the rates are constant. The ℓ2 term is part of h and of its gradient, as in

@@ -1,0 +1,302 @@
+"""Tunes the baselines: writes results/tuning.json, and results/tuning.md from it.
+
+    OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive python benchmarks/tune.py curves mnist
+
+Every point of a method gets the same budget: as many steps as one thread makes in 40 s (CURVES) or
+60 s (MNIST). Steps, not seconds, are counted, so that what else the machine does changes nothing;
+how long a step takes is measured first (the lower decile of the thread's own time) and kept. Points
+of 10 s narrow the choice: a grid of learning rates, then finer around the best, then other batches
+and settings one after the other, each kept where it is better. The best then gets the whole budget,
+and so do the learning rates next to it, on and on until both neighbours are worse: the chosen one
+never lies on the edge. The error is that of the whole
+training set, the smaller of θ's and θ̄'s (section 10.5).
+
+What is in results/tuning.json already is not run again; remove an entry to have it made anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kfac_lab.errors import NumericalError
+from kfac_lab.hooks import Recipe, lab
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+SECONDS = {"curves": 40.0, "mnist": 60.0}
+COSTS = ("ns_steps", "hidden_only")  # settings that change what a step costs
+COARSE = {"curves": 1 / 4, "mnist": 1 / 6}  # shares of the budget that narrow the choice
+SEED = 0
+LADDER = [m * 10.0**e for e in range(-6, 1) for m in (1, 2, 3, 5, 7)]
+
+# Per method: the first batch, the learning rates to start from, settings crossed with them, and
+# the batches and settings tried around the best.
+PLANS: dict[str, dict[str, Any]] = {
+    "muon": {
+        "size": 200,
+        "lr": [0.003, 0.01, 0.03],
+        "crossed": [{}],
+        "sizes": [100, 500],
+        "settings": [{"adam_lr": 0.003}, {"adam_lr": 0.01}, {"ns_steps": 3}, {"decay": 0.6}],
+    },
+    "nag": {
+        "size": 250,
+        "lr": [0.001, 0.003, 0.01],
+        "crossed": [{"mu_max": 0.99}],
+        "sizes": [100, 500],
+        "settings": [{"mu_max": 0.9}, {"mu_max": 0.95}, {"final": 0.1}],
+    },
+    "adam": {
+        "size": 200,
+        "lr": [0.001, 0.003, 0.01],
+        "crossed": [{}],
+        "sizes": [100, 500],
+        "settings": [{"decay": 0.3}, {"beta2": 0.99}, {"beta1": 0.95}],
+    },
+}
+
+
+class Bench:
+    """One problem, its starting point, and the points measured so far."""
+
+    def __init__(self, name: str, table: dict[str, Any]) -> None:
+        self.name, self.table = name, table
+        self.problem = lab.entry("problem", name).component(seed=SEED, device="cpu")
+        self.first = {k: v.clone() for k, v in self.problem.model.state_dict().items()}
+
+    def _stepper(self, text: str, size: int, steps: int | None) -> Any:
+        self.problem.model.load_state_dict(self.first)
+        recipe = Recipe.of(
+            f"method = {text}\nbatch = constant(size={size})\naverage = polyak(xi=0.99)"
+        )
+        return recipe["method"].attach(self.problem, recipe, SEED, total_steps=steps)
+
+    def step_seconds(self, method: str, text: str, size: int) -> float:
+        """Time of one step of one thread, measured once for whatever sets its cost."""
+        times = self.table.setdefault("step_seconds", {})
+        recipe = Recipe.of(f"method = {text}")
+        costs = [f"{n}={v}" for n in COSTS if (v := getattr(recipe["method"], n, None))]
+        key = "/".join([self.name, " ".join([method, *costs]), str(size)])
+        if key not in times:
+            stepper = self._stepper(text, size, None)
+            taken = []
+            for _ in range(80):
+                start = time.thread_time()
+                stepper.step()
+                taken.append(time.thread_time() - start)
+            times[key] = round(sorted(taken)[8], 6)
+        return float(times[key])
+
+    def measure(self, method: str, lr: float, settings: dict[str, Any], size: int, part: float):
+        """One point of the grid; ``part`` is the share of the budget."""
+        options = ", ".join(f"{k}={v!r}" for k, v in {"lr": lr, **settings}.items())
+        text = f"{method}({options})"
+        points = self.table.setdefault("points", [])
+        for point in points:
+            same = (self.name, text, size, part)
+            if (point["problem"], point["text"], point["batch"], point["part"]) == same:
+                return point
+        seconds = SECONDS[self.name] * part
+        steps = round(seconds / self.step_seconds(method, text, size))
+        stepper = self._stepper(text, size, steps)
+        point = {
+            "problem": self.name,
+            "method": method,
+            "text": text,
+            "lr": lr,
+            "settings": settings,
+            "batch": size,
+            "part": part,
+            "budget_seconds": seconds,
+            "steps": steps,
+            "theta": None,
+            "average": None,
+            "error": None,
+        }
+        try:
+            for _ in range(steps):
+                stepper.step()
+        except NumericalError:
+            pass  # diverged: no error, which sorts last
+        else:
+            names = stepper.names
+            point["theta"] = self._error(None)
+            point["average"] = self._error(dict(zip(names, stepper.average(), strict=True)))
+            found = [e for e in (point["theta"], point["average"]) if e is not None]
+            point["error"] = min(found, default=None)
+        points.append(point)
+        save(self.table)
+        print(
+            f"{self.name:7} {part:5.2f} {size:4d} {steps:6d}  {text:44} {point['error']}",
+            flush=True,
+        )
+        return point
+
+    @torch.no_grad()
+    def _error(self, replaced: dict[str, torch.Tensor] | None) -> float | None:
+        problem, total = self.problem, 0.0
+        for at in range(0, len(problem.inputs), 5000):
+            x, y = problem.inputs[at : at + 5000], problem.targets[at : at + 5000]
+            z = torch.func.functional_call(problem.model, replaced or {}, (x,))
+            total += float(problem.likelihood.error(z, y).sum(dtype=torch.float64))
+        error = total / len(problem.inputs)
+        return round(error, 4) if math.isfinite(error) else None
+
+
+def worth(point: dict[str, Any]) -> float:
+    """The error of a point; infinite where it diverged."""
+    return math.inf if point["error"] is None else float(point["error"])
+
+
+def neighbours(lr: float) -> tuple[float, float]:
+    """The learning rates next to one, about a factor of two away."""
+    below = [x for x in LADDER if x < lr * 0.6]
+    above = [x for x in LADDER if x > lr * 1.7]
+    return float(f"{below[-1]:.6g}"), float(f"{above[0]:.6g}")
+
+
+def tune(bench: Bench, method: str, coarse_only: bool) -> dict[str, Any]:
+    """The best point of a method, its learning rate inside what was tried at full budget."""
+    plan, part = PLANS[method], COARSE[bench.name]
+    points = [
+        bench.measure(method, lr, settings, plan["size"], part)
+        for settings in plan["crossed"]
+        for lr in plan["lr"]
+    ]
+    best = inside(bench, method, min(points, key=worth), part)
+    tries = [({}, size) for size in plan["sizes"]] + [(s, None) for s in plan["settings"]]
+    for change, size in tries:
+        settings = {**best["settings"], **change}
+        point = bench.measure(method, best["lr"], settings, size or best["batch"], part)
+        best = min(best, point, key=worth)
+    if coarse_only:
+        return best
+    full = bench.measure(method, best["lr"], best["settings"], best["batch"], 1.0)
+    return inside(bench, method, full, 1.0)
+
+
+def inside(bench: Bench, method: str, best: dict[str, Any], part: float) -> dict[str, Any]:
+    """Moves to better learning rates until both neighbours of the best are worse."""
+    while True:
+        around = [
+            bench.measure(method, lr, best["settings"], best["batch"], part)
+            for lr in neighbours(best["lr"])
+        ]
+        better = min(around, key=worth)
+        if worth(better) >= worth(best):
+            return best
+        best = better
+
+
+# --- the two files --------------------------------------------------------------------------------
+
+
+def save(table: dict[str, Any]) -> None:
+    """Writes results/tuning.json, a line per point."""
+    head = {k: v for k, v in table.items() if k != "points"}
+    lines = ",\n  ".join(json.dumps(p, ensure_ascii=False) for p in table.get("points", []))
+    text = json.dumps(head, indent=1, ensure_ascii=False)[:-2]
+    (RESULTS / "tuning.json").write_text(f'{text},\n "points": [\n  {lines}\n ]\n}}\n')
+
+
+def report(table: dict[str, Any]) -> str:
+    """The table as text."""
+    out = [
+        "# Tuning of the baselines",
+        "",
+        f"Made by `{table['command']}` on {table['date']}: {table['cpu']}, {table['threads']} "
+        f"thread, PyTorch {table['torch']}, float32, seed {table['seed']}. "
+        "Numbers and grids: `tuning.json`.",
+        "",
+        "Error: squared error summed over pixels, mean over the whole training set, the smaller of "
+        "θ's and θ̄'s (ξ = 0.99). Budget: the steps that one thread makes in the seconds stated, at "
+        "the step times below. `total_steps` is the budget's, so rates that decay end with it.",
+        "",
+        "| problem | method | chosen | batch | error | seconds | steps |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for key, chosen in table["chosen"].items():
+        problem, method = key.split("/")
+        out.append(
+            f"| {problem} | {method} | `{chosen['text']}` | {chosen['batch']} | "
+            f"{chosen['error']} | {chosen['budget_seconds']:g} | {chosen['steps']} |"
+        )
+    for key in table["chosen"]:
+        problem, method = key.split("/")
+        out += [
+            "",
+            f"## {problem}, {method}",
+            "",
+            "| seconds | batch | text | steps | θ | θ̄ | error |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        mine = [p for p in table["points"] if (p["problem"], p["method"]) == (problem, method)]
+        for p in sorted(mine, key=lambda p: (p["part"], worth(p), p["text"])):
+            bold = "**" if p["part"] == 1 and p["text"] == table["chosen"][key]["text"] else ""
+            bold = bold if p["batch"] == table["chosen"][key]["batch"] else ""
+            shown = ["diverged" if p[k] is None else f"{p[k]:g}" for k in ("theta", "average")]
+            error = "diverged" if p["error"] is None else f"{bold}{p['error']:g}{bold}"
+            out.append(
+                f"| {p['budget_seconds']:g} | {p['batch']} | `{p['text']}` | {p['steps']} | "
+                f"{shown[0]} | {shown[1]} | {error} |"
+            )
+    out += ["", "## Step times", "", "| problem | method | batch | ms |", "|---|---|---|---|"]
+    for key, seconds in sorted(table["step_seconds"].items()):
+        out.append(f"| {' | '.join(key.split('/'))} | {seconds * 1e3:.1f} |")
+    return "\n".join(out) + "\n"
+
+
+def cpu() -> str:
+    """The processor's name."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return "unknown processor"
+
+
+def main() -> None:
+    """Tunes the methods named, on the problems named."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Text)
+    parser.add_argument("problems", nargs="+", choices=sorted(SECONDS))
+    parser.add_argument("--methods", default="muon,nag,adam")
+    parser.add_argument("--coarse", action="store_true", help="only the quarter budget")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    path = RESULTS / "tuning.json"
+    table: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    table.update(
+        {
+            "command": f"python benchmarks/tune.py {' '.join(SECONDS)}",
+            "date": datetime.date.today().isoformat(),
+            "cpu": cpu(),
+            "threads": 1,
+            "torch": torch.__version__,
+            "seed": SEED,
+        }
+    )
+    for problem in options.problems:
+        bench = Bench(problem, table)
+        for method in options.methods.split(","):
+            best = tune(bench, method, options.coarse)
+            if not options.coarse:
+                kept = ("text", "batch", "error", "budget_seconds", "steps")
+                table.setdefault("chosen", {})[f"{problem}/{method}"] = {k: best[k] for k in kept}
+            save(table)
+    if table.get("chosen"):
+        (RESULTS / "tuning.md").write_text(report(table))
+
+
+_Text = argparse.RawDescriptionHelpFormatter
+
+if __name__ == "__main__":
+    main()
