@@ -1,4 +1,4 @@
-"""The command line: ``kfac-lab demo | train | components | plugins``.
+"""The command line: ``kfac-lab demo | train | bench | components | plugins``.
 
 A command ends with 0; with 2 and one sentence on what was wrong, for every error of the package;
 with 130 after Ctrl-C, everything kept.
@@ -54,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _demo(commands)
     _train(commands)
+    _bench(commands)
     _components(commands)
     _plugins(commands)
     return top
@@ -129,6 +130,19 @@ def _train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     train.set_defaults(run=_run_train)
 
 
+def _bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "the time of a K-FAC step beside an SGD step of the same batch and network"
+    bench = commands.add_parser("bench", help=text, description=text)
+    bench.add_argument("problem", nargs="?", default="curves", help="a problem's name")
+    bench.add_argument("--recipe", default="paper", help="a recipe's name (default: paper)")
+    bench.add_argument(
+        "--batch", type=_count, nargs="+", default=[1000, 5000], help="sizes (default 1000 5000)"
+    )
+    bench.add_argument("--steps", type=_count, default=40, help="of each (default 40)")
+    bench.add_argument("--threads", type=_count, default=1, help="CPU threads (default 1)")
+    bench.set_defaults(run=_run_bench)
+
+
 def _components(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     text = "every part there is, with its parameters"
     components = commands.add_parser("components", help=text, description=text)
@@ -163,6 +177,12 @@ def _run_train(options: argparse.Namespace) -> int:
     from kfac_lab.cli.train import train
 
     return train(options)
+
+
+def _run_bench(options: argparse.Namespace) -> int:
+    from kfac_lab.cli.bench import bench
+
+    return bench(options)
 
 
 def _run_components(options: argparse.Namespace) -> int:
