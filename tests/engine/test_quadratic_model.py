@@ -85,6 +85,8 @@ def test_inner_products_by_the_factor_of_the_output_fisher(likelihood, bias, tan
         close(part.slope, basis.t() @ g)
         product = evaluated_of(engine).fisher(unflat(engine, vectors[0]))
         close(flat(product), F @ vectors[0])
+        product = evaluated_of(engine, 11).fisher(unflat(engine, vectors[0]))
+        close(flat(product), dense.fisher(net, likelihood, x[:11]) @ vectors[0])
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
