@@ -606,8 +606,9 @@ class _MuonStepper(Baseline):
 
 def _optimiser(kind: Any, tensors: list[Tensor], **settings: Any) -> torch.optim.Optimizer:
     """PyTorch's optimiser, by its fused kernel where this device and dtype have one."""
+    fused = all(t.is_contiguous() for t in tensors) or None  # the kernels do not look at strides
     try:
-        made: torch.optim.Optimizer = kind(tensors, fused=True, **settings)
+        made: torch.optim.Optimizer = kind(tensors, fused=fused, **settings)
     except (RuntimeError, TypeError):
         made = kind(tensors, **settings)
     return made
