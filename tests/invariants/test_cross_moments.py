@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from invariants.helpers import run_of
 
 import kfac_lab as kl
+from invariants.helpers import run_of
 
 STEPS = 60
 

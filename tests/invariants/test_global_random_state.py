@@ -5,9 +5,9 @@ import random
 import numpy as np
 import pytest
 import torch
-from invariants.helpers import problem_of, recipe_of, run_of, same_run
 
 import kfac_lab as kl
+from invariants.helpers import problem_of, recipe_of, run_of, same_run
 
 ESTIMATORS = ["sampled(fraction=0.5)", "exact(fraction=0.5)", "empirical(fraction=0.5)"]
 

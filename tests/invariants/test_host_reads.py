@@ -5,11 +5,11 @@ On the CPU, where a read costs nothing, every step also looks at its own flag: o
 
 import pytest
 import torch
+
+import kfac_lab as kl
 from invariants.grid import ALL, recipe_named
 from invariants.helpers import network, problem_of
 from invariants.reads import Read, no_reads
-
-import kfac_lab as kl
 from kfac_lab.core import linalg
 from kfac_lab.engine import attach
 

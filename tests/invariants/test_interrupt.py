@@ -4,8 +4,8 @@ import signal
 
 import pytest
 import torch
-from invariants.helpers import image, run_of, same, same_run
 
+from invariants.helpers import image, run_of, same, same_run
 from kfac_lab.core import passes
 from kfac_lab.core.moments import Ledger
 from kfac_lab.engine import Engine

@@ -6,13 +6,13 @@ answers. Batch indices are drawn on the CPU and sent over: the one tensor that c
 
 import pytest
 import torch
-from invariants.grid import ALL, KFAC, recipe_named
-from invariants.helpers import problem_of, recipe_of
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import kfac_lab as kl
+from invariants.grid import ALL, KFAC, recipe_named
+from invariants.helpers import problem_of, recipe_of
 from kfac_lab.core import linalg
 from kfac_lab.engine import attach
 from kfac_lab.paper.momentum import Optimal

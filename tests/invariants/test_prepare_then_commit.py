@@ -6,10 +6,10 @@ for every n.
 
 import pytest
 import torch
-from invariants.helpers import image, recipe_of, run_of, same, same_run
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import kfac_lab as kl
+from invariants.helpers import image, recipe_of, run_of, same, same_run
 from kfac_lab import engine as engine_module
 from kfac_lab.core import linalg, moments, passes
 from kfac_lab.core.likelihood import Bernoulli
@@ -216,7 +216,7 @@ def test_an_exception_in_a_baselines_step_changes_nothing(method):
             with pytest.MonkeyPatch.context() as patch:
                 work = getattr(owner, name)
 
-                def failing(*args, work=work, late=late, **kwargs):
+                def failing(*args, work=work, late=late, name=name, **kwargs):
                     if late:
                         work(*args, **kwargs)
                     raise Injected(name)

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 import torch
-from invariants.helpers import numbers, problem_of, recipe_of, run_of, same, same_run, state_of
 
 import kfac_lab as kl
+from invariants.helpers import numbers, problem_of, recipe_of, run_of, same, same_run, state_of
 
 # Recipes as they are, with a batch that fits; T3 and T1 are crossed within the steps made.
 KFAC = ["paper", "paper_tridiagonal", "no_momentum", "heskes", "centering", "robust", "small_batch"]
