@@ -616,10 +616,12 @@ class Engine:
                             )
                         trials.append(self._try(k, s, inverse, evaluated, clock))
                 best = _best([t.promise for t in trials])
-                sound = torch.stack([_finite(t) for t in trials]).all() & _all_finite(increments)
-                added = attempt.jitter
-                read = self._read([best, sound, *attempt.flags(), *added.values()])
-                failed = attempt.failed(read[2 : 2 + len(attempt.calls)])
+                sound = torch.stack([_finite(t) for t in trials]).all()
+                given, added = _all_finite(increments), attempt.jitter
+                read = self._read([best, sound, given, *attempt.flags(), *added.values()])
+                if not read[2]:  # no inverse helps where the batch itself is not finite
+                    raise NumericalError(self._not_finite(k, evaluated))
+                failed = attempt.failed(read[3 : 3 + len(attempt.calls)])
                 if not failed:
                     break
                 following = attempt.escalate(failed)
@@ -628,7 +630,7 @@ class Engine:
                 attempt = following
             if not read[1]:
                 raise NumericalError(self._not_finite(k, evaluated))
-            jitter.update(zip(added, read[2 + len(attempt.calls) :], strict=True))
+            jitter.update(zip(added, read[3 + len(attempt.calls) :], strict=True))
             chosen = trials[int(read[0])]
             tried += trials
             again = None
