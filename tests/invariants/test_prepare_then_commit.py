@@ -170,13 +170,13 @@ def test_an_exception_at_any_tensor_operation_changes_nothing(kind, monkeypatch)
     run, twin = (run_of(kind, structure="block_tridiagonal") for _ in range(2))
     run.advance(3)
     twin.advance(3)
-    commit, mode = engine_module._uninterrupted, Fatal()
+    commit, mode = engine_module.uninterrupted, Fatal()
 
     def closing():
         mode.open = False  # what follows is the commit
         return commit()
 
-    monkeypatch.setattr(engine_module, "_uninterrupted", closing)
+    monkeypatch.setattr(engine_module, "uninterrupted", closing)
     with mode:
         twin.step_once()
     total = mode.count
