@@ -490,16 +490,16 @@ class Run:
         source: Any = problem if problem is not None else content["problem"]
         name = source if isinstance(source, str) else source.name
         try:
+            history, elsewhere = History.restore(content["history"]), content["where"]
             run = cls(source, Recipe.from_text(content["recipe"]), content["seed"], device)
             run.stepper.load(content["stepper"])
-            run.history = History.restore(content["history"])
-            elsewhere = content["where"]
         except (CheckpointError, DataError):
             raise
         except KeyError as error:
             raise CheckpointError(f"{path} is damaged: it lacks {error}") from error
         except (KfacLabError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path} does not fit problem {name!r}: {error}") from error
+        run.history = history
         run._snapshots = []
         run._snapshot()
         warn_elsewhere("run", elsewhere, run.device)
@@ -522,6 +522,10 @@ def planned(recipe: Recipe, parts: Mapping[str, Any]) -> Plan:
     """
     if not parts:
         raise RecipeError("swap takes slots: swap(damping='tied', momentum='rescaled')")
+    if "layers" in parts:
+        raise RecipeError(
+            "layers are claimed where a run begins: start one with recipe.replace(layers=…)"
+        )
     new = recipe.replace(**parts)
     named = {slot: Recipe.named_fields(value) for slot, value in parts.items()}
     return Plan(new, named, {slot: _text(new, slot) for slot in parts})
