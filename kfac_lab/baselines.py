@@ -27,11 +27,11 @@ from torch import Tensor, nn
 
 from kfac_lab.core import linalg, seeds
 from kfac_lab.core.capture import CoverageRow, called
+from kfac_lab.core.commit import uninterrupted
 from kfac_lab.core.parameters import component_name, parameter
 from kfac_lab.core.passes import square_norm
 from kfac_lab.core.problem import Problem
 from kfac_lab.core.state import Due, StepRecord, from_tree, move, to_tree
-from kfac_lab.engine import _uninterrupted
 from kfac_lab.errors import CheckpointError, CoverageError, NumericalError, RecipeError
 
 __all__ = ["Adam", "Baseline", "Muon", "Nag", "nesterov_mu", "tuned"]
@@ -298,7 +298,7 @@ class Baseline:
                 f"of {self.method}, or check inputs and targets for NaN or infinity"
             )
         lr, mu = self._rates(k)
-        with _uninterrupted(), torch.no_grad():
+        with uninterrupted(), torch.no_grad():
             for theta, gradient in zip(self._theta, gradients, strict=True):
                 theta.grad = gradient
             with self._undone() if self._divisible else contextlib.nullcontext():
@@ -458,7 +458,7 @@ class Baseline:
                     f"the state belongs to another network: {kind} differ, such as "
                     + ", ".join(f"{n} {s}" for n, s in different)
                 )
-        with _uninterrupted(), torch.no_grad():
+        with uninterrupted(), torch.no_grad():
             for alias, parameter_ in zip(self._theta, self._parameters, strict=True):
                 alias.data = parameter_.data
             torch._foreach_copy_(self._theta, [values["theta"][n] for n in self.names])

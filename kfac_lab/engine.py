@@ -8,21 +8,19 @@ interrupt included, leaves the run as it was before the step.
 
 from __future__ import annotations
 
-import contextlib
 import math
-import signal
-import threading
-import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kfac_lab.core import linalg
+from kfac_lab.core import checkpoint, linalg
 from kfac_lab.core.capture import CoverageRow, Network
+from kfac_lab.core.clock import Clock
+from kfac_lab.core.commit import gated, gated_state, uninterrupted
 from kfac_lab.core.layers import Tensors
 from kfac_lab.core.moments import Accumulation, Ledger, Table
 from kfac_lab.core.passes import Evaluated, Observed, Passes, subset
@@ -33,12 +31,9 @@ from kfac_lab.core.state import (
     State,
     StepRecord,
     Strength,
-    from_tree,
-    move,
-    to_tree,
 )
 from kfac_lab.core.vector import Vec
-from kfac_lab.errors import CheckpointError, NumericalError, RecipeError
+from kfac_lab.errors import NumericalError, RecipeError
 
 __all__ = ["Engine", "attach"]
 
@@ -122,8 +117,16 @@ class Engine:
     """See :func:`attach`. ``step`` makes one step, ``state`` and ``load`` save and restore it."""
 
     def __init__(
-        self, problem: Problem, recipe: Any, seed: int, *, lr: float = 1.0, chunk: int = 5000
+        self,
+        problem: Problem,
+        recipe: Any,
+        seed: int,
+        *,
+        lr: float = 1.0,
+        chunk: int = 5000,
+        tf32: bool = False,
     ) -> None:
+        self.tf32 = bool(tf32)
         self.problem, self.recipe, self.seed, self.lr = problem, recipe, int(seed), float(lr)
         self.network = Network.of(problem.model, recipe.claim, recipe.fallback is not None)
         self.passes = Passes(self.network, problem.likelihood, problem.l2, self.seed, chunk)
@@ -167,6 +170,11 @@ class Engine:
         blocks = []
         for use in self.network.uses:
             if isinstance(use.layer, Tensors):
+                if recipe.fallback_block is None:
+                    raise RecipeError(
+                        f"nobody claims {use.parameters[0]}, so it needs a fallback: "
+                        "fallback='diagonal' or fallback='identity'"
+                    )
                 blocks.append(recipe.fallback_block)
             else:
                 blocks.append(recipe.block_for(use.layer.path, use.layer.module))
@@ -179,6 +187,17 @@ class Engine:
                     f"model={type(parts['model']).__name__} needs the blocks' undamped product, "
                     f"which {', '.join(sorted(lacking))} does not have: give it product(moments, "
                     "memo, matrix), or use model='exact_fisher'"
+                )
+        if getattr(parts["structure"], "low_rank", False):
+            if self.problem.l2:
+                raise RecipeError(
+                    f"low_rank=True and l2={self.problem.l2} do not go together: ηθ is of full "
+                    "rank (section 7.4); set l2=0, or use another regulariser"
+                )
+            if self.passes.plan is None:
+                raise RecipeError(
+                    "low_rank=True needs each case's rows of the gradient, which only a sequential "
+                    "network of claimed layers gives"
                 )
         self.parts, self.blocks, self.recipe = parts, tuple(blocks), recipe
         self.passes.rank = int(getattr(parts["collective"], "rank", 0))
@@ -265,7 +284,7 @@ class Engine:
         before = self.parts, self.blocks, self.recipe
         of_collective = self.passes.rank, self.passes.processes
         ledger, state = self.ledger, self.state_
-        rebuilt = bool({"structure", "block"} & set(named))
+        rebuilt = bool({"structure", "block", "fallback"} & set(named))
         try:
             self._adopt(recipe)
             if ledger is not None and rebuilt:
@@ -327,19 +346,22 @@ class Engine:
     def step(self) -> StepRecord:
         """One step on a batch drawn by the recipe's ``batch``."""
         size = self.parts["batch"].size(self.state_.step + 1, self.problem.available)
-        clock = _Clock()
+        clock = Clock()
         with clock("sample"):
             drawn = self.problem.draw(self.state_.step + 1, size, self.seed)
         return self.step_on(drawn, clock)
 
-    def step_on(self, drawn: Drawn, clock: _Clock | None = None) -> StepRecord:
+    def step_on(self, drawn: Drawn, clock: Clock | None = None) -> StepRecord:
         """One step on a given batch.
 
         Raises:
             NumericalError: something was not finite, or no inverse could be built; the step has
                 not happened.
         """
-        clock = clock or _Clock()
+        with linalg.precision(self.tf32):
+            return self._step_on(drawn, clock or Clock())
+
+    def _step_on(self, drawn: Drawn, clock: Clock) -> StepRecord:
         state, parts = self.state_, self.parts
         k = state.step + 1
         if self.ledger is None or self.passes.fired is None or self._lacks_tangents():
@@ -362,6 +384,7 @@ class Engine:
                 s2,
                 (s1, parts["estimator"], accumulation) if accumulation is not None else None,
                 [hasattr(b, "observe") for b in self.blocks],
+                by_case=getattr(parts["structure"], "low_rank", False),
             )
         with clock("observe"), torch.no_grad():
             block_memos = self._digest(accumulation, observed, 1.0 - epsilon)
@@ -427,7 +450,7 @@ class Engine:
             RecipeError: statistics are due and there is no batch.
             NumericalError: as for :meth:`step_on`.
         """
-        clock = _Clock()
+        clock = Clock()
         state, parts = self.state_, self.parts
         k = state.step + 1
         due, schedule_memo = self._due(k)
@@ -577,7 +600,7 @@ class Engine:
         evaluated: Evaluated,
         table: Table,
         block_memos: tuple[Any, ...],
-        clock: _Clock,
+        clock: Clock,
     ) -> _Outcome:
         state, damping = self.state_, self.parts["damping"]
         strengths = tuple(self._strength(s) for s in damping.candidates(state.strength, due))
@@ -647,11 +670,14 @@ class Engine:
         return _Outcome(chosen, tried, factored, memos, 0, jitter)
 
     def _try(
-        self, k: int, strength: Strength, inverse: Any, evaluated: Evaluated, clock: _Clock
+        self, k: int, strength: Strength, inverse: Any, evaluated: Evaluated, clock: Clock
     ) -> _Candidate:
         momentum = self.parts["momentum"]
         with clock("propose"):
-            direction = -inverse.apply(evaluated.gradient)
+            if evaluated.cases is not None and hasattr(inverse, "apply_cases"):
+                direction = -inverse.apply_cases(evaluated.cases, evaluated.gradient)
+            else:
+                direction = -inverse.apply(evaluated.gradient)
             space = _Space(evaluated, inverse, strength)
             memo = self.state_.memos["momentum"]
             basis = tuple(momentum.basis(space, direction, self.state_.previous, memo))
@@ -674,7 +700,7 @@ class Engine:
         failed: Any,
         evaluated: Evaluated,
         block_memos: tuple[Any, ...],
-        clock: _Clock,
+        clock: Clock,
     ) -> _Outcome:
         """No inverse could be built: the last good one serves, for a bounded number of times."""
         state = self.state_
@@ -705,7 +731,7 @@ class Engine:
         trial: list[Tensor],
         evaluated: Evaluated,
         coupling: Tensor,
-        clock: _Clock,
+        clock: Clock,
     ) -> StepRecord:
         """Examines ``ok`` where a read costs nothing, gates the commit where it does, commits."""
         state, ledger = self.state_, self.ledger
@@ -721,9 +747,9 @@ class Engine:
         else:
             pending = [*pending, (record.step, ok)]
             coupling = torch.where(ok, coupling, self._coupling)
-            trial = _gated(ok, trial, theta)
-            new_buffers = _gated(ok, new_buffers, old_buffers)
-            new = _gated_state(ok, new, state)
+            trial = gated(ok, trial, theta)
+            new_buffers = gated(ok, new_buffers, old_buffers)
+            new = gated_state(ok, new, state)
             for key in ledger.keys:
                 if due.stats:
                     ledger.spare[key] = torch.where(ok, ledger.spare[key], ledger.current[key])
@@ -732,7 +758,7 @@ class Engine:
         if due.factors and isinstance(getattr(self.parts["schedule"], "check", None), int):
             side = ledger.spare if due.stats else ledger.current
             reference = {key: v.clone() for key, v in side.items() if key[1] == key[2]}
-        with clock("move"), _uninterrupted():
+        with clock("move"), uninterrupted():
             if trial:
                 torch._foreach_copy_(theta, trial)
             if new_buffers:
@@ -833,34 +859,7 @@ class Engine:
         Without ``parameters`` θ and the buffers are left out, for whoever keeps them elsewhere.
         """
         self._read([])
-        state = self.state_
-        tree = to_tree(
-            {
-                "step": state.step,
-                "seconds": state.seconds,
-                "strength": tuple(state.strength),
-                "previous": state.previous,
-                "factored": state.factored,
-                "inverse": state.inverse,
-                "memos": state.memos,
-                "block_memos": state.block_memos,
-                "kept_inverse": state.kept_inverse,
-                "coupling": self._coupling,
-                "mixed": self._mixed,
-                "forced": self._forced,
-                "reference": self._reference,
-                "moments": dict(self.ledger.current) if self.ledger is not None else None,
-                "fired": self.passes.fired,
-                "chains": self.passes.chains,
-                "tangent_path": self.passes.tangent_path,
-                "seed": self.seed,
-                "lr": self.lr,
-                "shapes": {n: tuple(t.shape) for n, t in self.network.named(self._theta).items()},
-                "theta": self.network.named(self._theta) if parameters else None,
-                "buffers": dict(self.problem.model.named_buffers()) if parameters else None,
-            }
-        )
-        return {"format": 1, "tree": _cloned(tree)}
+        return checkpoint.saved(self, parameters=parameters)
 
     def load(self, state: dict[str, Any]) -> None:
         """Restores what :meth:`state` gave, for the same problem and recipe.
@@ -869,66 +868,7 @@ class Engine:
             CheckpointError: the state belongs to another network or another format; nothing has
                 changed then.
         """
-        if state.get("format") != 1:
-            raise CheckpointError(
-                f"the state has format {state.get('format')!r}; this version reads format 1"
-            )
-        values = from_tree(_cloned(move(state["tree"], self.device)))
-        shapes = {n: tuple(t.shape) for n, t in self.network.named(self._theta).items()}
-        saved = values["shapes"]
-        if shapes != saved:
-            different = sorted(set(shapes.items()) ^ set(saved.items()), key=str)[:3]
-            raise CheckpointError(
-                "the state belongs to another network: parameters differ, such as "
-                + ", ".join(f"{n} {tuple(s)}" for n, s in different)
-            )
-        buffers = dict(self.problem.model.named_buffers())
-        if values["buffers"] is not None and set(buffers) != set(values["buffers"]):
-            different = sorted(set(buffers) ^ set(values["buffers"]))[:3]
-            raise CheckpointError(
-                f"the state belongs to another network: buffers differ, such as {different}"
-            )
-        bound = self.passes.fired, self.passes.chains, self.passes.tangent_path, self.ledger
-        if self.passes.fired is None and values["fired"] is not None:
-            # No batch was seen yet: what a batch would tell is in the state.
-            self.passes.fired, self.passes.chains = values["fired"], values["chains"]
-            self.passes.tangent_path = values["tangent_path"]
-            self.ledger = self._open_ledger()
-        ledger, moments = self.ledger, values["moments"]
-        if moments is not None and ledger is not None:
-            shaped = {key: v.shape for key, v in moments.items()}
-            if shaped != {key: v.shape for key, v in ledger.current.items()}:
-                self.passes.fired, self.passes.chains, self.passes.tangent_path, self.ledger = bound
-                raise CheckpointError(
-                    "the state holds other moments than this recipe keeps: load it with the "
-                    "recipe it was saved with"
-                )
-            ledger.current.update(moments)
-        elif ledger is not None:  # saved before its first batch
-            for value in ledger.current.values():
-                value.zero_()
-        if values["theta"] is not None:
-            by_name = self.network.named(self._theta)
-            for name, value in values["theta"].items():
-                by_name[name].copy_(value)
-            for name, value in values["buffers"].items():
-                buffers[name].copy_(value)
-        self.seed, self.lr = values["seed"], values["lr"]
-        self.passes.seed = self.seed
-        self._coupling, self._mixed = self._number(values["coupling"]), values["mixed"]
-        self._forced, self._reference = values["forced"], values["reference"]
-        self._pending_ok = []
-        self.state_ = State(
-            step=values["step"],
-            seconds=values["seconds"],
-            strength=self._strength(Strength(*values["strength"])),
-            previous=values["previous"],
-            factored=values["factored"],
-            inverse=values["inverse"],
-            memos=values["memos"],
-            block_memos=values["block_memos"],
-            kept_inverse=values["kept_inverse"],
-        )
+        checkpoint.restore(self, state)
 
     # --- reading --------------------------------------------------------------------------------
 
@@ -963,25 +903,6 @@ class _Outcome:
     jitter: dict[str, float]
 
 
-class _Clock:
-    """Seconds per verb; nothing synchronises, so on an accelerator they are launch times."""
-
-    def __init__(self) -> None:
-        self.verbs: dict[str, float] = {}
-        self._start = time.perf_counter()
-
-    @contextlib.contextmanager
-    def __call__(self, verb: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.verbs[verb] = self.verbs.get(verb, 0.0) + time.perf_counter() - start
-
-    def total(self) -> float:
-        return time.perf_counter() - self._start
-
-
 def _best(values: Sequence[Tensor]) -> Tensor:
     """Index of the lowest value; ties keep the earlier, NaN never wins over a number."""
     index = torch.zeros_like(values[0])
@@ -999,66 +920,3 @@ def _all_finite(scalars: Sequence[Tensor]) -> Tensor:
 
 def _finite(candidate: _Candidate) -> Tensor:
     return _all_finite([candidate.value, *candidate.scalars()])
-
-
-def _gated(ok: Tensor, new: Sequence[Tensor], old: Sequence[Tensor]) -> list[Tensor]:
-    return [torch.where(ok, a, b) for a, b in zip(new, old, strict=True)]
-
-
-def _gated_state(ok: Tensor, new: State, old: State) -> State:
-    """Every tensor of ``new`` that has its like in ``old`` keeps the old value where not ok."""
-
-    def gate(a: Any, b: Any) -> Any:
-        if isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape:
-            return a if a is b else torch.where(ok, a, b)
-        if isinstance(a, Vec) and isinstance(b, Vec):
-            return Vec(_gated(ok, a.matrices, b.matrices))
-        if isinstance(a, Strength) and isinstance(b, Strength):
-            return Strength(*(gate(x, y) for x, y in zip(a, b, strict=True)))
-        if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)) and len(a) == len(b):
-            return type(a)(gate(x, y) for x, y in zip(a, b, strict=True))
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            return {key: gate(x, b.get(key)) for key, x in a.items()}
-        return a
-
-    previous = new.previous
-    if previous is not None:
-        zeros = Vec([torch.zeros_like(m) for m in previous])
-        previous = gate(previous, old.previous if old.previous is not None else zeros)
-    return replace(
-        new,
-        strength=gate(new.strength, old.strength),
-        previous=previous,
-        memos=gate(new.memos, old.memos),
-        block_memos=gate(new.block_memos, old.block_memos),
-    )
-
-
-def _cloned(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, list):
-        return [_cloned(v) for v in value]
-    if isinstance(value, dict):
-        return {k: _cloned(v) for k, v in value.items()}
-    return value
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Defers SIGINT to the end of the block: a commit happens whole or not at all."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    caught: list[tuple[Any, Any]] = []
-    before = signal.getsignal(signal.SIGINT)
-    if before is None:
-        yield
-        return
-    signal.signal(signal.SIGINT, lambda number, frame: caught.append((number, frame)))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        if caught:
-            signal.raise_signal(signal.SIGINT)

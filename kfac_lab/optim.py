@@ -330,7 +330,7 @@ class Preconditioner:
                 f"parameters are on {engine.device}"
             )
         try:
-            with torch.no_grad(), self._tap.closed():
+            with torch.no_grad():
                 full = [
                     torch.zeros_like(p) if g is None else g.detach()
                     for p, g in zip(parameters, gradients, strict=True)
@@ -349,7 +349,7 @@ class Preconditioner:
                 torch._foreach_copy_([g for g, _ in pairs], [u for _, u in pairs])
                 return replace(record, alpha=torch.ones(()) if clip is None else clip)
         finally:
-            self._tap.forget()
+            self._tap.forget()  # the pass of our own included
 
     def _rates(self, parameters: list[Tensor], lr: float | None) -> list[_Step] | None:
         """The learning rate of each parameter, where there is a clip to need them."""
@@ -441,10 +441,6 @@ class _Tap:
             names = [*(type(a).__name__ for a in args), *(f"{name}=…" for name in kwargs)]
             self._odd = f"{type(module).__name__}({', '.join(names)})"
 
-    def closed(self) -> _Closed:
-        """A context in which forward passes are our own."""
-        return _Closed(self)
-
     def forget(self) -> None:
         """Lets go of all that was seen."""
         self._seen.clear()
@@ -472,17 +468,6 @@ class _Tap:
                 "give one for each, in the same order"
             )
         return Drawn(inputs, targets, seeds.permutation(seed, "rows", step, rows))
-
-
-class _Closed:
-    def __init__(self, tap: _Tap) -> None:
-        self._tap = tap
-
-    def __enter__(self) -> None:
-        self._tap._open = False
-
-    def __exit__(self, *exception: object) -> None:
-        self._tap._open = True
 
 
 class _Unlabelled:

@@ -66,6 +66,7 @@ __all__ = [
     "inverse_root",
     "label",
     "numerical_error",
+    "precision",
     "prepared",
     "spectral_power",
     "symmetric_root",
@@ -364,6 +365,21 @@ def _described(failure: Failure, lam: Scalar | None, gamma: Scalar | None) -> st
 
 
 # ---- the two ends of a factorisation -------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def precision(tf32: bool) -> Iterator[None]:
+    """Float32 products in full precision, or with ``tf32`` in TF32 where the device has it.
+
+    Statistics and inverses suffer first from short products, so full is what a step asks for,
+    whatever the process has set; the process's setting is back afterwards.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def symmetrise(matrix: Tensor) -> Tensor:

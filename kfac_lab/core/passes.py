@@ -64,6 +64,7 @@ class Evaluated:
     theta: list[Tensor]
     kept: list[tuple[list[Tensor], list[Tensor | None]]] = field(default_factory=list)
     approximate: Callable[[Vec], Vec] | None = None
+    cases: list[tuple[Tensor, Tensor]] | None = None  # per layer: ā [m, d_in] and g [m, d_out]
 
     def tangents(self, basis: Sequence[Vec]) -> Iterator[tuple[Tensor, Tensor]]:
         """Chunks of (outputs, J·v per v) over S2."""
@@ -199,10 +200,12 @@ class Passes:
         model_rows: int,
         statistics: tuple[int, Estimator, Accumulation] | None,
         observe: Sequence[bool],
+        by_case: bool = False,
     ) -> tuple[Evaluated, Observed | None]:
         """h, ∇h and the error on the batch; statistics on S1 into ``statistics``' accumulation.
 
-        ``model_rows`` is |S2|; ``observe`` says which layers' rows are wanted whole.
+        ``model_rows`` is |S2|; ``observe`` says which layers' rows are wanted whole; ``by_case``
+        asks for each case's own rows of the gradient too, on the explicit plan (section 7.4).
         """
         m = inputs.shape[0]
         theta = self.network.tensors
@@ -219,6 +222,7 @@ class Passes:
         total: list[Tensor] | None = None
         kept: list[tuple[list[Tensor], list[Tensor | None]]] = []
         keep = plan is not None and order is None and model_rows <= 2 * self.chunk
+        cases: list[tuple[Tensor, Tensor]] | None = None
         for part in self._chunks(m):
             x, y = inputs[part], targets[part]
             with torch.enable_grad(), self._mask(step, part.start, x.device):
@@ -232,7 +236,12 @@ class Passes:
             losses.append(self.likelihood.loss(outputs, y).sum(dtype=torch.float64))
             errors.append(self.likelihood.error(outputs, y).sum(dtype=torch.float64))
             cotangent = self.likelihood.gradient(outputs, y)
-            grads = _gradients(z, theta, cotangent)
+            if by_case and plan is not None and m <= self.chunk:
+                cases = plan.by_case([v.detach() for v in values], cotangent)
+                packed = Vec([g.t() @ a for a, g in cases])
+                grads = self.network.unpack(packed)
+            else:
+                grads = _gradients(z, theta, cotangent)
             if total is None:
                 total = grads
             else:
@@ -279,6 +288,7 @@ class Passes:
             buffers=buffers,
             theta=flat,
             kept=kept,
+            cases=cases,
         )
         return evaluated, gather.observed()
 

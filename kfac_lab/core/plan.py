@@ -131,6 +131,17 @@ class Plan:
                 (gradient,) = pull(gradient)
         return rows
 
+    def by_case(self, values: Sequence[Tensor], cotangent: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Every case's ā ``[n, d_in]`` and g ``[n, d_out]`` of each layer; one position each."""
+        with torch.no_grad():
+            inputs = self.rows_in(values)
+            gradients = self.rows_out(values, self.derivatives(values), cotangent)
+        pairs = []
+        for a, g in zip(inputs, gradients, strict=True):
+            assert a is not None and g is not None
+            pairs.append((a.flatten(0, 1), g.flatten(0, 1)))
+        return pairs
+
     def tangent(
         self,
         values: Sequence[Tensor],
