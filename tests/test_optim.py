@@ -149,11 +149,14 @@ def test_the_rows_for_statistics_are_drawn_from_the_batch() -> None:
     order = y.argsort()
     x, y = x[order], y[order]
     opt = kl.KFAC(classifier(torch.float64), recipe="paper", seed=1)
-    opt.step(x, y)
-    rows = kl.core.seeds.permutation(1, "rows", 1, 400)[:50]  # τ1 = 1/8
-    one = torch.cat([x[rows], torch.ones(50, 1, dtype=x.dtype)], 1)
-    assert opt._engine.ledger is not None
-    torch.testing.assert_close(opt._engine.ledger.current["A", 0, 0], one.T @ one / 50)
+    mean = torch.zeros(5, 5, dtype=x.dtype)
+    for k in (1, 2):
+        opt.step(x, y)
+        rows = kl.core.seeds.permutation(1, "rows", k, 400)[:50]  # τ1 = 1/8
+        one = torch.cat([x[rows], torch.ones(50, 1, dtype=x.dtype)], 1)
+        mean += (one.T @ one / 50 - mean) / k
+        assert opt._engine.ledger is not None
+        torch.testing.assert_close(opt._engine.ledger.current["A", 0, 0], mean)
 
 
 def test_a_loss_module_names_the_likelihood() -> None:
@@ -663,6 +666,20 @@ def test_swap_marks_keeps_lambda_and_finds_tangents_late() -> None:
     assert opt.recipe.text_of("momentum") == "optimal"
 
 
+@pytest.mark.parametrize("parts", [{"model": "none"}, {"momentum": "fixed(lr=0.01)"}])
+def test_without_ground_lambda_stays(parts: dict[str, str]) -> None:
+    """Neither the rule, nor steering, nor a γ search has anything to go by then (section 6)."""
+    x, y = data()
+    for damping in ("steered(lam=30.0)", "levenberg_marquardt(lam=30.0, gamma=0.5)"):
+        made = kl.Recipe.named("robust").replace(damping=damping, schedule="every_step", **parts)
+        opt = kl.KFAC(classifier(), recipe=made)
+        with pytest.warns(UserWarning, match="λ and γ stay where they are"):
+            for _ in range(3):
+                opt.step(x, y)
+        assert set(opt.history["lam"]) == {30.0} and len(set(opt.history["gamma"])) == 1
+        assert [len(r.candidates) for r in opt.history.records] == [1, 1, 1]
+
+
 def test_theta_bar_is_there_by_name() -> None:
     x, y = data()
     model = classifier()
@@ -990,11 +1007,11 @@ def test_preconditioner_state_round_trip(tmp_path: Path, recipe: str) -> None:
         train(range(13, 26), model, pre, sgd)
         weights, state = torch.load(tmp_path / "a.pt", weights_only=True)
         other = Wrapped(classifier(seed=8))
-        other.load_state_dict(weights)
         again = kl.Preconditioner(other, recipe="small_batch")  # recipe and seed are in the state
         before = parameters(other)
         again.load_state_dict(state)
         assert all(torch.equal(a, b) for a, b in zip(before, parameters(other), strict=True))
+        other.load_state_dict(weights)
         train(range(13, 26), other, again, torch.optim.SGD(other.parameters(), lr=0.05))
     assert again.step_count == 26 and same(model, other)
     with pytest.raises(kl.CheckpointError, match="another network"):
