@@ -7,6 +7,7 @@ see the model through its layers, so they take the module, not its parameters.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import weakref
 from collections import deque
@@ -55,6 +56,7 @@ class KFAC(torch.optim.Optimizer):
         l2: η of the term ½η‖θ‖² of the objective, biases included (section 5.7).
         seed: of the sampled targets, the choice of rows and the model's own dropout.
         lr: factor on δ.
+        tf32: lets float32 products be TF32 where the device has it; they are full else.
 
     Raises:
         RecipeError: something that cannot work; nothing was changed.
@@ -69,12 +71,14 @@ class KFAC(torch.optim.Optimizer):
         l2: float = 0.0,  # η
         seed: int = 0,
         lr: float = 1.0,
+        *,
+        tf32: bool = False,
     ) -> None:
         _check_model("KFAC", model)
         _check_rate(lr)
         chosen = _recipe("KFAC", recipe)
         problem = _problem(model, likelihood, l2)
-        self._engine = _engine.attach(problem, chosen, int(seed))
+        self._engine = _engine.attach(problem, chosen, int(seed), tf32=tf32)
         self.history = History()
         self._unread = 0
         self._open = True  # while the base class adds the one group there is
@@ -110,7 +114,8 @@ class KFAC(torch.optim.Optimizer):
         _check_rate(rate)
         engine.lr = float(rate)
         order = seeds.permutation(engine.seed, "rows", engine.step_count + 1, rows)
-        record = engine.step_on(Drawn(inputs.detach(), targets.detach(), order))
+        with _own_precision(engine.device):
+            record = engine.step_on(Drawn(inputs.detach(), targets.detach(), order))
         record = replace(record, lr=engine.lr)
         self.history.append(record)
         self._unread += 1
@@ -307,7 +312,8 @@ class Preconditioner:
         stays without one.
 
         The record has ``due``, λ, γ, and ν as ``alpha``. Where the gradient is not finite it has
-        ``void`` = 1, and nothing has changed: leave out ``optimizer.step()`` too.
+        ``void`` = 1, and nothing has changed: leave out ``optimizer.step()`` too, as a
+        ``GradScaler`` does.
 
         Raises:
             RecipeError: there is no gradient, or statistics are due and no forward pass was seen.
@@ -330,7 +336,7 @@ class Preconditioner:
                 f"parameters are on {engine.device}"
             )
         try:
-            with torch.no_grad():
+            with torch.no_grad(), _own_precision(engine.device):
                 full = [
                     torch.zeros_like(p) if g is None else g.detach()
                     for p, g in zip(parameters, gradients, strict=True)
@@ -346,6 +352,9 @@ class Preconditioner:
                     factor = clip.to(result[0].dtype)
                     result = list(torch._foreach_mul(result, factor))
                 pairs = [(g, u) for g, u in zip(gradients, result, strict=True) if g is not None]
+                if isinstance(record.void, Tensor):  # on an accelerator nobody has looked yet
+                    kept = record.void > 0
+                    pairs = [(g, torch.where(kept, g, u)) for g, u in pairs]
                 torch._foreach_copy_([g for g, _ in pairs], [u for _, u in pairs])
                 return replace(record, alpha=torch.ones(()) if clip is None else clip)
         finally:
@@ -544,6 +553,13 @@ def _problem(model: nn.Module, likelihood: Any, l2: float) -> Problem:
 
 def _no_cases(step: int, size: int) -> tuple[Tensor, Tensor]:
     raise RecipeError("the batches come from your own loop")
+
+
+def _own_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """No autocast inside: statistics and inverses are made in the model's precision."""
+    if device.type not in ("cpu", "cuda"):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def _check_rate(lr: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import gc
 import itertools
 import math
@@ -1032,6 +1033,60 @@ def test_lambda_stays_and_one_warning_says_so() -> None:
             lams.add(float(pre.step().lam))
     assert lams == {150.0}
     assert [str(w.message)[:9] for w in told].count("λ and γ s") == 1
+
+
+def test_amp_with_unscaling_by_the_scaler() -> None:
+    """autocast around everything, and an overflow at the start, as a GradScaler finds its scale."""
+    x, y = data(120)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 3))
+    sgd = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    pre = kl.Preconditioner(model, kl_clip=1e-2, optimizer=sgd)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=1000)
+    losses, voids = [], []
+    for _ in range(40):
+        sgd.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = functional.cross_entropy(model(x), y)
+            scaler.scale(loss * 100).backward()
+            scaler.unscale_(sgd)
+            voids.append(float(pre.step(loss_scale=100.0).void))
+        scaler.step(sgd)
+        scaler.update()
+        losses.append(loss.item())
+    assert voids[0] == 1.0 and sum(voids) == 40 - pre.step_count < 20
+    assert losses[-1] < 0.3 * losses[0]
+    assert all(p.grad.dtype == p.dtype == torch.float32 for p in model.parameters())
+
+
+def test_autocast_and_no_grad_around_a_step_change_nothing() -> None:
+    x, y = data()
+    model, plain = Wrapped(classifier()), Wrapped(classifier())
+    opt, other = kl.KFAC(model), kl.KFAC(plain)
+    for _ in range(3):
+        with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+            opt.step(x, y)
+        other.step(x, y)
+    assert same(model, plain)
+
+
+def test_a_void_flag_on_the_device_keeps_the_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an accelerator does, where the flag is not read before the commit."""
+    x, y = data()
+    model = classifier()
+    pre = kl.Preconditioner(model)
+    real = pre._engine.precondition
+    for flag in (1.0, 0.0):
+
+        def flagged(*args: Any, flag: float = flag) -> Any:
+            preconditioned, record = real(*args)
+            return preconditioned, dataclasses.replace(record, void=torch.tensor(flag))
+
+        monkeypatch.setattr(pre._engine, "precondition", flagged)
+        raw = backward(model, x, y)
+        pre.step()
+        for p, g in zip(model.parameters(), raw, strict=True):
+            assert torch.equal(p.grad, g) == (flag == 1.0)
 
 
 def test_empirical_asks_for_labels() -> None:
