@@ -406,7 +406,10 @@ class Engine:
                 trial = list(torch._foreach_add(theta, self.network.unpack(delta)))
             record = self._record(k, due, evaluated, chosen, tried, m, outcome, coupling)
             strength, damping_memo = chosen.strength, state.memos["damping"]
-            if due.lam:
+            if due.lam and not self._needs_rho:
+                strength, damping_memo = parts["damping"].adapt(strength, damping_memo, record)
+                strength = self._strength(strength)
+            elif due.lam:
                 with clock("judge"):
                     after = self.passes.objective(trial, drawn.inputs, drawn.targets, k)
                     if self.passes.processes > 1:
@@ -534,19 +537,26 @@ class Engine:
             (drift,) = self._read([self._drift()])
         due, memo = schedule.due(k, state.memos["schedule"], Signals(drift))
         due = Due(*(bool(flag) for flag in due))
-        if not self._grounded:
+        if not self._grounded and self._needs_rho:
             if (due.lam or due.gamma) and getattr(self.parts["damping"], "follows_rho", False):
                 self._warn(
                     "ground",
                     "λ and γ stay where they are: with this model and momentum the reduction "
                     "ratio says nothing (section 6), so their adaptation is switched off",
                 )
-            due = due._replace(lam=False, gamma=False)
+            due = due._replace(lam=False)
+        if not self._grounded:
+            due = due._replace(gamma=False)
         if self._forced or state.inverse is None or state.factored is None:
             due = due._replace(factors=True, inverse=True)
         if due.factors or due.gamma:
             due = due._replace(inverse=True)
         return due, memo
+
+    @property
+    def _needs_rho(self) -> bool:
+        """Whether the λ rule looks at ρ; one that goes by the step says ``needs_rho = False``."""
+        return bool(getattr(self.parts["damping"], "needs_rho", True))
 
     @property
     def _grounded(self) -> bool:

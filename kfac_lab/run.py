@@ -115,6 +115,7 @@ class Run:
             objects is trained in place from the parameters it has.
         device: ``"auto"``, or anything ``torch.device`` takes; a Problem object stays where it is
             unless a device is named.
+        tf32: lets K-FAC's float32 products be TF32 where the device has it; they are full else.
 
     Raises:
         RecipeError: an unknown name or a recipe that cannot work on the problem.
@@ -128,8 +129,16 @@ class Run:
         recipe: str | Recipe = "paper",
         seed: int = 0,
         device: str | torch.device = "auto",
+        *,
+        tf32: bool = False,
     ) -> None:
         self.recipe = Recipe.of(recipe)
+        self.tf32 = bool(tf32)
+        if tf32 and self.recipe.method != "kfac":
+            raise RecipeError(
+                f"tf32=True is a switch of the method kfac, not of {self.recipe.method!r}: other "
+                "methods follow torch.set_float32_matmul_precision"
+            )
         self.seed = int(seed)
         self.named = problem if isinstance(problem, str) else None
         if isinstance(problem, str):
@@ -139,12 +148,17 @@ class Run:
             self.problem = problem
             if device != "auto":
                 problem.model.to(torch.device(device))
-        self.stepper = self.recipe["method"].attach(self.problem, self.recipe, self.seed)
+        self.stepper = self._attached()
         self.history = History()
         self._lock = threading.RLock()
         self._queue: list[Plan] = []
         self._snapshots: list[_Snapshot] = []
         self._snapshot()
+
+    def _attached(self) -> Any:
+        """A new stepper for the run's problem and recipe."""
+        options = {"tf32": True} if self.tf32 else {}
+        return self.recipe["method"].attach(self.problem, self.recipe, self.seed, **options)
 
     # --- advancing ------------------------------------------------------------------------------
 
@@ -261,7 +275,8 @@ class Run:
             other.recipe, other.seed, other.named = self.recipe, self.seed, self.named
             other.problem = copy.copy(self.problem)
             other.problem.model = copy.deepcopy(self.problem.model)
-            other.stepper = self.recipe["method"].attach(other.problem, self.recipe, self.seed)
+            other.tf32 = self.tf32
+            other.stepper = other._attached()
             other.stepper.load(self.stepper.state())
             other.history = self.history.copy()
             other._lock, other._queue = threading.RLock(), []
@@ -289,7 +304,7 @@ class Run:
             records = self.history.records[:step]
             self._queue = []
             self.recipe = snapshot.recipe
-            self.stepper = self.recipe["method"].attach(self.problem, self.recipe, self.seed)
+            self.stepper = self._attached()
             self.stepper.load(snapshot.state)
             self.history.truncate(snapshot.records)
             passed = [m for m in self.history.marks if m.step <= snapshot.step]
@@ -445,6 +460,7 @@ class Run:
                 "name": self.problem.name,
                 "recipe": self.recipe.text(complete=True),
                 "seed": self.seed,
+                "tf32": self.tf32,
                 "where": where(self.device),
                 "stepper": move(self.stepper.state(), torch.device("cpu")),
                 "history": self.history.state(),
@@ -491,7 +507,8 @@ class Run:
         name = source if isinstance(source, str) else source.name
         try:
             history, elsewhere = History.restore(content["history"]), content["where"]
-            run = cls(source, Recipe.from_text(content["recipe"]), content["seed"], device)
+            recipe = Recipe.from_text(content["recipe"])
+            run = cls(source, recipe, content["seed"], device, tf32=content["tf32"])
             run.stepper.load(content["stepper"])
         except (CheckpointError, DataError):
             raise

@@ -334,6 +334,8 @@ class Damping(Protocol):
     #       refresh steps only, after choose: a Strength means invert, propose and choose again
     #       with it; may read through linalg.host; bounded by the engine
     #   follows_rho: bool = False, whether the kit's λ direction rules apply
+    #   needs_rho: bool = True; False where ``adapt`` goes by the step alone: then it is called
+    #       with ρ = NaN, also where the model gives λ's adaptation no ground
 
 
 @runtime_checkable

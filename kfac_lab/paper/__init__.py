@@ -161,11 +161,15 @@ def kfac_claim_layer(module: nn.Module, path: str) -> Linear | None:
 
 @hookimpl
 def kfac_claim_likelihood(loss: Any) -> Any:
-    """torch's losses, by exact type; their reduction is a matter of h, which is a mean of cases."""
+    """torch's losses, by exact type and without weights, smoothing or ignored classes.
+
+    Their reduction is a matter of h, which is a mean over cases.
+    """
     if type(loss) is nn.MSELoss:
         return Gaussian("full")
-    if type(loss) is nn.BCEWithLogitsLoss:
+    if type(loss) is nn.BCEWithLogitsLoss and loss.weight is None and loss.pos_weight is None:
         return Bernoulli()
-    if type(loss) is nn.CrossEntropyLoss:
-        return Categorical()
+    if type(loss) is nn.CrossEntropyLoss and loss.weight is None:
+        plain = loss.label_smoothing == 0 and loss.ignore_index == -100
+        return Categorical() if plain else None
     return None

@@ -44,6 +44,9 @@ class _Rule:
         choices=("model", "without_lambda"),
         help="of ρ: M with λ (the paper), or without it (later libraries)",
     )
+    safeguard: bool = parameter(
+        True, section="13", help="an increase of h counts as ρ = −∞, whatever M promised"
+    )
     share: float = parameter(
         0.0,
         section="5.5",
@@ -68,8 +71,9 @@ class _Rule:
         lam = torch.as_tensor(lam, dtype=torch.float64, device=rho.device)
         actual = torch.as_tensor(record.actual, dtype=torch.float64, device=rho.device)
         predicted = torch.as_tensor(record.predicted, dtype=torch.float64, device=rho.device)
-        # An increase of h counts as ρ = −∞, and NaN as a failure.
-        grow = (rho < self.lower) | torch.isnan(rho) | (actual > 0)
+        grow = (rho < self.lower) | torch.isnan(rho)
+        if self.safeguard:
+            grow = grow | (actual > 0)
         shrink = ~grow & (rho > self.upper)
         if self.share:  # below it λ no longer shapes the model, and only γ would collapse
             curvature = -torch.as_tensor(record.slope, dtype=torch.float64, device=rho.device)
@@ -253,6 +257,7 @@ class Scheduled:
     """λ falls from ``lam`` to ``lam_end`` geometrically over ``steps`` steps; γ = √(λ+η)."""
 
     lam: float = parameter(1.0, symbol="λ", section="5.3", low=1e-30, log=True)
+    needs_rho: ClassVar[bool] = False
     lam_end: float = parameter(1e-3, symbol="λ", section="5.3", low=1e-30, log=True)
     steps: int = parameter(500, section="5.3", low=1)
 

@@ -18,8 +18,9 @@ from engine.helpers import (
     theta_of,
     unflat,
 )
-from kfac_lab import Recipe
+from kfac_lab import Recipe, Run
 from kfac_lab.core.state import Due, StepRecord, Strength
+from kfac_lab.paper.damping import Tied
 
 OMEGA_1 = (19 / 20) ** 5
 OMEGA_2 = math.sqrt(19 / 20) ** 20
@@ -362,3 +363,24 @@ def test_pi_scales_with_its_factors():
     # twice the loss doubles every G: pi falls by sqrt 2 everywhere
     full = pi_of(net, x, "gaussian_full")
     assert full == pytest.approx([p / math.sqrt(2) for p in plain])
+
+
+def test_without_the_safeguard_the_ratio_alone_decides() -> None:
+    """h rose where M promised a rise: ρ = 2 shrinks λ by the printed rule, not by the release."""
+    record = StepRecord(step=5, rho=2.0, actual=0.2, predicted=0.1)
+    strength = Strength(torch.tensor(8.0).double(), torch.tensor(1.0).double(), 0.0)
+    kept, _ = Tied(safeguard=True).adapt(strength, {}, record)
+    bare, _ = Tied(safeguard=False).adapt(strength, {}, record)
+    assert float(kept.lam) > 8.0
+    assert float(bare.lam) < 8.0
+
+
+def test_a_rule_by_the_step_moves_without_ground() -> None:
+    """Scheduled λ falls on its way although the model is none; ρ stays unasked."""
+    recipe = Recipe.named("small_batch").replace(
+        damping="scheduled(lam=1.0, lam_end=0.01, steps=20)", batch="constant(size=64)"
+    )
+    run = Run("digits", recipe, device="cpu").advance(20)
+    assert run.history["lam"][0] == 1.0
+    assert run.history["lam"][-1] == pytest.approx(0.01 ** (15 / 20))
+    assert all(math.isnan(v) for v in run.history["rho"])

@@ -44,7 +44,7 @@ def test_robust_and_its_peers_by_seconds(data_folder: Path) -> None:
     print(f"sgemm {200 / scale:.0f} GFLOP/s, one thread: seconds × {scale:.2f}")
     runs = {"robust": kl.Run("mnist", recipe="robust", seed=0, device="cpu")}
     for method in ("nag", "adam", "muon"):
-        recipe = tuned(method, "mnist", total_seconds=budget)
+        recipe = tuned(method, "mnist", seconds=budget)
         runs[method] = kl.Run("mnist", recipe=recipe, seed=0, device="cpu")
     found: dict[str, dict[float, float]] = {name: {} for name in runs}
     for share in (30, 65, 130):
