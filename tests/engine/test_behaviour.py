@@ -75,10 +75,10 @@ def iterations_to(level: float, seed: int, count: int, structure: str, momentum:
     return UPDATES
 
 
-def race(seed: int, count: int):
+def race(seed: int, count: int, rates, further_rates):
     """(NAG's best over the grid, best beyond it, {(structure, momentum): iterations to the first},
     iterations of block-diagonal K-FAC with momentum to the second)."""
-    finals = {rate: nag(seed, count, rate) for rate in RATES}
+    finals = {rate: nag(seed, count, rate) for rate in rates}
     best = min(v for v in finals.values() if v == v)
     further = min(v for v in [best, *(nag(seed, count, rate) for rate in BEYOND)] if v == v)
     needed = {
@@ -89,8 +89,8 @@ def race(seed: int, count: int):
     return best, further, needed, iterations_to(further, seed, count, "block_diagonal", "optimal")
 
 
-def judge(seed: int, count: int) -> None:
-    best, further, needed, beyond = race(seed, count)
+def judge(seed: int, count: int, rates=RATES, further_rates=BEYOND) -> None:
+    best, further, needed, beyond = race(seed, count, rates, further_rates)
     print(f"\nseed {seed}, {count} cases: NAG {UPDATES} updates: {best:.3f} ({further:.3f} beyond)")
     for (structure, momentum), iterations in needed.items():
         ratio = UPDATES / iterations
@@ -107,9 +107,10 @@ def test_kfac_needs_far_fewer_iterations_than_nesterov():
     """section 11-style oracle: iterations to the loss of NAG (best rate of the grid) after 2000.
 
     Ratio at least 3 (10 expected), for both structures and even beyond the grid; without momentum
-    K-FAC is clearly slower. Run with -s to see the numbers.
+    K-FAC is clearly slower. Run with -s to see the numbers. The grid's lower rates, which fall as
+    far behind as they are small, are left to the long test below.
     """
-    judge(seed=0, count=300)
+    judge(seed=0, count=300, rates=RATES[:3], further_rates=BEYOND[:1])
 
 
 @pytest.mark.soak
