@@ -95,6 +95,7 @@ def image(run: kl.Run) -> dict[str, Any]:
         "recipe": run.recipe.text(),
         "generator": torch.get_rng_state(),
         "grad mode": torch.is_grad_enabled(),
+        "precision": torch.get_float32_matmul_precision(),
     }
 
 

@@ -166,6 +166,8 @@ def test_the_last_good_inverse_is_kept_three_times_and_then_there_is_an_error(mo
     assert run.stepper.state_.inverse is good
     assert list(run.history["kept_inverse"][3:]) == [1] * 4 + [2] * 4 + [3] * 4
     assert all(math.isfinite(x) for x in run.history["loss"])
+    with pytest.raises(kl.NumericalError):
+        run.fork().advance(1)  # the count goes with the state
     before = image(run)
     with pytest.raises(kl.NumericalError) as caught:
         run.step_once()

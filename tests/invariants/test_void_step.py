@@ -92,6 +92,16 @@ def test_buffers_and_loose_tensors_are_gated_too():
     same(before, kept(run))
 
 
+def test_cross_moments_that_opened_late_are_gated_too():
+    run = accelerated(damping="constant").advance(2)
+    run.swap(structure="block_tridiagonal")
+    run.advance(VOID - 3)
+    before = kept(run)
+    assert 0 < float(before["coupling"]) < 1  # ∏ε
+    run.step_once()
+    same(before, kept(run))
+
+
 def test_a_momentum_s_memo_is_gated(monkeypatch):
     from kfac_lab.paper.momentum import Optimal
 
