@@ -301,7 +301,6 @@ class Run:
             snapshot = [s for s in self._snapshots if s.step <= step][-1]
             self._snapshots = [s for s in self._snapshots if s.step <= snapshot.step]
             evaluations = [e for e in self.history.evaluations if e["step"] <= step]
-            records = self.history.records[:step]
             self._queue = []
             self.recipe = snapshot.recipe
             self.stepper = self._attached()
@@ -310,13 +309,13 @@ class Run:
             passed = [m for m in self.history.marks if m.step <= snapshot.step]
             waiting = [m for m in marks if m not in passed and m.step <= step]
             self.history.marks = passed
-            while self.step < step or (waiting and waiting[0].step == self.step < step):
+            while True:  # a swap at the step itself belongs to it, as it does in a snapshot
                 while waiting and waiting[0].step == self.step:
-                    mark = waiting.pop(0)
-                    self._replay_swap(mark)
+                    self._replay_swap(waiting.pop(0))
+                if self.step == step:
+                    break
                 self.history.append(self.stepper.step())
             self.history.evaluations = evaluations
-            del records
             return self
 
     def _replay_swap(self, mark: Swap) -> None:

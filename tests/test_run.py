@@ -327,6 +327,31 @@ def test_snapshots_stay_within_their_budget_and_rewind_still_works(monkeypatch):
     same_run(run.rewind(23), twin.advance(16))
 
 
+def test_swaps_are_replayed_where_no_snapshot_holds_them(monkeypatch):
+    def made():
+        run = run_of().advance(4)
+        run.swap(structure="block_tridiagonal", damping="constant(lam=0.3)")
+        run.advance(3)
+        run.swap(damping="tied", momentum="rescaled", estimator="exact(fraction=0.5)")
+        return run
+
+    states = {9: made().advance(2)}
+    run = made().rewind(7)  # its own snapshot holds the second swap already
+    states[7] = run
+    states[5] = made().rewind(5)
+    monkeypatch.setattr(run_module, "SNAPSHOT_BUDGET", 0)
+    run = made().advance(6)
+    run._snapshots = run._snapshots[:1]
+    for step in (9, 7, 5):
+        fork = run.fork().rewind(step)
+        assert fork.step == len(fork.history) == step
+        assert fork.history.marks == [m for m in run.history.marks if m.step <= step]
+        assert fork.recipe == states[step].recipe
+        same_run(fork, states[step])
+        states[step].advance(3)
+        same_run(fork.advance(3), states[step])
+
+
 def test_a_loaded_run_goes_back_to_where_it_was_loaded(tmp_path):
     path = run_of().advance(3).save(tmp_path / "run.pt")
     run = kl.Run.load(path, problem=problem_of(), device="cpu").advance(4)
