@@ -515,13 +515,21 @@ class _Gather:
             accumulation.inputs(rows)
             outputs = z.detach()
             gradients = []
-            wanted = [theta[at] for _, at in loose] or [theta[0]]
+            # A tensor of each layer: the backward runs through a layer only on its way to one of
+            # those asked for. The smallest is the bias, which costs no product.
+            named = passes.network.named(theta)
+            probes = [
+                min((named[name] for name in use.parameters), key=Tensor.numel)
+                for use in passes.network.uses
+                if use.modules
+            ]
+            wanted = [theta[at] for _, at in loose]
             for c, cotangent in enumerate(
                 estimator.cotangents(passes.likelihood, outputs, y, self._draw(outputs, part.start))
             ):
                 grads = torch.autograd.grad(
-                    z, wanted, cotangent, retain_graph=True, allow_unused=True
-                )
+                    z, wanted + probes, cotangent, retain_graph=True, allow_unused=True
+                )[: len(wanted)]
                 g = recorder.rows_out()
                 with torch.no_grad():
                     accumulation.gradients(g)

@@ -156,6 +156,40 @@ def test_only_the_leading_rows_count(path):
     )
 
 
+class Branches(nn.Module):
+    """Two layers side by side, and the one that fires last is the first by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(3, 2)
+        self.left, self.right = nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.left(x)) + torch.tanh(self.right(x)))
+
+
+def test_every_layer_has_its_gradients_whatever_the_order_of_the_modules():
+    """section 4: G of layers that do not lie behind the first one by name, against autograd."""
+    torch.manual_seed(0)
+    model = Branches().double()
+    x, y = draw(600, 4), draw(600, 2, seed=1)
+    task = Problem(model=model, likelihood="gaussian", inputs=x, targets=y)
+    recipe = Recipe.named("paper").replace(
+        estimator="exact(fraction=1.0)", batch="constant(size=600)"
+    )
+    engine = Engine(task, recipe, 0)
+    expected = {}
+    for name in ("left", "right"):
+        s = getattr(model, name)(x).detach()
+        back = (1 - torch.tanh(s) ** 2)[:, None, :] * model.last.weight.detach()
+        expected[name] = torch.einsum("nci,ncj->ij", back, back) / 600
+    engine.step()
+    G = {use.layer.path: i for i, use in enumerate(engine.network.uses)}
+    close(engine.ledger.current["G", G["last"], G["last"]], torch.eye(2, dtype=torch.float64))
+    for name, g in expected.items():
+        close(engine.ledger.current["G", G[name], G[name]], g)
+
+
 @pytest.mark.filterwarnings("ignore:a batch of")
 def test_the_rows_of_an_ordered_batch_are_those_that_the_order_names():
     """section 11-style oracle: S1 and S2 by permutation, where leading rows are not random."""
