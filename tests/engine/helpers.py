@@ -280,7 +280,7 @@ def evaluated_of(engine: Engine, rows: int | None = None, step: int = 1):
     return seen
 
 
-def statistics_of(engine: Engine, step: int = 1):
+def statistics_of(engine: Engine, step: int = 1, model_rows: int = 1):
     """The moments of one step alone (epsilon = 0) as tables A, G; no step is made."""
     batch, estimator = bound(engine), engine.parts["estimator"]
     rows = subset(estimator, len(batch.inputs))
@@ -288,7 +288,7 @@ def statistics_of(engine: Engine, step: int = 1):
     gathered = engine.ledger.accumulate(0.0, rows)
     none = [False] * len(engine.blocks)
     engine.passes.evaluate(
-        batch.inputs, batch.targets, None, step, 1, (rows, estimator, gathered), none
+        batch.inputs, batch.targets, None, step, model_rows, (rows, estimator, gathered), none
     )
     gathered.finish()
     return moments_of(engine, engine.ledger.spare)

@@ -150,10 +150,9 @@ def test_only_the_leading_rows_count(path):
         net, "bernoulli", x, y, path=path, structure=AllPairs(), estimator="exact(fraction=0.38)"
     )
     first = x[:12]  # ceil(11.4)
-    tables_close(
-        statistics_of(engine),
-        (dense.moments_a(net, first), dense.moments_g(net, "bernoulli", first)),
-    )
+    expected = dense.moments_a(net, first), dense.moments_g(net, "bernoulli", first)
+    for model_rows in (1, 12, 13, 30):  # |S2|, below and above |S1|
+        tables_close(statistics_of(engine, model_rows=model_rows), expected)
 
 
 class Branches(nn.Module):

@@ -190,6 +190,16 @@ OTHER = {
             "model": "exact_fisher(fraction=0.4)",  # ceil(12.8) = 13
         },
     ),
+    "S2 the larger": Case(
+        "bernoulli",
+        WIDE,
+        count=32,
+        oracle={"stats_rows": 9, "model_rows": 24},
+        slots={
+            "estimator": "exact(fraction=0.26)",  # ceil(8.32) = 9
+            "model": "exact_fisher(fraction=0.75)",
+        },
+    ),
 }
 MOVED = {
     "lambda rises": lambda s, structure: (
@@ -211,6 +221,7 @@ def test_other_settings(name, structure):
     net, x, y = case.make()
     expected = case.run(net, x, y, structure)
     assert MOVED.get(name, lambda s, _: True)(expected, structure)
-    path = "generic" if name in ("S1 and S2", "no momentum") else "explicit"
-    engine = case.engine(net, x, y, structure, path=path)
-    compare(case, expected, engine, lambda e: e.step_on(in_order(e)))
+    paths = ("explicit", "generic") if name.startswith("S") else ("explicit",)
+    for path in paths:
+        engine = case.engine(net, x, y, structure, path=path)
+        compare(case, expected, engine, lambda e: e.step_on(in_order(e)))
