@@ -212,16 +212,18 @@ class Passes:
         buffers = self.buffers() if self._buffers else {}
         plan = self._explicit()
         s1 = statistics[0] if statistics is not None else 0
-        if order is not None and max(s1, model_rows) < m:
+        if order is not None and (0 < s1 < m or model_rows < m):
             order = order.to(inputs.device)
         else:
             order = None
+        # Rows that all take part need no order, and share the main pass.
+        own_s1, own_s2 = order is not None and s1 < m, order is not None and model_rows < m
         gather = _Gather(self, statistics, s1, observe, step)
         losses: list[Tensor] = []
         errors: list[Tensor] = []
         total: list[Tensor] | None = None
         kept: list[tuple[list[Tensor], list[Tensor | None]]] = []
-        keep = plan is not None and order is None and model_rows <= 2 * self.chunk
+        keep = plan is not None and not own_s2 and model_rows <= 2 * self.chunk
         cases: list[tuple[Tensor, Tensor]] | None = None
         for part in self._chunks(m):
             x, y = inputs[part], targets[part]
@@ -246,13 +248,15 @@ class Passes:
                 total = grads
             else:
                 torch._foreach_add_(total, grads)
-            if plan is not None and order is None:
-                need = max(s1, model_rows if keep else 0) - part.start
+            if plan is not None:
+                shared = 0 if own_s1 else s1
+                need = max(shared, model_rows if keep else 0) - part.start
                 if need > 0:
                     rows = [v.detach()[:need] for v in values]
                     with torch.no_grad():
                         slopes = plan.derivatives(rows)
-                        gather.explicit(plan, rows, slopes, y, part.start)
+                        if shared:
+                            gather.explicit(plan, rows, slopes, y, part.start)
                     if keep and part.start < model_rows:
                         count = model_rows - part.start
                         kept.append(
@@ -264,8 +268,8 @@ class Passes:
             del z, values
         assert total is not None
         flat = [t.detach() for t in theta]
-        if s1 and not (plan is not None and order is None):
-            chosen = order[:s1] if order is not None else None
+        if s1 and (plan is None or own_s1):
+            chosen = order[:s1] if order is not None and own_s1 else None
             gather.own_pass(plan, inputs, targets, chosen)
         with torch.no_grad():
             torch._foreach_div_(total, float(m))
@@ -279,7 +283,7 @@ class Passes:
             likelihood=self.likelihood,
             inputs=inputs,
             targets=targets,
-            order=order,
+            order=order if own_s2 else None,
             step=step,
             rows=model_rows,
             loss=loss,

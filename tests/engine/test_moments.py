@@ -224,6 +224,37 @@ def test_the_rows_of_an_ordered_batch_are_those_that_the_order_names():
         assert record["alpha"] == pytest.approx((-(g @ proposal) / curvature).item(), rel=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore:a batch of")
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("model", ["exact_fisher(fraction=1.0)", "none"])
+def test_s1_goes_by_the_order_also_where_s2_is_the_whole_batch(model, path):
+    """design section 5: a batch of the user's may be sorted, so its leading rows are no sample."""
+    net, x, y = problem("bernoulli", count=30)
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(1))
+    engine = engine_of(
+        net,
+        "bernoulli",
+        x,
+        y,
+        path=path,
+        estimator="exact(fraction=0.4)",
+        model=model,
+        damping="constant(lam=0.1)",
+        momentum="rescaled" if model != "none" else "fixed(lr=0.1)",
+    )
+    record = numbers(engine.step_on(Drawn(x, y, order)))
+    first = x[order[:12]]
+    A, G = moments_of(engine)
+    close(A[2][2], dense.moments_a(net, first)[2][2])
+    close(G[1][1], dense.moments_g(net, "bernoulli", first)[1][1])
+    if model != "none":
+        F, g = dense.fisher(net, "bernoulli", x), dense.gradient(net, "bernoulli", x, y)
+        moments = dense.moments_a(net, first), dense.moments_g(net, "bernoulli", first)
+        proposal = -(dense.preconditioner(*moments, "block_diagonal", 0.1**0.5) @ g)
+        curvature = proposal @ F @ proposal + 0.1 * proposal @ proposal
+        assert record["alpha"] == pytest.approx((-(g @ proposal) / curvature).item(), rel=1e-9)
+
+
 # --- running estimates ----------------------------------------------------------------------------
 
 
