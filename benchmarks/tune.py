@@ -36,29 +36,51 @@ COARSE = {"curves": 1 / 4, "mnist": 1 / 6}  # shares of the budget that narrow t
 SEED = 0
 LADDER = [m * 10.0**e for e in range(-6, 1) for m in (1, 2, 3, 5, 7)]
 
-# Per method: the first batch, the learning rates to start from, settings crossed with them, and
-# the batches and settings tried around the best.
-PLANS: dict[str, dict[str, Any]] = {
-    "muon": {
-        "size": 200,
-        "lr": [0.003, 0.01, 0.03],
-        "crossed": [{}],
-        "sizes": [100, 500],
-        "settings": [{"adam_lr": 0.003}, {"adam_lr": 0.01}, {"ns_steps": 3}, {"decay": 0.6}],
+# The first batch, the learning rates to start from, settings crossed with them, and the batches and
+# settings then tried one after the other. MNIST starts where CURVES ended.
+_MUON = {"adjust": "match_rms_adamw", "hidden_only": True, "adam_lr": 0.003, "momentum": 0.9}
+PLANS: dict[tuple[str, str], dict[str, Any]] = {
+    ("curves", "muon"): {
+        "size": 100,
+        "lr": [0.01, 0.02, 0.05],
+        "crossed": [_MUON],
+        "sizes": [50, 200],
+        "settings": [{"momentum": 0.95}, {"adam_lr": 0.005}, {"decay": 0.6}, {"ns_steps": 3}],
     },
-    "nag": {
-        "size": 250,
+    ("curves", "nag"): {
+        "size": 100,
         "lr": [0.001, 0.003, 0.01],
         "crossed": [{"mu_max": 0.99}],
-        "sizes": [100, 500],
+        "sizes": [50, 250, 25],
         "settings": [{"mu_max": 0.9}, {"mu_max": 0.95}, {"final": 0.1}],
     },
-    "adam": {
-        "size": 200,
+    ("curves", "adam"): {
+        "size": 100,
         "lr": [0.001, 0.003, 0.01],
         "crossed": [{}],
-        "sizes": [100, 500],
+        "sizes": [50, 200, 25],
         "settings": [{"decay": 0.3}, {"beta2": 0.99}, {"beta1": 0.95}],
+    },
+    ("mnist", "muon"): {
+        "size": 100,
+        "lr": [0.01, 0.02, 0.05],
+        "crossed": [_MUON],
+        "sizes": [50, 200, 400],
+        "settings": [{"momentum": 0.95}],
+    },
+    ("mnist", "nag"): {
+        "size": 50,
+        "lr": [0.005, 0.01, 0.02],
+        "crossed": [{"mu_max": 0.95}],
+        "sizes": [100],
+        "settings": [{"mu_max": 0.99}],
+    },
+    ("mnist", "adam"): {
+        "size": 50,
+        "lr": [0.0005, 0.001, 0.002],
+        "crossed": [{"beta2": 0.99}],
+        "sizes": [100],
+        "settings": [{"beta2": 0.999}],
     },
 }
 
@@ -139,6 +161,12 @@ class Bench:
         )
         return point
 
+    def points(self, method: str, part: float) -> list[dict[str, Any]]:
+        """What was measured of a method with this share of the budget."""
+        wanted = (self.name, method, part)
+        points = self.table["points"]
+        return [p for p in points if (p["problem"], p["method"], p["part"]) == wanted]
+
     @torch.no_grad()
     def _error(self, replaced: dict[str, torch.Tensor] | None) -> float | None:
         problem, total = self.problem, 0.0
@@ -164,7 +192,7 @@ def neighbours(lr: float) -> tuple[float, float]:
 
 def tune(bench: Bench, method: str, coarse_only: bool) -> dict[str, Any]:
     """The best point of a method, its learning rate inside what was tried at full budget."""
-    plan, part = PLANS[method], COARSE[bench.name]
+    plan, part = PLANS[bench.name, method], COARSE[bench.name]
     points = [
         bench.measure(method, lr, settings, plan["size"], part)
         for settings in plan["crossed"]
@@ -176,6 +204,7 @@ def tune(bench: Bench, method: str, coarse_only: bool) -> dict[str, Any]:
         settings = {**best["settings"], **change}
         point = bench.measure(method, best["lr"], settings, size or best["batch"], part)
         best = min(best, point, key=worth)
+    best = min(bench.points(method, part), key=worth)
     if coarse_only:
         return best
     full = bench.measure(method, best["lr"], best["settings"], best["batch"], 1.0)

@@ -160,12 +160,17 @@ class Muon:
 
 # --- what the recipes of a problem were tuned to --------------------------------------------------
 
+_MUON = "adjust='match_rms_adamw', hidden_only=True, adam_lr=0.003, momentum=0.9"
+
 # (method, problem) → the method's text and the batch size; "*" is for every other problem.
 # results/tuning.md says how they were found.
 _TUNED: dict[tuple[str, str], tuple[str, int]] = {
-    ("nag", "*"): ("nag(lr=0.001, mu_max=0.99)", 250),
-    ("adam", "*"): ("adam(lr=0.001)", 200),
-    ("muon", "*"): ("muon(lr=0.01)", 200),
+    ("nag", "curves"): ("nag(lr=0.02, mu_max=0.95)", 50),
+    ("adam", "curves"): ("adam(lr=0.001, beta2=0.99)", 50),
+    ("muon", "curves"): (f"muon(lr=0.02, {_MUON})", 100),
+    ("nag", "*"): ("nag(lr=0.005, mu_max=0.95)", 100),
+    ("adam", "*"): ("adam(lr=0.001)", 100),
+    ("muon", "*"): ("muon(lr=0.02, adjust='match_rms_adamw', adam_lr=0.003)", 100),
 }
 
 
