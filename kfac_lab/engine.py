@@ -383,7 +383,7 @@ class Engine:
                 k,
                 s2,
                 (s1, parts["estimator"], accumulation) if accumulation is not None else None,
-                [hasattr(b, "observe") for b in self.blocks],
+                [_observes(b) for b in self.blocks],
                 by_case=getattr(parts["structure"], "low_rank", False),
             )
         with clock("observe"), torch.no_grad():
@@ -475,7 +475,7 @@ class Engine:
                     *drawn,
                     k,
                     (s1, parts["estimator"], accumulation),
-                    [hasattr(b, "observe") for b in self.blocks],
+                    [_observes(b) for b in self.blocks],
                 )
         ledger = self.ledger
         if ledger is None:
@@ -587,7 +587,7 @@ class Engine:
             return tuple(memos)
         for i, block in enumerate(self.blocks):
             rows, cotangents = observed.rows[i], observed.cotangents[i]
-            if hasattr(block, "observe") and rows is not None and cotangents is not None:
+            if _observes(block) and rows is not None and cotangents is not None:
                 memos[i] = block.observe(memos[i], rows, cotangents, weight)
         return tuple(memos)
 
@@ -911,6 +911,11 @@ class _Outcome:
     block_memos: tuple[Any, ...]
     kept: int
     jitter: dict[str, float]
+
+
+def _observes(block: Any) -> bool:
+    """Whether a block wants the rows themselves; ``observes`` says so where that depends."""
+    return hasattr(block, "observe") and bool(getattr(block, "observes", True))
 
 
 def _best(values: Sequence[Tensor]) -> Tensor:

@@ -482,7 +482,7 @@ class _Gather:
         ):
             g = plan.rows_out(values, slopes, cotangent)
             accumulation.gradients(g)
-            gradients.append(g)
+            gradients.append(self._wanted(g))
         self._keep(rows, gradients)
 
     def own_pass(
@@ -537,7 +537,7 @@ class _Gather:
                 g = recorder.rows_out()
                 with torch.no_grad():
                     accumulation.gradients(g)
-                gradients.append(g)
+                gradients.append(self._wanted(g))
                 if loose:
                     if c == len(summed):
                         summed.append([torch.zeros_like(w) for w in wanted])
@@ -553,6 +553,10 @@ class _Gather:
                 self._cotangents[i] = [
                     torch.stack([layer.rows_out(per[n] * scale) for per in summed])
                 ]
+
+    def _wanted(self, rows: list[Tensor | None]) -> list[Tensor | None]:
+        """Lets go of what no block observes: ``exact`` has a cotangent for every output."""
+        return [row if wanted else None for row, wanted in zip(rows, self._observe, strict=True)]
 
     def _keep(self, rows: list[Tensor | None], gradients: list[list[Tensor | None]]) -> None:
         for i, wanted in enumerate(self._observe):

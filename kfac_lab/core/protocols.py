@@ -244,6 +244,7 @@ class Block(Protocol):
     #   observe(memo, rows, cotangents, weight) -> memo
     #       for what is not a second moment: rows [N, S, d_in], cotangents [C, N, S, d_out] (C is 1
     #       for sampled), weight = 1 − ε; runs on the statistics rows of a step
+    #   observes: bool = True; False where this instance needs no observe: its rows are not kept
     #   product(moments, memo, matrix) -> matrix
     #       the undamped curvature times a matrix, which approximate_fisher needs
 

@@ -165,6 +165,11 @@ class Kronecker:
         }
         return (*of_a[self.factor_a], "G" if self.factor_g == DENSE else "G.diagonal")
 
+    @property
+    def observes(self) -> bool:
+        """Only sketches need the rows themselves."""
+        return LOWRANK in (self.factor_a, self.factor_g)
+
     def observe(self, memo: Memo, rows: Tensor, cotangents: Tensor, weight: float) -> Memo:
         """Sketches of the factors kept as low rank plus diagonal: Y ← (1−w) Y + w M Ω.
 

@@ -1,6 +1,7 @@
 """Zero gradients, dead units, chunks, restarts, and the user's module between steps."""
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from engine.helpers import (
     theta_of,
     unflat,
 )
+from kfac_lab.core.moments import Accumulation
 
 PATHS = ("explicit", "generic")
 
@@ -205,6 +207,26 @@ def test_a_chunked_run_is_the_same_run(structure, path):
 
 
 # --- the same seed, the same run ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_an_exact_estimator_holds_one_cotangent_at_a_time(path, monkeypatch):
+    """section 7.4's bounded memory: dim z cotangents of all layers at once would be gigabytes."""
+    seen, most = [], [0]
+    work = Accumulation.gradients
+
+    def gradients(self, rows):
+        most[0] = max(most[0], sum(ref() is not None for ref in seen))
+        seen.extend(weakref.ref(row) for row in rows if row is not None)
+        return work(self, rows)
+
+    monkeypatch.setattr(Accumulation, "gradients", gradients)
+    net, x, y = problem("bernoulli", count=30)
+    engine = engine_of(net, "bernoulli", x, y, path=path, estimator="exact(fraction=1.0)")
+    engine.step_on(in_order(engine))
+    layers = len(engine.network.uses)
+    assert len(seen) == layers * y.shape[1]
+    assert most[0] <= layers
 
 
 def stochastic(seed, structure="block_tridiagonal", path="explicit"):
