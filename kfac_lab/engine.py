@@ -453,7 +453,12 @@ class Engine:
             RecipeError: statistics are due and there is no batch.
             NumericalError: as for :meth:`step_on`.
         """
-        clock = Clock()
+        with linalg.precision(self.tf32):
+            return self._precondition(gradient, drawn, Clock())
+
+    def _precondition(
+        self, gradient: Vec, drawn: Drawn | None, clock: Clock
+    ) -> tuple[Vec, StepRecord]:
         state, parts = self.state_, self.parts
         k = state.step + 1
         due, schedule_memo = self._due(k)

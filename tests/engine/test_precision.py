@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 import kfac_lab as kl
+from kfac_lab.paper.kronecker import Kronecker
 
 
 @pytest.mark.parametrize(("tf32", "inside"), [(False, "highest"), (True, "high")])
@@ -39,3 +41,25 @@ def test_forks_and_other_methods() -> None:
     assert run.fork().stepper.tf32
     with pytest.raises(kl.RecipeError, match="tf32"):
         kl.Run("digits", recipe="adam", device="cpu", tf32=True)
+
+
+def test_a_preconditioner_has_full_products_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statistics and inverses, whatever the loop around them has set."""
+    seen, work = [], Kronecker.factorise
+
+    def factorise(self, moments, memo):  # type: ignore[no-untyped-def]
+        seen.append(torch.get_float32_matmul_precision())
+        return work(self, moments, memo)
+
+    monkeypatch.setattr(Kronecker, "factorise", factorise)
+    model = nn.Linear(4, 2)
+    pre = kl.Preconditioner(model)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        nn.functional.cross_entropy(model(torch.randn(8, 4)), torch.arange(8) % 2).backward()
+        pre.step()
+        assert seen == ["highest"]
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
