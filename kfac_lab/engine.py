@@ -218,7 +218,10 @@ class Engine:
         return Strength(lam, gamma, self._number(self.problem.l2))
 
     def _number(self, value: Any) -> Tensor:
-        return torch.as_tensor(value, dtype=torch.float64, device=self.device)
+        """0-dim float64 on the device; a Python number is filled in there, never copied over."""
+        if isinstance(value, Tensor):
+            return value.to(self.device, torch.float64)
+        return torch.full((), value, dtype=torch.float64, device=self.device)
 
     def _bind(self, inputs: Tensor, targets: Tensor) -> None:
         """Finds firing order, chains and the tangent path; opens the ledger."""

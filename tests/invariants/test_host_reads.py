@@ -108,6 +108,26 @@ def test_a_drift_is_read_on_its_check_steps_alone_and_with_the_flags():
             assert len(calls) == 1 + record.due.inverse
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_a_steady_step_copies_no_number_to_the_device(name, monkeypatch):
+    """A Python number made a tensor by as_tensor crosses over from pageable memory: it waits."""
+    crossed = []
+    for maker in ("as_tensor", "tensor"):
+        work = getattr(torch, maker)
+
+        def making(data, *args, work=work, **kwargs):
+            if not isinstance(data, torch.Tensor):
+                crossed.append(data)
+            return work(data, *args, **kwargs)
+
+        monkeypatch.setattr(torch, maker, making)
+    engine = attach(problem_of(), recipe_named(name), 0)
+    for _ in range(9):
+        crossed.clear()
+        if not engine.step().due.inverse:
+            assert crossed == []
+
+
 @pytest.mark.parametrize("method", ["nag", "adam", "muon"])
 def test_baselines_read_their_objective_alone(method):
     recipe = kl.Recipe.of(f"method = {method}\nbatch = constant(size=16)\naverage = polyak")
