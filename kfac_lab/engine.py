@@ -314,6 +314,9 @@ class Engine:
             self.parts["estimator"]
         ):
             self._mixed = True
+        if "schedule" in named:
+            # What the inverse in use was made of is not known any more: drift counts from here.
+            self._reference = self._referred(self.ledger.current) if self.ledger else None
         if rebuilt:
             if ledger is not None and self.ledger is not None:
                 if set(ledger.links) - set(self.ledger.links):
@@ -589,6 +592,12 @@ class Engine:
         size = torch.stack(torch._foreach_norm(then))
         return (change / torch.clamp(size, min=torch.finfo(size.dtype).tiny)).max()
 
+    def _referred(self, side: Mapping[Any, Tensor]) -> dict[Any, Tensor] | None:
+        """Copies of the diagonal moments, where the schedule asks how far they have moved."""
+        if not isinstance(getattr(self.parts["schedule"], "check", None), int):
+            return None
+        return {key: v.clone() for key, v in side.items() if key[1] == key[2]}
+
     def _observe(self, observed: Observed | None, weight: float) -> tuple[Any, ...]:
         memos = list(self.state_.block_memos)
         if observed is None:
@@ -773,9 +782,8 @@ class Engine:
                     ledger.spare[key] = torch.where(ok, ledger.spare[key], ledger.current[key])
             record = replace(record, void=(~ok).to(torch.float64))
         reference = self._reference
-        if due.factors and isinstance(getattr(self.parts["schedule"], "check", None), int):
-            side = ledger.spare if due.stats else ledger.current
-            reference = {key: v.clone() for key, v in side.items() if key[1] == key[2]}
+        if due.factors:
+            reference = self._referred(ledger.spare if due.stats else ledger.current)
         with clock("move"), uninterrupted():
             if trial:
                 torch._foreach_copy_(theta, trial)

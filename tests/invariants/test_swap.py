@@ -215,6 +215,17 @@ def test_a_drift_after_a_block_swap_has_nothing_to_compare_with(block):
     assert run.history.records[-1].due.stats
 
 
+def test_a_drift_schedule_that_comes_late_counts_from_the_swap():
+    """Burn-in is over and nothing else asks for an inverse: without it none would ever come."""
+    run = steady(steps=6)
+    run.swap(schedule="on_drift(check=2, threshold=0.0)")
+    run.advance(4)
+    assert [r.step for r in run.history.records if r.step > 6 and r.due.inverse] == [8, 10]
+    run.swap(schedule="periodic").swap(schedule="on_drift(check=1, threshold=1e9)")
+    run.advance(3)
+    assert not any(r.due.inverse for r in run.history.records if r.step > 10)
+
+
 # --- adaptation without ground ------------------------------------------------------------------
 
 
