@@ -635,7 +635,9 @@ def _restored(who: str, engine: _engine.Engine, saved: Any) -> _engine.Engine:
         raise CheckpointError(f"this is no state that a {who} of this version has saved")
     target, text = engine, saved["recipe"]
     if text is not None and text != _text(engine.recipe):
-        target = _engine.attach(engine.problem, Recipe.from_text(text), engine.seed)
+        target = _engine.attach(
+            engine.problem, Recipe.from_text(text), engine.seed, tf32=engine.tf32
+        )
     target.load(saved["engine"])
     warn_elsewhere("state", saved["where"], target.device)
     return target

@@ -1248,3 +1248,36 @@ def test_a_step_that_raises_gives_the_gradients_back(monkeypatch: pytest.MonkeyP
     pre.step()
     for p, u in zip(model.parameters(), after, strict=True):
         assert torch.equal(p.grad, u)
+
+
+# --- states that do not fit -----------------------------------------------------------------------
+
+
+def test_a_state_of_other_buffers_or_precision_changes_nothing():
+    """Seen before the first parameter is written."""
+
+    def model_of(size, dtype=torch.float32):
+        model = nn.Sequential(nn.Linear(4, 2))
+        model.register_buffer("table", torch.zeros(size))
+        return model.to(dtype)
+
+    x, y = torch.randn(20, 4), torch.arange(20) % 2
+    opt = kl.KFAC(model_of(2))
+    opt.step(x, y)
+    for other in (model_of(3), model_of(2, torch.float64)):
+        before = other[0].weight.detach().clone()
+        loading = kl.KFAC(other)
+        with pytest.raises(kl.CheckpointError):
+            loading.load_state_dict(opt.state_dict())
+        assert torch.equal(before, other[0].weight) and loading.step_count == 0
+        loading.step(x.to(before.dtype), y)
+
+
+def test_a_state_with_another_recipe_keeps_the_tf32_switch():
+    """It is the optimiser's, not the state's."""
+    x, y = torch.randn(20, 4), torch.arange(20) % 2
+    opt = kl.KFAC(nn.Linear(4, 2), recipe="robust")
+    opt.step(x, y)
+    other = kl.KFAC(nn.Linear(4, 2), recipe="paper", tf32=True)
+    other.load_state_dict(opt.state_dict())
+    assert other._engine.tf32 and other.recipe == opt.recipe

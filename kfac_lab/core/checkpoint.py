@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -70,11 +71,13 @@ def restore(engine: Any, state: dict[str, Any]) -> None:
             + ", ".join(f"{n} {tuple(s)}" for n, s in different)
         )
     buffers = dict(engine.problem.model.named_buffers())
-    if values["buffers"] is not None and set(buffers) != set(values["buffers"]):
-        different = sorted(set(buffers) ^ set(values["buffers"]))[:3]
-        raise CheckpointError(
-            f"the state belongs to another network: buffers differ, such as {different}"
-        )
+    if values["buffers"] is not None:
+        here, there = _kinds(buffers), _kinds(values["buffers"])
+        if here != there:
+            names = sorted({str(n) for n, _ in set(here.items()) ^ set(there.items())})[:3]
+            raise CheckpointError(
+                f"the state belongs to another network: buffers differ, such as {names}"
+            )
     bound = engine.passes.fired, engine.passes.chains, engine.passes.tangent_path, engine.ledger
     if engine.passes.fired is None and values["fired"] is not None:
         # No batch was seen yet: what a batch would tell is in the state.
@@ -83,14 +86,13 @@ def restore(engine: Any, state: dict[str, Any]) -> None:
         engine.ledger = engine._open_ledger()
     ledger, moments = engine.ledger, values["moments"]
     if moments is not None and ledger is not None:
-        shaped = {key: v.shape for key, v in moments.items()}
-        if shaped != {key: v.shape for key, v in ledger.current.items()}:
+        if _kinds(moments) != _kinds(ledger.current):
             engine.passes.fired, engine.passes.chains, engine.passes.tangent_path, engine.ledger = (
                 bound
             )
             raise CheckpointError(
-                "the state holds other moments than this recipe keeps: load it with the "
-                "recipe it was saved with"
+                "the state holds other moments than this recipe keeps here: load it with the "
+                "recipe and the precision it was saved with"
             )
         ledger.current.update(moments)
     elif ledger is not None:  # saved before its first batch
@@ -118,6 +120,11 @@ def restore(engine: Any, state: dict[str, Any]) -> None:
         block_memos=values["block_memos"],
         kept_inverse=values["kept_inverse"],
     )
+
+
+def _kinds(tensors: Mapping[Any, Tensor]) -> dict[Any, tuple[Any, Any]]:
+    """Shape and dtype of each."""
+    return {key: (tuple(t.shape), t.dtype) for key, t in tensors.items()}
 
 
 def cloned(value: Any) -> Any:
