@@ -188,7 +188,7 @@ def _collect(
     if type(module) in _DERIVATIVES:
         leaves.append(_Leaf(module, None))
         return True
-    if isinstance(module, _PLAIN) and not getattr(module, "inplace", False):
+    if type(module) in _PLAIN and not getattr(module, "inplace", False):
         leaves.append(_Leaf(module, None))
         return True
     return False

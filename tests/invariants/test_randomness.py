@@ -151,6 +151,30 @@ def test_a_model_with_its_own_randomness_goes_on_bit_for_bit(fraction, tmp_path)
     same_run(run.fork().rewind(3).advance(8), run)
 
 
+class Noise(torch.nn.Identity):
+    """A subclass may do what it likes, and this one draws."""
+
+    def forward(self, x):
+        return x + 0.1 * torch.randn_like(x)
+
+
+def test_a_subclass_of_a_plain_module_has_its_randomness_seeded():
+    """The explicit passes are for exact types: they seed nothing."""
+
+    def losses():
+        model = torch.nn.Sequential(torch.nn.Linear(4, 3), Noise(), torch.nn.Linear(3, 2))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_(0.1).view(-1)[0] = 1.0
+        opt = kl.KFAC(model)
+        x = torch.linspace(-1, 1, 80).reshape(20, 4)
+        return [float(opt.step(x, torch.arange(20) % 2).loss) for _ in range(3)]
+
+    first, before = losses(), torch.get_rng_state()
+    assert losses() == first
+    assert torch.equal(before, torch.get_rng_state())
+
+
 def test_a_callable_source_goes_on_bit_for_bit(tmp_path):
     def source(step, size):
         generator = torch.Generator().manual_seed(step)
