@@ -665,8 +665,15 @@ class Engine:
                                 factored, memos, s, state.inverse
                             )
                         trials.append(self._try(k, s, inverse, evaluated, clock))
-                best = _best([t.promise for t in trials])
-                sound = torch.stack([_finite(t) for t in trials]).all()
+                finite = [_finite(t) for t in trials]
+                missing = torch.full_like(trials[0].promise, float("nan"))
+                best = _best(
+                    [
+                        torch.where(f, t.promise, missing)
+                        for f, t in zip(finite, trials, strict=True)
+                    ]
+                )
+                sound = torch.stack(finite).any()  # the winner is finite where any is
                 given, added = _all_finite(increments), attempt.jitter
                 read = self._read([best, sound, given, *attempt.flags(), *added.values()])
                 if not read[2]:  # no inverse helps where the batch itself is not finite

@@ -210,3 +210,24 @@ def test_a_singular_factor_without_damping_escalates_by_itself():
     run = kl.Run(problem, recipe, device="cpu").advance(1)
     (amount,) = run.history.records[0].jitter.values()
     assert amount > 0 and math.isfinite(run.history["predicted"][0])
+
+
+@pytest.mark.parametrize("promise", [float("nan"), float("-inf")])
+def test_only_the_candidate_that_wins_has_to_be_finite(promise, monkeypatch):
+    """One γ of three that overflows is a γ that loses."""
+    run = run_of(schedule=SCHEDULE, damping="levenberg_marquardt(lam=1.0)").advance(3)
+    work, seen = type(run.stepper)._try, []
+
+    def trying(self, *args):
+        trial = work(self, *args)
+        seen.append(float(trial.strength.gamma))
+        if len(seen) == 2:
+            trial.value = trial.value * float("nan")
+            trial.promise = torch.full_like(trial.promise, promise)
+        return trial
+
+    monkeypatch.setattr(type(run.stepper), "_try", trying)
+    record = run.step_once()
+    assert record.due.gamma and len(seen) == 3
+    assert float(record.gamma) in (seen[0], seen[2])
+    assert math.isfinite(float(record.predicted))
