@@ -53,5 +53,6 @@ def forked(seed: int, purpose: str, step: int, device: torch.device) -> Iterator
         value = derive(seed, purpose, step)
         torch.default_generator.manual_seed(value)
         if devices:
-            torch.cuda.manual_seed(value)
+            with torch.cuda.device(device):  # manual_seed means the current one
+                torch.cuda.manual_seed(value)
         yield
