@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kfac_lab.core.layers import Tensors
 from kfac_lab.core.protocols import Layer
 from kfac_lab.core.vector import Vec
-from kfac_lab.errors import CoverageError
+from kfac_lab.errors import CoverageError, RecipeError
 
 __all__ = ["Claim", "CoverageRow", "Network", "Recorder", "Use", "called"]
 
@@ -91,6 +91,7 @@ class Network:
     @classmethod
     def of(cls, model: nn.Module, claim: Claim, fallback: bool) -> Network:
         """Asks ``claim`` for every module; tied parameters have one entry (section 12.3)."""
+        _check_tensors(model)
         canonical = {id(p): name for name, p in model.named_parameters()}
         trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
         frozen = tuple(n for n, p in model.named_parameters() if not p.requires_grad)
@@ -144,6 +145,21 @@ class Network:
                 "or there are none"
             )
         return cls(model, tuple(uses), frozen)
+
+
+def _check_tensors(model: nn.Module) -> None:
+    """Parameters that can be trained here: made, and in float32 or float64."""
+    for name, p in model.named_parameters():
+        if isinstance(p, nn.parameter.UninitializedParameter):
+            raise RecipeError(
+                f"{name} of {_owner_type(model, name)} has no shape yet: call the model once on a "
+                "batch first"
+            )
+        if p.requires_grad and p.dtype not in (torch.float32, torch.float64):
+            raise RecipeError(
+                f"{name} of {_owner_type(model, name)} is {p.dtype}, and K-FAC trains parameters "
+                "in float32 or float64: model.float()"
+            )
 
 
 def called(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor) -> Any:

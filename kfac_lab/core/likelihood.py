@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kfac_lab.errors import RecipeError
+from kfac_lab.errors import DataError, RecipeError
 
 __all__ = ["Bernoulli", "Categorical", "Gaussian", "Likelihood", "resolve"]
 
@@ -27,7 +27,11 @@ class Likelihood(Protocol):
     """
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """−log r(y|z) up to a constant, per case: ``[N]``."""
+        """−log r(y|z) up to a constant, per case: ``[N]``.
+
+        Raises:
+            DataError: targets that are none for these outputs.
+        """
         ...
 
     def gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -71,6 +75,35 @@ def _cases(values: Tensor) -> Tensor:
     return values.flatten(1).sum(1) if values.dim() > 1 else values
 
 
+def _check_targets(outputs: Tensor, targets: Tensor) -> None:
+    """Real targets, one for each output: a target of another shape would be broadcast silently."""
+    if targets.shape != outputs.shape:
+        raise DataError(
+            f"targets of shape {tuple(targets.shape)} came with outputs of shape "
+            f"{tuple(outputs.shape)}: give one target for each output"
+        )
+    if not targets.is_floating_point():
+        raise DataError(f"targets are {targets.dtype}: give real numbers, targets.float()")
+
+
+def _check_classes(outputs: Tensor, targets: Tensor) -> None:
+    """Probabilities of the outputs' shape, or class numbers with one dimension less."""
+    if targets.is_floating_point():
+        if targets.shape != outputs.shape:
+            raise DataError(
+                f"real targets are probabilities and need the outputs' shape "
+                f"{tuple(outputs.shape)}, not {tuple(targets.shape)}: give those, or class "
+                "numbers, targets.long()"
+            )
+    elif targets.dtype != torch.int64:
+        raise DataError(f"class numbers are torch.int64, not {targets.dtype}: targets.long()")
+    elif targets.shape != outputs.shape[:-1]:
+        raise DataError(
+            f"class numbers of shape {tuple(targets.shape)} came with outputs of shape "
+            f"{tuple(outputs.shape)}: they need shape {tuple(outputs.shape[:-1])}"
+        )
+
+
 def _one_column(outputs: Tensor, column: int) -> tuple[Tensor, tuple[slice | int, ...]]:
     """A zero tensor of the shape of ``outputs`` and the flat index of one output of each case."""
     flat = torch.zeros_like(outputs).flatten(1)
@@ -88,6 +121,7 @@ class Gaussian:
         return 1.0 if self.scale == "half" else 2.0
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        _check_targets(outputs, targets)
         return _cases((outputs - targets) ** 2) * (self._factor / 2)
 
     def gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -123,6 +157,7 @@ class Bernoulli:
     """Cross-entropy on logits; targets may be grey in [0, 1], model samples are binary."""
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        _check_targets(outputs, targets)
         return _cases(
             functional.binary_cross_entropy_with_logits(outputs, targets, reduction="none")
         )
@@ -177,11 +212,18 @@ class Categorical:
         return torch.zeros_like(outputs).scatter_(-1, targets.unsqueeze(-1), 1.0)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        _check_classes(outputs, targets)
         logs = functional.log_softmax(outputs, dim=-1)
         if targets.is_floating_point():
             terms = -(targets * logs).sum(-1)
         else:
-            terms = -logs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+            try:
+                terms = -logs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+            except RuntimeError as error:  # on the CPU, where a class is none
+                raise DataError(
+                    f"class numbers go from 0 to {outputs.shape[-1] - 1}, the model having "
+                    f"{outputs.shape[-1]} outputs, and one of the targets does not: {error}"
+                ) from error
         return terms.flatten(1).mean(1) if terms.dim() > 1 else terms
 
     def gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from kfac_lab.core.moments import Accumulation
 from kfac_lab.core.plan import Plan
 from kfac_lab.core.protocols import Estimator
 from kfac_lab.core.vector import Vec
-from kfac_lab.errors import CoverageError, RecipeError
+from kfac_lab.errors import CoverageError, DataError, RecipeError
 
 __all__ = ["Evaluated", "Observed", "Passes", "subset"]
 
@@ -148,6 +148,7 @@ class Passes:
 
         Raises:
             CoverageError: a claimed layer did not fire.
+            DataError: the model does not take the inputs, or its outputs do not fit the targets.
             RecipeError: no way to forward-mode products through this model, naming the module.
         """
         if self.fired is not None and (not tangents or self.tangent_path != "unknown"):
@@ -155,7 +156,7 @@ class Passes:
         inputs = inputs[:2]
         recorder = Recorder(self.network)
         with torch.no_grad(), recorder.recording(), self._mask(0, 0, inputs.device):
-            self._call(None, self.buffers(), inputs)
+            self._check_cases(inputs, targets[:2])
         silent = [
             use.layer.path
             for i, use in enumerate(self.network.uses)
@@ -164,13 +165,32 @@ class Passes:
         if silent:
             raise CoverageError(
                 f"claimed layer{'s' * (len(silent) > 1)} {', '.join(silent)} recorded nothing in "
-                "the first pass: the model does not call the module itself; name a fallback for "
-                "its parameters with layers={'<type>': None} and fallback='diagonal'"
+                "the first pass: the model does not call the module itself; call it in forward, or "
+                "freeze its parameters with requires_grad_(False)"
             )
         self.fired = recorder.fired
         self.chains = chains_of(recorder.fired, recorder.shapes())
         if tangents and self.tangent_path == "unknown":
             self.tangent_path = self._choose_tangents(inputs)
+
+    def _check_cases(self, inputs: Tensor, targets: Tensor) -> None:
+        """Calls the model on some cases and takes their loss, to see that all of it fits."""
+        kind = type(self._model).__name__
+        try:
+            outputs = self._call(None, self.buffers(), inputs)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            raise DataError(
+                f"{kind} does not take inputs of shape {tuple(inputs.shape)} and {inputs.dtype}, "
+                f"the first of its cases: {(str(error) or repr(error)).splitlines()[0]}"
+            ) from error
+        if not isinstance(outputs, Tensor) or outputs.shape[:1] != inputs.shape[:1]:
+            what = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+            raise DataError(
+                f"{kind} gives {what} for inputs of shape {tuple(inputs.shape)}, and has to give "
+                "one tensor with as many cases"
+            )
+        if isinstance(targets, Tensor):  # a Preconditioner may have none
+            self.likelihood.loss(outputs, targets)
 
     def _choose_tangents(self, inputs: Tensor) -> str:
         theta = [t.detach() for t in self.network.tensors]

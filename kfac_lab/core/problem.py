@@ -2,26 +2,48 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from kfac_lab.core import seeds
-from kfac_lab.core.likelihood import Likelihood, resolve
-from kfac_lab.errors import RecipeError
+from kfac_lab.core.likelihood import Bernoulli, Likelihood, resolve
+from kfac_lab.errors import DataError, RecipeError
 
 __all__ = ["Drawn", "Problem", "Split"]
 
 
 @dataclass(frozen=True)
 class Split:
-    """A set of cases: ``inputs`` ``[n, ...]`` and ``targets`` ``[n, ...]``."""
+    """A set of cases: ``inputs`` ``[n, ...]`` and ``targets`` ``[n, ...]``.
+
+    Raises:
+        DataError: these are not tensors of the same cases, or there are none.
+    """
 
     inputs: Tensor
     targets: Tensor
+
+    def __post_init__(self) -> None:
+        for name, value in (("inputs", self.inputs), ("targets", self.targets)):
+            if not isinstance(value, Tensor) or not value.dim():
+                what = "a single number" if isinstance(value, Tensor) else type(value).__name__
+                raise DataError(
+                    f"{name} must be a tensor of cases [n, ...], not {what}: torch.as_tensor "
+                    "makes one of an array or a list"
+                )
+        if len(self.inputs) != len(self.targets):
+            raise DataError(
+                f"inputs and targets are cases one for one: {len(self.inputs)} inputs came with "
+                f"{len(self.targets)} targets"
+            )
+        if not len(self.inputs):
+            raise DataError("inputs and targets hold no case; give at least one")
 
     def __len__(self) -> int:
         return self.inputs.shape[0]
@@ -43,7 +65,8 @@ class Problem:
         model: the network; its outputs are the parameter z of the likelihood (logits). It is
             trained in place.
         likelihood: ``"gaussian"``, ``"gaussian(scale='full')"``, ``"bernoulli"``,
-            ``"categorical"``, or an object with the methods of ``Likelihood``.
+            ``"categorical"``, an object with the methods of ``Likelihood``, or a torch loss such
+            as ``nn.CrossEntropyLoss()``.
         inputs: the training inputs ``[n, ...]``.
         targets: the training targets ``[n, ...]``.
         data: in place of ``inputs`` and ``targets``, a map-style dataset (``len`` and indexing
@@ -54,14 +77,15 @@ class Problem:
         title: a line for figures.
 
     Raises:
-        RecipeError: inputs and targets disagree, neither or both sources are given, or η < 0.
+        RecipeError: no module, no known likelihood, neither or both sources, or η < 0.
+        DataError: inputs and targets disagree, there are none, or they are none of the likelihood.
     """
 
     def __init__(
         self,
         *,
         model: nn.Module,
-        likelihood: str | Likelihood,
+        likelihood: str | Likelihood | nn.Module,
         inputs: Tensor | None = None,
         targets: Tensor | None = None,
         data: Any = None,
@@ -70,24 +94,31 @@ class Problem:
         name: str = "custom",
         title: str | None = None,
     ) -> None:
+        if not isinstance(model, nn.Module):
+            raise RecipeError(f"model={model!r} must be an nn.Module, a network that was made")
         if (inputs is None) != (targets is None):
             raise RecipeError("a problem takes inputs and targets together, or data in their place")
         if (inputs is None) == (data is None):
             raise RecipeError("a problem takes either inputs and targets, or data, not both")
-        if inputs is not None and targets is not None and len(inputs) != len(targets):
-            raise RecipeError(
-                f"a problem's inputs and targets are cases one for one: {len(inputs)} inputs came "
-                f"with {len(targets)} targets"
-            )
-        if not l2 >= 0:
-            raise RecipeError(f"l2={l2} must be at least 0 (η, section 5.7)")
+        given: Any = l2
+        if not isinstance(given, Real) or not 0 <= float(given) < math.inf:
+            raise RecipeError(f"l2={l2!r} must be at least 0 and finite (η, section 5.7)")
         self.model = model
         self.likelihood: Likelihood = resolve(likelihood)
+        if inputs is not None and targets is not None:
+            Split(inputs, targets)
+            self._check_probabilities(targets)
+        else:
+            _check_source(data)
         self.inputs = inputs
         self.targets = targets
         self.data = data
         self.l2 = float(l2)
-        self.test = Split(*test) if isinstance(test, tuple) else test
+        if isinstance(test, (tuple, list)) and len(test) == 2:
+            test = Split(*test)
+        if not isinstance(test, (Split, type(None))):
+            raise RecipeError("test must be a Split or a pair: test=(inputs, targets)")
+        self.test = test
         self.name = name
         self.title = title or name
 
@@ -113,7 +144,7 @@ class Problem:
         available = self.available
         if available is None:
             source: Callable[[int, int], tuple[Tensor, Tensor]] = self.data
-            inputs, targets = source(step, size)
+            inputs, targets = _pair(source(step, size), "the callable")
             order = seeds.permutation(seed, "rows", step, len(inputs))
             return Drawn(inputs.to(self.device), targets.to(self.device), order)
         chosen = seeds.permutation(seed, "batch", step, available)[: min(size, available)]
@@ -154,5 +185,38 @@ class Problem:
     def _collate(self, rows: Any) -> tuple[Tensor, Tensor]:
         from torch.utils.data import default_collate
 
-        inputs, targets = default_collate([self.data[int(i)] for i in rows])
-        return inputs, targets
+        return _pair(default_collate([self.data[int(i)] for i in rows]), "the data set")
+
+    def _check_probabilities(self, targets: Tensor) -> None:
+        """Bernoulli's targets lie in [0, 1]: h has no minimum otherwise."""
+        if isinstance(self.likelihood, Bernoulli) and not targets.is_meta:
+            low, high = (float(bound) for bound in targets.aminmax())
+            if low < 0 or high > 1:
+                raise DataError(
+                    f"likelihood 'bernoulli' needs targets in [0, 1], and these go from {low:g} to "
+                    f"{high:g}: scale them, or use 'gaussian'"
+                )
+
+
+def _check_source(data: Any) -> None:
+    """``data`` is a callable, or a map-style dataset with at least one case."""
+    if callable(data):
+        return
+    if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
+        hint = "; give loader.dataset" if hasattr(data, "dataset") else ""
+        raise RecipeError(
+            f"data={type(data).__name__} must be a map-style dataset (len and indexing) or a "
+            f"callable (step, size) -> (inputs, targets){hint}"
+        )
+    if not len(data):
+        raise DataError("data holds no case; give at least one")
+
+
+def _pair(found: Any, who: str) -> tuple[Tensor, Tensor]:
+    """What a source of cases gave, as inputs and targets."""
+    if not isinstance(found, (tuple, list)) or len(found) != 2:
+        raise DataError(
+            f"{who} in data gives a {type(found).__name__}, and has to give a pair: inputs, targets"
+        )
+    cases = Split(*found)
+    return cases.inputs, cases.targets
