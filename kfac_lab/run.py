@@ -151,7 +151,7 @@ class Run:
         self.stepper = self._attached()
         self.history = History()
         self._lock = threading.RLock()
-        self._queue: list[Plan] = []
+        self._queue: list[Mapping[str, Any]] = []  # parts of swaps that wait
         self._snapshots: list[_Snapshot] = []
         self._snapshot()
 
@@ -247,8 +247,11 @@ class Run:
                 "another method is another stepper: fork() the run, or start one with "
                 f"recipe={parts['method']!r}"
             )
-        base = self._queue[-1][0] if self._queue else self.recipe
-        self._queue.append(planned(base, parts))
+        base = self.recipe
+        for waiting in list(self._queue):
+            base = base.replace(**waiting)
+        planned(base, parts)
+        self._queue.append(parts)
         if self._lock.acquire(blocking=False):
             try:
                 self._apply_queue()
@@ -258,7 +261,8 @@ class Run:
 
     def _apply_queue(self) -> None:
         while self._queue:
-            plan = self._queue.pop(0)
+            # Planned anew: what it was validated against may have changed while it waited.
+            plan = planned(self.recipe, self._queue.pop(0))
             mark = carried_out(self.stepper, self.recipe, plan)
             self.recipe = plan.recipe
             self.history.marks.append(mark)

@@ -389,7 +389,7 @@ def test_a_named_problem_needs_no_problem(tmp_path):
 def test_what_waits_is_saved_too(tmp_path):
     """A swap that was asked for from another thread, and has not been applied yet."""
     run = run_of().advance(2)
-    run._queue.append(run_module.planned(run.recipe, {"damping": "tied"}))
+    run._queue.append({"damping": "tied"})
     loaded = kl.Run.load(run.save(tmp_path / "run.pt"), problem=problem_of(), device="cpu")
     assert "damping = tied" in loaded.recipe.text()
     assert [m.step for m in loaded.history.marks] == [2]

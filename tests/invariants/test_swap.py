@@ -9,6 +9,7 @@ import torch
 
 import kfac_lab as kl
 from invariants.helpers import image, numbers, problem_of, recipe_of, run_of, same, same_run
+from kfac_lab import run as run_module
 from kfac_lab.core.state import Strength
 from kfac_lab.paper import averaging, damping
 
@@ -426,6 +427,26 @@ def test_swaps_that_wait_build_on_each_other():
     assert run.recipe.text_of("damping") == "tied"
     assert run.recipe.text_of("momentum") == "rescaled"
     assert [m.step for m in run.history.marks] == [6, 6]
+
+
+def test_a_swap_that_comes_while_another_is_carried_out_builds_on_it(monkeypatch):
+    """From another thread, between the queue's being emptied and the recipe's being there."""
+    run, asked, work = steady(), [], run_module.carried_out
+
+    def carried_out(*args):
+        if not asked:
+            asked.append(1)
+            thread = threading.Thread(target=lambda: run.swap(momentum="rescaled"))
+            thread.start()
+            thread.join()
+        return work(*args)
+
+    monkeypatch.setattr(run_module, "carried_out", carried_out)
+    run.swap(damping="tied")
+    run.advance(1)
+    assert run.recipe.text_of("damping") == "tied"
+    assert run.recipe.text_of("momentum") == "rescaled"
+    assert type(run.stepper.parts["damping"]).__name__ == "Tied"
 
 
 def test_a_fork_compares_kept_with_swapped_from_the_same_step():
