@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -80,6 +81,7 @@ class History:
     def __init__(self) -> None:
         self._records: list[StepRecord] = []
         self._numbers: list[tuple[float, ...]] = []
+        self._reading = threading.Lock()  # a panel reads while another thread trains
         self.marks: list[Swap] = []
         self.evaluations: list[dict[str, Any]] = []
 
@@ -113,6 +115,10 @@ class History:
 
     def _settle(self) -> None:
         """Reads everything that is pending, in one transfer."""
+        with self._reading:
+            self._read()
+
+    def _read(self) -> None:
         pending = self._records[len(self._numbers) :]
         if not pending:
             return

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -260,3 +261,22 @@ def test_keep_forgets_what_came_before():
 def test_repr():
     assert repr(History()) == "History(no steps)"
     assert "5 steps" in repr(made()) and "0.2" in repr(made())
+
+
+def test_two_threads_may_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else both would move the same records, and every column would have them twice."""
+    history = History()
+    history.append(StepRecord(step=1, loss=torch.tensor(1.0)))
+    work, threads = linalg.host, []
+
+    def host(tensors):  # type: ignore[no-untyped-def]
+        if not threads:
+            threads.append(threading.Thread(target=lambda: history["loss"]))
+            threads[0].start()
+            threads[0].join(0.2)
+        return work(tensors)
+
+    monkeypatch.setattr(linalg, "host", host)
+    assert list(history["loss"]) == [1.0]
+    threads[0].join()
+    assert list(history["loss"]) == [1.0] and len(history) == 1
