@@ -36,6 +36,7 @@ def saved(engine: Any, *, parameters: bool = True) -> dict[str, Any]:
             "mixed": engine._mixed,
             "forced": engine._forced,
             "reference": engine._reference,
+            "young": dict(engine.ledger.young) if engine.ledger is not None else {},
             "moments": dict(engine.ledger.current) if engine.ledger is not None else None,
             "fired": engine.passes.fired,
             "chains": engine.passes.chains,
@@ -95,6 +96,7 @@ def restore(engine: Any, state: dict[str, Any]) -> None:
                 "recipe and the precision it was saved with"
             )
         ledger.current.update(moments)
+        ledger.young = dict(values["young"])
     elif ledger is not None:  # saved before its first batch
         for value in ledger.current.values():
             value.zero_()

@@ -6,6 +6,7 @@ swaps the sides. So a step that fails has changed nothing, and commit allocates 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -56,8 +57,7 @@ class Accumulation:
     """New second moments of one step, gathered into the ledger's spare side chunk by chunk."""
 
     def __init__(self, ledger: Ledger, epsilon: float, cases: int) -> None:
-        self._ledger, self._epsilon = ledger, epsilon
-        self._new = (1.0 - epsilon) / cases
+        self._ledger, self._epsilon, self._cases = ledger, epsilon, cases
         self._started: set[Key] = set()
 
     def inputs(self, rows: Sequence[Tensor | None]) -> None:
@@ -76,31 +76,53 @@ class Accumulation:
             left, right = rows[i], rows[j]
             if left is None or right is None:
                 continue
-            # A sums over shared positions, G averages over them (section 12.1).
-            weight = self._new if kind == "A" else self._new / left.shape[1]
+            # A sums over shared positions, G averages over them (section 12.1); the outer product
+            # of the mean is the part of A that the mean makes.
+            positions = left.shape[1]
+            old, new = self._weights(key)
+            new = new / self._cases if kind == "A" else new / self._cases / positions
             left = left.flatten(0, 1)
             if name.endswith(".diagonal"):
-                self._add(key, torch.sum(left * left, 0), weight)
+                self._add(key, torch.sum(left * left, 0), old, new)
             elif name.endswith(".mean"):
-                self._add(key, left.sum(0), weight)
+                self._add(key, left.sum(0), old, new / math.sqrt(positions))
             else:
-                self._product(key, left, right.flatten(0, 1), weight)
+                self._product(key, left, right.flatten(0, 1), old, new)
 
-    def _product(self, key: Key, left: Tensor, right: Tensor, weight: float) -> None:
+    def _weights(self, key: Key) -> tuple[float, float]:
+        """Of the old moment and of the new: (ε, 1−ε), and a running mean for one just opened.
+
+        A cross moment has the geometric means of its ends' weights, so that the joint second
+        moment is a sum of positive semidefinite parts whatever the ends' ages.
+        """
+        name, i, j = key
+        if i == j:
+            own = self._own(key)
+            return own, 1.0 - own
+        a, b = self._own((name, i, i)), self._own((name, j, j))
+        if a == b:
+            return a, 1.0 - a
+        return math.sqrt(a * b), math.sqrt((1.0 - a) * (1.0 - b))
+
+    def _own(self, key: Key) -> float:
+        age = self._ledger.young.get(key)
+        return self._epsilon if age is None else min(self._epsilon, 1.0 - 1.0 / (age + 1))
+
+    def _product(self, key: Key, left: Tensor, right: Tensor, old: float, new: float) -> None:
         spare = self._ledger.spare[key]
         if key in self._started:
-            spare.addmm_(left.t(), right, alpha=weight)
+            spare.addmm_(left.t(), right, alpha=new)
         else:
             current = self._ledger.current[key]
-            torch.addmm(current, left.t(), right, beta=self._epsilon, alpha=weight, out=spare)
+            torch.addmm(current, left.t(), right, beta=old, alpha=new, out=spare)
             self._started.add(key)
 
-    def _add(self, key: Key, new: Tensor, weight: float) -> None:
+    def _add(self, key: Key, sums: Tensor, old: float, new: float) -> None:
         spare = self._ledger.spare[key]
         if key not in self._started:
-            torch.mul(self._ledger.current[key], self._epsilon, out=spare)
+            torch.mul(self._ledger.current[key], old, out=spare)
             self._started.add(key)
-        spare.add_(new, alpha=weight)
+        spare.add_(sums, alpha=new)
 
     def finish(self) -> list[Tensor]:
         """The spare side's tensors; moments that got nothing new decay nothing and are kept."""
@@ -146,6 +168,8 @@ class Ledger:
             self.current["G", i, j] = like.new_zeros((layers[i].d_out, layers[j].d_out))
         self.keys: tuple[Key, ...] = tuple(self.current)
         self.spare = {key: torch.empty_like(value) for key, value in self.current.items()}
+        # Updates so far of moments that a swap opened: they start as a running mean.
+        self.young: dict[Key, int] = {}
 
     def accumulate(self, epsilon: float, cases: int) -> Accumulation:
         """Starts ε·current + (1−ε)·(mean over ``cases``) on the spare side."""
@@ -158,6 +182,8 @@ class Ledger:
     def swap(self) -> None:
         """Commit: what was accumulated becomes current."""
         self.current, self.spare = self.spare, self.current
+        for key in self.young:
+            self.young[key] += 1
 
     def inherit(self, other: Ledger) -> None:
         """Takes over the moments that both keep (after a swap of block or structure)."""
@@ -165,6 +191,11 @@ class Ledger:
             if key in self.current and self.current[key].shape == value.shape:
                 self.current[key] = value
                 self.spare[key] = other.spare[key]
+        self.young = {
+            key: other.young.get(key, 0)
+            for key in self.keys
+            if key[1] == key[2] and (key not in other.current or key in other.young)
+        }
 
     def traces(self) -> Tensor:
         """Σ of the diagonals on the spare side: finite exactly where the increments are."""
