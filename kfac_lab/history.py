@@ -44,6 +44,12 @@ COLUMNS = (
 )
 
 
+class _NoColumn(KfacLabError, KeyError):
+    """A KeyError, which prints as the sentence that it is."""
+
+    __str__ = Exception.__str__
+
+
 class Column(Sequence[float]):
     """One number per step: length, indexing, slices and ``numpy.asarray``."""
 
@@ -105,7 +111,7 @@ class History:
 
     def __getitem__(self, name: str) -> Column:
         if name not in COLUMNS:
-            raise KeyError(f"history has no column {name!r}; it has {', '.join(COLUMNS)}")
+            raise _NoColumn(f"history has no column {name!r}; it has {', '.join(COLUMNS)}")
         self._settle()
         at = COLUMNS.index(name)
         return Column(name, np.array([row[at] for row in self._numbers], dtype=np.float64))

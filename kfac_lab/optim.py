@@ -13,6 +13,7 @@ import weakref
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
+from numbers import Real
 from typing import Any, NoReturn, TypeAlias
 
 import torch
@@ -21,9 +22,10 @@ from torch import Tensor, nn
 from kfac_lab import engine as _engine
 from kfac_lab.core import linalg, seeds
 from kfac_lab.core.likelihood import Likelihood, resolve
+from kfac_lab.core.parameters import whole_number
 from kfac_lab.core.problem import Drawn, Problem
 from kfac_lab.core.state import Due, StepRecord
-from kfac_lab.errors import CheckpointError, KfacLabError, RecipeError
+from kfac_lab.errors import CheckpointError, DataError, KfacLabError, RecipeError
 from kfac_lab.history import History
 from kfac_lab.hooks import Recipe, lab
 from kfac_lab.run import Coverage, carried_out, planned, warn_elsewhere, where
@@ -78,9 +80,10 @@ class KFAC(torch.optim.Optimizer):
         _check_rate(lr)
         chosen = _recipe("KFAC", recipe)
         problem = _problem(model, likelihood, l2)
-        self._engine = _engine.attach(problem, chosen, int(seed), tf32=tf32)
+        self._engine = _engine.attach(problem, chosen, whole_number("seed", seed), tf32=tf32)
         self.history = History()
         self._unread = 0
+        self._kind: str | None = None  # of the cases of the last step
         self._open = True  # while the base class adds the one group there is
         super().__init__([p for p in model.parameters() if p.requires_grad], {"lr": lr})
         self._open = False
@@ -95,7 +98,8 @@ class KFAC(torch.optim.Optimizer):
         Returns the step's record; its numbers are 0-dim tensors until somebody reads them.
 
         Raises:
-            RecipeError: not a batch of this model; nothing has changed.
+            RecipeError: no batch, or ``lr`` is none; nothing has changed.
+            DataError: not a batch of this model and likelihood; nothing has changed.
             NumericalError: something was not finite; the step has not happened.
         """
         if closure is not None or (callable(inputs) and not isinstance(inputs, Tensor)):
@@ -114,8 +118,18 @@ class KFAC(torch.optim.Optimizer):
         _check_rate(rate)
         engine.lr = float(rate)
         order = seeds.permutation(engine.seed, "rows", engine.step_count + 1, rows)
-        with _own_precision(engine.device):
-            record = engine.step_on(Drawn(inputs.detach(), targets.detach(), order))
+        kind = f"shape {tuple(inputs.shape[1:])} and {inputs.dtype}"
+        try:
+            with _own_precision(engine.device):
+                record = engine.step_on(Drawn(inputs.detach(), targets.detach(), order))
+        except RuntimeError as error:
+            if self._kind in (None, kind):
+                raise
+            raise DataError(
+                f"KFAC.step: the model does not take cases of {kind}; those before had "
+                f"{self._kind}: {str(error).splitlines()[0]}"
+            ) from error
+        self._kind = kind
         record = replace(record, lr=engine.lr)
         self.history.append(record)
         self._unread += 1
@@ -217,6 +231,8 @@ class KFAC(torch.optim.Optimizer):
         Raises:
             CheckpointError: this is no such state, or one of another model; nothing has changed.
         """
+        if not isinstance(state_dict, Mapping):
+            raise CheckpointError(f"a state is what state_dict() gave, not {state_dict!r}")
         groups = state_dict.get("param_groups", ())
         counts = [len(group["params"]) for group in groups]
         if counts != [len(self.param_groups[0]["params"])]:
@@ -284,11 +300,14 @@ class Preconditioner:
         optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
         _check_model("Preconditioner", model)
-        if kl_clip is not None and not kl_clip > 0:
-            raise RecipeError(f"kl_clip={kl_clip} must be above 0 (κ, section 12.9), or None")
+        if kl_clip is not None and not (isinstance(kl_clip, Real) and float(kl_clip) > 0):
+            raise RecipeError(f"kl_clip={kl_clip!r} must be above 0 (κ, section 12.9), or None")
         chosen = _recipe("Preconditioner", recipe)
         chosen = chosen.replace(model="none", momentum="fixed(lr=1.0, mu=0.0)", average="none")
-        self._engine = _engine.attach(_problem(model, likelihood, 0.0), chosen, int(seed))
+        if not isinstance(optimizer, (torch.optim.Optimizer, type(None))):
+            raise RecipeError(f"optimizer={optimizer!r} must be the torch optimiser of your loop")
+        problem = _problem(model, likelihood, 0.0)
+        self._engine = _engine.attach(problem, chosen, whole_number("seed", seed))
         self.kl_clip, self.optimizer = kl_clip, optimizer
         self._tap = _Tap()
         handle = model.register_forward_pre_hook(self._tap, prepend=True, with_kwargs=True)
@@ -321,8 +340,10 @@ class Preconditioner:
         """
         engine, network = self._engine, self._engine.network
         _check_place("Preconditioner.step", engine)
-        if not isinstance(loss_scale, Tensor) and not (0 < loss_scale < math.inf):
-            raise RecipeError(f"loss_scale={loss_scale} must be above 0 and finite")
+        if not isinstance(loss_scale, Tensor) and not (
+            isinstance(loss_scale, Real) and 0 < float(loss_scale) < math.inf
+        ):
+            raise RecipeError(f"loss_scale={loss_scale!r} must be above 0 and finite")
         parameters = network.tensors
         gradients = [p.grad for p in parameters]
         if all(g is None for g in gradients):
@@ -563,10 +584,10 @@ def _own_precision(device: torch.device) -> contextlib.AbstractContextManager[An
 
 
 def _check_rate(lr: Any) -> None:
-    if not 0 <= float(lr) < math.inf:
-        raise RecipeError(
-            f"lr={float(lr):g} must be at least 0 and finite: it multiplies the update"
-        )
+    number = isinstance(lr, (Real, Tensor))
+    if not number or not 0 <= float(lr) < math.inf:
+        shown = f"{float(lr):g}" if number else repr(lr)
+        raise RecipeError(f"lr={shown} must be at least 0 and finite: it multiplies the update")
 
 
 def _check_place(who: str, engine: _engine.Engine) -> torch.device:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import pickle
 import platform
 import signal
 import threading
@@ -12,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +23,9 @@ from torch import Tensor
 from kfac_lab import engine as _engine
 from kfac_lab.core import linalg
 from kfac_lab.core.capture import CoverageRow, called
+from kfac_lab.core.parameters import whole_number
 from kfac_lab.core.passes import square_norm
+from kfac_lab.core.plain import MORE, Plain
 from kfac_lab.core.problem import Problem
 from kfac_lab.core.state import StepRecord, Swap, move
 from kfac_lab.errors import CheckpointError, DataError, KfacLabError, RecipeError
@@ -99,10 +103,25 @@ class _Snapshot:
 
 
 def choose_device(device: str | torch.device) -> torch.device:
-    """``"auto"`` is CUDA where it is, else the CPU."""
+    """``"auto"`` is CUDA where it is, else the CPU.
+
+    Raises:
+        RecipeError: no device of that name, or none on this machine.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise RecipeError(
+            f"device={device!r} is none: use 'auto', 'cpu', 'cuda' or 'cuda:1'"
+        ) from error
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise RecipeError(
+            f"device={str(chosen)!r} is not there: torch sees {torch.cuda.device_count()} CUDA "
+            "devices here; use 'auto' or 'cpu'"
+        )
+    return chosen
 
 
 class Run:
@@ -139,15 +158,21 @@ class Run:
                 f"tf32=True is a switch of the method kfac, not of {self.recipe.method!r}: other "
                 "methods follow torch.set_float32_matmul_precision"
             )
-        self.seed = int(seed)
+        self.seed = whole_number("seed", seed)
+        chosen = choose_device(device)
+        if not isinstance(problem, (str, Problem)):
+            raise RecipeError(
+                f"a run takes a problem's name or a Problem, not a {type(problem).__name__}: "
+                "Run(Problem(model=…, likelihood=…, inputs=…, targets=…))"
+            )
         self.named = problem if isinstance(problem, str) else None
         if isinstance(problem, str):
             entry = process_lab.entry("problem", problem)
-            self.problem: Problem = entry.component(seed=self.seed, device=choose_device(device))
+            self.problem: Problem = entry.component(seed=self.seed, device=chosen)
         else:
             self.problem = problem
             if device != "auto":
-                problem.model.to(torch.device(device))
+                problem.model.to(chosen)
         self.stepper = self._attached()
         self.history = History()
         self._lock = threading.RLock()
@@ -158,7 +183,9 @@ class Run:
     def _attached(self) -> Any:
         """A new stepper for the run's problem and recipe."""
         options = {"tf32": True} if self.tf32 else {}
-        return self.recipe["method"].attach(self.problem, self.recipe, self.seed, **options)
+        made = self.recipe["method"].attach(self.problem, self.recipe, self.seed, **options)
+        complete = all(hasattr(made, name) for name in MORE)
+        return made if complete else Plain(made, self.problem, self.recipe.method)
 
     # --- advancing ------------------------------------------------------------------------------
 
@@ -189,11 +216,20 @@ class Run:
         ``until`` is asked after every step and ends the advance by returning True. An interrupt
         (Ctrl-C, the notebook's stop button) ends it at the step boundary: KeyboardInterrupt is
         raised there, everything kept; a second one cuts the step off, which then has not happened.
+        Returns the run itself.
+
+        Raises:
+            RecipeError: steps or seconds that are none; nothing has happened.
+            NumericalError: a step whose numbers broke down; it has not happened.
         """
         if steps is None and seconds is None and until is None:
             steps = 1
-        if (steps is not None and steps < 0) or (seconds is not None and seconds < 0):
-            raise RecipeError("advance goes forward: steps and seconds must be at least 0")
+        if steps is not None and whole_number("steps", steps) < 0:
+            raise RecipeError(f"advance goes forward: steps={steps} must be at least 0")
+        if seconds is not None and not (isinstance(seconds, Real) and float(seconds) >= 0):
+            raise RecipeError(f"advance goes forward: seconds={seconds!r} must be at least 0")
+        if until is not None and not callable(until):
+            raise RecipeError(f"advance until={until!r} must be a function of the step's record")
         process_lab.emit("kfac_on_run_start", run=self)
         start = self.seconds
         made = 0
@@ -294,6 +330,7 @@ class Run:
             RecipeError: that step lies ahead, or before what this run holds.
         """
         with self._lock:
+            step = whole_number("rewind", step)
             first = self._snapshots[0].step if self._snapshots else self.step
             if not first <= step <= self.step:
                 raise RecipeError(
@@ -366,12 +403,15 @@ class Run:
         """
         if at not in ("theta", "average", "best"):
             raise RecipeError(f"evaluate at={at!r}: use 'theta', 'average' or 'best'")
-        if cases is not None and cases < 1:
+        if cases is not None and whole_number("evaluate cases", cases) < 1:
             raise RecipeError(f"evaluate cases={cases}: at least 1, or None for the whole set")
         with self._lock:
             average = self.stepper.average()
             if at == "average" and average is None:
-                raise RecipeError("this run keeps no average: its recipe says average='none'")
+                raise RecipeError(
+                    "this run keeps no average: its recipe says average='none', "
+                    "or its method makes none"
+                )
             scores = []
             if at in ("theta", "best"):
                 scores.append(self._score(split, "theta", None, cases))
@@ -454,7 +494,15 @@ class Run:
     # --- saving ---------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> Path:
-        """Writes everything to go on bit for bit; the file appears whole or not at all."""
+        """Writes everything to go on bit for bit; the file appears whole or not at all.
+
+        Returns the path.
+
+        Raises:
+            CheckpointError: the file cannot be written; an older one there is as it was.
+            RecipeError: a component whose class nobody has registered, so that nothing could load
+                it.
+        """
         with self._lock:
             self._apply_queue()
             content = {
@@ -473,6 +521,8 @@ class Run:
         try:
             torch.save(content, temporary)
             os.replace(temporary, path)
+        except (OSError, RuntimeError) as error:
+            raise CheckpointError(f"{path} cannot be written: {error}") from error
         finally:
             temporary.unlink(missing_ok=True)
         return path
@@ -496,6 +546,8 @@ class Run:
             content = torch.load(Path(path), map_location="cpu", weights_only=True)
         except FileNotFoundError:
             raise CheckpointError(f"there is no file {path} to load a run from") from None
+        except pickle.UnpicklingError as error:  # torch's advice is to trust the file: not ours
+            raise CheckpointError(f"{path} is not a saved run: no file of Run.save") from error
         except Exception as error:
             why = (str(error) or repr(error)).splitlines()[0]
             raise CheckpointError(f"{path} is not a saved run: {why}") from error
@@ -505,6 +557,11 @@ class Run:
             raise CheckpointError(
                 f"{path} holds a run on the problem {content.get('name')!r}, which was made from "
                 "objects: give them again, Run.load(path, problem=Problem(…))"
+            )
+        if not isinstance(problem, (Problem, type(None))):
+            raise CheckpointError(
+                f"problem is a {type(problem).__name__}: give the Problem that {path} was saved "
+                "with, or none for a named one"
             )
         source: Any = problem if problem is not None else content["problem"]
         name = source if isinstance(source, str) else source.name

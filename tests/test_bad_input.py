@@ -112,3 +112,81 @@ def test_targets_are_never_broadcast_by_a_baseline_either(method):
 def test_parameters_that_cannot_be_trained(model, sentence):
     with pytest.raises(kl.RecipeError, match=sentence):
         kl.Run(problem_of(model=model))
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: kl.Run(network()), "a run takes a problem's name or a Problem, not a Sequential"),
+        (lambda: kl.Run(problem_of(), seed=1.5), "seed=1.5 must be a whole number"),
+        (lambda: kl.Run(problem_of(), device="gpu"), "device='gpu' is none"),
+        (lambda: kl.Run(problem_of(), device="cuda:77"), "device='cuda:77' is not there"),
+        (lambda: kl.Recipe.named(3), "the name of a recipe is text, not 3"),
+        (lambda: kl.lab.names("dampng"), "did you mean 'damping'"),
+        (lambda: kl.lab.components("dampng"), "did you mean 'damping'"),
+        (lambda: kl.KFAC(network(), lr="fast"), "lr='fast' must be at least 0"),
+        (lambda: kl.KFAC(network(), seed=None), "seed=None must be a whole number"),
+        (lambda: kl.KFAC(network()).load_state_dict(None), "a state is what state_dict"),
+        (lambda: kl.Preconditioner(network(), kl_clip="a"), "kl_clip='a' must be above 0"),
+        (lambda: kl.Preconditioner(network(), optimizer=3), "must be the torch optimiser"),
+        (lambda: kl.Preconditioner(network()).step(loss_scale="x"), "loss_scale='x' must be above"),
+    ],
+)
+def test_arguments_of_another_kind(call, sentence):
+    with pytest.raises(kl.KfacLabError, match=sentence):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda run: run.advance(1.5), "steps=1.5 must be a whole number"),
+        (lambda run: run.advance(-1), "steps=-1 must be at least 0"),
+        (lambda run: run.advance(seconds="2"), "seconds='2' must be at least 0"),
+        (lambda run: run.advance(seconds=math.nan), "seconds=nan must be at least 0"),
+        (lambda run: run.advance(until=3), "until=3 must be a function"),
+        (lambda run: run.rewind("0"), "rewind='0' must be a whole number"),
+        (lambda run: run.evaluate(cases="3"), "cases='3' must be a whole number"),
+        (lambda run: run.history["los"], "^history has no column 'los'; it has step, loss"),
+        (lambda run: run.save("/nowhere/at/all.pt"), "cannot be written"),
+    ],
+)
+def test_a_run_is_left_as_it_was(call, sentence):
+    run = kl.Run(problem_of(), "robust").advance(2)
+    with pytest.raises(kl.KfacLabError, match=sentence):
+        call(run)
+    assert run.step == len(run.history) == 2 and not run.history.marks
+
+
+def test_a_column_that_is_not_there_is_a_key_error_too():
+    with pytest.raises(KeyError):
+        kl.Run(problem_of(), "robust").history["los"]
+
+
+def test_files_that_are_no_run(tmp_path):
+    path = tmp_path / "notes.pt"
+    path.write_text("nothing of ours")
+    with pytest.raises(kl.CheckpointError, match=r"is not a saved run: no file of Run\.save$"):
+        kl.Run.load(path)
+    kl.Run(problem_of(), "robust").save(path)
+    with pytest.raises(kl.CheckpointError, match="give the Problem"):
+        kl.Run.load(path, problem=network())
+
+
+@pytest.mark.parametrize(
+    ("inputs", "targets", "sentence"),
+    [
+        (X[:, :5], CLASSES, r"cases of shape \(5,\) and torch.float32; those before had shape"),
+        (X.double(), CLASSES, "torch.float64; those before"),
+        (X, CLASSES + 7, "class numbers go from 0 to 2"),
+        (X, CLASSES.float(), "targets.long"),
+    ],
+)
+def test_a_batch_of_another_kind(inputs, targets, sentence):
+    model = network()
+    opt = kl.KFAC(model)
+    opt.step(X, CLASSES)
+    before = [p.clone() for p in model.parameters()]
+    with pytest.raises(kl.DataError, match=sentence):
+        opt.step(inputs, targets)
+    assert opt.step_count == 1 and all(map(torch.equal, before, model.parameters()))

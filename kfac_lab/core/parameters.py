@@ -31,6 +31,7 @@ import dataclasses
 import difflib
 import inspect
 import math
+import operator
 import re
 import sys
 import types
@@ -54,6 +55,7 @@ __all__ = [
     "text",
     "unparse",
     "validate",
+    "whole_number",
 ]
 
 
@@ -503,6 +505,18 @@ def _show(value: Any) -> str:
         return _write(value)
     except ValueError:
         return repr(value)
+
+
+def whole_number(name: str, value: Any) -> int:
+    """``value`` as an int.
+
+    Raises:
+        RecipeError: it is none.
+    """
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise RecipeError(f"{name}={value!r} must be a whole number") from None
 
 
 def did_you_mean(name: str, known: Iterable[Any]) -> str:

@@ -415,7 +415,10 @@ class Collective(Protocol):
 
 @runtime_checkable
 class Stepper(Protocol):
-    """A method: what a Run advances. ``attach(problem, recipe, seed)`` makes one."""
+    """A method: what a Run advances. ``attach(problem, recipe, seed)`` makes one.
+
+    It uses ``recipe["batch"]`` and ``recipe["average"]``, and trains ``problem.model`` in place.
+    """
 
     def step(self) -> StepRecord:
         """One step."""
@@ -428,3 +431,10 @@ class Stepper(Protocol):
     def load(self, state: dict[str, Any]) -> None:
         """Restores what ``state`` gave."""
         ...
+
+    # Optional, all six or none; without them the run counts and times the steps, and there is no
+    # average and no swap:
+    #   step_count: int, k of the last step made; seconds: float, training time so far
+    #   names: tuple[str, ...], the trained parameters; average() -> tensors in their order, or None
+    #   coverage() -> list of core.capture.CoverageRow
+    #   swap(recipe, named): batch and average from the next step on

@@ -364,12 +364,18 @@ class Lab:
         return found[0]
 
     def names(self, slot: str) -> list[str]:
-        """What can be written in a slot."""
+        """What can be written in a slot.
+
+        :raises RecipeError: for an unknown slot.
+        """
         self.load()
         return self.registry.names(slot)
 
     def components(self, slot: str | None = None) -> list[Entry]:
-        """What is registered, in one slot or in all."""
+        """What is registered, in one slot or in all.
+
+        :raises RecipeError: for an unknown slot.
+        """
         self.load()
         return list(self.registry.entries(slot))
 

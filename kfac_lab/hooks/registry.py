@@ -167,11 +167,9 @@ class Registry:
         :raises PluginError: where two distributions have the name; it names both.
         :raises RecipeError: where nobody has it; it lists what there is.
         """
-        if slot not in FAMILIES:
-            raise RecipeError(
-                f"there is no slot {slot!r}{did_you_mean(slot, FAMILIES)}; "
-                f"there are {', '.join(FAMILIES)}"
-            )
+        _check_family(slot)
+        if not isinstance(name, str):
+            raise RecipeError(f"the name of a {slot} is text, not {name!r}")
         owner, _, bare = name.rpartition("/")
         found = [
             entry
@@ -198,7 +196,12 @@ class Registry:
         return sorted(self.written(entry) for entry in self.entries(slot))
 
     def entries(self, slot: str | None = None) -> Iterator[Entry]:
-        """All entries of a slot, or of all slots, in the order of the slots and of registration."""
+        """All entries of a slot, or of all slots, in the order of the slots and of registration.
+
+        :raises RecipeError: for an unknown slot.
+        """
+        if slot is not None:
+            _check_family(slot)
         for each in FAMILIES if slot is None else (slot,):
             yield from self._entries[each].values()
 
@@ -229,6 +232,14 @@ class Registry:
             meant = f" ({name!r} belongs in the slot {elsewhere[0]})"
         listed = f"there are {', '.join(known)}" if known else f"there is no {slot} at all"
         return f"there is no {slot} {name!r}{meant}; {listed}" + (f"; {hint}" if hint else "")
+
+
+def _check_family(slot: str) -> None:
+    if slot not in FAMILIES:
+        raise RecipeError(
+            f"there is no slot {slot!r}{did_you_mean(slot, FAMILIES)}; "
+            f"there are {', '.join(FAMILIES)}"
+        )
 
 
 def collision(found: Sequence[Entry]) -> str:
