@@ -152,6 +152,8 @@ class Engine:
         self.ledger: Ledger | None = None
         self._coupling = self._number(1.0)  # ∏ε since the cross moments opened
         self._mixed = False
+        # Updates so far of a block's memo that a swap opened; None where it is as old as the run.
+        self._ages: tuple[int | None, ...] = (None,) * len(self.blocks)
         # Where a read costs nothing a step looks at its flag itself; elsewhere the flag gates the
         # commit and is looked at with the next read.
         self._reads_are_free = self.device.type == "cpu"
@@ -166,6 +168,17 @@ class Engine:
         return [t.detach() for t in self.network.tensors]
 
     def _adopt(self, recipe: Any) -> None:
+        parts, self.blocks = self.check(recipe)
+        self.parts, self.recipe = parts, recipe
+        self.passes.rank = int(getattr(parts["collective"], "rank", 0))
+        self.passes.processes = int(getattr(parts["collective"], "size", 1))
+
+    def check(self, recipe: Any) -> tuple[dict[str, Any], tuple[Any, ...]]:
+        """The parts and the blocks of a recipe for this problem; nothing changes.
+
+        Raises:
+            RecipeError: the recipe cannot work on this problem.
+        """
         parts = {slot: recipe[slot] for slot in SLOTS if slot != "block"}
         blocks = []
         for use in self.network.uses:
@@ -199,9 +212,7 @@ class Engine:
                     "low_rank=True needs each case's rows of the gradient, which only a sequential "
                     "network of claimed layers gives"
                 )
-        self.parts, self.blocks, self.recipe = parts, tuple(blocks), recipe
-        self.passes.rank = int(getattr(parts["collective"], "rank", 0))
-        self.passes.processes = int(getattr(parts["collective"], "size", 1))
+        return parts, tuple(blocks)
 
     def _fresh_memo(self, slot: str) -> Mapping[str, Any]:
         init = getattr(self.parts[slot], "init", None)
@@ -299,17 +310,23 @@ class Engine:
                         problem.inputs[:2].to(self.device), problem.targets[:2], tangents=True
                     )
             strength, memos = self._inherited(named)
-            block_memos = state.block_memos
+            block_memos, ages = state.block_memos, self._ages
             if rebuilt:
+                same = [
+                    old == new or (type(old) is type(new) and not _observes(new))
+                    for old, new in zip(before[1], self.blocks, strict=True)
+                ]
                 block_memos = tuple(
-                    memo if type(old) is type(new) else self._block_memo(new)
-                    for old, new, memo in zip(before[1], self.blocks, block_memos, strict=True)
+                    memo if kept else self._block_memo(new)
+                    for kept, new, memo in zip(same, self.blocks, block_memos, strict=True)
                 )
+                ages = tuple(age if kept else 0 for kept, age in zip(same, self._ages, strict=True))
         except BaseException:
             self.parts, self.blocks, self.recipe = before
             self.passes.rank, self.passes.processes = of_collective
             raise
         state.strength, state.memos, state.block_memos = strength, memos, block_memos
+        self._ages = ages
         if "estimator" in named and type(before[0]["estimator"]) is not type(
             self.parts["estimator"]
         ):
@@ -390,7 +407,9 @@ class Engine:
                 s2,
                 (s1, parts["estimator"], accumulation) if accumulation is not None else None,
                 [_observes(b) for b in self.blocks],
-                by_case=getattr(parts["structure"], "low_rank", False),
+                by_case=getattr(parts["structure"], "low_rank", False)
+                and self.passes.processes == 1,
+                tangents=getattr(parts["model"], "needs_tangents", True),
             )
         with clock("observe"), torch.no_grad():
             block_memos = self._digest(accumulation, observed, 1.0 - epsilon)
@@ -549,7 +568,8 @@ class Engine:
         due, memo = schedule.due(k, state.memos["schedule"], Signals(drift))
         due = Due(*(bool(flag) for flag in due))
         if not self._grounded and self._needs_rho:
-            if (due.lam or due.gamma) and getattr(self.parts["damping"], "follows_rho", False):
+            # A rule that does not say whether it follows ρ may: better one warning too many.
+            if (due.lam or due.gamma) and getattr(self.parts["damping"], "follows_rho", True):
                 self._warn(
                     "ground",
                     "λ and γ stay where they are: with this model and momentum the reduction "
@@ -605,7 +625,9 @@ class Engine:
         for i, block in enumerate(self.blocks):
             rows, cotangents = observed.rows[i], observed.cotangents[i]
             if _observes(block) and rows is not None and cotangents is not None:
-                memos[i] = block.observe(memos[i], rows, cotangents, weight)
+                age = self._ages[i]  # a running mean at first, like a moment that a swap opens
+                own = weight if age is None else max(weight, 1.0 / (age + 1))
+                memos[i] = block.observe(memos[i], rows, cotangents, own)
         return tuple(memos)
 
     def _approximate(self, table: Table, memos: Sequence[Any], vector: Vec) -> Vec:
@@ -791,6 +813,9 @@ class Engine:
         reference = self._reference
         if due.factors:
             reference = self._referred(ledger.spare if due.stats else ledger.current)
+        ages = self._ages
+        if due.stats:
+            ages = tuple(None if age is None else age + 1 for age in ages)
         with clock("move"), uninterrupted():
             if trial:
                 torch._foreach_copy_(theta, trial)
@@ -799,6 +824,7 @@ class Engine:
             if due.stats:
                 ledger.swap()
             self._coupling, self._reference, self._pending_ok = coupling, reference, pending
+            self._ages = ages
             new.seconds = state.seconds + clock.total()
             self.record = record = replace(record, seconds=new.seconds, verbs=clock.verbs)
             self.state_ = new

@@ -23,8 +23,8 @@ class RecipeError(KfacLabError):
     """A recipe cannot be read or cannot be run.
 
     Raised where the recipe is typed: an unknown slot or component, a value outside its bounds,
-    parts that contradict each other, a slot that the recipe's method does not use. The run is
-    unchanged.
+    parts that contradict each other, a slot that the recipe's method does not use. Also for any
+    other argument that is none. The run is unchanged.
     """
 
 
@@ -54,10 +54,10 @@ class NumericalError(KfacLabError):
 
 
 class CheckpointError(KfacLabError):
-    """A saved run cannot be loaded, or does not fit what it is loaded into.
+    """A saved run cannot be written, cannot be loaded, or does not fit what it is loaded into.
 
-    Raised for a file that is damaged, of an unknown version, or of another model, recipe or set of
-    plugins than the one at hand.
+    Raised for a file that cannot be written, and for one that is damaged, of an unknown version,
+    or of another model, recipe or set of plugins than the one at hand.
     """
 
 

@@ -190,7 +190,7 @@ class KFAC(torch.optim.Optimizer):
         """Puts other parts into slots from the next step on, as ``Run.swap`` does.
 
         λ and γ are kept unless the text names them, δ0 and the moments are kept, a new block or
-        structure forces an inverse, k goes on.
+        structure forces an inverse, k goes on. Returns the optimiser itself.
 
         Raises:
             RecipeError: what cannot be swapped; nothing has changed then.

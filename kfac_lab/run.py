@@ -61,7 +61,11 @@ def kfac_register_methods(register: Any) -> None:
 
 
 class Score(float):
-    """An evaluation: the error as a number, and what it belongs to."""
+    """An evaluation: the error as a number, and what it belongs to.
+
+    ``error`` is the mean per case: the squared error summed over outputs, or for classes the
+    percentage wrong; ``loss`` is h on the same cases, ℓ2 included (sections 1 and 10.5).
+    """
 
     loss: float
     error: float
@@ -125,7 +129,24 @@ def choose_device(device: str | torch.device) -> torch.device:
 
 
 class Run:
-    """A training run.
+    """A training run: a problem, a recipe, and the history of its steps.
+
+    ::
+
+        run = kl.Run("digits", recipe="paper", seed=0)
+        run.advance(100)                                # or advance(seconds=30)
+        run.swap(damping="constant(lam=0.01)")          # from the next step on
+        run.evaluate("train", at="best")                # a number, with loss and error
+        run.history["loss"], run.history.marks          # a column per step; the swaps
+
+    ``run.problem.model`` is an ordinary module at all times. One step is the pseudocode of
+    section 8; ``run.recipe`` says by which parts.
+
+    Attributes:
+        problem: what is minimised; ``problem.model`` is trained in place.
+        recipe: which component plays which slot now.
+        history: the records of the steps (:class:`~kfac_lab.history.History`).
+        seed: of every draw.
 
     Args:
         problem: a registered name such as ``"curves"``, or a Problem.
@@ -137,9 +158,9 @@ class Run:
         tf32: lets K-FAC's float32 products be TF32 where the device has it; they are full else.
 
     Raises:
-        RecipeError: an unknown name or a recipe that cannot work on the problem.
+        RecipeError: an unknown name or device, or a recipe that cannot work on the problem.
         CoverageError: parameters that no layer claims.
-        DataError: a named problem's data are not here.
+        DataError: a named problem's data are not here, or the cases do not fit the model.
     """
 
     def __init__(
@@ -196,7 +217,7 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Training time up to the last step made, evaluations excluded."""
+        """Training time in seconds up to the last step made, evaluations excluded."""
         return float(self.stepper.seconds)
 
     @property
@@ -247,7 +268,13 @@ class Run:
         return self
 
     def step_once(self) -> StepRecord:
-        """One step: swaps that wait are applied, the step is made, recorded and told."""
+        """One step: swaps that wait are applied, the step is made, recorded and told.
+
+        Returns its record, whose numbers are 0-dim tensors until somebody reads them.
+
+        Raises:
+            NumericalError: the numbers broke down; the step has not happened.
+        """
         with self._lock:
             self._apply_queue()
             try:
@@ -280,8 +307,8 @@ class Run:
         """
         if "method" in parts:
             raise RecipeError(
-                "another method is another stepper: fork() the run, or start one with "
-                f"recipe={parts['method']!r}"
+                "another method is another stepper: Run(run.fork().problem, "
+                f"recipe={parts['method']!r}) starts one from the same parameters"
             )
         base = self.recipe
         for waiting in list(self._queue):

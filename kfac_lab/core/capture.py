@@ -105,6 +105,8 @@ class Network:
             if claimed is None:
                 continue
             layer, by = claimed
+            if any(id(_reach(module, n)) not in canonical for n in layer.names):
+                continue  # made anew at every call, as by weight_norm: no parameter of the model
             if any(not _reach(module, n).requires_grad for n in layer.names):
                 continue  # a partly frozen module goes to the fallback
             names = tuple(canonical[id(_reach(module, n))] for n in layer.names)
@@ -211,7 +213,7 @@ class Recorder:
         handles = []
         for index, use in enumerate(self._network.uses):
             for module in use.modules:
-                handles.append(module.register_forward_hook(self._hook(index)))
+                handles.append(module.register_forward_hook(self._hook(index), with_kwargs=True))
         try:
             yield self
         finally:

@@ -34,6 +34,7 @@ def saved(engine: Any, *, parameters: bool = True) -> dict[str, Any]:
             "kept_inverse": state.kept_inverse,
             "coupling": engine._coupling,
             "mixed": engine._mixed,
+            "ages": engine._ages,
             "forced": engine._forced,
             "reference": engine._reference,
             "young": dict(engine.ledger.young) if engine.ledger is not None else {},
@@ -108,6 +109,7 @@ def restore(engine: Any, state: dict[str, Any]) -> None:
             buffers[name].copy_(value)
     engine.seed, engine.lr = values["seed"], values["lr"]
     engine.passes.seed = engine.seed
+    engine._ages = values["ages"]
     engine._coupling, engine._mixed = engine._number(values["coupling"]), values["mixed"]
     engine._forced, engine._reference = values["forced"], values["reference"]
     engine._pending_ok = []

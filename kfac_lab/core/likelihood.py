@@ -62,7 +62,7 @@ class Likelihood(Protocol):
         ...
 
     def error(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """What is reported, per case ``[N]``: squared error summed over outputs, or 1 if wrong."""
+        """What is reported, per case ``[N]``: squared error over the outputs, or 100 if wrong."""
         ...
 
     def mean(self, outputs: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ def _check_classes(outputs: Tensor, targets: Tensor) -> None:
 
 def _one_column(outputs: Tensor, column: int) -> tuple[Tensor, tuple[slice | int, ...]]:
     """A zero tensor of the shape of ``outputs`` and the flat index of one output of each case."""
-    flat = torch.zeros_like(outputs).flatten(1)
+    flat = torch.zeros_like(outputs).reshape(outputs.shape[0], -1)
     return flat, (slice(None), column)
 
 
@@ -182,7 +182,7 @@ class Bernoulli:
 
     def factor_column(self, outputs: Tensor, column: int) -> Tensor:
         flat, where = _one_column(outputs, column)
-        p = torch.sigmoid(outputs.flatten(1)[where])
+        p = torch.sigmoid(outputs.reshape(outputs.shape[0], -1)[where])
         flat[where] = torch.sqrt(p * (1 - p))
         return flat.view_as(outputs)
 

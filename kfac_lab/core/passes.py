@@ -199,7 +199,7 @@ class Passes:
         for path in ("forward", "double_backward"):
             try:
                 self._jacobian_products(path, theta, self.buffers(), inputs, [ones], 0, 0)
-            except (RuntimeError, NotImplementedError, ValueError) as error:
+            except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
                 reasons.append(f"{path}: {str(error).splitlines()[0]}")
             else:
                 return path
@@ -221,11 +221,13 @@ class Passes:
         statistics: tuple[int, Estimator, Accumulation] | None,
         observe: Sequence[bool],
         by_case: bool = False,
+        tangents: bool = True,
     ) -> tuple[Evaluated, Observed | None]:
         """h, ∇h and the error on the batch; statistics on S1 into ``statistics``' accumulation.
 
         ``model_rows`` is |S2|; ``observe`` says which layers' rows are wanted whole; ``by_case``
-        asks for each case's own rows of the gradient too, on the explicit plan (section 7.4).
+        asks for each case's own rows of the gradient too, on the explicit plan (section 7.4);
+        without ``tangents`` no activations are kept for them.
         """
         m = inputs.shape[0]
         theta = self.network.tensors
@@ -243,7 +245,7 @@ class Passes:
         errors: list[Tensor] = []
         total: list[Tensor] | None = None
         kept: list[tuple[list[Tensor], list[Tensor | None]]] = []
-        keep = plan is not None and not own_s2 and model_rows <= 2 * self.chunk
+        keep = tangents and plan is not None and not own_s2 and model_rows <= 2 * self.chunk
         cases: list[tuple[Tensor, Tensor]] | None = None
         for part in self._chunks(m):
             x, y = inputs[part], targets[part]

@@ -140,7 +140,11 @@ class Problem:
         return len(self.data) if hasattr(self.data, "__len__") else None
 
     def draw(self, step: int, size: int, seed: int) -> Drawn:
-        """The batch of a step: the first ``size`` of a permutation seeded by (seed, step)."""
+        """The batch of a step: the first ``size`` of a permutation seeded by (seed, step).
+
+        Raises:
+            DataError: a dataset or callable that gives no pair of inputs and targets.
+        """
         available = self.available
         if available is None:
             source: Callable[[int, int], tuple[Tensor, Tensor]] = self.data
@@ -149,9 +153,8 @@ class Problem:
             return Drawn(inputs.to(self.device), targets.to(self.device), order)
         chosen = seeds.permutation(seed, "batch", step, available)[: min(size, available)]
         if self.inputs is not None and self.targets is not None:
-            chosen_there = chosen.to(self.inputs.device)
-            inputs = self.inputs.index_select(0, chosen_there)
-            targets = self.targets.index_select(0, chosen.to(self.targets.device))
+            inputs = self.inputs.index_select(0, _sent(chosen, self.inputs.device))
+            targets = self.targets.index_select(0, _sent(chosen, self.targets.device))
         else:
             inputs, targets = self._collate(chosen.tolist())
         return Drawn(inputs.to(self.device), targets.to(self.device), None)
@@ -220,3 +223,10 @@ def _pair(found: Any, who: str) -> tuple[Tensor, Tensor]:
         )
     cases = Split(*found)
     return cases.inputs, cases.targets
+
+
+def _sent(rows: Tensor, device: torch.device) -> Tensor:
+    """Row numbers drawn on the CPU, on ``device`` without waiting for the copy."""
+    if device.type != "cuda":
+        return rows.to(device)
+    return rows.pin_memory().to(device, non_blocking=True)

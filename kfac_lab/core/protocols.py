@@ -47,6 +47,7 @@ __all__ = [
     "Layer",
     "Memo",
     "Model",
+    "MomentTable",
     "Moments",
     "Momentum",
     "Preconditioner",

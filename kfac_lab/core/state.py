@@ -31,7 +31,11 @@ class Strength(NamedTuple):
 
 
 class Due(NamedTuple):
-    """What this step has to do; γ implies the inverse, and so do the factors (section 7.2)."""
+    """What this step has to do; γ implies the inverse, and so do the factors (section 7.2).
+
+    ``stats``: update the moments. ``factors``: factorise them. ``inverse``: damp and invert.
+    ``gamma``: try several γ (section 5.6). ``lam``: adapt λ by ρ (section 5.5).
+    """
 
     stats: bool = True
     factors: bool = False
@@ -47,7 +51,11 @@ class Signals(NamedTuple):
 
 
 class Swap(NamedTuple):
-    """A change of parts at a step boundary: applied before step ``step + 1``."""
+    """A change of parts at a step boundary: applied before step ``step + 1``.
+
+    ``parts`` and ``before`` map each slot to its text now and before; ``note`` says what else
+    there is to know.
+    """
 
     step: int
     parts: Mapping[str, str]
@@ -60,8 +68,9 @@ class StepRecord:
     """What one step saw. Numbers are 0-dim tensors until somebody reads them.
 
     ``loss`` is h(θ_k) on the step's batch, ℓ2 included, before the move; ``error`` comes from the
-    same pass; ``lam`` and ``gamma`` are the values the step used; ``rho`` is NaN when not due;
-    ``predicted`` is M(δ) − M(0); ``seconds`` is the training time of the run up to the end of
+    same pass, the mean per case of the squared error summed over outputs, or for classes the
+    percentage wrong; ``lam`` and ``gamma`` are the values the step used; ``rho`` is NaN when not
+    due; ``predicted`` is M(δ) − M(0); ``seconds`` is the training time of the run up to the end of
     this step, evaluations excluded.
     """
 

@@ -177,7 +177,10 @@ class Lab:
         return record
 
     def unload(self, name: str) -> None:
-        """Takes a plugin out again, with all that it registered."""
+        """Takes a plugin out again, with all that it registered.
+
+        :raises PluginError: where there is none of that name.
+        """
         with self._lock:
             record = self.plugin(name)
             self._withdraw(record)
@@ -396,7 +399,10 @@ class Lab:
     def resolve(
         self, slot: str, source: Any, prefer: str | None = None
     ) -> tuple[Any, Entry | None]:
-        """Like :meth:`component`, with its entry; None for an instance of nobody's class."""
+        """Like :meth:`component`, with its entry; None for an instance of nobody's class.
+
+        :raises RecipeError: as :meth:`component` does.
+        """
         self.load()
         if isinstance(source, str):
             name, values = parse(source)
@@ -431,7 +437,10 @@ class Lab:
     def claim(
         self, module: Any, path: str, preferred: str | Mapping[str, str] | None = None
     ) -> Claim | None:
-        """Like :meth:`claim_layer`, with whose it is."""
+        """Like :meth:`claim_layer`, with whose it is.
+
+        :raises PluginError: as :meth:`claim_layer` does.
+        """
         kind = type(module).__name__
         if isinstance(preferred, Mapping):
             matching = [

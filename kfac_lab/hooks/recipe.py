@@ -149,7 +149,10 @@ class Recipe(Mapping[str, Any]):
 
     @classmethod
     def of(cls, source: Any, *, lab: Lab | None = None) -> Recipe:
-        """A recipe from whatever says it: a Recipe, a name, its text, or a mapping of slots."""
+        """A recipe from whatever says it: a Recipe, a name, its text, or a mapping of slots.
+
+        :raises RecipeError: where it says none, or as the constructor does.
+        """
         if isinstance(source, Recipe):
             return source
         if isinstance(source, Mapping):
@@ -329,7 +332,10 @@ class Recipe(Mapping[str, Any]):
 
     @classmethod
     def from_text(cls, text: str, *, lab: Lab | None = None) -> Recipe:
-        """Reads :meth:`text`."""
+        """Reads :meth:`text`.
+
+        :raises RecipeError: for a line that is none, or as the constructor does.
+        """
         return cls._made(lab or _process_lab(), read_recipe(text), None)
 
     def to_json(self, *, complete: bool = False) -> str:
@@ -338,7 +344,10 @@ class Recipe(Mapping[str, Any]):
 
     @classmethod
     def from_json(cls, text: str, *, lab: Lab | None = None) -> Recipe:
-        """Reads :meth:`to_json`."""
+        """Reads :meth:`to_json`.
+
+        :raises RecipeError: for text that is no JSON, or as the constructor does.
+        """
         return cls._read(text, json.loads, "JSON", lab)
 
     def to_toml(self, *, complete: bool = False) -> str:
@@ -353,7 +362,10 @@ class Recipe(Mapping[str, Any]):
 
     @classmethod
     def from_toml(cls, text: str, *, lab: Lab | None = None) -> Recipe:
-        """Reads :meth:`to_toml`."""
+        """Reads :meth:`to_toml`.
+
+        :raises RecipeError: for text that is no TOML, or as the constructor does.
+        """
         return cls._read(text, _toml_loads, "TOML", lab)
 
     @classmethod

@@ -20,13 +20,13 @@ Memo = Mapping[str, Any]
 class Polyak:
     """θ̄ ← ξθ̄ + (1−ξ)θ from step ``start`` on; before that θ̄ = θ.
 
-    The paper averages from the first iteration with ξ = 0.99; the authors' release starts at 200
-    with ξ_k = min(1 − 1/(k−199), 0.99): that is ``ramp=True, start=200``.
+    The paper averages from the first iteration with ξ = 0.99, as here; the authors' release starts
+    at 200 with ξ_k = min(1 − 1/(k−199), 0.99): that is ``ramp=True, start=200``.
     """
 
     xi: float = parameter(0.99, symbol="ξ", section="10.5", low=0.0, high=0.99999)
     start: int = parameter(1, section="10.5", low=1, help="first averaged step")
-    ramp: bool = parameter(True, section="10.5", help="ξ_k = min(1 − 1/(k−start+1), ξ)")
+    ramp: bool = parameter(False, section="10.5", help="ξ_k = min(1 − 1/(k−start+1), ξ)")
 
     def init(self, theta: Sequence[Tensor]) -> Memo:
         """θ̄ = θ."""

@@ -237,6 +237,7 @@ class Constant:
     gamma: float | None = parameter(
         None, symbol="γ", section="5.3", low=0.0, log=True, help="None is √(λ+η)"
     )
+    follows_rho: ClassVar[bool] = False
 
     def init(self, problem: Any) -> tuple[Strength, Memo]:
         """λ and γ as given."""
@@ -258,12 +259,17 @@ class Scheduled:
 
     lam: float = parameter(1.0, symbol="λ", section="5.3", low=1e-30, log=True)
     needs_rho: ClassVar[bool] = False
+    follows_rho: ClassVar[bool] = False
     lam_end: float = parameter(1e-3, symbol="λ", section="5.3", low=1e-30, log=True)
     steps: int = parameter(500, section="5.3", low=1)
 
     def init(self, problem: Any) -> tuple[Strength, Memo]:
         """λ at its start."""
         return Strength(self.lam, _tied(self.lam, problem.l2)), {}
+
+    def on_swap(self, strength: Strength) -> Strength:
+        """γ follows the λ that was kept, until λ's next turn."""
+        return strength._replace(gamma=_tied(strength.lam, strength.eta))
 
     def candidates(self, strength: Strength, due: Due) -> tuple[Strength, ...]:
         """The current one."""

@@ -47,7 +47,8 @@ class ExactFisher:
         gram, slope = _linear(evaluation, basis)
         total: dict[tuple[int, int], Tensor] = {}
         for outputs, tangents in evaluation.tangents(basis):
-            rooted = evaluation.likelihood.factor_transposed(outputs, tangents).flatten(2)
+            rooted = evaluation.likelihood.factor_transposed(outputs, tangents)
+            rooted = rooted.reshape(k, outputs.shape[0], -1)
             for i in range(k):
                 for j in range(i + 1):
                     part = (rooted[i] * rooted[j]).sum(1).sum(dtype=torch.float64)
