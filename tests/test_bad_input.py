@@ -122,6 +122,8 @@ def test_parameters_that_cannot_be_trained(model, sentence):
         (lambda: kl.Run(problem_of(), device="gpu"), "device='gpu' is none"),
         (lambda: kl.Run(problem_of(), device="cuda:77"), "device='cuda:77' is not there"),
         (lambda: kl.Recipe.named(3), "the name of a recipe is text, not 3"),
+        (lambda: kl.Recipe(damping="tied(lower=0.9)"), "lower=0.9 must not be above upper=0.75"),
+        (lambda: kl.Recipe(damping="steered(lam_min=2, lam_max=1)"), "lam_min=2.* lam_max=1"),
         (lambda: kl.lab.names("dampng"), "did you mean 'damping'"),
         (lambda: kl.lab.components("dampng"), "did you mean 'damping'"),
         (lambda: kl.KFAC(network(), lr="fast"), "lr='fast' must be at least 0"),

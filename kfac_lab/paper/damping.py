@@ -58,6 +58,14 @@ class _Rule:
     lam_max: float = parameter(math.inf, section="5.5", low=0.0, log=True)
     follows_rho: ClassVar[bool] = True
 
+    def check(self) -> str | None:
+        """Bounds in their order."""
+        if not self.lower <= self.upper:
+            return f"lower={self.lower} must not be above upper={self.upper}"
+        if not self.lam_min <= self.lam_max:
+            return f"lam_min={self.lam_min} must not be above lam_max={self.lam_max}"
+        return None
+
     def _ratio(self, record: StepRecord) -> Tensor:
         """ρ by the chosen denominator."""
         rho = torch.as_tensor(record.rho, dtype=torch.float64)
@@ -172,10 +180,10 @@ class Steered(Tied):
     high: float = parameter(0.2, section="5.5", low=0.0, high=1.0, help="most relative reduction")
 
     def check(self) -> str | None:
-        """low must lie below high."""
+        """low must lie below high, and the rule's own bounds in their order."""
         if not self.low < self.high:
             return f"low={self.low} must be below high={self.high}"
-        return None
+        return super().check()
 
     def retry(
         self, strength: Strength, memo: Memo, record: StepRecord, tries: int
