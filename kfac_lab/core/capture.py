@@ -220,11 +220,12 @@ class Recorder:
             for handle in handles:
                 handle.remove()
 
-    def _hook(self, index: int) -> Callable[[nn.Module, Any, Any], Tensor | None]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> Tensor | None:
+    def _hook(self, index: int) -> Callable[[nn.Module, Any, Any, Any], Tensor | None]:
+        def hook(module: nn.Module, inputs: Any, named: Any, output: Any) -> Tensor | None:
             call = len(self._inputs[index])
             self.fired.append(index)
-            self._inputs[index].append(inputs[0].detach())
+            given = inputs[0] if inputs else next(iter(named.values()))
+            self._inputs[index].append(given.detach())
             if not isinstance(output, Tensor) or not output.requires_grad:
                 return None
             # An in-place activation on a view, as of a Linear over positions, rewrites the view's

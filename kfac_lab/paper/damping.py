@@ -275,10 +275,6 @@ class Scheduled:
         """λ at its start."""
         return Strength(self.lam, _tied(self.lam, problem.l2)), {}
 
-    def on_swap(self, strength: Strength) -> Strength:
-        """γ follows the λ that was kept, until λ's next turn."""
-        return strength._replace(gamma=_tied(strength.lam, strength.eta))
-
     def candidates(self, strength: Strength, due: Due) -> tuple[Strength, ...]:
         """The current one."""
         return (strength,)
