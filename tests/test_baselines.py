@@ -439,7 +439,7 @@ def test_what_cannot_be_trained_says_so(monkeypatch) -> None:
 @pytest.mark.parametrize("asked", [1, 3], ids=["every_step", "now_and_then"])
 def test_the_average_is_the_oracles(method, asked: int) -> None:
     problem = tiny(torch.float64)
-    stepper = attach(method, problem, average=Polyak(xi=0.8))
+    stepper = attach(method, problem, average=Polyak(xi=0.8, ramp=True))
     seen = []
     for k in range(1, 13):
         stepper.step()

@@ -23,10 +23,7 @@ PARTS: dict[str, list[Any]] = {
             f"kronecker(factor_a={a!r}, rank=2)"
             for a in ("diagonal", "rank1_plus_diagonal", "lowrank_plus_diagonal")
         ),
-        *(
-            f"kronecker(factor_g={g!r}, rank=2)"
-            for g in ("diagonal", "lowrank_plus_diagonal")
-        ),
+        *(f"kronecker(factor_g={g!r}, rank=2)" for g in ("diagonal", "lowrank_plus_diagonal")),
         "kronecker(tikhonov='unfactored')",
         "diagonal",
         "identity",

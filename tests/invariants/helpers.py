@@ -23,7 +23,7 @@ def cases(count: int = COUNT, inputs: int = 6, outputs: int = 4) -> tuple[Tensor
 
 
 def network(kind: str, inputs: int = 6, outputs: int = 4) -> nn.Sequential:
-    """"explicit" takes the shared passes; "generic" has buffers, dropout and loose tensors."""
+    """ "explicit" takes the shared passes; "generic" has buffers, dropout and loose tensors."""
     torch.manual_seed(3)
     if kind == "explicit":
         return nn.Sequential(

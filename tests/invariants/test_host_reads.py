@@ -44,9 +44,11 @@ def allowed(engine, record):
     """How many reads a step may make where none of its factors failed."""
     check = getattr(engine.parts["schedule"], "check", None)
     looks = isinstance(check, int) and record.step % check == 0  # at the drift
-    steered = getattr(engine.parts["damping"], "steps", 0) if "retry" in dir(
-        engine.parts["damping"]
-    ) else 0
+    steered = (
+        getattr(engine.parts["damping"], "steps", 0)
+        if "retry" in dir(engine.parts["damping"])
+        else 0
+    )
     tries = len(record.candidates) if record.step <= steered else 1
     # A try of a steered step is read twice: the flags, and what the reduction was.
     refresh = (2 * tries if steered else 1) if record.due.inverse else 0

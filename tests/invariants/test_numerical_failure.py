@@ -204,7 +204,8 @@ def test_a_singular_factor_without_damping_escalates_by_itself():
         model=torch.nn.Linear(30, 4), likelihood="gaussian", inputs=x, targets=x[:, :4]
     )
     recipe = recipe_of(
-        damping="constant(lam=0.1, gamma=0.0)", estimator="exact(fraction=1.0)",
+        damping="constant(lam=0.1, gamma=0.0)",
+        estimator="exact(fraction=1.0)",
         batch="constant(size=10)",
     )
     run = kl.Run(problem, recipe, device="cpu").advance(1)
