@@ -1,6 +1,6 @@
 """Tunes the baselines: writes results/tuning.json, and results/tuning.md from it.
 
-    OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive python benchmarks/tune.py curves mnist
+    OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive python results/tune.py curves mnist
 
 Every point of a method gets the same budget: as many steps as one thread makes in 40 s (CURVES) or
 60 s (MNIST). Steps, not seconds, are counted, so that what else the machine does changes nothing;
@@ -29,7 +29,7 @@ import torch
 from kfac_lab.errors import NumericalError
 from kfac_lab.hooks import Recipe, lab
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
+RESULTS = Path(__file__).resolve().parent
 SECONDS = {"curves": 40.0, "mnist": 60.0}
 COSTS = ("ns_steps", "hidden_only")  # settings that change what a step costs
 COARSE = {"curves": 1 / 4, "mnist": 1 / 6}  # shares of the budget that narrow the choice
@@ -314,7 +314,7 @@ def main() -> None:
     table: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     table.update(
         {
-            "command": f"python benchmarks/tune.py {' '.join(SECONDS)}",
+            "command": f"python results/tune.py {' '.join(SECONDS)}",
             "date": datetime.date.today().isoformat(),
             "cpu": cpu(),
             "threads": 1,
