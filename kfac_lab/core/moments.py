@@ -6,6 +6,7 @@ swaps the sides. So a step that fails has changed nothing, and commit allocates 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -18,6 +19,7 @@ from kfac_lab.errors import RecipeError
 __all__ = ["Accumulation", "Ledger", "Table"]
 
 Key = tuple[str, int, int]  # name, layer, layer; both equal but for cross moments
+WIDE, STRIPS = 128, 4  # on a CPU: from which side on a moment is updated by strips
 NAMES = ("A", "G", "A.diagonal", "G.diagonal", "A.mean")
 
 
@@ -109,13 +111,15 @@ class Accumulation:
         return self._epsilon if age is None else min(self._epsilon, 1.0 - 1.0 / (age + 1))
 
     def _product(self, key: Key, left: Tensor, right: Tensor, old: float, new: float) -> None:
-        spare = self._ledger.spare[key]
+        spare, current = self._ledger.spare[key], self._ledger.current[key]
         if key in self._started:
-            spare.addmm_(left.t(), right, alpha=new)
+            current, old = spare, 1.0
+        self._started.add(key)
+        wide = left.device.type == "cpu" and left.shape[1] >= WIDE
+        if wide and key[1] == key[2]:
+            _symmetric(spare, current, left, old, new)
         else:
-            current = self._ledger.current[key]
             torch.addmm(current, left.t(), right, beta=old, alpha=new, out=spare)
-            self._started.add(key)
 
     def _add(self, key: Key, sums: Tensor, old: float, new: float) -> None:
         spare = self._ledger.spare[key]
@@ -130,6 +134,27 @@ class Accumulation:
             if key not in self._started:
                 self._ledger.spare[key].copy_(self._ledger.current[key])
         return [self._ledger.spare[key] for key in self._ledger.keys]
+
+
+def _symmetric(out: Tensor, current: Tensor, rows: Tensor, old: float, new: float) -> None:
+    """out ← old·current + new·rowsᵀrows by strips of the upper triangle, then mirrored.
+
+    Four strips do 10/16 of the products; with the mirroring a third of the time is saved.
+    """
+    side = rows.shape[1]
+    edges = [round(side * n / STRIPS) for n in range(STRIPS + 1)]
+    for low, high in itertools.pairwise(edges):
+        strip = out[low:high, low:]
+        torch.addmm(
+            current[low:high, low:],
+            rows[:, low:high].t(),
+            rows[:, low:],
+            beta=old,
+            alpha=new,
+            out=strip,
+        )
+        if high < side:
+            out[high:, low:high].copy_(strip[:, high - low :].t())
 
 
 class Ledger:

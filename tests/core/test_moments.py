@@ -85,3 +85,28 @@ def test_the_mean_is_the_part_of_a_that_it_makes() -> None:
         torch.outer(ledger.current["A.mean", 0, 0], ledger.current["A.mean", 0, 0]),
         ledger.current["A", 0, 0],
     )
+
+
+def test_wide_moments_by_strips() -> None:
+    """Sides that no strip divides: the plain product, symmetric, over two chunks and steps."""
+    layer = Linear(nn.Linear(210, 131).double(), "wide")
+    ledger = Ledger((layer,), [("A", "G")], (), LIKE)
+    draw = torch.Generator().manual_seed(0)
+    expected = {"A": torch.zeros(211, 211).double(), "G": torch.zeros(131, 131).double()}
+    for epsilon in (0.0, 0.5):
+        accumulation = ledger.accumulate(epsilon, 10)
+        total = {name: torch.zeros_like(m) for name, m in expected.items()}
+        for cases in (4, 6):
+            a = torch.randn(cases, 1, 211, generator=draw, dtype=torch.float64)
+            g = torch.randn(cases, 1, 131, generator=draw, dtype=torch.float64)
+            accumulation.inputs([a])
+            accumulation.gradients([g])
+            total["A"] += a[:, 0].t() @ a[:, 0]
+            total["G"] += g[:, 0].t() @ g[:, 0]
+        accumulation.finish()
+        ledger.swap()
+        for name, m in expected.items():
+            m.mul_(epsilon).add_(total[name], alpha=(1 - epsilon) / 10)
+            found = ledger.current[name, 0, 0]
+            torch.testing.assert_close(found, m)
+            torch.testing.assert_close(found, found.t(), rtol=1e-12, atol=1e-14)
