@@ -253,9 +253,8 @@ class Baseline:
         self.record: StepRecord | None = None  # of the last step, set by its commit
         self._averaged: tuple[int, Any] = (0, self._average.init(self._theta))  # (step, memo)
         self._optimisers: list[torch.optim.Optimizer] = self._make()
-        # A fused update is one call that needs no memory, and it comes last; any other may fail
-        # halfway, so of those we keep what to go back to.
-        self._divisible = [o for o in self._optimisers if not o.defaults.get("fused")]
+        # A fused update is one call that needs no memory; of any other we keep what to go back to.
+        self._divisible = not all(o.defaults.get("fused") for o in self._optimisers)
 
     # --- what a method says -----------------------------------------------------------------------
 
@@ -342,8 +341,7 @@ class Baseline:
         problem, theta = self.problem, self._parameters
         model, likelihood = problem.model, problem.likelihood
         for alias, own in zip(self._theta, theta, strict=True):
-            if alias.data_ptr() != own.data_ptr():
-                alias.data = own.data  # someone gave the module other memory
+            alias.data = own.data  # where someone gave the module other memory
         m = inputs.shape[0]
         size = m if model.training and self._couples else self.chunk
         buffers = {n: b.clone() for n, b in model.named_buffers()} if self._buffers else {}
@@ -361,13 +359,12 @@ class Baseline:
             grads = [_like(g, t) for g, t in zip(found, self._theta, strict=True)]
             total = grads if total is None else list(torch._foreach_add(total, grads))
         assert total is not None
-        loss, error = (t[0] if len(t) == 1 else torch.stack(t).sum() for t in (losses, errors))
-        loss, error = loss / m, error / m
+        loss = torch.stack(losses).sum() / m
         if problem.l2:
             loss = loss + 0.5 * problem.l2 * square_norm(self._theta)
             if not self.decouples_l2:
                 total = list(torch._foreach_add(total, self._theta, alpha=problem.l2))
-        return loss, error, total, buffers
+        return loss, torch.stack(errors).sum() / m, total, buffers
 
     def _mask(self, k: int, at: int, device: torch.device) -> Any:
         """The network's own randomness, a function of (seed, step, chunk)."""
@@ -377,15 +374,14 @@ class Baseline:
 
     @contextlib.contextmanager
     def _undone(self) -> Iterator[None]:
-        """Inside, what is raised takes what the divisible updates moved back to where it was."""
-        moved = [t for o in self._divisible for t in o.param_groups[0]["params"]]
-        theta = [t.clone() for t in moved]
-        states = [{t: _copied(s) for t, s in o.state.items()} for o in self._divisible]
+        """Inside, what is raised takes θ and the optimisers back to where they were."""
+        theta = [t.clone() for t in self._theta]
+        states = [{t: _copied(s) for t, s in o.state.items()} for o in self._optimisers]
         try:
             yield
         except BaseException:
-            torch._foreach_copy_(moved, theta)
-            for optimiser, state in zip(self._divisible, states, strict=True):
+            torch._foreach_copy_(self._theta, theta)
+            for optimiser, state in zip(self._optimisers, states, strict=True):
                 optimiser.state.clear()
                 optimiser.state.update(state)
             raise
