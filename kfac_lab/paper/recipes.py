@@ -23,6 +23,7 @@ def _text(**changes: str) -> str:
 
 
 def _baseline(method: str, size: int) -> str:
+    """As tuned on CURVES; ``baselines.tuned`` knows the choice for other problems."""
     return f"method = {method}\nbatch = constant(size={size})\naverage = polyak(xi=0.99)"
 
 
@@ -80,7 +81,19 @@ RECIPES: dict[str, tuple[str, str, str]] = {
         "fixed rate with decay, norm clip, constant damping: for batches below 500",
         "section 12.9",
     ),
-    "nag": (_baseline("nag", 250), "SGD with Nesterov momentum", "section 10.6"),
-    "adam": (_baseline("adam", 200), "Adam", "section 10.6"),
-    "muon": (_baseline("muon", 200), "Muon for matrices, Adam for biases", "section 10.6"),
+    "nag": (
+        _baseline("nag(lr=0.02, mu_max=0.95)", 50),
+        "SGD with Nesterov momentum",
+        "section 10.6",
+    ),
+    "adam": (_baseline("adam(lr=0.001, beta2=0.99)", 50), "Adam", "section 10.6"),
+    "muon": (
+        _baseline(
+            "muon(lr=0.02, adjust='match_rms_adamw', hidden_only=True, adam_lr=0.003, "
+            "momentum=0.9)",
+            100,
+        ),
+        "Muon for matrices, Adam for biases",
+        "section 10.6",
+    ),
 }
