@@ -108,13 +108,11 @@ class State:
     seconds: float = 0.0
     strength: Strength = Strength(0.0, 0.0, 0.0)
     previous: Vec | None = None  # δ0
-    moments: Any = None  # the ledger's current side
     factored: Any = None
     inverse: Any = None
     memos: dict[str, Any] = field(default_factory=dict)
     block_memos: tuple[Any, ...] = ()
     kept_inverse: int = 0
-    pending: dict[str, Any] = field(default_factory=dict)
 
 
 # --- trees: State and every frozen dataclass in it as dicts of tensors and numbers ------------

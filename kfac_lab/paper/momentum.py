@@ -33,9 +33,7 @@ class Optimal:
         self, space: Space, direction: Vec, previous: Vec | None, memo: Memo
     ) -> tuple[Vec, ...]:
         """(Δ,) at first, then (Δ, δ0)."""
-        if previous is None or space.cases < self.cases:
-            return (direction,)
-        return (direction, previous)
+        return _with_previous(direction, previous if space.cases >= self.cases else None)
 
     def choose(self, restriction: Restriction, strength: Strength, step: int) -> Tensor:
         """The minimiser of M on the span."""
@@ -108,7 +106,7 @@ class Fixed:
         self, space: Space, direction: Vec, previous: Vec | None, memo: Memo
     ) -> tuple[Vec, ...]:
         """(Δ,) or (Δ, δ0)."""
-        return (direction,) if previous is None else (direction, previous)
+        return _with_previous(direction, previous)
 
     def choose(self, restriction: Restriction, strength: Strength, step: int) -> Tensor:
         """(lr_k, mu)."""
@@ -133,7 +131,7 @@ class NormClip:
         self, space: Space, direction: Vec, previous: Vec | None, memo: Memo
     ) -> tuple[Vec, ...]:
         """(Δ,) or (Δ, δ0)."""
-        return (direction,) if previous is None else (direction, previous)
+        return _with_previous(direction, previous)
 
     def choose(self, restriction: Restriction, strength: Strength, step: int) -> Tensor:
         """(ν lr_k, mu)."""
@@ -143,6 +141,10 @@ class NormClip:
         first = lr * torch.clamp(clip, max=1.0)
         rest = _numbers(restriction.slope, [0.0, self.mu])[1:]
         return torch.cat([first.reshape(1), rest])
+
+
+def _with_previous(direction: Vec, previous: Vec | None) -> tuple[Vec, ...]:
+    return (direction,) if previous is None else (direction, previous)
 
 
 def _numbers(like: Tensor, values: list[float]) -> Tensor:
