@@ -20,6 +20,7 @@ from kfac_lab.errors import (
 from kfac_lab.hooks import Recipe, hookimpl, lab
 
 if TYPE_CHECKING:
+    from kfac_lab import testing
     from kfac_lab.optim import KFAC, Preconditioner
     from kfac_lab.run import Run
 
@@ -43,6 +44,7 @@ __all__ = [
     "Vec",
     "hookimpl",
     "lab",
+    "testing",
 ]
 
 __version__ = "0.1.0"
@@ -50,6 +52,8 @@ _LAZY = {"Run": "run", "KFAC": "optim", "Preconditioner": "optim"}
 
 
 def __getattr__(name: str) -> Any:
+    if name == "testing":
+        return importlib.import_module("kfac_lab.testing")
     if name in _LAZY:
         return getattr(importlib.import_module(f"kfac_lab.{_LAZY[name]}"), name)
     raise AttributeError(f"module 'kfac_lab' has no attribute {name!r}")

@@ -1,0 +1,15 @@
+"""The conformance kit: the laws that a component must obey (``kfac_lab.testing.check``).
+
+    import kfac_lab as kl
+    kl.testing.check(Mine())                      # raises LawError, or returns the report
+    kl.testing.check(MyLayer(module, ""), inputs=x)
+
+The laws of a slot stand in ``laws/``, one file per slot; ``broken/`` holds, for each law, a
+component that breaks this law and no other.
+"""
+
+from __future__ import annotations
+
+from kfac_lab.testing.law import Broken, Case, Law, LawError, Report, Result, law, laws_of
+
+__all__ = ["Broken", "Case", "Law", "LawError", "Report", "Result", "law", "laws_of"]
