@@ -313,7 +313,10 @@ class Run:
         base = self.recipe
         for waiting in list(self._queue):
             base = base.replace(**waiting)
-        planned(base, parts)
+        plan = planned(base, parts)
+        check = getattr(self.stepper, "check", None)
+        if check is not None:  # now, and not at the boundary in whichever thread trains
+            check(plan.recipe)
         self._queue.append(parts)
         if self._lock.acquire(blocking=False):
             try:

@@ -439,3 +439,4 @@ class Stepper(Protocol):
     #   names: tuple[str, ...], the trained parameters; average() -> tensors in their order, or None
     #   coverage() -> list of core.capture.CoverageRow
     #   swap(recipe, named): batch and average from the next step on
+    # And with these: check(recipe), RecipeError where ``swap`` would refuse; it changes nothing

@@ -121,12 +121,18 @@ class Recipe(Mapping[str, Any]):
 
     def __init__(
         self,
-        *,
+        *given: Any,
         layers: Any = None,
         fallback: Any = None,
         lab: Lab | None = None,
         **slots: Any,
     ) -> None:
+        if given:
+            name = given[0] if isinstance(given[0], str) else "paper"
+            raise RecipeError(
+                f"Recipe({given[0]!r}) names no slot, as Recipe(damping='tied') does; a recipe "
+                f"that has a name is Recipe.named({name!r})"
+            )
         lab = lab or _process_lab()
         self._fill(lab, slots, layers, fallback, {}, None)
 

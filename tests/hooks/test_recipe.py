@@ -92,6 +92,12 @@ def test_of_reads_whatever_says_a_recipe(lab: Lab, paper: Recipe) -> None:
     assert "not 3" in refusal(lambda: Recipe.of(3, lab=lab))
 
 
+def test_a_recipe_takes_slots_by_name_only(lab: Lab) -> None:
+    told = refusal(lambda: Recipe("nag", lab=lab))
+    assert "Recipe('nag') names no slot" in told and "Recipe.named('nag')" in told
+    assert "Recipe.named('paper')" in refusal(lambda: Recipe({"damping": "constant"}, lab=lab))
+
+
 def test_a_recipe_is_frozen(paper: Recipe) -> None:
     with pytest.raises(AttributeError, match=r"recipe\.replace\(fallback=…\)"):
         paper.fallback = "identity"

@@ -414,6 +414,30 @@ def test_a_swap_during_a_step_waits_for_its_end(monkeypatch):
     same_run(run, twin.advance(2))
 
 
+@pytest.mark.parametrize(
+    "parts", [{"structure": "block_diagonal(low_rank=True)"}, {"fallback": None}], ids=str
+)
+def test_what_the_engine_refuses_is_refused_where_it_is_typed_also_during_a_step(parts):
+    """The thread that trains would meet the error at the next boundary, and nobody else."""
+    kind = "generic" if "fallback" in parts else "explicit"
+    run, twin = (run_of(kind, schedule=STEADY).advance(2) for _ in range(2))
+    told = []
+
+    def typed():
+        try:
+            run.swap(**parts)
+        except kl.RecipeError as error:
+            told.append(str(error))
+
+    with run._lock:  # as a step holds it
+        thread = threading.Thread(target=typed)
+        thread.start()
+        thread.join()
+        assert len(told) == 1 and run._queue == []
+    same_run(run.advance(2), twin.advance(2))
+    assert run.history.marks == []
+
+
 def test_swaps_that_wait_build_on_each_other():
     run = steady()
     with run._lock:
