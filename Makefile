@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?= -n 2 --dist loadfile
+PLUGINS := $(wildcard plugins/*/pyproject.toml)
 
 # Idle threads sleep instead of spinning: on a busy machine that is worth a factor of ten.
 export OMP_WAIT_POLICY := passive
@@ -27,6 +28,7 @@ demo: $(VENV)/.lab
 
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PYTEST_ARGS) plugins  # on their own: here entry points do load
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -44,14 +46,14 @@ clean:
 	rm -rf $(VENV) demo build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# ---- set-up: one stamp per set of extras, renewed when pyproject.toml changes ---------------------
+# ---- set-up: one stamp per set of extras, renewed when a pyproject.toml changes -------------------
 
 $(VENV)/.lab: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install -e '.[lab]'
 	@touch $@
 
-$(VENV)/.test: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install -e '.[test]'
+$(VENV)/.test: pyproject.toml $(PLUGINS) | $(BIN)/python
+	$(BIN)/python -m pip install -e '.[test]' $(patsubst %/pyproject.toml,-e ./%,$(PLUGINS))
 	@touch $@ $(VENV)/.lab
 
 $(BIN)/python:

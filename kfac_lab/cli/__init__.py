@@ -1,4 +1,4 @@
-"""The command line: ``kfac-lab demo | train | bench | components | plugins``.
+"""The command line: ``kfac-lab demo | train | bench | reproduce | components | plugins``.
 
 A command ends with 0; with 2 and one sentence on what was wrong, for every error of the package;
 with 130 after Ctrl-C, everything kept.
@@ -55,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     _demo(commands)
     _train(commands)
     _bench(commands)
+    _reproduce(commands)
     _components(commands)
     _plugins(commands)
     return top
@@ -143,6 +144,22 @@ def _bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     bench.set_defaults(run=_run_bench)
 
 
+def _reproduce(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "a long experiment of the paper, resumable: killed, it goes on from its last snapshot"
+    make = commands.add_parser("reproduce", help=text, description=text)
+    make.add_argument("name", help="curves, mnist, faces, or digits for a short one")
+    make.add_argument(
+        "--results", type=Path, default=Path("results"), help="the folder of NAME.jsonl"
+    )
+    make.add_argument("--work", type=Path, help="the folder of snapshots (default: user's cache)")
+    make.add_argument("--only", action="append", metavar="METHOD", help="this method; repeatable")
+    make.add_argument("--seed", type=int, help="this seed alone")
+    make.add_argument("--until", type=_count, metavar="STEP", help="no run beyond this step")
+    make.add_argument("--threads", type=_count, default=1, help="CPU threads (default 1)")
+    make.add_argument("--estimate", action="store_true", help="say what it would cost, and end")
+    make.set_defaults(run=_run_reproduce)
+
+
 def _components(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     text = "every part there is, with its parameters"
     components = commands.add_parser("components", help=text, description=text)
@@ -183,6 +200,12 @@ def _run_bench(options: argparse.Namespace) -> int:
     from kfac_lab.cli.bench import bench
 
     return bench(options)
+
+
+def _run_reproduce(options: argparse.Namespace) -> int:
+    from kfac_lab.cli.reproduce import reproduce
+
+    return reproduce(options)
 
 
 def _run_components(options: argparse.Namespace) -> int:

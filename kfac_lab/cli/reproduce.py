@@ -1,0 +1,312 @@
+"""``kfac-lab reproduce``: the long experiments, a line per point, resumable after any kill.
+
+What a run has made stands in ``RESULTS/NAME.jsonl``: a line of type "run" with all that it takes to
+make it again, then lines of type "point". Its latest snapshot stands in the work folder; a run that
+was killed goes on from there, and the points after it are made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import re
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import kfac_lab
+from kfac_lab.cli.experiments import Planned, planned
+from kfac_lab.cli.flops import run_flops
+from kfac_lab.cli.terminal import duration, table
+from kfac_lab.cli.train import has_test
+from kfac_lab.errors import CheckpointError
+from kfac_lab.history import COLUMNS
+from kfac_lab.hooks import Recipe
+from kfac_lab.problems import cache
+from kfac_lab.run import Run
+
+__all__ = ["points", "read", "reproduce"]
+
+FIRST = 5  # the first steps have a line each: by these a reader checks the file
+SAVE_EVERY = 60.0  # seconds of computing between two snapshots
+
+
+def reproduce(options: argparse.Namespace) -> int:
+    """Runs the command; returns its exit code."""
+    torch.set_num_threads(options.threads)
+    plan = [p for p in planned(options.name) if _chosen(p, options)]
+    path = options.results / f"{options.name}.jsonl"
+    work = _work_folder(options)
+    total = 0.0
+    rows = [["method", "seed", "steps made", "TFLOP to go"]]
+    for one in plan:
+        steps = _goal(one, options)
+        done = _made(path, one)
+        flops = _estimate(one, steps) - (_estimate(one, done) if done else 0.0)
+        total += max(0.0, flops)
+        rows.append(
+            [one.label, str(one.seed), f"{done} / {steps}", f"{max(0.0, flops) / 1e12:.1f}"]
+        )
+    print("\n".join(table(rows)))
+    print(
+        f"{options.name}: {total / 1e12:.1f} TFLOP to go, {options.threads} thread(s)", flush=True
+    )
+    if options.estimate:
+        return 0
+    for one in plan:
+        Maker(one, path, work / _slug(one.key)).make(_goal(one, options))
+    return 0
+
+
+class Maker:
+    """Makes one planned run, from where it stands.
+
+    Args:
+        one: the plan.
+        path: the experiment's file.
+        folder: where its snapshot is kept.
+    """
+
+    def __init__(self, one: Planned, path: Path, folder: Path) -> None:
+        self.one, self.path, self.folder = one, path, folder
+        self._cpu = 0.0  # of training, over all processes that this run has had
+
+    def make(self, steps: int) -> None:
+        """Goes on to step ``steps``."""
+        if _made(self.path, self.one) >= steps:
+            return
+        run = self._started()
+        print(f"{self.one.key}: from step {run.step}", flush=True)
+        saved = time.monotonic()
+        every = max(1, self.one.evaluate // 4)
+        while run.step < steps:
+            before = time.process_time()
+            record = run.step_once()
+            self._cpu += time.process_time() - before
+            k = run.step
+            measured = k % self.one.evaluate == 0 or k == steps
+            if k <= FIRST or k % every == 0 or measured:
+                self._append(run, record, measured)
+            if time.monotonic() - saved > SAVE_EVERY or k == steps:
+                self._save(run)
+                saved = time.monotonic()
+
+    def _started(self) -> Run:
+        snapshot = self.folder / "run.pt"
+        if snapshot.exists():
+            run = Run.load(snapshot)
+            kept = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+            if kept["step"] != run.step or kept["recipe"] != self.one.recipe:
+                raise CheckpointError(
+                    f"{self.folder} holds another run than {self.one.key} as it is planned now: "
+                    "remove the folder, and its lines from the results, to begin again"
+                )
+            self._cpu = float(kept["cpu_seconds"])
+            _keep_lines(self.path, lambda line: line["run"] != self.one.key or _until(line, run))
+            return run
+        run = Run(self.one.problem, Recipe.from_text(self.one.recipe), self.one.seed, "cpu")
+        _keep_lines(self.path, lambda line: line["run"] != self.one.key)
+        head = {"type": "run", "run": self.one.key, "label": self.one.label}
+        _append(self.path, {**head, **_circumstances(run, self.one)})
+        return run
+
+    def _append(self, run: Run, record: Any, measured: bool) -> None:
+        line: dict[str, Any] = {
+            "type": "point",
+            "run": self.one.key,
+            "step": run.step,
+            "seconds": round(run.seconds, 3),
+            "cpu_seconds": round(self._cpu, 3),
+            "batch": record.batch,
+        }
+        for name in COLUMNS:
+            if name not in line and name in run.history:
+                line[name] = _number(run.history[name][-1])
+        if measured:
+            for split in ("train", "test") if has_test(run) else ("train",):
+                line[split] = _number(run.evaluate(split, at="best"))
+                line[f"{split}_theta"] = _number(run.evaluate(split, at="theta"))
+            shown = f"train {line['train']}, loss {line.get('loss')}"
+            print(f"{self.one.key}: step {run.step}, {shown}, {duration(self._cpu)}", flush=True)
+        _append(self.path, line)
+
+    def _save(self, run: Run) -> None:
+        """The run first, then what says that it is whole; both by renaming."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        run.save(self.folder / "run.pt")
+        kept = {"step": run.step, "cpu_seconds": self._cpu, "recipe": self.one.recipe}
+        _write(self.folder / "run.json", json.dumps(kept))
+
+
+# --- the file -------------------------------------------------------------------------------------
+
+
+def read(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a results file; none where there is no file."""
+    path = Path(path)
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if line.strip()]
+
+
+def points(path: str | Path, label: str, seed: int = 0) -> dict[str, list[float]]:
+    """The columns of one run of a results file: step, seconds, loss, train, …; NaN where none."""
+    key = f"{label}, seed {seed}"
+    rows = [line for line in read(path) if line["type"] == "point" and line["run"] == key]
+    names = {name for row in rows for name, v in row.items() if isinstance(v, (int, float))}
+    nothing = float("nan")
+    return {n: [nothing if row.get(n) is None else row[n] for row in rows] for n in sorted(names)}
+
+
+def _made(path: Path, one: Planned) -> int:
+    steps = [x["step"] for x in read(path) if x["type"] == "point" and x["run"] == one.key]
+    return max(steps, default=0)
+
+
+def _until(line: Mapping[str, Any], run: Run) -> bool:
+    return line["type"] == "run" or line["step"] <= run.step
+
+
+def _append(path: Path, line: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(path), path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _keep_lines(path: Path, wanted: Any) -> None:
+    """Leaves out the lines that are not ``wanted``."""
+    with _alone(path):
+        lines = read(path)
+        kept = [line for line in lines if wanted(line)]
+        if len(kept) < len(lines):
+            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
+            _write(path, text)
+
+
+def _write(path: Path, text: str) -> None:
+    fresh = path.with_name(path.name + ".new")
+    fresh.write_text(text, encoding="utf-8")
+    os.replace(fresh, path)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One process at a time may write the file; where the system has no such lock, all may."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+# --- what stands in a line ------------------------------------------------------------------------
+
+
+def _circumstances(run: Run, one: Planned) -> dict[str, Any]:
+    return {
+        "problem": one.problem,
+        "seed": one.seed,
+        "recipe": one.recipe,
+        "hardware": _hardware(),
+        "threads": torch.get_num_threads(),
+        "device": str(run.device),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "package": kfac_lab.__version__,
+        "commit": _commit(),
+        "data": fingerprint(run),
+    }
+
+
+def fingerprint(run: Run) -> str:
+    """The first 16 hexadecimal digits of SHA-256 over the training inputs."""
+    inputs = run.problem.inputs
+    if inputs is None:
+        return "none"
+    data = inputs.detach().cpu().contiguous().numpy().tobytes()
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def _hardware() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    except OSError:
+        found = None
+    name = found.group(1).strip() if found else platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def _commit() -> str:
+    """The commit of the checkout that the package is in, "+" where files differ from it."""
+    here = Path(kfac_lab.__file__).parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        commit = git("rev-parse", "--short=12", "HEAD")
+        return commit + ("+" if git("status", "--porcelain", "--", ".") else "") or "none"
+    except OSError:
+        return "none"
+
+
+def _number(value: Any) -> float | None:
+    """Six digits; None where there is no number."""
+    value = float(value)
+    return float(f"{value:.6g}") if value == value and abs(value) != float("inf") else None
+
+
+# --- the plan -------------------------------------------------------------------------------------
+
+
+def _chosen(one: Planned, options: argparse.Namespace) -> bool:
+    wanted = options.only or [one.label]
+    return one.label in wanted and (options.seed is None or one.seed == options.seed)
+
+
+def _goal(one: Planned, options: argparse.Namespace) -> int:
+    return one.steps if options.until is None else min(one.steps, options.until)
+
+
+def _estimate(one: Planned, steps: int) -> float:
+    sizes, available = _shape(one.problem)
+    return run_flops(sizes, Recipe.from_text(one.recipe), steps, available)
+
+
+_SHAPES: dict[str, tuple[list[int], int]] = {}
+
+
+def _shape(name: str) -> tuple[list[int], int]:
+    if name not in _SHAPES:
+        problem = Run(name, "adam", 0, "cpu").problem
+        linear = [m for m in problem.model.modules() if isinstance(m, nn.Linear)]
+        sizes = [linear[0].in_features, *(m.out_features for m in linear)]
+        _SHAPES[name] = sizes, int(problem.available or 0)
+    return _SHAPES[name]
+
+
+def _slug(key: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", key.lower()).strip("-")
+
+
+def _work_folder(options: argparse.Namespace) -> Path:
+    if options.work is not None:
+        return Path(options.work) / options.name
+    base = cache.folder() or Path(".kfac-lab-work")
+    return base / "reproduce" / options.name
