@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kfac_lab.core.layers import Tensors
+from kfac_lab.core.layers import Declined, Tensors, plain_call
 from kfac_lab.core.protocols import Layer
 from kfac_lab.core.vector import Vec
 from kfac_lab.errors import CoverageError, RecipeError
 
 __all__ = ["Claim", "CoverageRow", "Network", "Recorder", "Use", "called"]
 
-Claim = Callable[[nn.Module, str], "tuple[Layer, str] | None"]
+Claim = Callable[[nn.Module, str], "tuple[Layer | Declined, str] | None"]
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,7 @@ class Network:
         frozen = tuple(n for n, p in model.named_parameters() if not p.requires_grad)
         groups: dict[tuple[str, ...], list[tuple[Layer, str]]] = {}
         owners: dict[str, set[tuple[str, ...]]] = {}
+        declined: dict[str, Declined] = {}  # by the name of each parameter
         for path, module in model.named_modules():
             own = dict(module.named_parameters(recurse=False))
             if not any(p.requires_grad for p in own.values()):
@@ -105,6 +106,9 @@ class Network:
             if claimed is None:
                 continue
             layer, by = claimed
+            if isinstance(layer, Declined):
+                declined |= {canonical[id(p)]: layer for p in own.values() if id(p) in canonical}
+                continue
             if any(id(_reach(module, n)) not in canonical for n in layer.names):
                 continue  # made anew at every call, as by weight_norm: no parameter of the model
             if any(not _reach(module, n).requires_grad for n in layer.names):
@@ -118,16 +122,22 @@ class Network:
         uses: list[Use] = []
         for names, members in groups.items():
             shapes = {(layer.d_out, layer.d_in, type(layer)) for layer, _ in members}
-            if torn & set(names) or len(shapes) > 1:
+            if len(shapes) > 1:
+                torn |= set(names)
+            if torn & set(names):
                 continue
             layer, by = members[0]
             uses.append(Use(layer, tuple(m.module for m, _ in members), names, by))
         covered = {name for use in uses for name in use.parameters}
         left = [name for name in trained if name not in covered]
+        refused = [name for name in left if name in declined and not declined[name].fallback]
+        if refused:
+            raise CoverageError("; ".join(f"{n}: {declined[n].reason}" for n in refused))
         if left and not fallback:
             listed = ", ".join(
                 f"{name} {tuple(trained[name].shape)} of {_owner_type(model, name)}"
                 + (" (tied to a layer of other geometry)" if name in torn else "")
+                + (f" ({declined[name].reason})" if name in declined else "")
                 for name in left
             )
             raise CoverageError(
@@ -220,20 +230,17 @@ class Recorder:
             for handle in handles:
                 handle.remove()
 
-    def _hook(self, index: int) -> Callable[[nn.Module, Any, Any, Any], Tensor | None]:
-        def hook(module: nn.Module, inputs: Any, named: Any, output: Any) -> Tensor | None:
-            call = len(self._inputs[index])
+    def _hook(self, index: int) -> Callable[[nn.Module, Any, Any, Any], Any]:
+        record = getattr(self._network.uses[index].layer, "record", plain_call)
+
+        def hook(module: nn.Module, args: Any, named: Any, output: Any) -> Any:
             self.fired.append(index)
-            given = inputs[0] if inputs else next(iter(named.values()))
-            self._inputs[index].append(given.detach())
-            if not isinstance(output, Tensor) or not output.requires_grad:
-                return None
-            # An in-place activation on a view, as of a Linear over positions, rewrites the view's
-            # history, and its hook with it.
-            view = output._is_view()
-            watched = output.clone() if view else output
-            watched.register_hook(lambda g: self._gradients[index].__setitem__(call, g))
-            return watched if view else None
+            inputs, watched, replaced = record(module, args, named, output)
+            call = len(self._inputs[index])
+            self._inputs[index].append(inputs.detach())
+            if watched is not None and watched.requires_grad:
+                watched.register_hook(lambda g: self._gradients[index].__setitem__(call, g))
+            return replaced
 
         return hook
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Linear", "Tensors", "append_one"]
+__all__ = ["Declined", "Linear", "Recorded", "Tensors", "append_one", "plain_call"]
 
 
 def append_one(rows: Tensor) -> Tensor:
@@ -17,6 +18,40 @@ def append_one(rows: Tensor) -> Tensor:
     result[..., :-1] = rows
     result[..., -1] = 1
     return result
+
+
+class Recorded(NamedTuple):
+    """One call of a layer's module, as the recording needs it."""
+
+    inputs: Tensor  # what rows_in takes
+    watched: Tensor | None  # whose gradient rows_out takes; None where there is none to take
+    output: Any  # of the call, computed from ``watched``
+
+
+def plain_call(
+    module: nn.Module, args: tuple[Any, ...], named: Mapping[str, Any], output: Any
+) -> Recorded:
+    """The first argument and the output: what a Layer without ``record`` of its own is given."""
+    inputs = args[0] if args else next(iter(named.values()))
+    if not isinstance(output, Tensor):
+        return Recorded(inputs, None, output)
+    # An in-place activation on a view, as of a Linear over positions, rewrites the view's history,
+    # and its hook with it.
+    watched = output.clone() if output.requires_grad and output._is_view() else output
+    return Recorded(inputs, watched, watched)
+
+
+@dataclass(frozen=True)
+class Declined:
+    """A claim's answer for a module of its type that it cannot serve, and why.
+
+    Args:
+        reason: one clause, with the remedy.
+        fallback: False where no fallback can train the module's parameters either.
+    """
+
+    reason: str
+    fallback: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +110,8 @@ class Linear:
             result.view(-1, self.d_out).addmm_(flat, self.module.weight.detach().t())
         return result.view(shape)
 
-    def pullback(self, gradients: Tensor) -> Tensor:
-        """The gradient at the inputs from that at the outputs."""
+    def pullback(self, gradients: Tensor, inputs: Tensor | None = None) -> Tensor:
+        """The gradient at the inputs from that at the outputs; ``inputs`` are not needed."""
         return gradients @ self.module.weight.detach()
 
 

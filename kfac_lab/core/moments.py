@@ -20,7 +20,7 @@ __all__ = ["Accumulation", "Ledger", "Table"]
 
 Key = tuple[str, int, int]  # name, layer, layer; both equal but for cross moments
 WIDE, STRIPS = 128, 4  # on a CPU: from which side on a moment is updated by strips
-NAMES = ("A", "G", "A.diagonal", "G.diagonal", "A.mean")
+NAMES = ("A", "G", "A.diagonal", "G.diagonal", "A.mean", "A.reduced", "G.reduced")
 
 
 class _OfLayer(Mapping[str, Tensor]):
@@ -82,14 +82,18 @@ class Accumulation:
             # of the mean is the part of A that the mean makes.
             positions = left.shape[1]
             old, new = self._weights(key)
+            if name.endswith(".reduced"):
+                groups = self._ledger.groups[i]
+                left = right = _reduced(left, groups, mean=kind == "G")
+                positions = groups
             new = new / self._cases if kind == "A" else new / self._cases / positions
-            left = left.flatten(0, 1)
             if name.endswith(".diagonal"):
-                self._add(key, torch.sum(left * left, 0), old, new)
+                self._add(key, _sums(left, squared=True), old, new)
             elif name.endswith(".mean"):
-                self._add(key, left.sum(0), old, new / math.sqrt(positions))
+                self._add(key, _sums(left, squared=False), old, new / math.sqrt(positions))
             else:
-                self._product(key, left, right.flatten(0, 1), old, new)
+                left, right = left.to_dense().flatten(0, 1), right.to_dense().flatten(0, 1)
+                self._product(key, left, right, old, new)
 
     def _weights(self, key: Key) -> tuple[float, float]:
         """Of the old moment and of the new: (ε, 1−ε), and a running mean for one just opened.
@@ -136,6 +140,25 @@ class Accumulation:
         return [self._ledger.spare[key] for key in self._ledger.keys]
 
 
+def _sums(rows: Tensor, squared: bool) -> Tensor:
+    """Sums over cases and positions ``[d]``; sparse rows are not made dense."""
+    if rows.is_sparse:
+        columns, values = rows._indices()[-1], rows._values()
+        values = values * values if squared else values
+        return values.new_zeros(rows.shape[-1]).index_add_(0, columns, values)
+    flat = rows.flatten(0, 1)
+    return torch.sum(flat * flat, 0) if squared else flat.sum(0)
+
+
+def _reduced(rows: Tensor, groups: int, mean: bool) -> Tensor:
+    """KFAC-reduce: rows ``[n, S·groups, d]`` summed or averaged over S (section 12.3).
+
+    Rows of other groups are of other units: each group keeps a position of its own.
+    """
+    apart = rows.to_dense().reshape(rows.shape[0], -1, groups, rows.shape[-1])
+    return apart.mean(1) if mean else apart.sum(1)
+
+
 def _symmetric(out: Tensor, current: Tensor, rows: Tensor, old: float, new: float) -> None:
     """out ← old·current + new·rowsᵀrows by strips of the upper triangle, then mirrored.
 
@@ -161,7 +184,9 @@ class Ledger:
     """Running estimates of E[ā_i ā_jᵀ] and E[g_i g_jᵀ] for the pairs asked for.
 
     Args:
-        layers: the geometry, for the shapes.
+        layers: the geometry, for the shapes. A layer may have ``groups`` (1 where it has none): its
+            positions come as ``[S, groups]``, and ``"A.reduced"`` and ``"G.reduced"`` take the
+            positions of each group together.
         wants: for each layer, the names its block asked for.
         links: pairs whose cross moments are kept; they open at zero and share the weights of the
             diagonals, so that the joint second moment stays positive semidefinite.
@@ -176,6 +201,7 @@ class Ledger:
         like: Tensor,
     ) -> None:
         self.links = tuple(links)
+        self.groups = tuple(int(getattr(layer, "groups", 1)) for layer in layers)
         self._nothing = like.new_zeros(())
         self.current: dict[Key, Tensor] = {}
         for i, names in enumerate(wants):
@@ -186,7 +212,7 @@ class Ledger:
                         f"none of {', '.join(NAMES)}"
                     )
                 side = layers[i].d_in if name.startswith("A") else layers[i].d_out
-                shape = (side, side) if name in ("A", "G") else (side,)
+                shape = (side,) if name.endswith((".diagonal", ".mean")) else (side, side)
                 self.current[name, i, i] = like.new_zeros(shape)
         for i, j in self.links:
             self.current["A", i, j] = like.new_zeros((layers[i].d_in, layers[j].d_in))

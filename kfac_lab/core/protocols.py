@@ -113,6 +113,14 @@ class Layer(Protocol):
         """The inverse of ``pack``; views where possible."""
         ...
 
+    # Optional:
+    #   record(module, args, named, output) -> core.layers.Recorded
+    #       one call of ``module`` (of each that shares the parameters) while rows are recorded:
+    #       where rows_in needs more than the first argument, or rows_out the gradient at another
+    #       tensor than the output, which then is computed anew from that tensor
+    #   rows_in may be a sparse COO tensor, of at most one entry for each place: sums of squares
+    #       and means of it are taken without making it dense
+
 
 class Moments(Protocol):
     """What a block asked for of one layer, read from the ledger (section 4).
