@@ -585,7 +585,7 @@ class _Gather:
             row = rows[i]
             seen = [g[i] for g in gradients]
             if wanted and row is not None and all(g is not None for g in seen):
-                self._rows[i].append(row)
+                self._rows[i].append(row.to_dense())
                 self._cotangents[i].append(torch.stack(seen))  # type: ignore[arg-type]
 
     def observed(self) -> Observed | None:
