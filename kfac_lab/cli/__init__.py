@@ -58,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     _reproduce(commands)
     _components(commands)
     _plugins(commands)
+    _new_plugin(commands)
     return top
 
 
@@ -181,6 +182,22 @@ def _plugins(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     plugins.set_defaults(run=_run_plugins)
 
 
+def _new_plugin(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "a new distribution with one component, which installs and passes its tests at once"
+    new = commands.add_parser("new-plugin", help=text, description=text)
+    new.add_argument("name", help="the distribution's name, such as kfac-lab-mine")
+    new.add_argument(
+        "--into", type=Path, default=Path(), metavar="DIR", help="where (default: here)"
+    )
+    new.add_argument(
+        "--slot",
+        default="damping",
+        help="of the component (default damping): damping, block, estimator, momentum, schedule, "
+        "batch or average",
+    )
+    new.set_defaults(run=_run_new_plugin)
+
+
 # A command's module is imported when it runs: --help needs no torch.
 
 
@@ -218,6 +235,12 @@ def _run_plugins(options: argparse.Namespace) -> int:
     from kfac_lab.cli.tables import plugins
 
     return plugins(options)
+
+
+def _run_new_plugin(options: argparse.Namespace) -> int:
+    from kfac_lab.cli.new_plugin import new_plugin
+
+    return new_plugin(options)
 
 
 # --- what an option takes -------------------------------------------------------------------------
