@@ -291,6 +291,7 @@ class Passes:
         assert total is not None
         flat = [t.detach() for t in theta]
         if s1 and (plan is None or own_s1):
+            if cases is not None:
             chosen = order[:s1] if order is not None and own_s1 else None
             gather.own_pass(plan, inputs, targets, chosen)
         with torch.no_grad():

@@ -3,7 +3,8 @@
 Where the model is an ``nn.Sequential`` (nested ones too) of claimed layers and elementwise or
 reshaping modules, one forward pass serves the gradient, the statistics and the tangents: each is a
 walk over the stored activations, on leading rows of them. ``passes.py`` uses it; other models take
-its generic path.
+its generic path. A layer takes part by two methods beside those of ``Layer``, as ``layers.Linear``
+has them: ``tangent(matrices, inputs, tangents)`` and ``pullback(gradients, inputs)``.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ class Plan:
                 layer: Any = self.network.uses[leaf.layer].layer
                 rows[leaf.layer] = layer.rows_out(gradient)
                 if n > self.first:
-                    gradient = layer.pullback(gradient)
+                    gradient = layer.pullback(gradient, values[n])
             elif derivative is not None:
                 gradient = gradient * derivative
             else:
@@ -131,14 +132,21 @@ class Plan:
                 (gradient,) = pull(gradient)
         return rows
 
-    def by_case(self, values: Sequence[Tensor], cotangent: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Every case's ā ``[n, d_in]`` and g ``[n, d_out]`` of each layer; one position each."""
+    def by_case(
+        self, values: Sequence[Tensor], cotangent: Tensor
+    ) -> list[tuple[Tensor, Tensor]] | None:
+        """Every case's ā ``[n, d_in]`` and g ``[n, d_out]`` of each layer.
+
+        None where a layer has several positions: then a case's gradient is no outer product.
+        """
         with torch.no_grad():
             inputs = self.rows_in(values)
             gradients = self.rows_out(values, self.derivatives(values), cotangent)
         pairs = []
         for a, g in zip(inputs, gradients, strict=True):
             assert a is not None and g is not None
+            if a.shape[1] > 1:
+                return None
             pairs.append((a.flatten(0, 1), g.flatten(0, 1)))
         return pairs
 
