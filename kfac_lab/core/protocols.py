@@ -232,6 +232,8 @@ class Estimator(Protocol):
         """
         ...
 
+    # Optional: unbiased: bool = True; False where the sum's mean is not F_R, as for the labels
+
 
 @runtime_checkable
 class Block(Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -63,6 +64,8 @@ class Exact(_Estimator):
 @dataclass(frozen=True)
 class Empirical(_Estimator):
     """g from the labels: the "empirical Fisher", which is no Gauss–Newton matrix (section 1.3)."""
+
+    unbiased: ClassVar[bool] = False  # of F_R
 
     def cotangents(
         self, likelihood: Likelihood, outputs: Tensor, targets: Tensor, draw: Draw

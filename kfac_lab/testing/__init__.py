@@ -10,6 +10,19 @@ component that breaks this law and no other.
 
 from __future__ import annotations
 
+from kfac_lab.testing.check import check, report, slot_of
 from kfac_lab.testing.law import Broken, Case, Law, LawError, Report, Result, law, laws_of
 
-__all__ = ["Broken", "Case", "Law", "LawError", "Report", "Result", "law", "laws_of"]
+__all__ = [
+    "Broken",
+    "Case",
+    "Law",
+    "LawError",
+    "Report",
+    "Result",
+    "check",
+    "law",
+    "laws_of",
+    "report",
+    "slot_of",
+]

@@ -1,0 +1,64 @@
+"""Dense float64 oracles: what the laws compare with, written from the definitions alone.
+
+No code of the package computes anything here; likelihoods are told by their class's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, distributions
+
+__all__ = ["column", "matrix", "of_map", "output_fisher", "predictive"]
+
+
+def predictive(likelihood: Any, z: Tensor) -> distributions.Distribution | None:
+    """R(y|z) of one case, by torch.distributions; None for a likelihood that is not known here."""
+    kind = type(likelihood).__name__
+    if kind == "Gaussian":
+        scale = 1.0 if getattr(likelihood, "scale", "half") == "half" else 0.5**0.5
+        return distributions.Independent(distributions.Normal(z, scale), z.dim())
+    if kind == "Bernoulli":
+        return distributions.Independent(distributions.Bernoulli(logits=z), z.dim())
+    if kind == "Categorical" and z.dim() == 1:
+        return distributions.Categorical(logits=z)
+    return None
+
+
+def output_fisher(likelihood: Any, z: Tensor) -> Tensor:
+    """F_R ``[out, out]`` of one case: minus the mean Hessian of log r(y|z) in z (section 1.2).
+
+    For the three exponential families the Hessian does not depend on y, so any y serves.
+    """
+    known = predictive(likelihood, z)
+    if known is None:
+        raise ValueError(f"{likelihood!r} is not known here")
+    y = known.sample() if not isinstance(known, distributions.Categorical) else torch.tensor(0)
+    y = torch.zeros_like(z) if y.is_floating_point() else y
+
+    def loss(at: Tensor) -> Tensor:
+        again = predictive(likelihood, at)
+        assert again is not None
+        return -again.log_prob(y)
+
+    found: Any = torch.autograd.functional.hessian(loss, z.detach().double())
+    return found
+
+
+def column(v: Tensor) -> Tensor:
+    """vec(V): the columns of ``[d_out, d_in]`` under each other."""
+    return v.t().reshape(-1)
+
+
+def matrix(u: Tensor, shape: tuple[int, int]) -> Tensor:
+    """The inverse of :func:`column`."""
+    return u.reshape(shape[1], shape[0]).t()
+
+
+def of_map(apply: Callable[[Tensor], Tensor], shape: tuple[int, int], dtype: Any) -> Tensor:
+    """The matrix of a linear map of matrices, for column-stacked vec, one basis matrix a time."""
+    side = shape[0] * shape[1]
+    unit = torch.eye(side, dtype=dtype)
+    return torch.stack([column(apply(matrix(e, shape))) for e in unit], 1).double()

@@ -1,0 +1,362 @@
+"""What a component of any slot must do; ``common_laws`` makes these laws for one slot.
+
+* ``runs``: every method answers on ordinary inputs.
+* ``finite``: what comes back is finite, on awkward inputs too.
+* ``deterministic``: the same inputs give the same result, bit for bit.
+* ``instances_share_nothing``: what one instance does is not seen by another.
+* ``inputs_not_written``: arguments and memos are left as they were.
+* ``global_state_kept``: the global generator, the default dtype and the grad mode stay.
+* ``dtype_follows``: float32 in, float32 out, and float64 likewise; scalars are float64.
+* ``no_host_read``: nothing is read from the device, or on a refresh through ``linalg.host`` alone.
+* ``device_follows``: on the meta device everything stays there.
+* ``round_trip``: text, TOML and JSON give an equal component back.
+* ``trains``: some steps in its slot, the others the paper's, with finite numbers.
+* ``resumes``: saved without pickle and loaded half way, the run goes on bit for bit.
+
+A slot says how it is tried by a :class:`Trial`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kfac_lab.core import parameters
+from kfac_lab.core.problem import Problem
+from kfac_lab.engine import Engine, attach
+from kfac_lab.errors import RecipeError
+from kfac_lab.hooks.manager import Lab
+from kfac_lab.hooks.recipe import Recipe
+from kfac_lab.testing.keep import kept
+from kfac_lab.testing.law import Broken, Case, law
+from kfac_lab.testing.reads import Mixed, Read, no_reads, on_meta
+from kfac_lab.testing.subjects import Subject, tiny_problem
+from kfac_lab.testing.trees import Watch, difference, tensors
+
+__all__ = [
+    "CHEAP",
+    "Trial",
+    "common_laws",
+    "engine_for",
+    "hidden",
+    "near",
+    "same_to_the_bit",
+    "scale_of",
+]
+
+#: what every law of a slot's own needs
+CHEAP = ("runs", "finite", "deterministic", "inputs_not_written")
+
+Run = Callable[[Any, Subject, Watch], Mapping[str, Any]]
+STEPS = 6
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How the components of a slot are tried.
+
+    Args:
+        slot: its name.
+        subjects: the ordinary inputs of a case, float64.
+        run: calls every method of the component on one subject and returns the results by name;
+            what it hands over that must not be written into it passes through the Watch.
+        awkward: inputs on which the result need only be finite: no moments yet, one case, ….
+        double: results that are float64 whatever the inputs are (the scalars of a step).
+        loose: results whose dtype and device are free (made for tests and plots only).
+        door: whether ``linalg.host`` may be used (refresh steps).
+        dtypes: whether the slot sees tensors of the model's dtype at all.
+        device: whether the slot sees tensors on the model's device at all.
+        recipe: whether a recipe can name it: it has a text form.
+        problem: what it trains on, or None where its slot has laws of its own for that.
+        parts: the other parts that it trains with, where the paper's do not do.
+    """
+
+    slot: str
+    subjects: Callable[[Case], Sequence[Subject]]
+    run: Run
+    awkward: Callable[[Case], Sequence[Subject]] = lambda case: ()
+    double: tuple[str, ...] = ()
+    loose: tuple[str, ...] = ()
+    door: bool = False
+    dtypes: bool = True
+    device: bool = True
+    recipe: bool = True
+    problem: Callable[[Case], Problem] | None = lambda case: tiny_problem()
+    parts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def common_laws(trial: Trial) -> None:
+    """Makes the laws of this file for the trial's slot; call it first in the slot's file."""
+    slot = trial.slot
+
+    @law(slot, "Its methods answer on ordinary inputs.")
+    def runs(case: Case) -> None:
+        for subject in trial.subjects(case):
+            with hidden(f"its methods on {subject.where}"):
+                trial.run(case.component, subject.fresh(), Watch())
+
+    @law(slot, "What comes back is finite, also for awkward inputs.")
+    def finite(case: Case) -> None:
+        for subject in (*trial.subjects(case), *trial.awkward(case)):
+            for name, value in trial.run(case.component, subject.fresh(), Watch()).items():
+                for path, tensor in tensors(value):
+                    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                        raise Broken(subject.where, f"finite numbers in {name}{path}", "others")
+
+    @law(slot, "The same inputs give the same result, bit for bit.", needs=("runs",))
+    def deterministic(case: Case) -> None:
+        for subject in trial.subjects(case):
+            first = trial.run(case.component, subject.fresh(), Watch())
+            again = trial.run(case.component, subject.fresh(), Watch())
+            same_to_the_bit(subject.where, "the same result twice", first, again)
+
+    @law(slot, "What one instance does is not seen by another.", needs=("runs", "deterministic"))
+    def instances_share_nothing(case: Case) -> None:
+        for subject in trial.subjects(case):
+            first = trial.run(case.component, subject.fresh(), Watch())
+            other = trial.run(case.make(), subject.fresh(), Watch())
+            again = trial.run(case.component, subject.fresh(), Watch())
+            same_to_the_bit(subject.where, "the same result from another instance", first, other)
+            same_to_the_bit(subject.where, "the result it gave before", first, again)
+
+    @law(slot, "It writes into nothing that it is given: arguments and memos stay.")
+    def inputs_not_written(case: Case) -> None:
+        for subject in trial.subjects(case):
+            given, watch = subject.fresh(), Watch()
+            watch(given.values, "")
+            trial.run(case.component, given, watch)
+            written = watch.written()
+            if written is not None:
+                raise Broken(f"{subject.where}, {written[0]}", *written[1:])
+
+    @law(slot, "The global generator, the default dtype and the grad mode stay as they are.")
+    def global_state_kept(case: Case) -> None:
+        for subject in trial.subjects(case):
+            with kept() as changed:
+                trial.run(case.component, subject.fresh(), Watch())
+                what = changed()
+            if what:
+                raise Broken(subject.where, f"{what} as before", "another")
+
+    if trial.dtypes:
+
+        @law(slot, "float32 in, float32 out, and float64 likewise; a step's scalars are float64.")
+        def dtype_follows(case: Case) -> None:
+            for subject in trial.subjects(case):
+                for dtype in (torch.float32, torch.float64):
+                    given = subject.to(dtype=dtype)
+                    for name, value in trial.run(case.component, given, Watch()).items():
+                        wanted = torch.float64 if name in trial.double else dtype
+                        _check_dtype(trial, given.where, name, value, wanted)
+
+    if trial.device:
+
+        @law(slot, _door_says(trial.door))
+        def no_host_read(case: Case) -> None:
+            for subject in trial.subjects(case):
+                given = subject.fresh()
+                try:
+                    with no_reads(trial.door):
+                        trial.run(case.component, given, Watch())
+                except Read as error:
+                    raise Broken(subject.where, "no read on the host", f"{error}") from None
+
+        @law(
+            slot,
+            "On the meta device every result is meta: no tensor of another device is mixed in.",
+            needs=("runs", "no_host_read"),
+        )
+        def device_follows(case: Case) -> None:
+            for subject in trial.subjects(case):
+                given = subject.to(device="meta")
+                try:
+                    with on_meta():
+                        results = trial.run(case.component, given, Watch())
+                except (Mixed, NotImplementedError) as error:
+                    raise Broken(given.where, "one device", str(error)) from None
+                for name, value in results.items():
+                    for path, tensor in tensors(value) if name not in trial.loose else ():
+                        if not tensor.is_meta:
+                            got = f"it on {tensor.device.type}"
+                            raise Broken(given.where, f"{name}{path} on meta", got)
+
+    if trial.recipe:
+
+        @law(slot, "Text, TOML and JSON give an equal component back.", needs=())
+        def round_trip(case: Case) -> None:
+            _round_trip(case)
+
+    if trial.problem is not None:
+        of_case = trial.problem
+        cheap = (*CHEAP, *(("dtype_follows",) if trial.dtypes else ()))
+
+        @law(slot, "It trains in its slot, with finite numbers.", needs=cheap)
+        def trains(case: Case) -> None:
+            engine = engine_for(case, of_case(case), case.component, trial.parts)
+            where = f"{STEPS} steps with the paper's other parts"
+            with hidden(where):
+                losses = [float(engine.step().loss) for _ in range(STEPS)]
+            bad = [k for k, loss in enumerate(losses, 1) if not abs(loss) < float("inf")]
+            if bad:
+                raise Broken(where, "finite losses", f"{losses[bad[0] - 1]} at step {bad[0]}")
+
+        @law(
+            slot,
+            "Saved without pickle and loaded half way, the run goes on bit for bit.",
+            needs=("trains", "instances_share_nothing"),
+        )
+        def resumes(case: Case) -> None:
+            _resumes(case, of_case, trial.parts)
+
+
+# --- helpers that slots' own files use too --------------------------------------------------------
+
+
+class hidden:
+    """Says of an exception inside on which input it was raised."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+
+    def __enter__(self) -> hidden:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, Exception) and not isinstance(error, Broken):
+            got = f"{type(error).__name__}: {str(error) or 'without a message'}"
+            raise Broken(self._where, "an answer", got) from error
+
+
+def same_to_the_bit(where: str, expected: str, first: Any, second: Any) -> None:
+    """Broken unless two results agree to the last bit."""
+    found = difference(first, second)
+    if found is not None:
+        raise Broken(where, expected, f"a difference: {found}")
+
+
+def scale_of(*values: Tensor) -> float:
+    """The largest entry by absolute value, for tolerances; at least a tiny number."""
+    return max([1e-30, *(float(v.detach().abs().max()) for v in values if v.numel())])
+
+
+def near(where: str, expected: str, wanted: Tensor, got: Tensor, relative: float = 1e-8) -> None:
+    """Broken unless ``got`` is ``wanted`` within ``relative`` of the largest entry of ``wanted``."""
+    if wanted.shape != got.shape:
+        raise Broken(where, f"{expected} {tuple(wanted.shape)}", f"the shape {tuple(got.shape)}")
+    gap = (got.detach().double() - wanted.detach().double()).abs()
+    worst = float(gap.max()) if gap.numel() else 0.0
+    if not worst <= relative * scale_of(wanted.double()):
+        n = int(gap.flatten().nan_to_num(nan=float("inf")).argmax())
+        entry = ", ".join(str(int(i)) for i in torch.unravel_index(torch.tensor(n), gap.shape))
+        a, b = float(wanted.flatten()[n]), float(got.flatten()[n])
+        raise Broken(where, f"{expected}, {a:.6g} at [{entry}]", f"{b:.6g}")
+
+
+def own_lab() -> Lab:
+    """A Lab with the built-ins alone; the process's own is never touched."""
+    return Lab(entry_points=False)
+
+
+#: on 24 cases: everything is due at even steps
+_PARTS: Mapping[str, Any] = {
+    "estimator": "sampled(fraction=1.0)",
+    "model": "exact_fisher(fraction=1.0)",
+    "damping": "levenberg_marquardt(lam=1.0)",
+    "schedule": "periodic(T1=2, T2=2, T3=2, burn_in=1)",
+    "batch": "constant(size=16)",
+}
+
+
+def engine_for(
+    case: Case,
+    problem: Problem,
+    component: Any,
+    parts: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Engine:
+    """An engine on a problem with the component in its slot; ``parts`` replaces other parts."""
+    slots = {**_PARTS, **(parts or {})}
+    if case.slot in _PARTS or case.slot in ("block", "structure", "momentum", "average"):
+        slots[case.slot] = component
+    elif case.slot == "collective":
+        slots["collective"] = component
+    lab = options.pop("lab", None) or own_lab()
+    return attach(problem, Recipe(lab=lab, **slots), 0, **options)
+
+
+def _resumes(case: Case, problem: Callable[[Case], Problem], parts: Mapping[str, Any]) -> None:
+    half = STEPS // 2
+    engine = engine_for(case, problem(case), case.make(), parts)
+    for _ in range(half):
+        engine.step()
+    file = io.BytesIO()
+    with hidden(f"the state after {half} steps, which has to be saved"):
+        torch.save(engine.state(), file)
+    for _ in range(half):
+        engine.step()
+    file.seek(0)
+    other = engine_for(case, problem(case), case.make(), parts)
+    with hidden(f"the state after {half} steps, loaded without pickle"):
+        other.load(torch.load(file, weights_only=True))
+        for _ in range(half):
+            other.step()
+    states = [_timeless(e.state()["tree"]) for e in (engine, other)]
+    where = f"{half} steps after loading"
+    same_to_the_bit(where, "the state of a run that went on", *states)
+
+
+def _timeless(tree: Any) -> Any:
+    """A saved state but for its clock."""
+    if isinstance(tree, dict) and tree.get("~") == "dict":
+        return {**tree, "items": [pair for pair in tree["items"] if pair[0] != "seconds"]}
+    return tree
+
+
+def _round_trip(case: Case) -> None:
+    component, slot = case.component, case.slot
+    where = f"{component!r}"
+    if not dataclasses.is_dataclass(component) or isinstance(component, type):
+        raise Broken(where, "a dataclass, whose fields are its text", "a class that is none")
+    lab = own_lab()
+    lab.load()
+    if lab.registry.of_component(slot, component) is None:
+        lab.register(slot, "tried", type(component))
+    try:
+        recipe = Recipe(lab=lab, **{slot: component})
+        wanted = parameters.text(component, "it", complete=True)
+        for complete in (False, True):
+            for form in ("text", "toml", "json"):
+                write = recipe.text if form == "text" else getattr(recipe, f"to_{form}")
+                told = write(complete=complete)
+                back = getattr(Recipe, f"from_{form}")(told, lab=lab)[slot]
+                got = parameters.text(back, "it", complete=True)
+                if type(back) is not type(component) or got != wanted:
+                    raise Broken(where, f"{wanted} from its {form}", got)
+    except RecipeError as error:
+        raise Broken(where, "a text that can be read back", f"the error: {error}") from None
+
+
+def _check_dtype(trial: Trial, where: str, name: str, value: Any, wanted: torch.dtype) -> None:
+    if name in trial.loose:
+        return
+    for path, tensor in tensors(value):
+        if tensor.is_floating_point() and tensor.dtype != wanted:
+            kinds = [str(t).removeprefix("torch.") for t in (wanted, tensor.dtype)]
+            raise Broken(where, f"{name}{path} in {kinds[0]}", kinds[1])
+
+
+def _door_says(door: bool) -> str:
+    if door:
+        return "It reads a number on the host through linalg.host alone."
+    return "It reads no number on the host."
+
+
+def exempt_unless(condition: Callable[[Any], bool], why: str) -> Callable[[Case], str | None]:
+    """``applies`` of a law: exempt with ``why`` where the component does not meet a condition."""
+    return lambda case: None if condition(case.component) else why
