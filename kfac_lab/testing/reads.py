@@ -114,8 +114,8 @@ def on_meta() -> Iterator[None]:
     """
     work = linalg.host
 
-    def canned(given: Sequence[Tensor]) -> list[float]:
-        return [1.0 if t.dtype == torch.bool or n else 0.0 for n, t in enumerate(given)]
+    def canned(tensors: Sequence[Tensor]) -> list[float]:
+        return [1.0 if t.dtype == torch.bool or n else 0.0 for n, t in enumerate(tensors)]
 
     try:
         linalg.host = canned

@@ -246,7 +246,7 @@ def scale_of(*values: Tensor) -> float:
 
 
 def near(where: str, expected: str, wanted: Tensor, got: Tensor, relative: float = 1e-8) -> None:
-    """Broken unless ``got`` is ``wanted`` within ``relative`` of the largest entry of ``wanted``."""
+    """Broken unless ``got`` is ``wanted`` within ``relative`` of its largest entry."""
     if wanted.shape != got.shape:
         raise Broken(where, f"{expected} {tuple(wanted.shape)}", f"the shape {tuple(got.shape)}")
     gap = (got.detach().double() - wanted.detach().double()).abs()

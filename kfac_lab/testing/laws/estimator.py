@@ -10,6 +10,7 @@ Besides the common ones:
 * ``draws_through_draw``: what asks for no uniforms is no sample: it gives F_R itself.
 """
 
+# ruff: noqa: D103 - a law says itself what it demands
 from __future__ import annotations
 
 import math
