@@ -61,6 +61,7 @@ class _Space:
     evaluated: Evaluated
     preconditioner: Any
     strength: Strength
+    collective: Any
 
     @property
     def gradient(self) -> Vec:
@@ -75,7 +76,10 @@ class _Space:
         return out
 
     def fisher(self, vector: Vec) -> Vec:
-        return self.evaluated.fisher(vector)
+        product = self.evaluated.fisher(vector)
+        if self.evaluated.passes.processes > 1:
+            self.collective.mean_(product.matrices)
+        return product
 
 
 @dataclass(eq=False)
@@ -139,6 +143,9 @@ class Engine:
         self._adopt(recipe)
         theta = self._theta
         self.device = theta[0].device
+        if self.passes.processes > 1:  # every process starts where the first one does
+            buffers = problem.model.buffers()
+            self.parts["collective"].broadcast_([*theta, *(b.detach() for b in buffers)], 0)
         strength, memo = self.parts["damping"].init(problem)
         self.state_ = State(
             strength=self._strength(strength),
@@ -372,6 +379,7 @@ class Engine:
         clock = Clock()
         with clock("sample"):
             drawn = self.problem.draw(self.state_.step + 1, size, self.seed)
+            drawn = self.passes.share(drawn)
         return self.step_on(drawn, clock)
 
     def step_on(self, drawn: Drawn, clock: Clock | None = None) -> StepRecord:
@@ -392,9 +400,9 @@ class Engine:
         ledger = self.ledger
         assert ledger is not None
         due, schedule_memo = self._due(k)
-        m = drawn.inputs.shape[0]
-        s1, s2 = subset(parts["estimator"], m), subset(parts["model"], m)
-        self._warn_small(m, s1, s2)
+        m, processes = drawn.inputs.shape[0], self.passes.processes
+        s1, s2 = (subset(parts[slot], m, processes) for slot in ("estimator", "model"))
+        self._warn_small(m * processes, s1 * processes, s2 * processes)
 
         with clock("evaluate"):
             epsilon = float(parts["estimator"].decay(k)) if due.stats else 1.0
@@ -407,16 +415,17 @@ class Engine:
                 s2,
                 (s1, parts["estimator"], accumulation) if accumulation is not None else None,
                 [_observes(b) for b in self.blocks],
-                by_case=getattr(parts["structure"], "low_rank", False)
-                and self.passes.processes == 1,
+                by_case=getattr(parts["structure"], "low_rank", False) and processes == 1,
                 tangents=getattr(parts["model"], "needs_tangents", True),
             )
         with clock("observe"), torch.no_grad():
             block_memos = self._digest(accumulation, observed, 1.0 - epsilon)
-            if self.passes.processes > 1:
+            if processes > 1:
                 parts["collective"].mean_(
                     [evaluated.loss, evaluated.error, *evaluated.gradient.matrices]
                 )
+                if evaluated.buffers:  # running statistics are the first process's
+                    parts["collective"].broadcast_(list(evaluated.buffers.values()), 0)
             table = ledger.table(spare=due.stats)
             memos_now = block_memos
             evaluated.approximate = lambda v: self._approximate(table, memos_now, v)
@@ -437,7 +446,7 @@ class Engine:
             elif due.lam:
                 with clock("judge"):
                     after = self.passes.objective(trial, drawn.inputs, drawn.targets, k)
-                    if self.passes.processes > 1:
+                    if processes > 1:
                         parts["collective"].mean_([after])
                     actual = after - evaluated.loss
                     record = replace(record, actual=actual, rho=actual / chosen.value)
@@ -498,7 +507,7 @@ class Engine:
                 self._bind(drawn.inputs, drawn.targets)
             assert self.ledger is not None
             with clock("observe"):
-                s1 = subset(parts["estimator"], drawn.inputs.shape[0])
+                s1 = subset(parts["estimator"], drawn.inputs.shape[0], self.passes.processes)
                 epsilon = float(parts["estimator"].decay(k))
                 accumulation = self.ledger.accumulate(epsilon, s1)
                 observed = self.passes.observe(
@@ -628,7 +637,26 @@ class Engine:
                 age = self._ages[i]  # a running mean at first, like a moment that a swap opens
                 own = weight if age is None else max(weight, 1.0 / (age + 1))
                 memos[i] = block.observe(memos[i], rows, cotangents, own)
+        if self.passes.processes > 1:
+            memos = self._agreed(memos)
         return tuple(memos)
+
+    def _agreed(self, memos: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """Memos of the blocks with what ``observe`` made new in them as means over processes."""
+        fresh = [
+            {
+                key: value.clone()
+                for key, value in new.items()
+                if isinstance(value, Tensor)
+                and value.is_floating_point()
+                and value is not old.get(key)
+            }
+            for old, new in zip(self.state_.block_memos, memos, strict=True)
+        ]
+        means = [value for memo in fresh for value in memo.values()]
+        if means:
+            self.parts["collective"].mean_(means)
+        return [{**memo, **new} if new else memo for memo, new in zip(memos, fresh, strict=True)]
 
     def _approximate(self, table: Table, memos: Sequence[Any], vector: Vec) -> Vec:
         return Vec(
@@ -734,7 +762,7 @@ class Engine:
                 direction = -inverse.apply_cases(evaluated.cases, evaluated.gradient)
             else:
                 direction = -inverse.apply(evaluated.gradient)
-            space = _Space(evaluated, inverse, strength)
+            space = _Space(evaluated, inverse, strength, self.parts["collective"])
             memo = self.state_.memos["momentum"]
             basis = tuple(momentum.basis(space, direction, self.state_.previous, memo))
         with clock("model"):

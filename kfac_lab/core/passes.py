@@ -22,6 +22,7 @@ from kfac_lab.core.capture import Network, Recorder, called, chains_of
 from kfac_lab.core.likelihood import Likelihood
 from kfac_lab.core.moments import Accumulation
 from kfac_lab.core.plan import Plan
+from kfac_lab.core.problem import Drawn
 from kfac_lab.core.protocols import Estimator
 from kfac_lab.core.vector import Vec
 from kfac_lab.errors import CoverageError, DataError, RecipeError
@@ -31,11 +32,15 @@ __all__ = ["Evaluated", "Observed", "Passes", "subset"]
 _COUPLING = nn.modules.batchnorm._BatchNorm
 
 
-def subset(component: Any, rows: int) -> int:
-    """How many leading rows serve: ⌈fraction·m⌉, or more where ``component.rows(m)`` says so."""
+def subset(component: Any, rows: int, processes: int = 1) -> int:
+    """How many leading rows serve: ⌈fraction·m⌉, or more where ``component.rows(m)`` says so.
+
+    With several processes m is what all of them have, and each takes an equal share.
+    """
     chooser = getattr(component, "rows", None)
-    count = chooser(rows) if chooser is not None else math.ceil(component.fraction * rows)
-    return max(1, min(rows, count))
+    whole = rows * processes
+    count = chooser(whole) if chooser is not None else math.ceil(component.fraction * whole)
+    return max(1, min(rows, math.ceil(count / processes)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,10 +126,11 @@ class Passes:
         return called(self._model, named, inputs)
 
     def _mask(self, step: int, start: int, device: torch.device) -> Any:
-        """The network's own randomness, a function of (seed, step, chunk)."""
+        """The network's own randomness, a function of (seed, step, chunk, process)."""
         if self._explicit() is not None or device.type == "meta":
             return contextlib.nullcontext()
-        return seeds.forked(self.seed, f"model/{start}", step, device)
+        purpose = f"model/{start}" if self.rank == 0 else f"model/{start}/{self.rank}"
+        return seeds.forked(self.seed, purpose, step, device)
 
     def _chunks(self, rows: int) -> Iterator[slice]:
         size = rows if self._couples() else self.chunk
@@ -136,10 +142,33 @@ class Passes:
 
     def uniforms(self, purpose: str, step: int, shape: Sequence[int], like: Tensor) -> Tensor:
         """This process's rows of the step's uniforms; those of the whole S1 are drawn."""
-        rows = shape[0]
-        whole = (rows * self.processes, *shape[1:])
+        whole = (shape[0] * self.processes, *shape[1:])
         drawn = seeds.uniforms(self.seed, purpose, step, whole, like.device, like.dtype)
-        return drawn[self.rank * rows : (self.rank + 1) * rows]
+        return drawn[self.rank :: self.processes]
+
+    def share(self, drawn: Drawn) -> Drawn:
+        """This process's cases of a batch that every process has drawn: every P-th of P processes.
+
+        So the leading rows of all shares together are the leading rows of the batch, S1 and S2.
+        Equal shares make the mean over processes the mean over cases: what is left over at the
+        batch's end is left out.
+
+        Raises:
+            RecipeError: there are more processes than cases.
+        """
+        if self.processes == 1:
+            return drawn
+        count = drawn.inputs.shape[0] // self.processes
+        if not count:
+            raise RecipeError(
+                f"a batch of {drawn.inputs.shape[0]} has no case for each of {self.processes} "
+                "processes: give a larger one"
+            )
+        own = slice(self.rank, count * self.processes, self.processes)
+        if drawn.order is None:
+            return Drawn(drawn.inputs[own], drawn.targets[own], None)
+        rows = drawn.order[own].to(drawn.inputs.device)
+        return Drawn(drawn.inputs.index_select(0, rows), drawn.targets.index_select(0, rows), None)
 
     # --- probing --------------------------------------------------------------------------------
 
@@ -262,6 +291,7 @@ class Passes:
             cotangent = self.likelihood.gradient(outputs, y)
             if by_case and plan is not None and m <= self.chunk:
                 cases = plan.by_case([v.detach() for v in values], cotangent)
+            if cases is not None:
                 packed = Vec([g.t() @ a for a, g in cases])
                 grads = self.network.unpack(packed)
             else:
@@ -291,7 +321,6 @@ class Passes:
         assert total is not None
         flat = [t.detach() for t in theta]
         if s1 and (plan is None or own_s1):
-            if cases is not None:
             chosen = order[:s1] if order is not None and own_s1 else None
             gather.own_pass(plan, inputs, targets, chosen)
         with torch.no_grad():
