@@ -1,0 +1,44 @@
+"""Small networks under the magnifying glass: F itself, and what K-FAC puts in its place, as dense
+matrices (sections 2 and 3).
+
+Everything here costs the square of the number of weights, and more. The engine uses none of it.
+
+::
+
+    import kfac_lab as kl
+    from kfac_lab import study
+
+    run = kl.Run("digits_classifier", "paper").advance(50)
+    seen = study.look(run.problem, layers=[1])
+    study.exact_fisher(seen) - study.khatri_rao(*study.moments(seen))
+"""
+
+from kfac_lab.study.cumulants import Cumulants, cumulants
+from kfac_lab.study.fisher import (
+    Seen,
+    chain_covariance,
+    chain_precision,
+    damped,
+    diagonal_blocks,
+    exact_fisher,
+    khatri_rao,
+    look,
+    moments,
+)
+from kfac_lab.study.pictures import block_means, shown
+
+__all__ = [
+    "Cumulants",
+    "Seen",
+    "block_means",
+    "chain_covariance",
+    "chain_precision",
+    "cumulants",
+    "damped",
+    "diagonal_blocks",
+    "exact_fisher",
+    "khatri_rao",
+    "look",
+    "moments",
+    "shown",
+]

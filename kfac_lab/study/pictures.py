@@ -1,0 +1,32 @@
+"""Numbers for pictures of block matrices; who draws them is another question."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["block_means", "shown"]
+
+
+def block_means(matrix: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Mean absolute value of each block ``[len(sizes), len(sizes)]`` (figure 2 of the paper)."""
+    parts = [
+        torch.stack([block.abs().mean() for block in torch.split(row, list(sizes), dim=1)])
+        for row in torch.split(matrix, list(sizes), dim=0)
+    ]
+    return torch.stack(parts)
+
+
+def shown(matrix: Tensor, side: int = 420) -> Tensor:
+    """Absolute values, made smaller by the maximum over tiles so that no line gets lost.
+
+    Args:
+        matrix: ``[P, P]``.
+        side: pixels of the picture, at most P.
+    """
+    values = matrix.abs()[None, None]
+    if len(matrix) > side:
+        values = torch.nn.functional.adaptive_max_pool2d(values, side)
+    return values[0, 0]

@@ -1,0 +1,112 @@
+"""The dense matrices of `kfac_lab.study` against those of the oracles."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from oracles import cumulants as oracle_cumulants
+from oracles import dense
+from torch import nn
+
+import kfac_lab as kl
+from kfac_lab import study
+
+DIMS, CASES = (5, 4, 3, 4), 40
+LIKELIHOODS = {"bernoulli": "bernoulli", "categorical": "categorical", "gaussian": "gaussian_half"}
+
+
+def pair(likelihood, bias=True, seed=0):
+    """The same network as a problem and as the oracles have it; random inputs."""
+    torch.manual_seed(seed)
+    linear = [nn.Linear(a, b, bias=bias) for a, b in pairwise(DIMS)]
+    model = nn.Sequential(linear[0], nn.Tanh(), linear[1], nn.Tanh(), linear[2]).double()
+    x = torch.randn(CASES, DIMS[0], dtype=torch.float64)
+    targets = {
+        "bernoulli": torch.rand(CASES, 4, dtype=torch.float64).round(),
+        "categorical": torch.randint(4, (CASES,)),
+        "gaussian": torch.randn(CASES, 4, dtype=torch.float64),
+    }[likelihood]
+    problem = kl.Problem(model=model, likelihood=likelihood, inputs=x, targets=targets)
+    weights = [
+        torch.cat([m.weight, m.bias[:, None]], 1).detach() if bias else m.weight.detach()
+        for m in linear
+    ]
+    net = dense.network(weights, ["tanh", "tanh", "identity"], bias)
+    return problem, net, x
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_every_matrix_is_the_oracles(likelihood, bias):
+    problem, net, x = pair(likelihood, bias)
+    seen = study.look(problem)
+    name = LIKELIHOODS[likelihood]
+    torch.testing.assert_close(study.exact_fisher(seen), dense.fisher(net, name, x))
+    a, g = study.moments(seen)
+    one, other = dense.moments_a(net, x), dense.moments_g(net, name, x)
+    torch.testing.assert_close(study.khatri_rao(a, g), dense.f_tilde(one, other))
+    a, g = study.damped(a, g, 0.3)
+    one, other = dense.damp(one, other, 0.3)
+    torch.testing.assert_close(study.diagonal_blocks(a, g), dense.f_breve(one, other))
+    torch.testing.assert_close(study.chain_precision(a, g), dense.f_hat_inverse(one, other))
+    torch.testing.assert_close(study.chain_covariance(a, g), dense.f_hat(one, other))
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_some_layers_are_their_blocks(likelihood):
+    problem, net, x = pair(likelihood)
+    whole = dense.fisher(net, LIKELIHOODS[likelihood], x)
+    slices = dense.layer_slices(net.weights)
+    keep = torch.cat([torch.arange(slices[i].start, slices[i].stop) for i in (1, 2)])
+    seen = study.look(problem, layers=[1, 2])
+    assert seen.sizes == [15, 16]
+    torch.testing.assert_close(study.exact_fisher(seen), whole[keep][:, keep])
+
+
+def test_the_model_is_as_before():
+    problem, _, x = pair("bernoulli")
+    before = problem.model(x).detach().clone()
+    study.look(problem)
+    assert not any(m._forward_hooks for m in problem.model.modules())
+    assert all(p.grad is None for p in problem.model.parameters())
+    assert torch.equal(problem.model(x), before)
+
+
+def test_cumulants_are_the_oracles_entry_by_entry():
+    problem, net, x = pair("categorical")
+    found = study.cumulants(study.look(problem))
+    known = oracle_cumulants.error_terms(net, "categorical", x)
+    torch.testing.assert_close(found.error, known.error)
+    torch.testing.assert_close(found.fourth, known.kappa4)
+    torch.testing.assert_close(found.first, known.first)
+    torch.testing.assert_close(found.second, known.second)
+    torch.testing.assert_close(found.bound, known.bound)
+    assert found.totals == pytest.approx(oracle_cumulants.totals(known))
+    assert (found.error.abs() <= found.bound + 1e-12).all()
+
+
+def test_block_means_and_shown():
+    matrix = -torch.arange(36, dtype=torch.float64).reshape(6, 6)
+    means = study.block_means(matrix, [2, 4])
+    assert means[0, 1] == matrix[:2, 2:].abs().mean() and means.shape == (2, 2)
+    picture = study.shown(matrix, 3)
+    assert picture.shape == (3, 3) and picture[2, 2] == 35 and picture[0, 0] == 7
+
+
+def test_what_cannot_be_seen_is_said():
+    model = nn.Sequential(nn.Linear(3, 2))
+    positions = kl.Problem(
+        model=model,
+        likelihood="gaussian",
+        inputs=torch.randn(4, 5, 3),
+        targets=torch.randn(4, 5, 2),
+    )
+    with pytest.raises(kl.RecipeError, match="fires once"):
+        study.look(positions)
+    called = kl.Problem(
+        model=model,
+        likelihood="gaussian",
+        data=lambda step, size: (torch.randn(size, 3), torch.randn(size, 2)),
+    )
+    with pytest.raises(kl.RecipeError, match="callable"):
+        study.look(called)
