@@ -1,0 +1,17 @@
+"""The live panel for JupyterLab: `kl.Panel(run)`; ipywidgets is imported when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kfac_lab.panel.panel import Panel
+
+__all__ = ["Panel"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Panel":
+        return importlib.import_module("kfac_lab.panel.panel").Panel
+    raise AttributeError(f"module 'kfac_lab.panel' has no attribute {name!r}")
