@@ -17,7 +17,7 @@ from kfac_lab.errors import CoverageError, RecipeError
 
 __all__ = ["Claim", "CoverageRow", "Network", "Recorder", "Use", "called"]
 
-Claim = Callable[[nn.Module, str], "tuple[Layer | Declined, str] | None"]
+Claim = Callable[[nn.Module, str], "tuple[Layer | tuple[Layer, ...] | Declined, str] | None"]
 
 
 @dataclass(frozen=True)
@@ -105,18 +105,20 @@ class Network:
             claimed = claim(module, path)
             if claimed is None:
                 continue
-            layer, by = claimed
-            if isinstance(layer, Declined):
-                declined |= {canonical[id(p)]: layer for p in own.values() if id(p) in canonical}
+            answer, by = claimed
+            if isinstance(answer, Declined):
+                declined |= {canonical[id(p)]: answer for p in own.values() if id(p) in canonical}
                 continue
-            if any(id(_reach(module, n)) not in canonical for n in layer.names):
-                continue  # made anew at every call, as by weight_norm: no parameter of the model
-            if any(not _reach(module, n).requires_grad for n in layer.names):
-                continue  # a partly frozen module goes to the fallback
-            names = tuple(canonical[id(_reach(module, n))] for n in layer.names)
-            groups.setdefault(names, []).append((layer, by))
-            for name in names:
-                owners.setdefault(name, set()).add(names)
+            for layer in answer if isinstance(answer, tuple) else (answer,):
+                held = [_reach(layer.module, n) for n in layer.names]
+                if any(id(t) not in canonical for t in held):
+                    continue  # made anew at every call, as by weight_norm: not the model's
+                if any(not t.requires_grad for t in held):
+                    continue  # a partly frozen module goes to the fallback
+                names = tuple(canonical[id(t)] for t in held)
+                groups.setdefault(names, []).append((layer, by))
+                for name in names:
+                    owners.setdefault(name, set()).add(names)
         # A parameter shared by layers of unequal geometry belongs to none of them.
         torn = {name for name, which in owners.items() if len(which) > 1}
         uses: list[Use] = []

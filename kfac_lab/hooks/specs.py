@@ -568,7 +568,9 @@ def kfac_claim_layer(module: Any, path: str) -> Any:
 
     Asked at attach for every module with parameters, by exact type: a subclass may compute
     something else. Outsiders go before built-ins; two outsiders that claim one module are an error
-    naming both, unless the recipe says ``layers={"ClassName": "dist/name"}``.
+    naming both, unless the recipe says ``layers={"ClassName": "dist/name"}``. A module with several
+    matrices is a tuple of Layers, each with the module that holds its parameters; a module that you
+    know but cannot serve is ``core.layers.Declined("why, and what to do")``.
 
     ```python
     import dataclasses
