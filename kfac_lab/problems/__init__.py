@@ -81,6 +81,12 @@ PROBLEMS: dict[str, Entry] = dict(
             "§2.4",
         ),
         _entry(
+            "digits",
+            "digits_small",
+            "tanh classifier, 64-20-20-20-20-20-10, 8x8 digits in the package, 1,437 / 360",
+            "§2.4",
+        ),
+        _entry(
             "mnist_small",
             "mnist_small",
             "tanh classifier, 256-20-20-20-20-20-10, MNIST at 16x16, 1,000 / 10,000",

@@ -26,6 +26,7 @@ from kfac_lab.study.fisher import (
     moments,
 )
 from kfac_lab.study.pictures import block_means, shown
+from kfac_lab.study.subject import structure_run
 
 __all__ = [
     "Cumulants",
@@ -41,4 +42,5 @@ __all__ = [
     "look",
     "moments",
     "shown",
+    "structure_run",
 ]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import kfac_lab.problems
-from kfac_lab.problems.digits import digits, digits_classifier, digits_data
+from kfac_lab.problems.digits import digits, digits_classifier, digits_data, digits_small
 from kfac_lab.problems.pca import pca_error
 
 
@@ -73,3 +73,10 @@ def test_pca_error_against_the_singular_values():
     )
     assert pca_error(train, test, 64) == pytest.approx(0, abs=1e-9)
     assert pca_error(train, test, 4) == pytest.approx(2.46, abs=0.01)
+
+
+def test_digits_small_has_the_middle_of_mnist_small():
+    problem = digits_small(seed=2)
+    widths = [layer.out_features for layer in problem.model if isinstance(layer, nn.Linear)]
+    assert widths == [20, 20, 20, 20, 20, 10]
+    assert len(problem.inputs) == 1437 and problem.inputs.shape[1] == 64

@@ -18,6 +18,7 @@ def test_every_problem_has_a_line():
         "faces",
         "digits",
         "digits_classifier",
+        "digits_small",
         "mnist_small",
     }
     for name, (function, summary, reference) in PROBLEMS.items():

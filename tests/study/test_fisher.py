@@ -110,3 +110,20 @@ def test_what_cannot_be_seen_is_said():
     )
     with pytest.raises(kl.RecipeError, match="callable"):
         study.look(called)
+
+
+def test_the_example_network_needs_no_data(monkeypatch):
+    monkeypatch.delenv("KFAC_LAB_DATA", raising=False)
+    run = study.structure_run(2)
+    assert (run.named, run.step) == ("digits_small", 2)
+    seen = study.look(run.problem, layers=range(1, 5), cases=20)
+    assert seen.sizes == [420] * 4
+    assert run.history["batch"][0] == 1437
+
+
+def test_the_published_totals(data_folder):
+    """Published: 2894.4 and 4134.6, ratio 0.70 (section 2.3)."""
+    run = study.structure_run()
+    error, bound = study.cumulants(study.look(run.problem, layers=range(1, 5))).totals
+    assert 0.66 <= error / bound <= 0.80
+    assert 2894.4 / 2 < error < 2894.4 * 2 and 4134.6 / 2 < bound < 4134.6 * 2
