@@ -120,7 +120,7 @@ class Network:
                 for name in names:
                     owners.setdefault(name, set()).add(names)
         # A parameter shared by layers of unequal geometry belongs to none of them.
-        torn = {name for name, which in owners.items() if len(which) > 1}
+        torn = {n for n, which in owners.items() if len(which) > 1 or n in declined}
         uses: list[Use] = []
         for names, members in groups.items():
             shapes = {(layer.d_out, layer.d_in, type(layer)) for layer, _ in members}
@@ -129,10 +129,11 @@ class Network:
             if torn & set(names):
                 continue
             layer, by = members[0]
-            uses.append(Use(layer, tuple(m.module for m, _ in members), names, by))
+            modules = tuple(dict.fromkeys(m.module for m, _ in members))
+            uses.append(Use(layer, modules, names, by))
         covered = {name for use in uses for name in use.parameters}
         left = [name for name in trained if name not in covered]
-        refused = [name for name in left if name in declined and not declined[name].fallback]
+        refused = [n for n in trained if n in declined and not declined[n].fallback]
         if refused:
             raise CoverageError("; ".join(f"{n}: {declined[n].reason}" for n in refused))
         if left and not fallback:
