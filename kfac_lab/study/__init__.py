@@ -25,7 +25,7 @@ from kfac_lab.study.fisher import (
     look,
     moments,
 )
-from kfac_lab.study.pictures import block_means, shown
+from kfac_lab.study.pictures import block_means
 from kfac_lab.study.subject import structure_run
 
 __all__ = [
@@ -41,6 +41,5 @@ __all__ = [
     "khatri_rao",
     "look",
     "moments",
-    "shown",
     "structure_run",
 ]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["block_means", "shown"]
+__all__ = ["block_means"]
 
 
 def block_means(matrix: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -17,16 +17,3 @@ def block_means(matrix: Tensor, sizes: Sequence[int]) -> Tensor:
         for row in torch.split(matrix, list(sizes), dim=0)
     ]
     return torch.stack(parts)
-
-
-def shown(matrix: Tensor, side: int = 420) -> Tensor:
-    """Absolute values, made smaller by the maximum over tiles so that no line gets lost.
-
-    Args:
-        matrix: ``[P, P]``.
-        side: pixels of the picture, at most P.
-    """
-    values = matrix.abs()[None, None]
-    if len(matrix) > side:
-        values = torch.nn.functional.adaptive_max_pool2d(values, side)
-    return values[0, 0]

@@ -85,12 +85,10 @@ def test_cumulants_are_the_oracles_entry_by_entry():
     assert (found.error.abs() <= found.bound + 1e-12).all()
 
 
-def test_block_means_and_shown():
+def test_block_means():
     matrix = -torch.arange(36, dtype=torch.float64).reshape(6, 6)
     means = study.block_means(matrix, [2, 4])
     assert means[0, 1] == matrix[:2, 2:].abs().mean() and means.shape == (2, 2)
-    picture = study.shown(matrix, 3)
-    assert picture.shape == (3, 3) and picture[2, 2] == 35 and picture[0, 0] == 7
 
 
 def test_what_cannot_be_seen_is_said():

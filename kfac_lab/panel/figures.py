@@ -1,0 +1,220 @@
+"""The paper's figures for notebooks: block matrices side by side, and curves; drawn without pyplot.
+
+Each function returns a :class:`Picture`, which a notebook cell shows when it is the cell's value.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kfac_lab.panel.views import style
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Picture", "chain", "curves", "matrices"]
+
+
+class Picture:
+    """A figure that a cell shows as PNG, and that reads as its ``alt`` text elsewhere."""
+
+    def __init__(self, figure: Figure, alt: str) -> None:
+        self.figure, self.alt = figure, alt
+
+    def _repr_png_(self) -> bytes:
+        held = io.BytesIO()
+        self.figure.savefig(held, format="png", dpi=style.DPI)
+        return held.getvalue()
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the file in the format that its suffix names (png, svg, pdf)."""
+        self.figure.savefig(path)
+        return Path(path)
+
+    def __repr__(self) -> str:
+        return f"Picture: {self.alt}"
+
+
+def matrices(
+    titled: Mapping[str, Any],
+    sizes: Sequence[int],
+    *,
+    title: str,
+    alt: str,
+    note: str = "",
+    most: float | None = None,
+) -> Picture:
+    """Absolute values of matrices side by side on one scale; dashed lines between the blocks.
+
+    Args:
+        titled: title → square matrix (a Tensor or an array), all of one size.
+        sizes: rows of each block; they add up to the matrix's.
+        title: of the whole; where it matters, say here which data ran.
+        alt: the picture in words.
+        note: a line beneath the title.
+        most: what is drawn white; the 99 % quantile of the first matrix's pixels where None.
+    """
+    from matplotlib.figure import Figure
+
+    arrays = {name: _tiles(np.abs(np.asarray(m, dtype=np.float64))) for name, m in titled.items()}
+    first = next(iter(arrays.values()))
+    top = float(np.quantile(first, 0.99)) if most is None else most
+    count = len(arrays)
+    figure = Figure(figsize=(3.05 * count + 0.9, 3.95))
+    style.head(figure, title, note)
+    places = style.place(
+        figure, [1.0] * count, gap=0.22, left=0.22, right=0.86, top=1.08, bottom=0.2
+    )
+    edges = np.cumsum([0, *sizes]) / sum(sizes)
+    for axes, (name, array) in zip(places, arrays.items(), strict=True):
+        shown = axes.imshow(
+            array,
+            cmap="gray",
+            vmin=0,
+            vmax=top,
+            extent=(0, 1, 1, 0),
+            interpolation="nearest",
+        )
+        for at in edges[1:-1]:
+            axes.axhline(at, color="#E69F00", linewidth=0.8, linestyle=(0, (4, 3)))
+            axes.axvline(at, color="#E69F00", linewidth=0.8, linestyle=(0, (4, 3)))
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_title(name, fontsize=10, color=style.INK, pad=6)
+    last = places[-1].get_position()
+    bar = figure.add_axes((last.x1 + 0.012, last.y0, 0.012, last.height))
+    figure.colorbar(shown, cax=bar).ax.tick_params(labelsize=8, colors=style.GREY, length=0)
+    return Picture(figure, alt)
+
+
+def curves(
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    x: str,
+    y: str,
+    title: str,
+    alt: str,
+    note: str = "",
+    log_x: bool = False,
+    log_y: bool = True,
+    levels: Mapping[str, float] | None = None,
+) -> Picture:
+    """Curves over a common axis, told apart by colour and by dashes; a label each.
+
+    Args:
+        lines: label → (x values, y values); NaN leaves a gap; no values: a label "not run".
+        x: label of the axis, with its unit.
+        y: likewise.
+        title: of the whole.
+        alt: the picture in words.
+        note: a line beneath the title.
+        log_x: a logarithmic axis.
+        log_y: likewise.
+        levels: label → height of a thin horizontal line.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=style.SIZE)
+    style.head(figure, title, note)
+    (axes,) = style.place(figure, right=2.6)
+    every_x: list[float] = []
+    every_y: list[float] = []
+    for order, (label, (xs, ys)) in enumerate(lines.items()):
+        look = style.style_of(order)
+        name = label if len(xs) else f"{label} (not run)"
+        seen = np.isfinite(np.asarray(ys, dtype=np.float64))
+        px, py = np.asarray(xs, dtype=np.float64)[seen], np.asarray(ys, dtype=np.float64)[seen]
+        axes.plot(px, py, color=look.colour, linestyle=look.line, linewidth=1.8, label=name)
+        every_x += list(px)
+        every_y += list(py)
+    for label, height in (levels or {}).items():
+        axes.axhline(height, color=style.GREY, linewidth=0.9, linestyle=(0, (1, 2)))
+        axes.annotate(
+            label,
+            (1.0, height),
+            xycoords=("axes fraction", "data"),
+            xytext=(4, 0),
+            textcoords="offset points",
+            fontsize=8.5,
+            color=style.GREY,
+            va="center",
+        )
+        every_y.append(height)
+    style.clean(axes, x, y)
+    style.scale(axes, every_y, log=log_y)
+    if log_x:
+        style.scale(axes, every_x, log=True, axis="x")
+    axes.legend(
+        loc="upper left",
+        bbox_to_anchor=(1.1 if levels else 1.02, 1.0),
+        frameon=False,
+        fontsize=9,
+        labelcolor=style.INK,
+        handlelength=2.8,
+        borderaxespad=0,
+    )
+    return Picture(figure, alt)
+
+
+def chain(labels: Sequence[str], *, title: str, alt: str) -> Picture:
+    """The graphical models of the tridiagonal inverse, undirected and directed (figure 3).
+
+    Args:
+        labels: what stands in the nodes, layer 1 first.
+        title: of the whole.
+        alt: the picture in words.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.8, 3.2))
+    style.head(figure, title)
+    places = style.place(figure, gap=0.3, left=0.2, right=0.2, top=0.7, bottom=0.1)
+    axes = places[0]
+    axes.set_axis_off()
+    count = len(labels)
+    axes.set_xlim(-0.6, count - 0.4)
+    axes.set_ylim(-0.6, 1.6)
+    for row, (height, name) in enumerate(((1.0, "undirected"), (0.0, "directed"))):
+        axes.text(-0.55, height + 0.36, name, fontsize=9, color=style.GREY)
+        for i, label in enumerate(labels):
+            axes.text(
+                i,
+                height,
+                label,
+                ha="center",
+                va="center",
+                fontsize=10,
+                color=style.INK,
+                bbox={"boxstyle": "round,pad=0.45", "facecolor": "white", "edgecolor": "#0072B2"},
+            )
+            if i + 1 == count:
+                continue
+            arrow = {
+                "arrowstyle": "-" if row == 0 else "<|-",
+                "color": "#D55E00" if row else "#0072B2",
+                "shrinkA": 24,
+                "shrinkB": 24,
+            }
+            axes.annotate("", (i + 1, height), (i, height), arrowprops=arrow)
+            text = (
+                f"block ({i + 1}, {i + 2}) of the inverse" if row == 0 else f"Ψ({i + 1}, {i + 2})"
+            )
+            axes.text(i + 0.5, height + 0.16, text, ha="center", fontsize=7.5, color=style.GREY)
+    return Picture(figure, alt)
+
+
+def _tiles(array: np.ndarray, side: int = 420) -> np.ndarray:
+    """At most ``side`` pixels, each the mean of its tile."""
+    count = len(array)
+    if count <= side:
+        return array
+    starts = np.arange(side) * count // side
+    size = np.diff(starts, append=count)
+    rows = np.add.reduceat(array, starts, axis=0) / size[:, None]
+    tiles: np.ndarray = np.add.reduceat(rows, starts, axis=1) / size
+    return tiles
