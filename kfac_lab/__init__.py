@@ -22,6 +22,7 @@ from kfac_lab.hooks import Recipe, hookimpl, lab
 if TYPE_CHECKING:
     from kfac_lab import testing
     from kfac_lab.optim import KFAC, Preconditioner
+    from kfac_lab.panel import Panel
     from kfac_lab.run import Run
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Due",
     "KfacLabError",
     "NumericalError",
+    "Panel",
     "PluginError",
     "Preconditioner",
     "Problem",
@@ -48,7 +50,7 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
-_LAZY = {"Run": "run", "KFAC": "optim", "Preconditioner": "optim"}
+_LAZY = {"Run": "run", "KFAC": "optim", "Preconditioner": "optim", "Panel": "panel"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,332 @@
+"""Widgets for a component, made from its declared fields and nothing else.
+
+The field's metadata says it all: a bounded number becomes a slider, logarithmic where ``log`` says
+so; choices become a drop-down; None becomes a tick. The symbol is the label; name, help and section
+are the tooltip.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ipywidgets as widgets
+
+from kfac_lab.core.parameters import Description, describe, parse, unparse
+from kfac_lab.errors import RecipeError
+from kfac_lab.hooks import Recipe
+from kfac_lab.hooks.manager import Lab
+from kfac_lab.hooks.registry import Entry
+
+__all__ = ["Control", "Slot", "labels"]
+
+RULES = "(rules)"  # a block that differs between layers
+KEPT = ("lam", "gamma")  # a swap keeps the run's λ and γ unless its text names them
+DECADES = 4  # of a logarithmic slider on each side of the default, where no bound says more
+WIDTH, LABEL = "284px", "78px"
+_STYLE = {"description_width": LABEL}
+
+
+class Control:
+    """One field's widget. ``value`` is exact: what nobody moves stays as it was, to the last bit.
+
+    Attributes:
+        field: the field's description.
+        widget: what is shown.
+        inputs: the widgets in it that take the keyboard.
+    """
+
+    def __init__(self, field: Description, label: str, value: Any) -> None:
+        self.field = field
+        start = value if value is not None else _start(field)
+        self._given = value if field.optional else start
+        self._input, self._read = _input(field, start)
+        self._first = self._input.value
+        self._input.description = label
+        self._input.tooltip = tooltip(field)
+        self.inputs: list[Any] = [self._input]
+        self.widget: Any = self._input
+        self._none: Any = None
+        if field.optional and field.kind != "choice":
+            self._none = widgets.Checkbox(
+                value=value is None,
+                description="None",
+                tooltip=f"{field.name}: leave it to its default rule. {field.help}".strip(),
+                indent=False,
+                layout=widgets.Layout(width="64px"),
+            )
+            self._input.disabled = value is None
+            self._input.layout.width = "220px"
+            self._none.observe(self._set_none, "value")
+            self.inputs.append(self._none)
+            self.widget = widgets.HBox([self._input, self._none], layout=_layout())
+
+    def _set_none(self, change: Any) -> None:
+        self._input.disabled = change["new"]
+
+    @property
+    def touched(self) -> bool:
+        """Whether somebody has chosen another value."""
+        if self._none is not None and self._none.value:
+            return self._given is not None
+        if self._none is not None and self._given is None:
+            return True
+        return bool(self._input.value != self._first)
+
+    @property
+    def value(self) -> Any:
+        """The field's value.
+
+        Raises:
+            RecipeError: what was typed is no literal.
+        """
+        if not self.touched:
+            return self._given
+        if self._none is not None and self._none.value:
+            return None
+        return self._read(self._input.value)
+
+    @value.setter
+    def value(self, value: Any) -> None:
+        if self._none is not None:
+            self._none.value = value is None
+        if value is not None or self._none is None:
+            self._input.value = value if self._read is _same else _written(value)
+
+
+class Slot:
+    """A slot's row: which component plays it, and the controls of its fields.
+
+    Attributes:
+        slot: the slot's name.
+        widget: what is shown.
+        choice: the drop-down of the components.
+        controls: field name → Control, of the component that is chosen.
+    """
+
+    def __init__(self, slot: str, lab: Lab) -> None:
+        self.slot, self.lab = slot, lab
+        self.controls: dict[str, Control] = {}
+        self._current = ""  # the name that the run has
+        self._component: Any = None
+        self._entries: dict[str, Entry] = {}
+        self.choice = widgets.Dropdown(
+            description=slot,
+            tooltip=f"{slot}: which part plays it",
+            layout=widgets.Layout(width="220px"),
+            style=_STYLE,
+        )
+        self._more = widgets.ToggleButton(
+            description="more",
+            tooltip=f"{slot}: show the rarer parameters",
+            layout=widgets.Layout(width="64px"),
+        )
+        self._main = widgets.VBox()
+        self._rare = widgets.VBox(layout=widgets.Layout(display="none"))
+        self.widget = widgets.VBox(
+            [widgets.HBox([self.choice, self._more]), self._main, self._rare],
+            layout=widgets.Layout(
+                border_bottom="1px solid #e4e4e4", padding="4px 0", flex="0 0 auto"
+            ),
+        )
+        self.choice.observe(self._chosen, "value")
+        self._more.observe(self._unfold, "value")
+
+    def show(self, recipe: Recipe) -> None:
+        """Shows the component that the recipe has; choices not yet applied are dropped."""
+        component = recipe[self.slot]
+        name = RULES
+        if self.slot != "block" or not hasattr(component, "pick"):
+            name = parse(recipe.text_of(self.slot)).name
+        self._current, self._component = name, component
+        self.refresh()
+        self.choice.value = name
+        self._build()
+
+    def refresh(self) -> None:
+        """Reads the registry again: new components appear, a choice that is made stays."""
+        registry = self.lab.registry
+        self._entries = {registry.written(e): e for e in self.lab.components(self.slot)}
+        names = [*([RULES] if self._current == RULES else []), *sorted(self._entries)]
+        if list(self.choice.options) != names:
+            kept = self.choice.value
+            self.choice.unobserve(self._chosen, "value")
+            self.choice.options = names
+            self.choice.value = kept if kept in names else names[0]
+            self.choice.observe(self._chosen, "value")
+
+    @property
+    def touched(self) -> bool:
+        """Whether there is something to apply."""
+        other = self.choice.value != self._current
+        return other or any(control.touched for control in self.controls.values())
+
+    def text(self) -> str:
+        """The chosen component as text, as a swap takes it.
+
+        It names the fields that were moved and those that differ from their defaults; λ and γ of a
+        damping, which a swap keeps unless they are named, only where they were moved.
+
+        Raises:
+            RecipeError: a value has no literal form, or what was typed is none.
+        """
+        values = {}
+        for name, control in self.controls.items():
+            value = control.value
+            quiet = self.slot == "damping" and name in KEPT
+            if control.touched or (not quiet and not _equal(value, control.field.default)):
+                values[name] = value
+        return unparse(self.choice.value, values)
+
+    def _chosen(self, change: Any) -> None:
+        self._build()
+
+    def _unfold(self, change: Any) -> None:
+        self._rare.layout.display = "" if change["new"] else "none"
+        self._more.description = "less" if change["new"] else "more"
+
+    def _build(self) -> None:
+        name = self.choice.value
+        self.controls = {}
+        if name in self._entries:
+            component = self._component if name == self._current else None
+            fields = describe(self._entries[name].component)
+            shown = labels(fields)
+            for field in fields:
+                default = None if field.required else field.default
+                value = getattr(component, field.name, default)
+                self.controls[field.name] = Control(field, shown[field.name], value)
+        main, rare = _sorted(self.controls)
+        self._main.children = [control.widget for control in main]
+        self._rare.children = [control.widget for control in rare]
+        self._more.layout.visibility = "visible" if rare else "hidden"
+        entry = self._entries.get(name)
+        summary = f": {entry.summary} ({entry.owner})" if entry else ""
+        self.choice.tooltip = f"{self.slot} {name}{summary}"
+
+
+def labels(fields: Sequence[Description]) -> dict[str, str]:
+    """Field name → label: the paper's symbol where only this field has it, else the name."""
+    symbols = [field.symbol for field in fields]
+    return {
+        field.name: field.symbol
+        if field.symbol and symbols.count(field.symbol) == 1
+        else f"{field.symbol} {field.name}".strip()
+        for field in fields
+    }
+
+
+def tooltip(field: Description) -> str:
+    """Name, help, bounds and section of a field, as one sentence for a tooltip."""
+    bounds = [f"at least {field.low:g}" if field.low is not None else ""]
+    bounds += [f"at most {field.high:g}" if field.high is not None else ""]
+    told = ", ".join(part for part in (field.help, *bounds) if part)
+    return f"{field.name}{field.reference}{': ' + told if told else ''}"
+
+
+def _sorted(controls: dict[str, Control]) -> tuple[list[Control], list[Control]]:
+    """Those with a symbol of the paper's first; where none has one, the first three."""
+    every = list(controls.values())
+    main = [control for control in every if control.field.symbol] or every[:3]
+    return main, [control for control in every if control not in main]
+
+
+# --- which widget -------------------------------------------------------------------------------
+
+
+def _input(field: Description, value: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """The widget of a field and how to read its value."""
+    if field.kind == "choice":
+        options = list(field.choices or ())
+        options = [*options, *([None] if field.optional and None not in options else [])]
+        shown = [(str(option), option) for option in options]
+        chosen = value if value in options else options[0]
+        return widgets.Dropdown(options=shown, value=chosen, layout=_layout(), style=_STYLE), _same
+    if field.kind == "bool":
+        layout, style = _layout(), _STYLE
+        return widgets.Checkbox(value=bool(value), layout=layout, style=style), _same
+    if field.kind in ("int", "float") and _plain(value) and _plain(field.high, field.low):
+        return _number(field, value), _same
+    return widgets.Text(value=_written(value), layout=_layout(), style=_STYLE), _literal
+
+
+def _number(field: Description, value: Any) -> Any:
+    low, high = field.low, field.high
+    common: dict[str, Any] = {"value": value, "layout": _layout(), "style": _STYLE}
+    if field.kind == "int":
+        if low is not None and high is not None and high - low <= 1000:
+            return widgets.IntSlider(min=int(low), max=int(high), **common)
+        if low is not None:
+            ceiling = int(high) if high is not None else 2**31 - 1
+            return widgets.BoundedIntText(min=int(low), max=ceiling, **common)
+        return widgets.IntText(**common)
+    if field.log:
+        first, last = _decades(field, value)
+        return widgets.FloatLogSlider(
+            min=first, max=last, step=0.05, base=10, readout_format=".3g", **common
+        )
+    if low is not None and high is not None:
+        step = (high - low) / 200
+        return widgets.FloatSlider(min=low, max=high, step=step, readout_format=".4g", **common)
+    if low is not None:
+        return widgets.BoundedFloatText(min=low, max=1e300, **common)
+    return widgets.FloatText(**common)
+
+
+def _decades(field: Description, value: float) -> tuple[float, float]:
+    """Exponents that hold the bounds, or a few decades around the default; and the value."""
+    around = [v for v in (value, field.default) if _plain(v) and v and v > 0] or [1.0]
+    first = float(math.floor(math.log10(min(around))) - DECADES)
+    last = float(math.ceil(math.log10(max(around))) + DECADES)
+    if field.low and field.low > 0:
+        first = max(first, math.log10(field.low))
+    if field.high is not None:
+        last = math.log10(field.high)
+    return first, last
+
+
+def _start(field: Description) -> Any:
+    """Where the widget of a value that is None, or not given, stands."""
+    if field.choices:
+        return field.default if field.default in field.choices else field.choices[0]
+    if _plain(field.default):
+        return field.default
+    if field.kind in ("int", "float"):
+        low = field.low if field.low else 1e-2 if field.log else field.low or 0
+        return int(low) if field.kind == "int" else float(low)
+    return {"bool": False, "str": ""}.get(field.kind, "")
+
+
+def _layout() -> Any:
+    return widgets.Layout(width=WIDTH)
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _literal(text: str) -> Any:
+    """A literal that was typed: a number, inf, a tuple; anything else is text."""
+    try:
+        return parse(f"_(value={text})").values["value"]
+    except RecipeError:
+        return text
+
+
+def _written(value: Any) -> str:
+    return value if isinstance(value, str) else unparse("_", {"_": value})[len("_(_=") : -1]
+
+
+def _plain(*values: Any) -> bool:
+    """Whether these are numbers that a widget can hold, or None."""
+    return all(
+        value is None or (isinstance(value, (int, float)) and math.isfinite(value))
+        for value in values
+    )
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return bool(type(one) is type(other) and one == other) or (
+        isinstance(one, (int, float)) and isinstance(other, (int, float)) and one == other
+    )

@@ -1,0 +1,89 @@
+"""The cell around a panel: ordinary output in it, and a call after each cell; else nothing."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from kfac_lab.panel.compare import Table
+
+__all__ = ["Cell", "after_cells"]
+
+
+class _Tables:
+    """Tables as ordinary output: text, and HTML where it can be shown."""
+
+    def __init__(self, tables: Sequence[Table]) -> None:
+        self._tables = tables
+
+    def __repr__(self) -> str:
+        return "\n\n".join(map(str, self._tables))
+
+    def _repr_html_(self) -> str:
+        return "<br>".join(table.html() for table in self._tables)
+
+
+class Cell:
+    """The cell that shows a panel; what is left there later stands below the panel."""
+
+    def __init__(self) -> None:
+        self._header: Any = None
+        self._handles: list[Any] = []
+
+    def here(self) -> None:
+        """This is the cell."""
+        shell = _kernel()
+        self._header = shell.display_pub.parent_header if shell is not None else None
+        self._handles = []
+
+    def leave(self, png: bytes, tables: Sequence[Table], here: bool) -> None:
+        """Leaves a picture and tables: in the running cell, or below the panel.
+
+        Below the panel the last ones take the place of those before.
+        """
+        shell = _kernel()
+        if shell is None or not (here or self._header):
+            return
+        from IPython.display import Image, display
+
+        objects = [Image(data=png, format="png"), _Tables(tables)]
+        if here:
+            display(*objects)
+            return
+        publisher = shell.display_pub
+        running = publisher.parent_header
+        publisher.parent_header = self._header
+        try:
+            if self._handles:
+                for handle, each in zip(self._handles, objects, strict=True):
+                    handle.update(each)
+            else:
+                self._handles = [display(each, display_id=True) for each in objects]
+        finally:
+            publisher.parent_header = running
+
+
+def after_cells(call: Callable[[], None]) -> None:
+    """Calls a bound method after every cell, for as long as its object lives."""
+    shell = _kernel()
+    if shell is None:
+        return
+    method = weakref.WeakMethod(call)
+
+    def after(result: Any) -> None:
+        alive = method()
+        if alive is None:
+            shell.events.unregister("post_run_cell", after)
+        else:
+            alive()
+
+    shell.events.register("post_run_cell", after)
+
+
+def _kernel() -> Any:
+    """The kernel's shell, or None where no notebook is."""
+    import IPython
+
+    shell = IPython.get_ipython()
+    return shell if shell is not None and hasattr(shell, "kernel") else None

@@ -1,0 +1,385 @@
+"""The panel's layout: which widgets there are, and which method of the controller each calls."""
+
+from __future__ import annotations
+
+import html
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ipywidgets as widgets
+import torch
+
+from kfac_lab.hooks import lab as process_lab
+from kfac_lab.hooks.manager import BUILTIN_OWNER, Lab
+from kfac_lab.hooks.registry import SLOTS
+from kfac_lab.panel import compare, views
+from kfac_lab.panel.controller import BUTTONS, OWN, Controller, Status
+from kfac_lab.panel.controls import Slot
+from kfac_lab.panel.live import Live
+from kfac_lab.panel.notebook import Cell, after_cells
+from kfac_lab.run import Run
+
+__all__ = ["Panel"]
+
+WIDTH, HEIGHT = 880, 390  # pixels of a picture
+STEPS = 100  # that Start makes unless told otherwise
+PARTS = tuple(slot for slot in SLOTS if slot != "method")
+MEANING = {
+    "Start": "train for so many steps or seconds; after a Pause, go on",
+    "Pause": "end at the next step boundary; Start goes on",
+    "Step": "one step",
+    "Stop": "end at the next step boundary; everything is kept",
+    "Apply": "swap the parts chosen below at the next step boundary",
+    "Fork": "a run of its own from here, to compare",
+    "Rewind": "back to the mark that is chosen",
+    "Export": "recipe, history, pictures and a script, into the folder named",
+    "Save": "the whole run, to the file named",
+    "Load": "a saved run from the file named",
+}
+
+
+class Painted(NamedTuple):
+    """What the training thread has drawn for the loop to show."""
+
+    view: int
+    png: bytes
+    summary: str
+    status: Status
+
+
+class Panel:
+    """A live panel of a run: ``kl.Panel(run)`` at the end of a JupyterLab cell.
+
+    ::
+
+        panel = kl.Panel(run)
+        panel                          # shows it
+        panel.start(steps=100)         # what the button does; also pause, step, stop, …
+        await panel.live               # until nothing is under way; raises what the run raised
+
+    The panel calls the run's own methods and nothing else: the same seed gives the same numbers
+    with and without it. Any number of panels live side by side.
+
+    Attributes:
+        controller: what the buttons mean (:class:`~kfac_lab.panel.controller.Controller`).
+        live: the task that trains (:class:`~kfac_lab.panel.live.Live`); await it.
+        buttons: name → the widget.
+        slots: slot → its row (:class:`~kfac_lab.panel.controls.Slot`).
+        widget: everything, as one ipywidget.
+    """
+
+    def __init__(self, run: Run, *, lab: Lab = process_lab) -> None:
+        self.controller = control = Controller(run, lab=lab)
+        control.pictures = self._pictures
+        self._left = Cell()  # where ordinary output goes
+        self._views = views.all_views(lab)
+        self._status = control.status()
+        self._known: tuple[Any, ...] = ()  # runs, recipe and marks that the controls show
+        self._buttons()
+        self._choices()
+        self._rows()
+        self._pages()
+        self._lay_out()
+        self.live = Live(control, self._paint, self._show, self._changed, self._leave)
+        self.refresh()
+        self._show(self._paint())
+        after_cells(self.refresh)
+
+    # --- what a notebook calls ------------------------------------------------------------------
+
+    @property
+    def run(self) -> Run:
+        """The current run."""
+        return self.controller.run
+
+    @property
+    def runs(self) -> dict[str, Run]:
+        """Label → run: the current one, forks, and what else is compared."""
+        return dict(self.controller.runs)
+
+    def start(self, steps: int | None = None, seconds: float | None = None) -> None:
+        """As the button Start; see :meth:`Controller.start`."""
+        self.controller.start(steps, seconds)
+
+    def pause(self) -> None:
+        """As the button Pause."""
+        self.controller.pause()
+
+    def step(self) -> None:
+        """As the button Step."""
+        self.controller.step()
+
+    def stop(self) -> None:
+        """As the button Stop."""
+        self.controller.stop()
+
+    def apply(self, **parts: Any) -> None:
+        """As the button Apply, with parts as ``run.swap`` takes them."""
+        self.controller.apply(**parts)
+
+    def fork(self, label: str | None = None) -> None:
+        """As the button Fork."""
+        self.controller.fork(label)
+
+    def rewind(self, step: int) -> None:
+        """As the button Rewind, to any step."""
+        self.controller.rewind(step)
+
+    async def wait(self) -> Run:
+        """Waits until nothing is under way; see :meth:`Live.wait`."""
+        return await self.live.wait()
+
+    def close(self) -> None:
+        """Stops at the next step boundary and takes the widgets away."""
+        self.controller.stop()
+        self.live.close()
+        self.widget.close()
+
+    def refresh(self) -> None:
+        """Reads the registry and the runs again; choices that were made stay."""
+        control = self.controller
+        self._options(self.problem, control.problems(), control.run.named or OWN)
+        self._options(self.recipe, control.recipes(), control.recipe())
+        self._options(self.device, _devices(control.run), str(control.run.device))
+        self._options(self.compared, list(control.runs), control.label)
+        marks = [(mark.label, mark.step) for mark in control.marks()]
+        if list(self.mark.options) != marks:
+            self.mark.options = marks
+            self.mark.index = len(marks) - 1
+        before, recipe = self._known[:2], control.run.recipe
+        changed = before != (control.run, recipe)
+        for name, slot in self.slots.items():
+            slot.widget.layout.display = "" if name in recipe else "none"
+            if name in recipe and changed:
+                slot.show(recipe)
+            elif name in recipe:
+                slot.refresh()
+        self._known = (control.run, recipe, *control.runs, *control.marks())
+        several = len(control.runs) > 1
+        table = compare.differences(control.runs) if several else None
+        self.differences.value = table.html("Runs compared") if table else ""
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        self._left.here()
+        bundle = self.widget._repr_mimebundle_(**kwargs)
+        bundle["text/plain"] = f"{self!r}: live where a kernel runs"
+        return bundle
+
+    def __repr__(self) -> str:
+        return f"Panel({self.controller.label!r}, {self.controller.status().line().strip()})"
+
+    # --- the widgets ----------------------------------------------------------------------------
+
+    def _buttons(self) -> None:
+        press = self.controller.press
+        self.steps = widgets.BoundedIntText(
+            value=STEPS, min=0, max=10**9, description="steps", tooltip="steps to make; 0: no limit"
+        )
+        self.seconds = widgets.BoundedFloatText(
+            value=0, min=0, max=1e9, description="seconds", tooltip="of training; 0: no limit"
+        )
+        self.file = widgets.Text(
+            value="run", description="file", tooltip="name for Save, Load and Export, no ending"
+        )
+        self.mark = widgets.Dropdown(description="mark", tooltip="where Rewind goes")
+        self.buttons = {
+            name: widgets.Button(
+                description=name,
+                tooltip=f"{name}: {MEANING[name]}",
+                layout=widgets.Layout(width="76px"),
+            )
+            for name in BUTTONS
+        }
+        self.buttons["Start"].button_style = "primary"
+        does = {
+            "Start": lambda: press("Start", **self._how_long()),
+            "Pause": lambda: press("Pause"),
+            "Step": lambda: press("Step"),
+            "Stop": lambda: press("Stop"),
+            "Apply": lambda: self._apply(),
+            "Fork": lambda: press("Fork"),
+            "Rewind": lambda: press("Rewind", step=self.mark.value),
+            "Export": lambda: press("Export", path=self.file.value.strip()),
+            "Save": lambda: press("Save", path=self.file.value.strip() + ".pt"),
+            "Load": lambda: press("Load", path=self.file.value.strip() + ".pt"),
+        }
+        for name, button in self.buttons.items():
+            button.on_click(lambda _, act=does[name]: act())
+
+    def _how_long(self) -> dict[str, Any]:
+        return {"steps": self.steps.value or None, "seconds": self.seconds.value or None}
+
+    def _apply(self) -> None:
+        changed = [s for s in self.slots.values() if s.touched and s.slot in self.run.recipe]
+        self.controller.press("Apply", read=lambda: {s.slot: s.text() for s in changed})
+
+    def _choices(self) -> None:
+        press = self.controller.press
+        self.problem = widgets.Dropdown(description="Problem", tooltip="another starts a new run")
+        self.recipe = widgets.Dropdown(description="Recipe", tooltip="another starts a new run")
+        self.device = widgets.Dropdown(description="Device", tooltip="another starts a new run")
+        self.compared = widgets.Dropdown(description="Run", tooltip="the run that the buttons mean")
+        does = {
+            self.problem: lambda name: press("New", problem=name),
+            self.recipe: lambda name: press("New", recipe=name),
+            self.device: lambda name: press("New", device=name),
+            self.compared: lambda name: press("Select", label=name),
+        }
+        self._settling = False  # options that the panel itself sets are nobody's choice
+        for widget, act in does.items():
+            widget.observe(lambda c, act=act: self._settling or act(c["new"]), "value")
+
+    def _options(self, widget: Any, options: list[str], value: str) -> None:
+        self._settling = True
+        try:
+            if list(widget.options) != options:
+                widget.options = options
+            widget.value = value if value in options else None
+        finally:
+            self._settling = False
+
+    def _rows(self) -> None:
+        self.slots = {slot: Slot(slot, self.controller.lab) for slot in PARTS}
+
+    def _pages(self) -> None:
+        self.images = [
+            widgets.Image(
+                format="png",
+                layout=widgets.Layout(
+                    width=f"{WIDTH}px", height=f"{HEIGHT}px", object_fit="contain"
+                ),
+            )
+            for _ in self._views
+        ]
+        self.summaries = [widgets.HTML() for _ in self._views]
+        pages = [widgets.VBox([i, s]) for i, s in zip(self.images, self.summaries, strict=True)]
+        self.pages = widgets.Stack(pages, selected_index=0)
+        self.view = widgets.ToggleButtons(
+            options=[(view.name, n) for n, view in enumerate(self._views)],
+            tooltips=[view.title for view in self._views],
+            tooltip="which view is drawn",
+            style={"button_width": "100px"},
+        )
+        self.view.observe(lambda change: self._turn(change["new"]), "value")
+
+    def _turn(self, index: int) -> None:
+        self.pages.selected_index = index
+        self.controller.press("Look")
+
+    def _lay_out(self) -> None:
+        self.status = widgets.HTML()
+        self.message = widgets.HTML()
+        self.differences = widgets.HTML()
+        narrow = {"description_width": "56px"}
+        for widget, width in (
+            (self.problem, "212px"),
+            (self.recipe, "212px"),
+            (self.device, "160px"),
+            (self.compared, "288px"),
+            (self.steps, "148px"),
+            (self.seconds, "148px"),
+            (self.mark, "300px"),
+            (self.file, "200px"),
+        ):
+            widget.layout.width, widget.style = width, narrow
+        row = widgets.Layout(flex_flow="row wrap", align_items="center")
+        named = self.buttons
+        first = [self.problem, self.recipe, self.device, self.compared]
+        second = [self.steps, self.seconds, *(named[n] for n in ("Start", "Pause", "Step", "Stop"))]
+        third = [named["Apply"], named["Fork"], self.mark, named["Rewind"]]
+        fourth = [self.file, *(named[n] for n in ("Save", "Load", "Export"))]
+        grid = widgets.Layout(
+            display="grid", grid_template_columns="repeat(auto-fill, minmax(300px, 1fr))"
+        )
+        self.widget = widgets.VBox(
+            [
+                widgets.HBox(first, layout=row),
+                widgets.HBox(second, layout=row),
+                self.status,
+                self.message,
+                self.view,
+                self.pages,
+                widgets.HBox(third, layout=row),
+                widgets.Box([slot.widget for slot in self.slots.values()], layout=grid),
+                self.differences,
+                widgets.HBox(fourth, layout=row),
+            ],
+            layout=widgets.Layout(max_width="960px"),
+        )
+
+    # --- showing: the thread paints, the loop shows ---------------------------------------------
+
+    def _paint(self) -> Painted:
+        """Draws the page that is open; called at a step boundary, or where nothing runs."""
+        control, index = self.controller, self.pages.selected_index
+        view, status = self._views[index], control.status()
+        histories = compare.histories(control.runs)
+        png, summary = views.figure(view, histories, views.seen(control.run, view.wants))
+        if view.owner != BUILTIN_OWNER:
+            summary = f"{summary} (A view of {view.owner}.)"
+        return Painted(index, png, summary, status)
+
+    def _show(self, painted: Painted) -> None:
+        image, summary = self.images[painted.view], self.summaries[painted.view]
+        image.value, image.tooltip = painted.png, painted.summary
+        summary.value = _paragraph(painted.summary)
+        self._status = painted.status
+        self._changed()
+        control = self.controller
+        known = (control.run, control.run.recipe, *control.runs, *control.marks())
+        if known != self._known:
+            self.refresh()
+
+    def _changed(self) -> None:
+        """State and message, which change between two paintings."""
+        control = self.controller
+        self.status.value = _line(self._status._replace(state=control.state).line())
+        self.message.value = _message(control)
+
+    def _pictures(self, folder: Path) -> list[Path]:
+        """The open view as PNG and SVG, for an export."""
+        view = self._views[self.pages.selected_index]
+        histories = compare.histories(self.controller.runs)
+        glance = views.seen(self.run, view.wants)
+        paths = [folder / f"{view.name.replace('/', '_')}.{kind}" for kind in ("png", "svg")]
+        return [views.save(view, histories, glance, path) for path in paths]
+
+    def _leave(self, here: bool) -> None:
+        """Ordinary output: the figure and a table, readable without a kernel."""
+        runs = self.controller.runs
+        told = [compare.standing(runs), compare.differences(runs)]
+        png = bytes(self.images[self.pages.selected_index].value)
+        self._left.leave(png, [table for table in told if table.rows], here)
+
+
+# --- text for the page --------------------------------------------------------------------------
+
+
+def _line(text: str) -> str:
+    style = "margin:0;padding:6px 0;font-size:12.5px;line-height:1.4;overflow-x:auto"
+    return f'<pre style="{style}">{html.escape(text)}</pre>'
+
+
+def _paragraph(text: str) -> str:
+    style = "font-size:12.5px;line-height:1.45;min-height:2.9em;opacity:0.85"
+    return f'<div style="{style}">{html.escape(text)}</div>'
+
+
+def _message(control: Controller) -> str:
+    """The message; below it the traceback of an error, or the last warning."""
+    colour = "color:#b3261e;" if control.error else ""
+    second = ""
+    if control.trace:
+        second = (
+            "<details><summary>traceback</summary>"
+            f'<pre style="font-size:12px">{html.escape(control.trace)}</pre></details>'
+        )
+    elif control.warned and control.warned[-1] != control.message:
+        second = f'<div style="opacity:0.75">Warned: {html.escape(control.warned[-1])}</div>'
+    style = f"font-size:13px;line-height:1.45;min-height:2.9em;{colour}"
+    return f'<div role="status" style="{style}">{html.escape(control.message)}{second}</div>'
+
+
+def _devices(run: Run) -> list[str]:
+    found = ["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
+    return list(dict.fromkeys([*found, str(run.device)]))
