@@ -1,0 +1,15 @@
+"""Makes ``conv_oracle`` importable, and lets no outsider's setting in."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(autouse=True)
+def every_plugin(monkeypatch):
+    """The plugin is met through its entry point, strictly."""
+    monkeypatch.delenv("KFAC_LAB_PLUGINS", raising=False)
+    monkeypatch.setenv("KFAC_LAB_STRICT", "1")
