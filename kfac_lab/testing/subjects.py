@@ -96,11 +96,13 @@ class GivenMoments(dict[str, Tensor]):
 def moments_of(rows: Tensor, cotangents: Tensor) -> GivenMoments:
     """The moments of rows ``[N, S, d_in]`` and cotangents ``[C, N, S, d_out]`` (section 12.1).
 
-    A is summed over positions, G averaged over them; both are means over the cases.
+    A is summed over positions, G averaged over them; both are means over the cases. The reduced
+    ones are of a case's sum and mean over positions (section 12.3).
     """
     cases, positions, _ = rows.shape
     a = rows.flatten(0, 1)
     g = cotangents.flatten(0, 2)
+    a_sum, g_sum = rows.sum(1), cotangents.sum(2).flatten(0, 1)
     found = GivenMoments(
         {
             "A": a.t() @ a / cases,
@@ -108,6 +110,8 @@ def moments_of(rows: Tensor, cotangents: Tensor) -> GivenMoments:
             "A.mean": a.sum(0) / cases / positions**0.5,
             "G": g.t() @ g / cases / positions,
             "G.diagonal": (g * g).sum(0) / cases / positions,
+            "A.reduced": a_sum.t() @ a_sum / cases,
+            "G.reduced": g_sum.t() @ g_sum / cases / positions**2,
         }
     )
     found.shape = (cotangents.shape[-1], rows.shape[-1])

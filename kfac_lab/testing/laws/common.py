@@ -69,12 +69,14 @@ class Trial:
         awkward: inputs on which the result need only be finite: no moments yet, one case, ….
         double: results that are float64 whatever the inputs are (the scalars of a step).
         loose: results whose dtype and device are free (made for tests and plots only).
+        any_dtype: results whose dtype alone is free (what a memo holds).
         door: whether ``linalg.host`` may be used (refresh steps).
         dtypes: whether the slot sees tensors of the model's dtype at all.
         device: whether the slot sees tensors on the model's device at all.
         recipe: whether a recipe can name it: it has a text form.
         problem: what it trains on, or None where its slot has laws of its own for that.
         parts: the other parts that it trains with, where the paper's do not do.
+        engine: makes the engine of a case with a component, where ``problem`` and ``parts`` do not.
     """
 
     slot: str
@@ -83,12 +85,14 @@ class Trial:
     awkward: Callable[[Case], Sequence[Subject]] = lambda case: ()
     double: tuple[str, ...] = ()
     loose: tuple[str, ...] = ()
+    any_dtype: tuple[str, ...] = ()
     door: bool = False
     dtypes: bool = True
     device: bool = True
     recipe: bool = True
     problem: Callable[[Case], Problem] | None = lambda case: tiny_problem()
     parts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    engine: Callable[[Case, Any], Engine] | None = None
 
 
 def common_laws(trial: Trial) -> None:
@@ -192,15 +196,16 @@ def common_laws(trial: Trial) -> None:
         def round_trip(case: Case) -> None:
             _round_trip(case)
 
-    if trial.problem is not None:
-        of_case = trial.problem
+    made = _maker(trial)
+    if made is not None:
+        attached = made
         cheap = (*CHEAP, *(("dtype_follows",) if trial.dtypes else ()))
 
         @law(slot, "It trains in its slot, with finite numbers.", needs=cheap)
         def trains(case: Case) -> None:
-            engine = engine_for(case, of_case(case), case.component, trial.parts)
             where = f"{STEPS} steps with the paper's other parts"
             with hidden(where):
+                engine = attached(case, case.component)
                 losses = [float(engine.step().loss) for _ in range(STEPS)]
             bad = [k for k, loss in enumerate(losses, 1) if not abs(loss) < float("inf")]
             if bad:
@@ -212,7 +217,7 @@ def common_laws(trial: Trial) -> None:
             needs=("trains", "instances_share_nothing"),
         )
         def resumes(case: Case) -> None:
-            _resumes(case, of_case, trial.parts)
+            _resumes(case, attached)
 
 
 # --- helpers that slots' own files use too --------------------------------------------------------
@@ -290,9 +295,16 @@ def engine_for(
     return attach(problem, Recipe(lab=lab, **slots), 0, **options)
 
 
-def _resumes(case: Case, problem: Callable[[Case], Problem], parts: Mapping[str, Any]) -> None:
+def _maker(trial: Trial) -> Callable[[Case, Any], Engine] | None:
+    problem = trial.problem
+    if trial.engine is not None or problem is None:
+        return trial.engine
+    return lambda case, component: engine_for(case, problem(case), component, trial.parts)
+
+
+def _resumes(case: Case, attached: Callable[[Case, Any], Engine]) -> None:
     half = STEPS // 2
-    engine = engine_for(case, problem(case), case.make(), parts)
+    engine = attached(case, case.make())
     for _ in range(half):
         engine.step()
     file = io.BytesIO()
@@ -301,14 +313,13 @@ def _resumes(case: Case, problem: Callable[[Case], Problem], parts: Mapping[str,
     for _ in range(half):
         engine.step()
     file.seek(0)
-    other = engine_for(case, problem(case), case.make(), parts)
     with hidden(f"the state after {half} steps, loaded without pickle"):
+        other = attached(case, case.make())
         other.load(torch.load(file, weights_only=True))
         for _ in range(half):
             other.step()
     states = [_timeless(e.state()["tree"]) for e in (engine, other)]
-    where = f"{half} steps after loading"
-    same_to_the_bit(where, "the state of a run that went on", *states)
+    same_to_the_bit(f"{half} steps after loading", "the state of a run that went on", *states)
 
 
 def _timeless(tree: Any) -> Any:
@@ -343,7 +354,7 @@ def _round_trip(case: Case) -> None:
 
 
 def _check_dtype(trial: Trial, where: str, name: str, value: Any, wanted: torch.dtype) -> None:
-    if name in trial.loose:
+    if name in trial.loose or name in trial.any_dtype:
         return
     for path, tensor in tensors(value):
         if tensor.is_floating_point() and tensor.dtype != wanted:

@@ -1,0 +1,402 @@
+"""The laws of ``block``: one layer's curvature and its damped inverse (sections 2, 3, 5.3).
+
+P is the damped inverse as a map of matrices. Besides the common ones:
+
+* ``wants_known``: wants names moments that there are, each once.
+* ``shapes``: P keeps the shape, dense is square.
+* ``linear``, ``symmetric``, ``positive_definite``: P is a symmetric positive definite matrix.
+* ``equals_dense``: dense is the matrix of apply, for column-stacked vec.
+* ``equals_its_factors``: where factors gives (Ā, G), dense is (Ā ⊗ G)⁻¹.
+* ``falls_with_gamma``: a larger γ makes P no larger.
+* ``damping_limit``: γ²P tends to the identity as γ grows, or P ignores γ.
+* ``product_linear``, ``product_symmetric``, ``product_positive``: product is a symmetric positive
+  semidefinite matrix (exempt: no product).
+* ``inverts_its_product``: with little damping P undoes product.
+* ``keeps_no_moments``: factorise and damped keep no reference into the moments.
+* ``previous_is_a_hint``: damped gives the same inverse from whatever was in use before.
+* ``saved``: memo, factorisation and inverse are saved without pickle and give the same P.
+"""
+
+# ruff: noqa: D103 - a law says itself what it demands
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kfac_lab.core.moments import NAMES
+from kfac_lab.core.state import Strength, from_tree, to_tree
+from kfac_lab.testing import dense
+from kfac_lab.testing.law import Broken, Case, law
+from kfac_lab.testing.laws.common import (
+    CHEAP,
+    Trial,
+    common_laws,
+    exempt_unless,
+    hidden,
+    near,
+    same_to_the_bit,
+    scale_of,
+)
+from kfac_lab.testing.subjects import SIDES, Subject, moments_of, normal
+from kfac_lab.testing.trees import Watch
+
+SLOT = "block"
+GAMMAS = (0.1, 0.5, 3.0)
+
+
+def made(where: str, shape: tuple[int, int], cases: int, positions: int, seed: int) -> Subject:
+    """Rows of a layer, one cotangent each, their moments, and a matrix to apply to."""
+    d_out, d_in = shape
+    rows = normal(cases, positions, d_in, seed=seed)
+    rows[..., -1] = 1
+    cotangents = normal(1, cases, positions, d_out, seed=seed + 1) / 2
+    return Subject(
+        where,
+        {
+            "rows": rows,
+            "cotangents": cotangents,
+            "moments": moments_of(rows, cotangents),
+            "matrix": normal(d_out, d_in, seed=seed + 2),
+            "strength": strength(0.5),
+            "other": strength(0.7),
+        },
+    )
+
+
+def strength(gamma: float) -> Strength:
+    """λ, γ and η as the engine gives them: 0-dim float64."""
+    return Strength(*(torch.tensor(v, dtype=torch.float64) for v in (gamma**2, gamma, 0.0)))
+
+
+def subjects(case: Case) -> Sequence[Subject]:
+    """Wide and tall layers of many cases, one of several positions."""
+    plain = [
+        made(f"a layer {shape}, 60 cases", shape, 60, 1, 200 + 10 * n)
+        for n, shape in enumerate(SIDES)
+    ]
+    return (*plain, made("a layer (3, 4), 40 cases of 3 positions", (3, 4), 40, 3, 250))
+
+
+def awkward(case: Case) -> Sequence[Subject]:
+    """One case alone, and a layer that has seen nothing but zeros."""
+    nothing = made("moments that are zero", (3, 4), 5, 1, 270)
+    zeros = {
+        name: torch.zeros_like(nothing[name]) if name in ("rows", "cotangents") else nothing[name]
+        for name in nothing.values
+    }
+    zeros["moments"] = moments_of(zeros["rows"], zeros["cotangents"])
+    return made("a layer (4, 5), one case", (4, 5), 1, 1, 260), Subject(nothing.where, zeros)
+
+
+def observes(block: Any) -> bool:
+    """Whether a block is shown the rows themselves."""
+    return hasattr(block, "observe") and bool(getattr(block, "observes", True))
+
+
+def first_memo(block: Any) -> Mapping[str, Any]:
+    """What ``init`` gives, {} without one."""
+    init = getattr(block, "init", None)
+    return (init() or {}) if init is not None else {}
+
+
+def seen(block: Any, subject: Subject, watch: Watch | None = None) -> Mapping[str, Any]:
+    """The memo after two observations of the subject's rows."""
+    watch = watch or Watch()
+    memo = watch(first_memo(block), "the memo of init")
+    if observes(block):
+        for weight in (1.0, 0.5):
+            memo = block.observe(memo, subject["rows"], subject["cotangents"], weight)
+            watch(memo, f"the memo of observe with weight {weight}")
+    return memo
+
+
+def factored(
+    block: Any, subject: Subject, watch: Watch | None = None
+) -> tuple[Any, Mapping[str, Any]]:
+    """The factorisation and the memo that came with it."""
+    memo = seen(block, subject, watch)
+    found: tuple[Any, Mapping[str, Any]] = block.factorise(subject["moments"], memo)
+    return found
+
+
+def inverse_of(block: Any, subject: Subject, at: Strength | None = None) -> Any:
+    """A damped inverse made from nothing."""
+    found, memo = factored(block, subject)
+    return block.damped(found, memo, at or subject["strength"], None)
+
+
+def run(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
+    """observe, factorise, damped twice, apply, dense, factors, product."""
+    memo = seen(component, subject, watch)
+    found, after = component.factorise(subject["moments"], memo)
+    watch(found, "the factorisation")
+    watch(after, "the memo of factorise")
+    first = watch(component.damped(found, after, subject["strength"], None), "the inverse")
+    second = component.damped(found, after, subject["other"], first)
+    results = {
+        "apply": first.apply(subject["matrix"]),
+        "apply, warm": second.apply(subject["matrix"]),
+        "memo": after,
+        "dense": first.dense(),
+        "factors": first.factors(),
+    }
+    if hasattr(component, "product"):
+        results["product"] = component.product(subject["moments"], after, subject["matrix"])
+    return results
+
+
+common_laws(
+    Trial(SLOT, subjects, run, awkward=awkward, loose=("dense",), any_dtype=("memo",), door=True)
+)
+
+P_LAWS = (*CHEAP, "shapes", "linear")
+DENSE = (*P_LAWS, "symmetric", "positive_definite")
+_product = exempt_unless(lambda block: hasattr(block, "product"), "it has no product")
+
+
+def shape_of(subject: Subject) -> tuple[int, int]:
+    """(d_out, d_in) of a subject."""
+    d_out, d_in = subject["matrix"].shape
+    return d_out, d_in
+
+
+def matrix_of(apply: Callable[[Tensor], Tensor], subject: Subject) -> Tensor:
+    """A map of matrices as a matrix ``[d_in·d_out, d_in·d_out]``."""
+    return dense.of_map(apply, shape_of(subject), torch.float64)
+
+
+@law(SLOT, "wants names moments that there are, each once.")
+def wants_known(case: Case) -> None:
+    names = list(case.component.wants())
+    strange = [name for name in names if name not in NAMES]
+    if strange:
+        told = f"moments out of {', '.join(NAMES)}"
+        raise Broken("wants()", told, ", ".join(map(repr, strange)))
+    if len(set(names)) != len(names):
+        raise Broken("wants()", "every name once", ", ".join(names))
+
+
+@law(SLOT, "apply keeps the matrix's shape; dense is square, d_in·d_out.")
+def shapes(case: Case) -> None:
+    for subject in subjects(case):
+        d_out, d_in = shape_of(subject)
+        inverse = inverse_of(case.component, subject)
+        got = tuple(inverse.apply(subject["matrix"]).shape)
+        if got != (d_out, d_in):
+            raise Broken(subject.where, f"apply's result {(d_out, d_in)}", f"{got}")
+        got, side = tuple(inverse.dense().shape), d_out * d_in
+        if got != (side, side):
+            raise Broken(subject.where, f"dense's result {(side, side)}", f"{got}")
+
+
+@law(SLOT, "apply is linear.", needs=(*CHEAP, "shapes"))
+def linear(case: Case) -> None:
+    for subject in subjects(case):
+        apply = inverse_of(case.component, subject).apply
+        u, v = normal(*shape_of(subject), seed=280), normal(*shape_of(subject), seed=281)
+        near(subject.where, "P(2U − 3V)", 2 * apply(u) - 3 * apply(v), apply(2 * u - 3 * v))
+
+
+@law(SLOT, "P is symmetric: ⟨U, PV⟩ = ⟨PU, V⟩.", needs=P_LAWS)
+def symmetric(case: Case) -> None:
+    for subject in subjects(case):
+        p = matrix_of(inverse_of(case.component, subject).apply, subject)
+        near(subject.where, "P as its transpose", p.t(), p)
+
+
+@law(SLOT, "P is positive definite.", needs=(*P_LAWS, "symmetric"))
+def positive_definite(case: Case) -> None:
+    for subject in (*subjects(case), *awkward(case)):
+        p = matrix_of(inverse_of(case.component, subject).apply, subject)
+        least = float(torch.linalg.eigvalsh((p + p.t()) / 2).min())
+        if not least > 0:
+            raise Broken(subject.where, "positive eigenvalues of P", f"{least:.3g}")
+
+
+@law(SLOT, "dense is the matrix of apply, for column-stacked vec.", needs=P_LAWS)
+def equals_dense(case: Case) -> None:
+    for subject in subjects(case):
+        inverse = inverse_of(case.component, subject)
+        wanted = matrix_of(inverse.apply, subject)
+        # A block may not know in which precision dense is wanted.
+        precise = inverse.dense().dtype == torch.float64
+        near(subject.where, "apply's matrix", wanted, inverse.dense(), 1e-8 if precise else 1e-5)
+
+
+def _has_factors(case: Case) -> str | None:
+    subject = subjects(case)[0]
+    try:
+        without = inverse_of(case.component, subject).factors() is None
+    except Exception:  # the law ``runs`` reports it
+        return None
+    return "its factors are None: no product of two" if without else None
+
+
+@law(SLOT, "factors (Ā, G) say what P inverts: (Ā ⊗ G)⁻¹.", needs=DENSE, applies=_has_factors)
+def equals_its_factors(case: Case) -> None:
+    for subject in subjects(case):
+        inverse = inverse_of(case.component, subject)
+        a, g = inverse.factors()
+        d_out, d_in = shape_of(subject)
+        sides = tuple(a.shape), tuple(g.shape)
+        if sides != ((d_in, d_in), (d_out, d_out)):
+            told = f"Ā {(d_in, d_in)} and G {(d_out, d_out)}"
+            raise Broken(subject.where, told, f"{sides[0]} and {sides[1]}")
+        wanted = torch.linalg.inv(torch.kron(a.double().contiguous(), g.double().contiguous()))
+        near(subject.where, "(Ā ⊗ G)⁻¹", wanted, matrix_of(inverse.apply, subject), 1e-6)
+
+
+@law(SLOT, "A larger γ makes P no larger.", needs=DENSE)
+def falls_with_gamma(case: Case) -> None:
+    for subject in subjects(case):
+        found = [
+            matrix_of(inverse_of(case.component, subject, strength(g)).apply, subject)
+            for g in GAMMAS
+        ]
+        for n in range(len(GAMMAS) - 1):
+            drop = found[n] - found[n + 1]
+            least = float(torch.linalg.eigvalsh((drop + drop.t()) / 2).min())
+            if least < -1e-7 * scale_of(found[n]):
+                where = f"{subject.where}, γ={GAMMAS[n]} and {GAMMAS[n + 1]}"
+                raise Broken(where, "P to fall in every direction", f"a rise by {-least:.3g}")
+
+
+@law(SLOT, "γ²P tends to the identity as γ grows, or P does not depend on γ.", needs=DENSE)
+def damping_limit(case: Case) -> None:
+    for subject in subjects(case):
+        v, gamma = subject["matrix"], 1e5
+        small = inverse_of(case.component, subject).apply(v)
+        large = inverse_of(case.component, subject, strength(gamma)).apply(v)
+        if not torch.equal(small, large):
+            near(f"{subject.where}, γ={gamma:g}", "γ²PV = V", v, gamma**2 * large, 1e-3)
+
+
+def _product_of(case: Case, subject: Subject) -> Callable[[Tensor], Tensor]:
+    _, memo = factored(case.component, subject)
+    return lambda matrix: case.component.product(subject["moments"], memo, matrix)
+
+
+@law(SLOT, "product is linear and keeps the shape.", applies=_product, needs=CHEAP)
+def product_linear(case: Case) -> None:
+    for subject in subjects(case):
+        product = _product_of(case, subject)
+        u, v = normal(*shape_of(subject), seed=282), normal(*shape_of(subject), seed=283)
+        wanted = 2 * product(u) - 3 * product(v)
+        near(subject.where, "F(2U − 3V)", wanted, product(2 * u - 3 * v))
+
+
+@law(SLOT, "product is symmetric.", applies=_product, needs=(*CHEAP, "product_linear"))
+def product_symmetric(case: Case) -> None:
+    for subject in subjects(case):
+        f = matrix_of(_product_of(case, subject), subject)
+        near(subject.where, "the curvature as its transpose", f.t(), f)
+
+
+@law(
+    SLOT,
+    "product is positive semidefinite.",
+    applies=_product,
+    needs=(*CHEAP, "product_linear", "product_symmetric"),
+)
+def product_positive(case: Case) -> None:
+    for subject in subjects(case):
+        f = matrix_of(_product_of(case, subject), subject)
+        least = float(torch.linalg.eigvalsh((f + f.t()) / 2).min())
+        if least < -1e-8 * scale_of(f):
+            raise Broken(subject.where, "no negative eigenvalue of product", f"{least:.3g}")
+
+
+@law(
+    SLOT,
+    "With little damping P undoes product.",
+    applies=_product,
+    needs=(*DENSE, "product_linear", "product_symmetric", "product_positive", "damping_limit"),
+)
+def inverts_its_product(case: Case) -> None:
+    for subject in subjects(case):
+        inverse = inverse_of(case.component, subject, strength(1e-5))
+        again = inverse.apply(_product_of(case, subject)(subject["matrix"]))
+        near(f"{subject.where}, γ=1e-05", "V from P·product(V)", subject["matrix"], again, 1e-2)
+
+
+@law(SLOT, "factorise and damped keep no reference into the moments.")
+def keeps_no_moments(case: Case) -> None:
+    for subject in subjects(case):
+        given = subject.fresh()
+        found, memo = factored(case.component, given)
+        inverse = case.component.damped(found, memo, given["strength"], None)
+        before = (
+            inverse.apply(given["matrix"]),
+            case.component.damped(found, memo, given["other"], None).apply(given["matrix"]),
+        )
+        for tensor in given["moments"].values():
+            tensor.fill_(7.0)
+        after = (
+            inverse.apply(given["matrix"]),
+            case.component.damped(found, memo, given["other"], None).apply(given["matrix"]),
+        )
+        where = f"{subject.where}, after the moments changed"
+        same_to_the_bit(where, "P as before", before, after)
+
+
+@dataclass(frozen=True)
+class Stranger:
+    """An inverse of nobody's kind, as a swap of blocks leaves it in use."""
+
+    def apply(self, matrix: Tensor) -> Tensor:
+        """The matrix."""
+        return matrix
+
+    def dense(self) -> Tensor:
+        """An empty one."""
+        return torch.zeros(0, 0)
+
+    def factors(self) -> None:
+        """None."""
+
+
+@law(SLOT, "damped gives the same inverse, whatever was in use before.", needs=DENSE)
+def previous_is_a_hint(case: Case) -> None:
+    everything = subjects(case)
+    for n, subject in enumerate(everything):
+        found, memo = factored(case.component, subject)
+        at = subject["other"]
+        cold = case.component.damped(found, memo, at, None).apply(subject["matrix"])
+        others = {
+            "the inverse of another γ": inverse_of(case.component, subject),
+            "the inverse of another layer": inverse_of(case.component, everything[n - 1]),
+            "another block's inverse": Stranger(),
+        }
+        for what, previous in others.items():
+            where = f"{subject.where}, {what} in use"
+            with hidden(where):
+                warm = case.component.damped(found, memo, at, previous).apply(subject["matrix"])
+            near(where, "the result without one", cold, warm, 1e-6)
+
+
+@law(SLOT, "memo, factorisation and inverse are saved without pickle, and give the same P.")
+def saved(case: Case) -> None:
+    for subject in subjects(case)[:2]:
+        found, memo = factored(case.component, subject)
+        inverse = case.component.damped(found, memo, subject["strength"], None)
+        with hidden(f"{subject.where}, saved"):
+            back = reread({"factored": found, "memo": memo, "inverse": inverse})
+            again = case.component.damped(back["factored"], back["memo"], subject["other"], None)
+        v = subject["matrix"]
+        wanted = case.component.damped(found, memo, subject["other"], None)
+        told = "the same P from what was saved"
+        same_to_the_bit(subject.where, told, inverse.apply(v), back["inverse"].apply(v))
+        same_to_the_bit(subject.where, told, wanted.apply(v), again.apply(v))
+
+
+def reread(value: Any) -> Any:
+    """The value after a checkpoint's way to a file and back."""
+    file = io.BytesIO()
+    torch.save(to_tree(value), file)
+    file.seek(0)
+    return from_tree(torch.load(file, weights_only=True))

@@ -1,0 +1,306 @@
+"""The laws of ``likelihood``: the predictive distribution R(y|z) of the outputs (section 1.2).
+
+Besides the common ones:
+
+* ``shapes``: one loss and one error per case, everything else in the outputs' shape.
+* ``cases_apart``: what comes of a case does not depend on the others of its batch.
+* ``gradient_of_loss``: gradient is the derivative of loss in z.
+* ``loss_by_density``: loss is −log r(y|z) up to a constant, by torch.distributions (the built-in
+  kinds).
+* ``fisher_linear``, ``fisher_symmetric``, ``fisher_positive``: F_R is a symmetric positive
+  semidefinite matrix.
+* ``columns_square_to_fisher``, ``factor_squares_to_fisher``: B Bᵀ = F_R, by both ways to B.
+* ``fisher_is_hessian``: F_R is the Hessian of loss in z, where that does not depend on y.
+* ``sample_mean_zero``, ``sample_second_moment``: sampled gradients have mean 0 and second moment
+  F_R, within five standard errors.
+
+``outputs`` and ``targets`` may be given to ``check`` where the usual ones do not do.
+"""
+
+# ruff: noqa: D103 - a law says itself what it demands
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kfac_lab.core.likelihood import Bernoulli, Categorical, Gaussian
+from kfac_lab.core.problem import Problem
+from kfac_lab.engine import Engine
+from kfac_lab.testing import dense
+from kfac_lab.testing.law import Broken, Case, law
+from kfac_lab.testing.laws.common import (
+    CHEAP,
+    Trial,
+    common_laws,
+    engine_for,
+    exempt_unless,
+    near,
+)
+from kfac_lab.testing.subjects import Subject, normal, tiny_problem, uniform
+from kfac_lab.testing.trees import Watch
+
+SLOT = "likelihood"
+MANY = 4000
+
+
+def subjects(case: Case) -> Sequence[Subject]:
+    """Several cases, one case, positions; or the outputs and targets that were given."""
+    given = case.extra.get("outputs"), case.extra.get("targets")
+    if given[0] is not None and given[1] is not None:
+        z, y = given
+        y = y.double() if y.is_floating_point() else y
+        return (
+            _subject(f"the {len(z)} given cases", z.double(), y),
+            _subject("the first given case", z[:1].double(), y[:1]),
+        )
+    shapes = {"5 cases": (5, 3), "one case": (1, 3), "3 cases of 2 positions": (3, 2, 3)}
+    found = []
+    for n, (where, shape) in enumerate(shapes.items()):
+        z = normal(*shape, seed=30 + n)
+        found.append(_subject(where, z, _targets(case.component, z)))
+    return tuple(found)
+
+
+def _targets(component: Any, z: Tensor) -> Tensor:
+    """Real targets in (0, 1) where the likelihood takes them, class numbers otherwise."""
+    y = uniform(*z.shape, seed=40)
+    try:
+        component.loss(z, y)
+    except Exception:  # whatever it says of targets that are not its kind
+        return torch.arange(z[..., 0].numel()).reshape(z.shape[:-1]) % z.shape[-1]
+    return y / y.sum(-1, keepdim=True) if isinstance(component, Categorical) else y
+
+
+def _subject(where: str, z: Tensor, y: Tensor) -> Subject:
+    return Subject(
+        where,
+        {
+            "outputs": z,
+            "targets": y,
+            "uniforms": uniform(*z.shape, seed=41),
+            "tangents": normal(2, *z.shape, seed=42),
+        },
+    )
+
+
+def run(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
+    """Every method once."""
+    z, y, u = subject["outputs"], subject["targets"], subject["tangents"]
+    columns = component.factor_columns(z)
+    return {
+        "loss": component.loss(z, y),
+        "gradient": component.gradient(z, y),
+        "sampled_gradient": component.sampled_gradient(z, subject["uniforms"]),
+        "factor_transposed": component.factor_transposed(z, u),
+        "fisher": component.fisher(z, u[0]),
+        "factor_column": [component.factor_column(z, j) for j in range(columns)],
+        "error": component.error(z, y),
+        "mean": component.mean(z),
+    }
+
+
+def attached(case: Case, component: Any) -> Engine:
+    """The tiny problem with this likelihood, its last layer as wide as the outputs."""
+    plain = tiny_problem(cases=24)
+    whole = subjects(case)[0]
+    z, y = whole["outputs"], whole["targets"]
+    layers = list(plain.model.children())[:-1]
+    head = nn.Linear(4, z[0].numel())
+    with torch.no_grad():
+        head.weight.copy_(normal(*head.weight.shape, seed=50) / 2)
+        head.bias.zero_()
+    shaped = [nn.Unflatten(1, tuple(z.shape[1:]))] if z.dim() > 2 else []
+    repeated = y[torch.arange(24) % len(y)]
+    targets = repeated.float() if repeated.is_floating_point() else repeated
+    model = nn.Sequential(*layers, head, *shaped)
+    problem = Problem(
+        model=model, likelihood=component, inputs=plain.inputs, targets=targets, l2=1e-3
+    )
+    return engine_for(case, problem, component)
+
+
+common_laws(Trial(SLOT, subjects, run, recipe=False, engine=attached))
+
+FISHER = (*CHEAP, "shapes", "fisher_linear", "fisher_symmetric", "fisher_positive")
+
+
+def _matrices(component: Any, z: Tensor) -> Tensor:
+    """F_R of every case ``[N, out, out]``, one unit vector at a time."""
+    columns = []
+    for j in range(z[0].numel()):
+        unit = torch.zeros_like(z).flatten(1)
+        unit[:, j] = 1
+        columns.append(component.fisher(z, unit.view_as(z)).flatten(1))
+    return torch.stack(columns, -1)
+
+
+@law(SLOT, "loss and error are one number per case; all else has the outputs' shape.")
+def shapes(case: Case) -> None:
+    for subject in subjects(case):
+        z = subject["outputs"]
+        like, per_case = tuple(z.shape), (len(z),)
+        wanted = {"loss": per_case, "error": per_case, "factor_transposed": (2, *like)}
+        for name, value in run(case.component, subject, Watch()).items():
+            for each in value if isinstance(value, list) else [value]:
+                shape = wanted.get(name, like)
+                if tuple(each.shape) != shape:
+                    raise Broken(subject.where, f"{name} {shape}", f"{tuple(each.shape)}")
+
+
+@law(SLOT, "What comes of a case does not depend on the others.", needs=(*CHEAP, "shapes"))
+def cases_apart(case: Case) -> None:
+    for subject in subjects(case):
+        whole = run(case.component, subject, Watch())
+        for n in range(len(subject["outputs"])):
+            own = {
+                name: value[:, n : n + 1] if name == "tangents" else value[n : n + 1]
+                for name, value in subject.values.items()
+            }
+            alone = run(case.component, Subject("", own), Watch())
+            for name in ("loss", "gradient", "sampled_gradient", "fisher", "error", "mean"):
+                where = f"case {n} of {subject.where}"
+                told = f"{name} as for the case alone"
+                near(where, told, alone[name], whole[name][n : n + 1], 1e-9)
+
+
+@law(SLOT, "gradient is the derivative of loss in the outputs.", needs=(*CHEAP, "shapes"))
+def gradient_of_loss(case: Case) -> None:
+    for subject in subjects(case):
+        z = subject["outputs"].clone().requires_grad_()
+        loss = case.component.loss(z, subject["targets"]).sum()
+        (wanted,) = torch.autograd.grad(loss, z)
+        got = case.component.gradient(z.detach(), subject["targets"])
+        near(subject.where, "the gradient of loss", wanted, got)
+
+
+@law(
+    SLOT,
+    "loss is −log r(y|z) up to a constant.",
+    needs=(*CHEAP, "shapes"),
+    applies=exempt_unless(
+        lambda c: isinstance(c, (Gaussian, Bernoulli, Categorical)),
+        "its density is not known here",
+    ),
+)
+def loss_by_density(case: Case) -> None:
+    first, second = normal(2, 3, seed=60)
+    for label in range(3):
+        y = (torch.arange(3) == label).double()
+        target = torch.tensor([label]) if isinstance(case.component, Categorical) else y[None]
+        losses, wanted = [], []
+        for z in (first, second):
+            known = dense.predictive(case.component, z)
+            assert known is not None
+            classes = isinstance(known, torch.distributions.Categorical)
+            wanted.append(-known.log_prob(torch.tensor(label) if classes else y))
+            losses.append(case.component.loss(z[None], target)[0])
+        told = "the change of loss between two z as the density has it"
+        near(f"y={target.tolist()[0]}", told, wanted[0] - wanted[1], losses[0] - losses[1])
+
+
+@law(SLOT, "fisher is linear in the tangent.", needs=(*CHEAP, "shapes"))
+def fisher_linear(case: Case) -> None:
+    for subject in subjects(case):
+        z, (u, v) = subject["outputs"], subject["tangents"]
+        fisher = case.component.fisher
+        wanted = 2 * fisher(z, u) - 3 * fisher(z, v)
+        near(subject.where, "F_R(2u − 3v)", wanted, fisher(z, 2 * u - 3 * v))
+
+
+@law(SLOT, "F_R is symmetric.", needs=(*CHEAP, "shapes", "fisher_linear"))
+def fisher_symmetric(case: Case) -> None:
+    for subject in subjects(case):
+        found = _matrices(case.component, subject["outputs"])
+        near(subject.where, "F_R as its transpose", found.mT, found)
+
+
+@law(
+    SLOT,
+    "F_R is positive semidefinite.",
+    needs=(*CHEAP, "shapes", "fisher_linear", "fisher_symmetric"),
+)
+def fisher_positive(case: Case) -> None:
+    for subject in subjects(case):
+        found = torch.linalg.eigvalsh(_matrices(case.component, subject["outputs"]))
+        least, most = float(found.min()), float(found.max())
+        if least < -1e-9 * abs(most):
+            raise Broken(subject.where, "no negative eigenvalue of F_R", f"{least:.3g}")
+
+
+@law(SLOT, "The columns of B give F_R = B Bᵀ.", needs=FISHER)
+def columns_square_to_fisher(case: Case) -> None:
+    for subject in subjects(case):
+        z = subject["outputs"]
+        count = case.component.factor_columns(z)
+        found = [case.component.factor_column(z, j).flatten(1) for j in range(count)]
+        b = torch.stack(found, -1)
+        near(subject.where, "F_R from B's columns", _matrices(case.component, z), b @ b.mT)
+
+
+@law(SLOT, "factor_transposed gives uᵀF_R v as (Bᵀu)ᵀ(Bᵀv).", needs=FISHER)
+def factor_squares_to_fisher(case: Case) -> None:
+    for subject in subjects(case):
+        z = subject["outputs"]
+        side = z[0].numel()
+        units = torch.eye(side, dtype=z.dtype).repeat_interleave(len(z), 0)
+        units = units.reshape(side, *z.shape)
+        rooted = case.component.factor_transposed(z, units).flatten(2).permute(1, 0, 2)
+        wanted = _matrices(case.component, z)
+        near(subject.where, "F_R from Bᵀ", wanted, rooted @ rooted.mT)
+
+
+@law(SLOT, "F_R is the Hessian of loss, where that does not depend on the target.", needs=FISHER)
+def fisher_is_hessian(case: Case) -> None:
+    for subject in subjects(case):
+        z, y = subject["outputs"][:1], subject["targets"][:1]
+        other = y.flip(-1) if y.is_floating_point() else (y + 1) % z.shape[-1]
+
+        def hessian(target: Tensor, z: Tensor = z) -> Tensor:
+            def loss(flat: Tensor) -> Tensor:
+                total: Tensor = case.component.loss(flat.view_as(z), target).sum()
+                return total
+
+            found: Any = torch.autograd.functional.hessian(loss, z.flatten())
+            return found
+
+        wanted = hessian(y)
+        if float((wanted - hessian(other)).abs().max()) > 1e-9:
+            continue  # then F_R is its mean over y, which the samples show
+        near(subject.where, "F_R, the Hessian", wanted, _matrices(case.component, z)[0])
+
+
+def _samples(component: Any, z: Tensor) -> Tensor:
+    """Sampled gradients of many equal cases ``[N, out]``."""
+    many = z.expand(MANY, *z.shape[1:]).contiguous()
+    found: Tensor = component.sampled_gradient(many, uniform(*many.shape, seed=70))
+    return found.flatten(1)
+
+
+def _within_error(where: str, what: str, wanted: Tensor, each: Tensor) -> None:
+    mean, error = each.mean(0), each.std(0) / math.sqrt(len(each))
+    excess = (mean - wanted).abs() - 5 * error - 1e-9
+    if bool((excess > 0).any()):
+        n = int(excess.argmax())
+        told = f"{what}, {wanted.flatten()[n]:.4f} ± {5 * error.flatten()[n]:.4f}"
+        raise Broken(where, told, f"{mean.flatten()[n]:.4f}")
+
+
+@law(SLOT, "The mean of the sampled gradient over y from the model is 0.", needs=FISHER)
+def sample_mean_zero(case: Case) -> None:
+    for subject in subjects(case):
+        g = _samples(case.component, subject["outputs"][:1])
+        _within_error(f"{MANY} samples, {subject.where}", "a mean of 0", torch.zeros_like(g[0]), g)
+
+
+@law(SLOT, "The second moment of the sampled gradient is F_R.", needs=FISHER)
+def sample_second_moment(case: Case) -> None:
+    for subject in subjects(case):
+        z = subject["outputs"][:1]
+        g = _samples(case.component, z)
+        wanted = _matrices(case.component, z)[0]
+        each = g.unsqueeze(2) * g.unsqueeze(1)
+        _within_error(f"{MANY} samples, {subject.where}", "F_R", wanted, each)
