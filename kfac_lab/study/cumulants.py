@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kfac_lab.study.fisher import Seen
+from kfac_lab.study.fisher import Seen, rows_of
 
 __all__ = ["Cumulants", "cumulants"]
 
@@ -41,17 +41,15 @@ def cumulants(seen: Seen) -> Cumulants:
     count = len(seen.inputs[0])
     means = [a.mean(0) for a in seen.inputs]
     centred = [a - mean for a, mean in zip(seen.inputs, means, strict=True)]
-    # One row per case and column of B; one column per weight, as the Fisher has them.
-    plain = _columns([torch.ones_like(a) for a in seen.inputs], seen.columns)
-    tilted = _columns(centred, seen.columns)
-    mean = torch.cat(
-        [m.repeat_interleave(g.shape[2]) for m, g in zip(means, seen.columns, strict=True)]
-    )
-    third = plain.T @ tilted / count  # [p, q] = κ(ā_q, g_p, g_q)
-    wide = torch.cat(
-        [c.repeat_interleave(g.shape[2], 1) for c, g in zip(centred, seen.columns, strict=True)], 1
-    )
-    fourth = tilted.T @ tilted / count - (wide.T @ wide / count) * (plain.T @ plain / count)
+    a_of, g_of = _places(seen)  # which activity and which derivative a weight has
+    activities = torch.cat(centred, 1)
+    derivatives = torch.cat(seen.columns, 2).flatten(0, 1)  # a row per case and column of B
+    tilted = rows_of(centred, seen.columns)
+    mean = torch.cat(means)[a_of]
+    third = (derivatives.T @ tilted / count)[g_of]  # [p, q] = κ(ā_q, g_p, g_q)
+    of_a = (activities.T @ activities / count)[a_of][:, a_of]
+    of_g = (derivatives.T @ derivatives / count)[g_of][:, g_of]
+    fourth = tilted.T @ tilted / count - of_a * of_g
     first, second = mean[:, None] * third, mean[None, :] * third.T
     return Cumulants(
         error=fourth + first + second,
@@ -62,11 +60,11 @@ def cumulants(seen: Seen) -> Cumulants:
     )
 
 
-def _columns(inputs: list[Tensor], columns: tuple[Tensor, ...]) -> Tensor:
-    return torch.cat(
-        [
-            torch.einsum("nj,nci->ncji", a, g).flatten(2)
-            for a, g in zip(inputs, columns, strict=True)
-        ],
-        dim=2,
-    ).flatten(0, 1)
+def _places(seen: Seen) -> tuple[Tensor, Tensor]:
+    a_of, g_of, a_start, g_start = [], [], 0, 0
+    for a, g in zip(seen.inputs, seen.columns, strict=True):
+        n, d = a.shape[1], g.shape[2]
+        a_of.append(a_start + torch.arange(n).repeat_interleave(d))
+        g_of.append(g_start + torch.arange(d).repeat(n))
+        a_start, g_start = a_start + n, g_start + d
+    return torch.cat(a_of), torch.cat(g_of)

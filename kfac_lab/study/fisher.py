@@ -25,6 +25,7 @@ __all__ = [
     "khatri_rao",
     "look",
     "moments",
+    "rows_of",
 ]
 
 Blocks = list[list[Tensor]]  # [layer][layer]
@@ -101,14 +102,16 @@ def look(
 
 def exact_fisher(seen: Seen) -> Tensor:
     """F over the layers seen ``[P, P]``: E[vec(g āᵀ) vec(g āᵀ)ᵀ] (section 1.3)."""
-    rows = torch.cat(
-        [
-            torch.einsum("nj,nci->ncji", a, g).flatten(2)
-            for a, g in zip(seen.inputs, seen.columns, strict=True)
-        ],
-        dim=2,
-    ).flatten(0, 1)
+    rows = rows_of(seen.inputs, seen.columns)
     return rows.T @ rows / len(seen.inputs[0])
+
+
+def rows_of(inputs: Sequence[Tensor], columns: Sequence[Tensor]) -> Tensor:
+    """vec(g āᵀ) of every case and column of B, layer beside layer ``[N·C, P]``."""
+    parts = [
+        torch.einsum("nj,nci->ncji", a, g).flatten(2) for a, g in zip(inputs, columns, strict=True)
+    ]
+    return torch.cat(parts, dim=2).flatten(0, 1)
 
 
 def moments(seen: Seen) -> tuple[Blocks, Blocks]:
