@@ -1,0 +1,272 @@
+"""Columns of histories as lines: one line per run, thinned, with swaps as numbered marks."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kfac_lab.core.state import Swap
+from kfac_lab.history import History
+from kfac_lab.panel.views.style import GREY, number, plain, scale, short, style_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "POINTS",
+    "Quantity",
+    "columns",
+    "curves",
+    "footnotes",
+    "length",
+    "marks",
+    "rule",
+    "story",
+    "swap_text",
+    "swaps_told",
+    "thin",
+]
+
+POINTS = 2000  # per line: a picture has no more pixels
+Floats = NDArray[np.float64]
+
+
+class Quantity(NamedTuple):
+    """A column as a view shows it."""
+
+    column: str
+    label: str  # at the axis
+    words: str  # in the summary
+    log: bool = True
+
+
+AXES = {"step": "iteration", "seconds": "training time, seconds"}
+
+
+def columns(history: History, *names: str) -> tuple[Floats, ...]:
+    """Columns of one length, also where another thread adds a step between two of them."""
+    found = [np.asarray(history[name]) for name in names]
+    count = min(map(len, found))
+    return tuple(values[:count] for values in found)
+
+
+def finite(history: History, against: str, column: str) -> tuple[Floats, Floats]:
+    """The points of a column: where it and the column along the axis are finite."""
+    x, y = columns(history, against, column)
+    there = np.isfinite(x) & np.isfinite(y)
+    return x[there], y[there]
+
+
+def thin(x: Floats, y: Floats, limit: int = POINTS) -> tuple[Floats, Floats]:
+    """At most ``limit`` of the points: first, lowest, highest and last of each stretch."""
+    if len(y) <= limit:
+        return x, y
+    edges = np.linspace(0, len(y), limit // 4 + 1).astype(int)
+    kept: set[int] = set()
+    for start, stop in itertools.pairwise(edges.tolist()):
+        part = y[start:stop]
+        kept |= {start, start + int(part.argmin()), start + int(part.argmax()), stop - 1}
+    order = np.array(sorted(kept))
+    return x[order], y[order]
+
+
+def curves(
+    axes: Axes, histories: Mapping[str, History], quantity: Quantity, against: str = "step"
+) -> bool:
+    """A line per run, with a dot at its end; False where no run has the column."""
+    drawn: list[float] = []
+    for order, (label, history) in enumerate(histories.items()):
+        x, y = thin(*finite(history, against, quantity.column))
+        if not len(y):
+            continue
+        look = style_of(order)
+        axes.plot(
+            x,
+            y,
+            color=look.colour,
+            linestyle=look.line,
+            linewidth=1.7,
+            marker="o",
+            markersize=4.5,
+            markevery=[-1],
+            label=plain(label),
+            zorder=3 + len(histories) - order,
+            solid_joinstyle="round",
+        )
+        drawn += y.tolist()
+    if drawn:
+        scale(axes, drawn, log=quantity.log)
+    along(axes, histories, against)
+    return bool(drawn)
+
+
+def along(axes: Axes, histories: Mapping[str, History], against: str) -> None:
+    """The axis of steps or seconds, the same for every quantity."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    ends = [float(x[-1]) for h in histories.values() if len(x := columns(h, against)[0])]
+    ends = [end for end in ends if end == end]
+    first = [float(x[0]) for h in histories.values() if len(x := columns(h, against)[0])]
+    low = min(first, default=0.0) if against == "step" else 0.0
+    high = max(ends, default=1.0)
+    pad = 0.03 * (high - low) or 0.5
+    axes.set_xlim(low - pad if against == "step" else 0.0, high + pad)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=against == "step", steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+
+
+# --- swaps ----------------------------------------------------------------------------------------
+
+
+def rule(histories: Mapping[str, History]) -> list[tuple[int, str, Swap]]:
+    """All swaps as (number from 1, run, swap), in the order of runs and steps.
+
+    A fork has its parent's swaps too; they are numbered once.
+    """
+    found: list[tuple[int, str, Swap]] = []
+    seen: list[Swap] = []
+    for label, history in histories.items():
+        for mark in list(history.marks):
+            if mark not in seen:
+                seen.append(mark)
+                found.append((len(found) + 1, label, mark))
+    return found
+
+
+def marks(axes: Axes, histories: Mapping[str, History], against: str = "step") -> None:
+    """A dashed line for each swap, in its run's colour, with its number above the axes.
+
+    Numbers that would print over one another are written as one: "2–4".
+    """
+    low, high = axes.get_xlim()
+    order = list(histories)
+    placed: list[tuple[float, int, str]] = []
+    for n, label, mark in rule(histories):
+        x = float(mark.step)
+        if against != "step":
+            x = _seconds_at(histories[label], mark.step)
+        colour = style_of(order.index(label)).colour if len(order) > 1 else GREY
+        axes.axvline(x, color=colour, linewidth=1.0, linestyle=(0, (4, 2.5)), zorder=2, gid="mark")
+        placed.append((x, n, colour))
+    placed.sort()
+    groups: list[list[tuple[float, int, str]]] = []
+    for one in placed:
+        if groups and one[0] - groups[-1][-1][0] < 0.045 * (high - low):
+            groups[-1].append(one)
+        else:
+            groups.append([one])
+    for group in groups:
+        numbers = sorted(n for _, n, _ in group)
+        run = numbers[-1] - numbers[0] == len(numbers) - 1
+        text = (
+            f"{numbers[0]}–{numbers[-1]}"
+            if run and len(numbers) > 2
+            else ",".join(map(str, numbers))
+        )
+        axes.annotate(
+            text,
+            (sum(x for x, _, _ in group) / len(group), 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 2),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            fontsize=8.5,
+            color=group[0][2],
+            weight="bold",
+        )
+
+
+def _seconds_at(history: History, step: int) -> float:
+    steps, seconds = columns(history, "step", "seconds")
+    before = seconds[(steps <= step) & np.isfinite(seconds)]
+    return float(before[-1]) if len(before) else 0.0
+
+
+def swap_text(mark: Swap) -> str:
+    """What a swap changed."""
+    parts = ", ".join(f"{slot} → {text}" for slot, text in mark.parts.items())
+    return f"after step {mark.step}: {parts}"
+
+
+def footnotes(figure: Figure, histories: Mapping[str, History], rows: int = 3) -> float:
+    """What the numbered marks mean, below the axes; the inches that this takes."""
+    found = rule(histories)
+    if not found:
+        return 0.0
+    width, height = figure.get_size_inches()
+    shown = found if len(found) <= rows else found[-(rows - 1) :]
+    lines = [
+        f"{n}  {label + ', ' if len(histories) > 1 else ''}{swap_text(mark)}"
+        for n, label, mark in shown
+    ]
+    if len(shown) < len(found):
+        lines.insert(0, f"{len(found) - len(shown)} earlier swaps are listed in the text below")
+    for row, line in enumerate(lines):
+        figure.text(
+            0.16 / width,
+            (0.12 + 0.175 * (len(lines) - 1 - row)) / height,
+            plain(short(line, 132)),
+            fontsize=8.5,
+            color=GREY,
+            va="center",
+        )
+    return 0.175 * len(lines)
+
+
+# --- in words -------------------------------------------------------------------------------------
+
+
+def length(history: History) -> str:
+    """How far a run is: "60 steps, 1.2 s"."""
+    if not len(history):
+        return "no steps yet"
+    (seconds,) = columns(history, "seconds")
+    known = seconds[np.isfinite(seconds)]
+    time = f", {known[-1]:.3g} s" if len(known) else ""
+    return f"{history.step} step{'s' * (history.step != 1)}{time}"
+
+
+def story(history: History, quantity: Quantity) -> str:
+    """A column from its first to its last number, with its lowest and highest."""
+    x, y = finite(history, "step", quantity.column)
+    if not len(y):
+        return f"no {quantity.words}"
+    if len(y) == 1:
+        return f"{quantity.words} {number(y[0])} at step {int(x[0])}"
+    lowest, highest = int(y.argmin()), int(y.argmax())
+    if y[lowest] == y[highest]:
+        return f"{quantity.words} {number(y[0])} throughout"
+    return (
+        f"{quantity.words} from {number(y[0])} to {number(y[-1])} "
+        f"(lowest {number(y[lowest])} at step {int(x[lowest])}, "
+        f"highest {number(y[highest])} at step {int(x[highest])})"
+    )
+
+
+def swaps_told(histories: Mapping[str, History]) -> str:
+    """The swaps as sentences; "" where there are none."""
+    found = rule(histories)
+    several = len(histories) > 1
+    told = [f"{n}. {label + ', ' if several else ''}{swap_text(m)}" for n, label, m in found]
+    return f" Swaps: {'; '.join(told)}." if told else ""
+
+
+def stories(
+    title: str, histories: Mapping[str, History], quantities: Sequence[Quantity], more: str = ""
+) -> str:
+    """The summary of a view that shows columns."""
+    parts = []
+    for label, history in histories.items():
+        if not len(history):
+            parts.append(f"{label}: no steps yet.")
+            continue
+        told = "; ".join(story(history, quantity) for quantity in quantities)
+        parts.append(f"{label}, {length(history)}: {told}.")
+    told = " ".join(parts) if parts else "There is no run to show."
+    return f"{title}. {told}{more}{swaps_told(histories)}"
