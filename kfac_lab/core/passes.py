@@ -642,8 +642,15 @@ def square_norm(tensors: Sequence[Tensor]) -> Tensor:
 
 @contextlib.contextmanager
 def _math_attention() -> Iterator[None]:
-    """Forward-mode products exist for the MATH kernel of attention only."""
+    """Forward-mode products exist for the MATH kernel of attention only, and not on the fast path
+    that torch's attention modules take in eval mode.
+    """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    with sdpa_kernel([SDPBackend.MATH]):
-        yield
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel([SDPBackend.MATH]):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
