@@ -13,6 +13,7 @@ Everything here costs the square of the number of weights, and more. The engine 
     study.exact_fisher(seen) - study.khatri_rao(*study.moments(seen))
 """
 
+from kfac_lab.study.applied import apply_structure
 from kfac_lab.study.cumulants import Cumulants, cumulants
 from kfac_lab.study.fisher import (
     Seen,
@@ -31,6 +32,7 @@ from kfac_lab.study.subject import structure_run
 __all__ = [
     "Cumulants",
     "Seen",
+    "apply_structure",
     "block_means",
     "chain_covariance",
     "chain_precision",

@@ -125,3 +125,14 @@ def test_the_published_totals(data_folder):
     error, bound = study.cumulants(study.look(run.problem, layers=range(1, 5))).totals
     assert 0.66 <= error / bound <= 0.80
     assert 2894.4 / 2 < error < 2894.4 * 2 and 4134.6 / 2 < bound < 4134.6 * 2
+
+
+@pytest.mark.parametrize("structure", ["block_diagonal", "block_tridiagonal"])
+def test_the_engines_structures_are_the_dense_inverses(structure):
+    problem, net, x = pair("categorical")
+    a, g = study.moments(study.look(problem))
+    vector = kl.Vec([torch.randn(*w.shape, dtype=w.dtype) for w in net.weights])
+    found = study.apply_structure(structure, a, g, 0.2, vector)
+    one, other = dense.moments_a(net, x), dense.moments_g(net, "categorical", x)
+    inverse = dense.preconditioner(one, other, structure, 0.2)
+    torch.testing.assert_close(dense.flatten(list(found)), inverse @ dense.flatten(list(vector)))
