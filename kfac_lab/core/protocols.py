@@ -301,6 +301,9 @@ class Structure(Protocol):
         """The preconditioner for one candidate; saved with the run."""
         ...
 
+    # Optional: keeps_blocks: bool = True; False where P of unlinked layers is not the blocks' own
+    #   damped inverses, or P⁻¹ has not their curvature on its diagonal
+
 
 @runtime_checkable
 class Preconditioner(Protocol):
@@ -323,6 +326,9 @@ class Model(Protocol):
     def restrict(self, evaluation: Evaluation, basis: Sequence[Vec]) -> Restriction:
         """M restricted to the span of ``basis``."""
         ...
+
+    # Optional: exact: bool = False; True where curvature is vᵀFv of the exact Fisher on S2, to
+    #   which the kit then holds it
 
 
 @runtime_checkable
@@ -366,6 +372,7 @@ class Momentum(Protocol):
 
     # Optional: init() -> memo; update(memo, coefficients, record) -> memo, at commit;
     #   adapts = False where the coefficients are not the model's minimiser (ρ has no ground)
+    #   minimises = True where they always are: then the kit holds ``choose`` to it
 
 
 @runtime_checkable
@@ -422,6 +429,8 @@ class Collective(Protocol):
         ...
 
     # rank: int, size: int
+    # Optional: processes: bool = False; True where it works by torch.distributed's default group:
+    #   the kit then tries it between two processes
 
 
 @runtime_checkable

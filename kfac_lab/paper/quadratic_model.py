@@ -36,6 +36,7 @@ class ExactFisher:
     minimum: int = parameter(
         0, section="7.4", low=0, help="at least this many rows, or the whole batch"
     )
+    exact: ClassVar[bool] = True
 
     def rows(self, m: int) -> int:
         """|S2| for a batch of m."""

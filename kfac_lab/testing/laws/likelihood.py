@@ -49,9 +49,8 @@ MANY = 4000
 
 def subjects(case: Case) -> Sequence[Subject]:
     """Several cases, one case, positions; or the outputs and targets that were given."""
-    given = case.extra.get("outputs"), case.extra.get("targets")
-    if given[0] is not None and given[1] is not None:
-        z, y = given
+    if "outputs" in case.extra and "targets" in case.extra:
+        z, y = case.extra["outputs"], case.extra["targets"]
         y = y.double() if y.is_floating_point() else y
         return (
             _subject(f"the {len(z)} given cases", z.double(), y),

@@ -1,0 +1,375 @@
+"""The laws of ``structure``: how the blocks make one preconditioner P (section 3).
+
+They are tried with the paper's Kronecker blocks, and with blocks that are no product of factors.
+Besides the common ones:
+
+* ``pairs_adjacent``: pairs are neighbours in one of the chains, each once.
+* ``linear``, ``symmetric``, ``positive_definite``: P is a symmetric positive definite matrix.
+* ``single_layers_alone``: where nothing may be linked, P is each block's own damped inverse.
+* ``diagonal_blocks_kept``: P⁻¹ has the blocks' own damped curvature on its diagonal.
+* ``links_kept``: at a link P⁻¹ has the cross moments' product (exempt: asks for no pairs).
+* ``apart_without_links``: a structure without pairs couples nothing.
+* ``keeps_no_moments``: factorise and damped keep no reference into the moments.
+* ``previous_is_a_hint``: damped gives the same P from whatever was in use before.
+* ``saved``: the factorisation and P are saved without pickle and give the same.
+
+The four in the middle do not bind a structure that says ``keeps_blocks = False``: one that scales
+the blocks' inverses, or couples them in a way of its own.
+"""
+
+# ruff: noqa: D103 - a law says itself what it demands
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kfac_lab.core.problem import Problem
+from kfac_lab.core.vector import Vec
+from kfac_lab.paper.diagonal import Diagonal, Identity
+from kfac_lab.paper.kronecker import Kronecker
+from kfac_lab.testing.law import Broken, Case, law
+from kfac_lab.testing.laws.block import reread, strength
+from kfac_lab.testing.laws.common import (
+    CHEAP,
+    Trial,
+    common_laws,
+    exempt_unless,
+    hidden,
+    near,
+    same_to_the_bit,
+)
+from kfac_lab.testing.subjects import (
+    GivenTable,
+    LayerShape,
+    Subject,
+    moments_of,
+    normal,
+    tiny_problem,
+    vector_of,
+)
+from kfac_lab.testing.trees import Watch
+
+SLOT = "structure"
+WIDE = ((3, 5), (4, 4), (1, 5), (2, 3))
+
+
+def made(
+    where: str,
+    shapes: Sequence[tuple[int, int]],
+    chains: Sequence[Sequence[int]],
+    cases: int,
+    blocks: Sequence[Any] = (),
+    seed: int = 300,
+) -> Subject:
+    """Rows of several layers that depend on each other, and all their moments."""
+    common = normal(cases, 3, seed=seed)
+    rows, cotangents = [], []
+    for n, (d_out, d_in) in enumerate(shapes):
+        a = normal(cases, d_in, seed=seed + 4 * n + 1) + common @ normal(3, d_in, seed=seed + n)
+        g = normal(cases, d_out, seed=seed + 4 * n + 2) + common @ normal(3, d_out, seed=seed - n)
+        a[:, -1] = 1
+        rows.append(a)
+        cotangents.append(g / 2)
+    table = [
+        moments_of(a[:, None], g[None, :, None]) for a, g in zip(rows, cotangents, strict=True)
+    ]
+    crosses = {
+        f"{i} {j}": (rows[i].t() @ rows[j] / cases, cotangents[i].t() @ cotangents[j] / cases)
+        for i, j in itertools.permutations(range(len(shapes)), 2)
+    }
+    chosen = tuple(blocks) or (Kronecker(),) * len(shapes)
+    return Subject(
+        where,
+        {
+            "shapes": tuple(shapes),
+            "chains": tuple(tuple(chain) for chain in chains),
+            "blocks": chosen,
+            "moments": tuple(table),
+            "crosses": crosses,
+            "memos": tuple({} for _ in shapes),
+            "vector": vector_of(shapes, seed=seed + 90),
+            "strength": strength(0.5),
+            "other": strength(0.7),
+        },
+    )
+
+
+def subjects(case: Case) -> Sequence[Subject]:
+    """One layer; a chain of four; two chains; blocks that end a chain."""
+    mixed = (Kronecker(), Diagonal(), Kronecker(), Identity())
+    return (
+        made("one layer", WIDE[:1], ((0,),), 60),
+        made("a chain of four layers, 60 cases", WIDE, ((0, 1, 2, 3),), 60, seed=400),
+        made("two chains, 60 cases", WIDE, ((0, 1), (2, 3)), 60, seed=500),
+        made("a chain of kronecker, diagonal, kronecker, identity", WIDE, ((0, 1, 2, 3),), 60,
+             mixed, seed=600),
+    )  # fmt: skip
+
+
+def awkward(case: Case) -> Sequence[Subject]:
+    """Fewer cases than any layer has sides."""
+    return (made("a chain of four layers, 2 cases", WIDE, ((0, 1, 2, 3),), 2, seed=700),)
+
+
+def table_of(structure: Any, subject: Subject) -> GivenTable:
+    """The moments with the cross moments that the structure asks for, as the ledger keeps them."""
+    asked = [(int(i), int(j)) for i, j in structure.pairs(subject["chains"])]
+    blocks = subject["blocks"]
+    links = tuple(
+        (i, j) for i, j in asked if all({"A", "G"} <= set(blocks[k].wants()) for k in (i, j))
+    )
+    crosses = tuple(subject["crosses"][f"{i} {j}"] for i, j in links)
+    return GivenTable(subject["moments"], links, crosses)
+
+
+def factored(structure: Any, subject: Subject) -> tuple[Any, Sequence[Any]]:
+    """The factorisation and the memos that came with it."""
+    shapes = subject["shapes"]
+    layers = tuple(LayerShape(f"layer {n}", *shape) for n, shape in enumerate(shapes))
+    found: tuple[Any, Sequence[Any]] = structure.factorise(
+        layers, subject["blocks"], table_of(structure, subject), subject["memos"]
+    )
+    return found
+
+
+def inverse_of(structure: Any, subject: Subject) -> Any:
+    """The preconditioner made from nothing."""
+    found, memos = factored(structure, subject)
+    return structure.damped(found, memos, subject["strength"], None)
+
+
+def run(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
+    """pairs, factorise, damped twice, apply."""
+    found, memos = factored(component, subject)
+    watch(memos, "the memos of factorise")
+    first = watch(component.damped(found, memos, subject["strength"], None), "the preconditioner")
+    second = component.damped(found, memos, subject["other"], first)
+    return {
+        "pairs": [tuple(pair) for pair in component.pairs(subject["chains"])],
+        "apply": first.apply(subject["vector"]),
+        "apply, warm": second.apply(subject["vector"]),
+    }
+
+
+def problem(case: Case) -> Problem:
+    """The tiny problem; without ℓ2 for ``low_rank``, which does not go with it."""
+    return tiny_problem(l2=0.0 if getattr(case.component, "low_rank", False) else 1e-3)
+
+
+common_laws(Trial(SLOT, subjects, run, awkward=awkward, door=True, problem=problem))
+
+DENSE = (*CHEAP, "linear", "symmetric", "positive_definite")
+_keeps = exempt_unless(
+    lambda structure: getattr(structure, "keeps_blocks", True),
+    "keeps_blocks = False says that P is not made of the blocks' inverses alone",
+)
+
+
+def flat(vector: Vec) -> Tensor:
+    """All entries of a vector, each matrix column by column."""
+    return torch.cat([m.t().reshape(-1) for m in vector])
+
+
+def unflat(entries: Tensor, shapes: Sequence[tuple[int, int]]) -> Vec:
+    """The inverse of :func:`flat`."""
+    sizes = [d_out * d_in for d_out, d_in in shapes]
+    parts = torch.split(entries, sizes)
+    matrices = [p.reshape(s[1], s[0]).t() for p, s in zip(parts, shapes, strict=True)]
+    return Vec([m.contiguous() for m in matrices])
+
+
+def matrix_of(preconditioner: Any, shapes: Sequence[tuple[int, int]]) -> Tensor:
+    """P as one matrix, one unit vector at a time."""
+    total = sum(d_out * d_in for d_out, d_in in shapes)
+    units = torch.eye(total, dtype=torch.float64)
+    return torch.stack([flat(preconditioner.apply(unflat(u, shapes))) for u in units], 1)
+
+
+def _parts(subject: Subject) -> list[slice]:
+    ends = list(itertools.accumulate(d_out * d_in for d_out, d_in in subject["shapes"]))
+    return [slice(a, b) for a, b in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+def _own(subject: Subject, n: int) -> Any:
+    """The damped inverse of one layer's block, asked without any structure."""
+    block = subject["blocks"][n]
+    found, memo = block.factorise(subject["moments"][n], subject["memos"][n])
+    return block.damped(found, memo, subject["strength"], None)
+
+
+@law(SLOT, "pairs are neighbours in one of the chains, each once.")
+def pairs_adjacent(case: Case) -> None:
+    for chains in (((0, 1, 2, 3),), ((0, 1), (2, 3)), ((3, 1, 2), (0,)), ((0,),), ()):
+        near_by = [pair for chain in chains for pair in itertools.pairwise(chain)]
+        pairs = [tuple(pair) for pair in case.component.pairs(chains)]
+        strange = [pair for pair in pairs if pair not in near_by]
+        if strange or len(set(pairs)) != len(pairs):
+            told = f"pairs out of {near_by}, each once"
+            raise Broken(f"the chains {chains}", told, f"{pairs}")
+
+
+@law(SLOT, "P is linear and keeps the shapes.", needs=CHEAP)
+def linear(case: Case) -> None:
+    for subject in subjects(case):
+        apply = inverse_of(case.component, subject).apply
+        u, v = vector_of(subject["shapes"], 800), vector_of(subject["shapes"], 801)
+        both = apply(u.scaled(2.0) - v.scaled(3.0))
+        got, wanted = [tuple(m.shape) for m in both], list(subject["shapes"])
+        if got != wanted:
+            raise Broken(subject.where, f"matrices {wanted}", f"{got}")
+        near(subject.where, "P(2u − 3v)", 2 * flat(apply(u)) - 3 * flat(apply(v)), flat(both))
+
+
+@law(SLOT, "P is symmetric: ⟨u, Pv⟩ = ⟨Pu, v⟩.", needs=(*CHEAP, "linear"))
+def symmetric(case: Case) -> None:
+    for subject in subjects(case):
+        p = matrix_of(inverse_of(case.component, subject), subject["shapes"])
+        near(subject.where, "P as its transpose", p.t(), p)
+
+
+@law(SLOT, "P is positive definite.", needs=(*CHEAP, "linear", "symmetric"))
+def positive_definite(case: Case) -> None:
+    for subject in (*subjects(case), *awkward(case)):
+        p = matrix_of(inverse_of(case.component, subject), subject["shapes"])
+        least = float(torch.linalg.eigvalsh((p + p.t()) / 2).min())
+        if not least > 0:
+            raise Broken(subject.where, "positive eigenvalues of P", f"{least:.3g}")
+
+
+@law(
+    SLOT,
+    "Where nothing may be linked, P is each block's own damped inverse.",
+    needs=DENSE,
+    applies=_keeps,
+)
+def single_layers_alone(case: Case) -> None:
+    for shapes in (WIDE[:1], WIDE):
+        chains = tuple((n,) for n in range(len(shapes)))
+        subject = made(f"{len(shapes)} layers, none linked", shapes, chains, 60, seed=900)
+        wanted = torch.block_diag(*[_own(subject, n).dense() for n in range(len(shapes))])
+        got = matrix_of(inverse_of(case.component, subject), subject["shapes"])
+        near(subject.where, "the blocks' own inverses", wanted.double(), got)
+
+
+@law(
+    SLOT,
+    "P⁻¹ has the blocks' own damped curvature on its diagonal.",
+    needs=(*DENSE, "single_layers_alone"),
+    applies=_keeps,
+)
+def diagonal_blocks_kept(case: Case) -> None:
+    for subject in subjects(case):
+        f = torch.linalg.inv(matrix_of(inverse_of(case.component, subject), subject["shapes"]))
+        for n, part in enumerate(_parts(subject)):
+            wanted = torch.linalg.inv(_own(subject, n).dense().double())
+            near(f"{subject.where}, layer {n}", "its block", wanted, f[part, part], 1e-6)
+
+
+def _links(case: Case) -> str | None:
+    without = not case.component.pairs(((0, 1, 2, 3),))
+    return _keeps(case) or ("it asks for no pairs" if without else None)
+
+
+@law(
+    SLOT,
+    "At a link of two products of factors P⁻¹ has the product of the cross moments.",
+    needs=(*DENSE, "pairs_adjacent", "diagonal_blocks_kept"),
+    applies=_links,
+)
+def links_kept(case: Case) -> None:
+    for subject in subjects(case):
+        f = torch.linalg.inv(matrix_of(inverse_of(case.component, subject), subject["shapes"]))
+        parts = _parts(subject)
+        table = table_of(case.component, subject)
+        for (i, j), (a, g) in zip(table.links, table.crosses, strict=True):
+            if _own(subject, i).factors() is None or _own(subject, j).factors() is None:
+                continue
+            wanted = torch.kron(a.contiguous(), g.contiguous())
+            told = "Ā ⊗ G of the cross moments"
+            near(f"{subject.where}, link {i}-{j}", told, wanted, f[parts[i], parts[j]], 1e-6)
+
+
+def _apart(case: Case) -> str | None:
+    linked = bool(case.component.pairs(((0, 1, 2, 3),)))
+    return _keeps(case) or ("it asks for pairs" if linked else None)
+
+
+@law(SLOT, "A structure without pairs couples no layers.", needs=DENSE, applies=_apart)
+def apart_without_links(case: Case) -> None:
+    for subject in subjects(case):
+        p = matrix_of(inverse_of(case.component, subject), subject["shapes"])
+        parts = _parts(subject)
+        for i, j in itertools.permutations(range(len(parts)), 2):
+            found = float(p[parts[i], parts[j]].abs().max())
+            if found:
+                raise Broken(f"{subject.where}, layers {i} and {j}", "P = 0 there", f"{found:.3g}")
+
+
+@law(SLOT, "factorise and damped keep no reference into the moments.")
+def keeps_no_moments(case: Case) -> None:
+    for subject in subjects(case):
+        given = subject.fresh()
+        found, memos = factored(case.component, given)
+        inverse = case.component.damped(found, memos, given["strength"], None)
+
+        def applied(inverse: Any = inverse, found: Any = found, memos: Any = memos,
+                    given: Subject = given) -> tuple[Vec, Vec]:  # fmt: skip
+            anew = case.component.damped(found, memos, given["other"], None)
+            return inverse.apply(given["vector"]), anew.apply(given["vector"])
+
+        before = applied()
+        for moments in given["moments"]:
+            for tensor in moments.values():
+                tensor.fill_(7.0)
+        for a, g in given["crosses"].values():
+            a.fill_(7.0)
+            g.fill_(7.0)
+        where = f"{subject.where}, after the moments changed"
+        same_to_the_bit(where, "P as before", before, applied())
+
+
+@dataclass(frozen=True)
+class Stranger:
+    """A preconditioner of nobody's kind, as a swap of structures leaves it in use."""
+
+    def apply(self, vector: Vec) -> Vec:
+        """The vector."""
+        return vector
+
+
+@law(SLOT, "damped gives the same P, whatever was in use before.", needs=(*CHEAP, "linear"))
+def previous_is_a_hint(case: Case) -> None:
+    everything = subjects(case)
+    for n, subject in enumerate(everything):
+        found, memos = factored(case.component, subject)
+        at, v = subject["other"], subject["vector"]
+        cold = flat(case.component.damped(found, memos, at, None).apply(v))
+        others = {
+            "P of another γ": inverse_of(case.component, subject),
+            "P of another network": inverse_of(case.component, everything[n - 1]),
+            "another structure's P": Stranger(),
+        }
+        for what, previous in others.items():
+            where = f"{subject.where}, {what} in use"
+            with hidden(where):
+                warm = case.component.damped(found, memos, at, previous).apply(v)
+            near(where, "the result without one", cold, flat(warm), 1e-6)
+
+
+@law(SLOT, "The factorisation and P are saved without pickle, and give the same.")
+def saved(case: Case) -> None:
+    for subject in subjects(case):
+        found, memos = factored(case.component, subject)
+        inverse = case.component.damped(found, memos, subject["strength"], None)
+        with hidden(f"{subject.where}, saved"):
+            back = reread({"factored": found, "memos": tuple(memos), "inverse": inverse})
+            again = case.component.damped(back["factored"], back["memos"], subject["other"], None)
+        v, told = subject["vector"], "the same P from what was saved"
+        wanted = case.component.damped(found, memos, subject["other"], None)
+        same_to_the_bit(subject.where, told, inverse.apply(v), back["inverse"].apply(v))
+        same_to_the_bit(subject.where, told, wanted.apply(v), again.apply(v))

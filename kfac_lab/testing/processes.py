@@ -1,0 +1,95 @@
+"""A collective of torch.distributed tried between two processes of this machine."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kfac_lab.testing.law import Broken
+
+__all__ = ["two_processes_agree"]
+
+_SECONDS = 120
+
+
+def two_processes_agree(collective: Any) -> None:
+    """Broken unless two processes agree on means, on owners and on what the owners send."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            Path(folder, "collective").write_bytes(pickle.dumps(collective))
+        except Exception as error:
+            got = f"{type(error).__name__}: {error}"
+            raise Broken("two processes", "a class that another process can import", got) from None
+        found = _both(folder)
+    for rank in (0, 1):
+        who = f"rank {rank} of two processes"
+        _compare(who, "size", 2, found[rank]["size"])
+        _compare(who, "rank", rank, found[rank]["rank"])
+        _compare(who, "the mean of 1 and 3", 2.0, found[rank]["mean"])
+        _compare(who, "the same owners everywhere", found[0]["owners"], found[rank]["owners"])
+        for owner in (0, 1):
+            sent = found[rank]["sent"][owner]
+            _compare(f"{who}, sent by {owner}", "the owner's value", 10.0 + owner, sent)
+
+
+def _compare(where: str, expected: str, wanted: Any, got: Any) -> None:
+    if wanted != got:
+        raise Broken(where, f"{expected}, {wanted}", f"{got}")
+
+
+def _both(folder: str) -> list[dict[str, Any]]:
+    paths = os.pathsep.join(p for p in sys.path if p)
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "kfac_lab.testing.processes", folder]
+    running = [
+        subprocess.Popen([*command, str(rank)], env=environment, stderr=subprocess.PIPE, text=True)
+        for rank in (0, 1)
+    ]
+    try:
+        said = [process.communicate(timeout=_SECONDS)[1] for process in running]
+    except subprocess.TimeoutExpired:
+        raise Broken("two processes", f"an answer within {_SECONDS} s", "none") from None
+    finally:
+        for process in running:
+            process.kill()
+    for rank, process in enumerate(running):
+        if process.returncode:
+            last = (said[rank].strip().splitlines() or ["no message"])[-1]
+            raise Broken(f"rank {rank} of two processes", "an answer", last)
+    return [torch.load(Path(folder, f"found {rank}"), weights_only=True) for rank in (0, 1)]
+
+
+def _main(folder: str, rank: int) -> None:
+    """One of the processes."""
+    collective = pickle.loads(Path(folder, "collective").read_bytes())
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
+    )
+    mean = torch.tensor([1.0 + 2.0 * rank], dtype=torch.float64)
+    collective.mean_([mean])
+    sent = []
+    for owner in (0, 1):
+        value = torch.tensor([10.0 + rank], dtype=torch.float64)
+        collective.broadcast_([value], owner)
+        sent.append(float(value))
+    owners = [int(r) for r in collective.owner(["0", "2", "4"], [3.0, 1.0, 2.0])]
+    found = {
+        "size": int(collective.size),
+        "rank": int(collective.rank),
+        "mean": float(mean),
+        "owners": owners,
+        "sent": sent,
+    }
+    torch.save(found, Path(folder, f"found {rank}"))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1], int(sys.argv[2]))
