@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Declined", "Linear", "Recorded", "Tensors", "append_one", "plain_call"]
+__all__ = ["Declined", "Linear", "Recorded", "Tensors", "append_one", "dense", "plain_call"]
 
 
 def append_one(rows: Tensor) -> Tensor:
@@ -18,6 +18,14 @@ def append_one(rows: Tensor) -> Tensor:
     result[..., :-1] = rows
     result[..., -1] = 1
     return result
+
+
+def dense(rows: Tensor) -> Tensor:
+    """Rows as they are, or sparse ones made dense; also on meta, where torch's own cannot."""
+    if not rows.is_sparse:
+        return rows
+    values = rows._values()
+    return values.new_zeros(rows.shape).index_put_(tuple(rows._indices()), values)
 
 
 class Recorded(NamedTuple):

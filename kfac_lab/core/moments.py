@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from kfac_lab.core.layers import dense
 from kfac_lab.core.protocols import Layer
 from kfac_lab.errors import RecipeError
 
@@ -92,7 +93,7 @@ class Accumulation:
             elif name.endswith(".mean"):
                 self._add(key, _sums(left, squared=False), old, new / math.sqrt(positions))
             else:
-                left, right = left.to_dense().flatten(0, 1), right.to_dense().flatten(0, 1)
+                left, right = dense(left).flatten(0, 1), dense(right).flatten(0, 1)
                 self._product(key, left, right, old, new)
 
     def _weights(self, key: Key) -> tuple[float, float]:
@@ -155,7 +156,7 @@ def _reduced(rows: Tensor, groups: int, mean: bool) -> Tensor:
 
     Rows of other groups are of other units: each group keeps a position of its own.
     """
-    apart = rows.to_dense().reshape(rows.shape[0], -1, groups, rows.shape[-1])
+    apart = dense(rows).reshape(rows.shape[0], -1, groups, rows.shape[-1])
     return apart.mean(1) if mean else apart.sum(1)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from kfac_lab.core import seeds
 from kfac_lab.core.capture import Network, Recorder, called, chains_of
+from kfac_lab.core.layers import dense
 from kfac_lab.core.likelihood import Likelihood
 from kfac_lab.core.moments import Accumulation
 from kfac_lab.core.plan import Plan
@@ -615,7 +616,7 @@ class _Gather:
             row = rows[i]
             seen = [g[i] for g in gradients]
             if wanted and row is not None and all(g is not None for g in seen):
-                self._rows[i].append(row.to_dense())
+                self._rows[i].append(dense(row))
                 self._cotangents[i].append(torch.stack(seen))  # type: ignore[arg-type]
 
     def observed(self) -> Observed | None:
