@@ -67,7 +67,10 @@ def causal(length):
 
 def attentions():
     """Name → (arguments of the module, call); inputs are ``[N, T, E]``, E = 4, or ``[T, N, E]``."""
-    padding = torch.tensor([[False, False, True]] * 5)
+
+    def padded(m, x):
+        padding = torch.tensor([False, False, True]).expand(len(x), 3)
+        return m(x, x, x, key_padding_mask=padding)[0]
 
     def itself(**named):
         return lambda m, x: m(x, x, x, **named)[0]
@@ -90,7 +93,7 @@ def attentions():
         "no bias": ({"bias": False}, itself()),
         "one head": ({"num_heads": 1}, itself(need_weights=False)),
         "causal": ({}, itself(attn_mask=causal(3), is_causal=True, need_weights=False)),
-        "padded": ({}, itself(key_padding_mask=padding)),
+        "padded": ({}, padded),
         "zero attention": ({"add_zero_attn": True}, itself()),
         "cross": ({}, from_other),
         "cross, no bias": ({"bias": False}, from_other),

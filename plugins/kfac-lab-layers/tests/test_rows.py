@@ -1,4 +1,4 @@
-"""Rows of every claimed module: Σ g āᵀ is the gradient that autograd gives, and calls keep values."""
+"""Rows of every claimed module: Σ g āᵀ is autograd's gradient, and calls keep their values."""
 
 import pytest
 import torch
@@ -82,7 +82,7 @@ def test_attention(name, training):
 
 
 def test_attention_with_key_and_value_biases():
-    """``bias_k`` and ``bias_v`` are the fallback's; the projections' rows are exact all the same."""
+    """``bias_k`` and ``bias_v`` are the fallback's; the projections' rows are exact."""
     model = Around(double(attention(add_bias_kv=True)), lambda m, x: m(x, x, x)[0])
     with pytest.raises(kl.CoverageError, match=r"2 parameters: module\.bias_k .*module\.bias_v"):
         network_of(model)

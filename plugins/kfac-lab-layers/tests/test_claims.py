@@ -1,0 +1,155 @@
+"""Who is claimed and who is not, and what is said about it."""
+
+import pytest
+import torch
+from layer_samples import attention, network_of
+from torch import nn
+
+import kfac_lab as kl
+
+MODULES = {
+    "Embedding": (nn.Embedding(5, 4), "Embedding"),
+    "LayerNorm": (nn.LayerNorm(4), "ScaleShift"),
+    "RMSNorm": (nn.RMSNorm(4), "ScaleShift"),
+    "GroupNorm": (nn.GroupNorm(2, 4), "ScaleShift"),
+    "BatchNorm1d": (nn.BatchNorm1d(4), "ScaleShift"),
+    "BatchNorm2d": (nn.BatchNorm2d(4), "ScaleShift"),
+    "BatchNorm3d": (nn.BatchNorm3d(4), "ScaleShift"),
+    "MultiheadAttention": (attention(), "InProjection"),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_claims_go_by_exact_type(name):
+    """A subclass may compute something else."""
+    module, kind = MODULES[name]
+    claimed = kl.lab.claim(module, "here")
+    layer = claimed.answer[0] if isinstance(claimed.answer, tuple) else claimed.answer
+    assert (type(layer).__name__, layer.path) == (kind, "here")
+    assert claimed.owner == "kfac-lab-layers/layers"
+    module.__class__ = type("Special", (type(module),), {})
+    try:
+        assert kl.lab.claim(module, "here") is None
+    finally:
+        module.__class__ = module.__class__.__mro__[1]
+
+
+def test_the_coverage_table_says_whose_they_are():
+    """Every parameter of a block of a transformer has a layer of this distribution or a Linear."""
+    model = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+    x = torch.randn(6, 3, 4)
+    problem = kl.Problem(model=model, likelihood="gaussian", inputs=x, targets=x)
+    rows = {row.parameter: row for row in kl.Run(problem, "small_batch", device="cpu").coverage()}
+    assert set(rows) == {name for name, _ in model.named_parameters()}
+    assert rows["self_attn.in_proj_bias"].kind == "InProjection"
+    assert rows["self_attn.out_proj.weight"].kind == "OutProjection"
+    assert rows["self_attn.out_proj.weight"].layer == "self_attn.out_proj"
+    assert rows["norm2.bias"].kind == "ScaleShift" and rows["linear1.bias"].kind == "Linear"
+    owners = {row.claimed_by for row in rows.values()}
+    assert owners == {"kfac-lab-layers/layers", "kfac-lab/paper"}
+
+
+REFUSED = {
+    "sparse": {"sparse": True},
+    "max_norm": {"max_norm": 1.0},
+    "scale_grad_by_freq": {"scale_grad_by_freq": True},
+}
+
+
+@pytest.mark.parametrize("fallback", [False, True])
+@pytest.mark.parametrize("option", REFUSED)
+def test_embeddings_that_no_block_can_train(option, fallback):
+    """Not claimed, not left to a fallback, and the reason comes with the remedy."""
+    model = nn.Sequential(nn.Embedding(5, 4, **REFUSED[option]), nn.Linear(4, 2))
+    with pytest.raises(kl.CoverageError, match=rf"^0\.weight: .*{option}.*: .*=") as caught:
+        network_of(model, fallback)
+    assert "\n" not in str(caught.value)
+    model[0].weight.requires_grad_(False)
+    assert network_of(model).names == ("1.weight", "1.bias")
+
+
+def test_attention_with_weights_apart_is_left_to_the_fallback():
+    """The reason stands in the error that lists the parameters."""
+    model = nn.MultiheadAttention(4, 2, kdim=3, vdim=3)
+    with pytest.raises(kl.CoverageError, match=r"k_proj_weight.*\(with kdim or vdim.*no matrix"):
+        network_of(model)
+    assert {use.claimed_by for use in network_of(model, fallback=True).uses} == {"fallback"}
+
+
+def test_attention_frozen_in_part():
+    """Its output projection goes to the fallback too: nothing would call it."""
+    model = attention()
+    model.in_proj_bias.requires_grad_(False)
+    with pytest.raises(kl.CoverageError, match=r"in_proj_weight.*frozen in part"):
+        network_of(model)
+    uses = network_of(model, fallback=True).uses
+    assert [use.claimed_by for use in uses] == ["fallback"] * 3
+
+
+class LanguageModel(nn.Module):
+    """Token vectors that serve as the output's weights too."""
+
+    def __init__(self, bias):
+        super().__init__()
+        self.table, self.mix = nn.Embedding(5, 4), nn.Linear(4, 4)
+        self.head = nn.Linear(4, 5, bias=bias)
+        self.head.weight = self.table.weight
+
+    def forward(self, tokens):
+        """Logits for each position."""
+        return self.head(torch.tanh(self.mix(self.table(tokens))))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_an_embedding_tied_with_the_output(bias):
+    """Of two geometries: an error that says so, or the fallback, which trains it."""
+    model, tokens = LanguageModel(bias), torch.randint(0, 5, (32, 3))
+    problem = kl.Problem(model=model, likelihood="categorical", inputs=tokens, targets=tokens)
+    recipe = kl.Recipe.named("robust").replace(batch="constant(size=32)")
+    with pytest.raises(kl.CoverageError, match=r"table\.weight.*tied to a layer of other geometry"):
+        kl.Run(problem, recipe, device="cpu")
+    run = kl.Run(problem, recipe.replace(fallback="diagonal"), device="cpu")
+    rows = {row.parameter: row.claimed_by for row in run.coverage()}
+    assert rows["table.weight"] == "fallback" and rows["mix.weight"] == "kfac-lab/paper"
+    run.advance(20)
+    assert run.history["loss"][-1] < 0.5 * run.history["loss"][0]
+
+
+class Recurrent(nn.Module):
+    """Reads a sequence; its last state says the class."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.last = nn.LSTM(3, 6, batch_first=True), nn.Linear(6, 2)
+
+    def forward(self, x):
+        """Logits of the whole sequence."""
+        return self.last(self.lstm(x)[0][:, -1])
+
+
+def test_an_lstm_is_trained_by_the_fallback():
+    """Nobody claims it: one error lists its parameters, and ``fallback='diagonal'`` trains it."""
+    x = torch.randn(64, 5, 3)
+    y = (x[:, :, 0].sum(1) > 0).long()
+    problem = kl.Problem(model=Recurrent(), likelihood="categorical", inputs=x, targets=y)
+    recipe = kl.Recipe.named("robust").replace(batch="constant(size=64)")
+    with pytest.raises(kl.CoverageError) as caught:
+        kl.Run(problem, recipe, device="cpu")
+    said = str(caught.value)
+    for part in (
+        "4 parameters",
+        "lstm.weight_ih_l0 (24, 3) of LSTM",
+        "lstm.weight_hh_l0 (24, 6) of LSTM",
+        "lstm.bias_ih_l0 (24,) of LSTM",
+        "lstm.bias_hh_l0 (24,) of LSTM",
+        "fallback='diagonal'",
+    ):
+        assert part in said, (part, said)
+    run = kl.Run(problem, recipe.replace(fallback="diagonal"), device="cpu")
+    rows = {row.parameter: row for row in run.coverage()}
+    of_lstm = [row for name, row in rows.items() if name.startswith("lstm")]
+    assert [row.claimed_by for row in of_lstm] == ["fallback"] * 4
+    assert {row.block for row in of_lstm} == {"Diagonal"}
+    assert {row.tangents for row in rows.values()} == {"double_backward"}  # no jvp of an LSTM
+    run.advance(40)
+    assert run.history["loss"][-1] < 0.3 * run.history["loss"][0]
