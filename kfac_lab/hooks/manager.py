@@ -39,7 +39,12 @@ from kfac_lab.hooks.registry import (
 __all__ = ["BUILTINS", "BUILTIN_OWNER", "Claim", "Lab", "Plugin", "PluginWarning", "lab"]
 
 #: the parts in the box: named here and imported at first use, through the same door as outsiders
-BUILTINS: tuple[str, ...] = ("kfac_lab.paper", "kfac_lab.problems", "kfac_lab.run")
+BUILTINS: tuple[str, ...] = (
+    "kfac_lab.paper",
+    "kfac_lab.problems",
+    "kfac_lab.run",
+    "kfac_lab.panel.views",
+)
 BUILTIN_OWNER = "kfac-lab"
 NOTEBOOK = "notebook"
 

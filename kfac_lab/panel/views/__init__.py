@@ -37,34 +37,18 @@ __all__ = ["Seen", "View", "all_views", "figure", "save", "seen"]
 @hookimpl
 def kfac_register_views(register: Any) -> None:
     """The views in the box, in the order in which a panel lists them."""
-    register("iterations", ByIteration, summary="h and error by iteration", reference="section 13")
-    register("seconds", BySeconds, summary="h and error by seconds", reference="section 13")
-    register("damping", Strengths, summary="λ and γ", reference="section 5")
-    register("coefficients", Coefficients, summary="α and μ", reference="section 6")
-    register("ratio", Ratio, summary="ρ and its bands", reference="section 5.5")
-    register(
-        "reduction",
-        Reduction,
-        summary="predicted and actual decrease of h",
-        reference="section 5.5",
-    )
-    register(
-        "spectra", Spectra, summary="eigenvalues and condition of Ā, G", reference="section 5.3"
-    )
-    register("factors", HeatMaps, summary="Ā and G as pictures", reference="section 3.1")
-    register(
-        "inverse",
-        InverseBlocks,
-        summary="mean size of the inverse per pair of layers",
-        reference="section 3",
-    )
-    register("verbs", Verbs, summary="time per verb", reference="section 8")
-    register(
-        "reconstructions",
-        Reconstructions,
-        summary="held-out images, reconstructed",
-        reference="section 10.1",
-    )
-    register(
-        "filters", Filters, summary="weights of the first layer as images", reference="section 1"
-    )
+    for name, component, summary, reference in (
+        ("iterations", ByIteration, "h and error by iteration", "section 10.8"),
+        ("seconds", BySeconds, "h and error by seconds", "section 10.8"),
+        ("damping", Strengths, "λ and γ", "section 5"),
+        ("coefficients", Coefficients, "α and μ", "section 6"),
+        ("ratio", Ratio, "ρ and its bands", "section 5.5"),
+        ("reduction", Reduction, "predicted and actual decrease of h", "section 5.5"),
+        ("spectra", Spectra, "eigenvalues and condition of Ā and G", "section 5.3"),
+        ("factors", HeatMaps, "Ā and G as pictures", "section 4"),
+        ("inverse", InverseBlocks, "size of the inverse per pair of layers", "section 3.1"),
+        ("verbs", Verbs, "time per verb", "section 7.1"),
+        ("reconstructions", Reconstructions, "held-out images, reconstructed", "section 10.1"),
+        ("filters", Filters, "weights of the first layer as images", "section 1.1"),
+    ):
+        register(name, component, summary=summary, reference=reference)
