@@ -63,12 +63,12 @@ def _generator(seed: int) -> torch.Generator:
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
     """Standard normal numbers, float64."""
-    return torch.randn(*shape, generator=_generator(seed), dtype=torch.float64)
+    return torch.randn(shape, generator=_generator(seed), dtype=torch.float64)
 
 
 def uniform(*shape: int, seed: int = 0) -> Tensor:
     """Numbers in the open interval (0, 1), float64."""
-    return torch.rand(*shape, generator=_generator(seed), dtype=torch.float64).clamp_(min=1e-12)
+    return torch.rand(shape, generator=_generator(seed), dtype=torch.float64).clamp_(min=1e-12)
 
 
 def draws(like: Tensor, seed: int = 0) -> Callable[[str], Tensor]:
