@@ -28,6 +28,7 @@ class Optimal:
     """
 
     cases: int = parameter(0, section="6", low=0, help="the least batch for which δ0 takes part")
+    minimises: ClassVar[bool] = True
 
     def basis(
         self, space: Space, direction: Vec, previous: Vec | None, memo: Memo
@@ -43,6 +44,8 @@ class Optimal:
 @dataclass(frozen=True)
 class Rescaled:
     """δ = αΔ, α from the quadratic model (section 5.4)."""
+
+    minimises: ClassVar[bool] = True
 
     def basis(
         self, space: Space, direction: Vec, previous: Vec | None, memo: Memo
@@ -64,6 +67,7 @@ class ConjugateGradient:
 
     steps: int = parameter(2, section="5.4", low=1, high=50, help="dimension of the Krylov space")
     momentum: bool = parameter(True, section="6", help="δ0 joins the basis")
+    minimises: ClassVar[bool] = True
 
     def basis(
         self, space: Space, direction: Vec, previous: Vec | None, memo: Memo

@@ -8,7 +8,7 @@ one of those fails it is not tried, so that one fault is reported once.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kfac_lab.errors import PluginError
@@ -126,6 +126,18 @@ def law(
         return function
 
     return take
+
+
+def try_last(slot: str, name: str, *needs: str) -> None:
+    """Has a law tried after all others of its slot so far, and only where ``needs`` are obeyed."""
+    one = LAWS[slot].pop(name)
+    LAWS[slot][name] = replace(one, needs=(*one.needs, *needs))
+
+
+def leave_out(slot: str, *names: str) -> None:
+    """Takes out common laws that no component of the slot could break."""
+    for name in names:
+        del LAWS[slot][name]
 
 
 def laws_of(slot: str) -> tuple[Law, ...]:

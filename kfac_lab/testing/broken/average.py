@@ -1,0 +1,166 @@
+"""Averages that break one law each; ``Sound`` breaks none."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+__all__ = ["BROKEN", "Sound"]
+
+Memo = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Sound:
+    """θ̄ ← θ̄ + share·(θ − θ̄)."""
+
+    share: float = 0.1
+
+    def init(self, theta: Sequence[Tensor]) -> Memo:
+        """θ̄ = θ."""
+        return {"mean": [t.detach().clone() for t in theta], "count": 0}
+
+    def update(self, memo: Memo, theta: Sequence[Tensor]) -> Memo:
+        """One more θ."""
+        mean = [m + self.share * (t - m) for m, t in zip(memo["mean"], theta, strict=True)]
+        return {"mean": mean, "count": memo["count"] + 1}
+
+    def read(self, memo: Memo) -> Sequence[Tensor] | None:
+        """θ̄."""
+        mean: Sequence[Tensor] = memo["mean"]
+        return mean
+
+
+class _Raises(Sound):
+    def update(self, memo: Memo, theta: Sequence[Tensor]) -> Memo:
+        raise ValueError("no")
+
+
+class _NanMemo(Sound):
+    def update(self, memo: Memo, theta: Sequence[Tensor]) -> Memo:
+        return {**super().update(memo, theta), "last": theta[0] * float("nan")}
+
+
+class _Counts(Sound):
+    _calls: ClassVar[Any] = itertools.count(1)
+
+    def update(self, memo: Memo, theta: Sequence[Tensor]) -> Memo:
+        return {**super().update(memo, theta), "count": next(self._calls)}
+
+
+class _OneForAll(Sound):
+    _first: ClassVar[list[int]] = []
+
+    def update(self, memo: Memo, theta: Sequence[Tensor]) -> Memo:
+        self._first.append(id(self))
+        return {**super().update(memo, theta), "mine": self._first[0] == id(self)}
+
+
+class _WritesMemo(Sound):
+    def update(self, memo: Memo, theta: Sequence[Tensor]) -> Memo:
+        for mean, tensor in zip(memo["mean"], theta, strict=True):
+            mean.lerp_(tensor, self.share)
+        return memo
+
+
+class _Draws(Sound):
+    def update(self, memo: Memo, theta: Sequence[Tensor]) -> Memo:
+        torch.rand(1)
+        return super().update(memo, theta)
+
+
+class _Doubles(Sound):
+    def init(self, theta: Sequence[Tensor]) -> Memo:
+        return super().init([t.double() for t in theta])
+
+
+class _Reads(Sound):
+    def update(self, memo: Memo, theta: Sequence[Tensor]) -> Memo:
+        float(theta[0].sum())
+        return super().update(memo, theta)
+
+
+class _OnTheCpu(Sound):
+    def update(self, memo: Memo, theta: Sequence[Tensor]) -> Memo:
+        scaled = [t * torch.tensor(1.0) for t in theta]
+        return super().update(memo, scaled)
+
+
+@dataclass(frozen=True)
+class _ListField(Sound):
+    steps: Any = field(default_factory=lambda: [1, 2])
+
+
+class _FiveTensorsAtMost(Sound):
+    def update(self, memo: Memo, theta: Sequence[Tensor]) -> Memo:
+        if len(theta) == 5:
+            raise ValueError("five is too many")
+        return super().update(memo, theta)
+
+
+class _Unsaveable(Sound):
+    def update(self, memo: Memo, theta: Sequence[Tensor]) -> Memo:
+        return {**super().update(memo, theta), "seen": {1, 2}}
+
+
+class _Flat(Sound):
+    def read(self, memo: Memo) -> Sequence[Tensor] | None:
+        return [m.reshape(-1) for m in memo["mean"]]
+
+
+class _LateRead(Sound):
+    def read(self, memo: Memo) -> Sequence[Tensor] | None:
+        return memo["mean"] if memo["count"] else None
+
+
+class _KeepsTheta(Sound):
+    def init(self, theta: Sequence[Tensor]) -> Memo:
+        return {"mean": [t.detach() for t in theta], "count": 0}
+
+
+class _FallsAway(Sound):
+    def update(self, memo: Memo, theta: Sequence[Tensor]) -> Memo:
+        return super().update(memo, [0.999 * t for t in theta])
+
+
+class _Extrapolates(Sound):
+    def update(self, memo: Memo, theta: Sequence[Tensor]) -> Memo:
+        new = super().update(memo, theta)
+        beyond = [t + 0.5 * (t - m) for m, t in zip(memo["mean"], theta, strict=True)]
+        return {**new, "beyond": beyond}
+
+    def read(self, memo: Memo) -> Sequence[Tensor] | None:
+        beyond: Sequence[Tensor] = memo.get("beyond", memo["mean"])
+        return beyond
+
+
+class _Stays(Sound):
+    def update(self, memo: Memo, theta: Sequence[Tensor]) -> Memo:
+        return {"mean": memo["mean"], "count": memo["count"] + 1}
+
+
+BROKEN: dict[str, Callable[[], Any]] = {
+    "runs": _Raises,
+    "finite": _NanMemo,
+    "deterministic": _Counts,
+    "instances_share_nothing": _OneForAll,
+    "inputs_not_written": _WritesMemo,
+    "global_state_kept": _Draws,
+    "dtype_follows": _Doubles,
+    "no_host_read": _Reads,
+    "device_follows": _OnTheCpu,
+    "round_trip": _ListField,
+    "trains": _FiveTensorsAtMost,
+    "resumes": _Unsaveable,
+    "shaped_like_theta": _Flat,
+    "one_kind_of_answer": _LateRead,
+    "owns_its_tensors": _KeepsTheta,
+    "keeps_a_constant": _FallsAway,
+    "between_what_it_saw": _Extrapolates,
+    "follows": _Stays,
+}

@@ -1,0 +1,238 @@
+"""Dampings that break one law each; ``Sound`` breaks none."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from kfac_lab.core.state import Due, StepRecord, Strength
+
+__all__ = ["BROKEN", "Sound"]
+
+Memo = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Sound:
+    """λ halves or doubles by ρ within its bounds; three γ when γ is due; counts its adaptations."""
+
+    lam: float = 8.0
+    lam_min: float = 1e-6
+    lam_max: float = 1e6
+    follows_rho: ClassVar[bool] = True
+
+    def init(self, problem: Any) -> tuple[Strength, Memo]:
+        """λ as given."""
+        return Strength(self.lam, (self.lam + problem.l2) ** 0.5), {
+            "count": torch.zeros((), device=problem.device)
+        }
+
+    def candidates(self, strength: Strength, due: Due) -> tuple[Strength, ...]:
+        """γ; and γ/2 and 2γ when γ is due."""
+        if not due.gamma:
+            return (strength,)
+        smaller, larger = strength.gamma / 2, strength.gamma * 2
+        return strength, strength._replace(gamma=smaller), strength._replace(gamma=larger)
+
+    def factor(self, record: StepRecord) -> Tensor:
+        """What λ is multiplied with."""
+        rho = torch.as_tensor(record.rho, dtype=torch.float64, device=record.lam.device)
+        shrink = torch.where(rho > 0.75, torch.full_like(rho, 0.5), torch.ones_like(rho))
+        return torch.where(rho > 0.25, shrink, torch.full_like(rho, 2.0))
+
+    def adapt(self, strength: Strength, memo: Memo, record: StepRecord) -> tuple[Strength, Memo]:
+        """λ by ρ."""
+        lam = torch.clamp(strength.lam * self.factor(record), self.lam_min, self.lam_max)
+        count = memo["count"] if "count" in memo else strength.lam * 0
+        return strength._replace(lam=lam), {"count": count + 1}
+
+
+class _Raises(Sound):
+    def candidates(self, strength: Strength, due: Due) -> tuple[Strength, ...]:
+        if due.gamma:
+            raise ValueError("no search here")
+        return (strength,)
+
+
+class _NanMemo(Sound):
+    def adapt(self, strength: Strength, memo: Memo, record: StepRecord) -> tuple[Strength, Memo]:
+        return super().adapt(strength, memo, record)[0], {"count": memo["count"] * float("nan")}
+
+
+class _Counts(Sound):
+    _calls: ClassVar[Any] = itertools.count(1)
+
+    def factor(self, record: StepRecord) -> Tensor:
+        return super().factor(record) * (1 - 1e-6 / next(self._calls))
+
+
+class _OneForAll(Sound):
+    _first: ClassVar[list[int]] = []
+
+    def factor(self, record: StepRecord) -> Tensor:
+        self._first.append(id(self))
+        same = self._first[0] == id(self)
+        return super().factor(record) * (1.0 if same else 0.9)
+
+
+class _WritesMemo(Sound):
+    def adapt(self, strength: Strength, memo: Memo, record: StepRecord) -> tuple[Strength, Memo]:
+        memo["count"].add_(1)
+        return super().adapt(strength, memo, record)[0], memo
+
+
+class _Draws(Sound):
+    def init(self, problem: Any) -> tuple[Strength, Memo]:
+        torch.rand(1)
+        return super().init(problem)
+
+
+class _Reads(Sound):
+    def factor(self, record: StepRecord) -> Tensor:
+        if record.rho > 0.75:
+            return torch.full_like(record.rho, 0.5)
+        return torch.full_like(record.rho, 1.0 if record.rho > 0.25 else 2.0)
+
+
+class _OnTheCpu(Sound):
+    def factor(self, record: StepRecord) -> Tensor:
+        return super().factor(record) * torch.tensor(1.0)
+
+
+@dataclass(frozen=True)
+class _ListField(Sound):
+    factors: Any = field(default_factory=lambda: [0.5, 2.0])
+
+
+class _OneTriedOnly(Sound):
+    def adapt(self, strength: Strength, memo: Memo, record: StepRecord) -> tuple[Strength, Memo]:
+        ((_lam, _gamma, _value),) = record.candidates
+        return super().adapt(strength, memo, record)
+
+
+class _Unsaveable(Sound):
+    def adapt(self, strength: Strength, memo: Memo, record: StepRecord) -> tuple[Strength, Memo]:
+        adapted, new = super().adapt(strength, memo, record)
+        return adapted, {**new, "seen": {1, 2}}
+
+
+class _StartsBelow(Sound):
+    def init(self, problem: Any) -> tuple[Strength, Memo]:
+        return Strength(self.lam - 100 * problem.l2, 1.0), super().init(problem)[1]
+
+
+class _NegativeAtNan(Sound):
+    def factor(self, record: StepRecord) -> Tensor:
+        found = super().factor(record)
+        return torch.where(torch.isnan(record.rho), -found, found)
+
+    def adapt(self, strength: Strength, memo: Memo, record: StepRecord) -> tuple[Strength, Memo]:
+        adapted, new = super().adapt(strength, memo, record)
+        return adapted._replace(lam=strength.lam * self.factor(record)), new
+
+
+class _Single(Sound):
+    def init(self, problem: Any) -> tuple[Strength, Memo]:
+        start, memo = super().init(problem)
+        return start._replace(lam=torch.full_like(memo["count"], self.lam)), memo
+
+
+class _MovesEta(Sound):
+    def adapt(self, strength: Strength, memo: Memo, record: StepRecord) -> tuple[Strength, Memo]:
+        adapted, new = super().adapt(strength, memo, record)
+        return adapted._replace(eta=strength.eta * 2), new
+
+
+class _LargerFirst(Sound):
+    def candidates(self, strength: Strength, due: Due) -> tuple[Strength, ...]:
+        return super().candidates(strength, due)[::-1]
+
+
+class _AlwaysSearches(Sound):
+    def candidates(self, strength: Strength, due: Due) -> tuple[Strength, ...]:
+        return super().candidates(strength, due._replace(gamma=True))
+
+
+class _NegativeGamma(Sound):
+    def candidates(self, strength: Strength, due: Due) -> tuple[Strength, ...]:
+        less = strength._replace(gamma=strength.gamma - (1e-2 - strength.eta) * 1e6)
+        return (strength, less) if due.gamma else (strength,)
+
+
+class _Unbounded(Sound):
+    def adapt(self, strength: Strength, memo: Memo, record: StepRecord) -> tuple[Strength, Memo]:
+        adapted, new = super().adapt(strength, memo, record)
+        return adapted._replace(lam=strength.lam * self.factor(record)), new
+
+
+class _GrowsWhenGood(Sound):
+    def factor(self, record: StepRecord) -> Tensor:
+        rho = record.rho
+        return torch.where(rho > 0.5, torch.full_like(rho, 2.0), super().factor(record))
+
+
+class _ShrinksWhenBad(Sound):
+    def factor(self, record: StepRecord) -> Tensor:
+        rho = record.rho
+        return torch.where(rho > 0.25, super().factor(record), torch.full_like(rho, 0.5))
+
+
+class _NeedsItAllTheSame(Sound):
+    needs_rho: ClassVar[bool] = False
+    follows_rho: ClassVar[bool] = False
+
+
+class _SwapForgets(Sound):
+    def on_swap(self, strength: Strength) -> Strength:
+        """λ as given, whatever was kept."""
+        return strength._replace(lam=self.lam)
+
+
+class _NeverContent(Sound):
+    def retry(
+        self, strength: Strength, memo: Memo, record: StepRecord, tries: int
+    ) -> Strength | None:
+        """Ever larger, from step 1000 on."""
+        return None if record.step < 1000 else strength._replace(lam=strength.lam * 1.5)
+
+
+class _RetriesBelow(Sound):
+    def retry(
+        self, strength: Strength, memo: Memo, record: StepRecord, tries: int
+    ) -> Strength | None:
+        """A λ below 0, once, from step 1000 on."""
+        return strength._replace(lam=-strength.lam) if record.step >= 1000 and not tries else None
+
+
+BROKEN: dict[str, Callable[[], Any]] = {
+    "runs": _Raises,
+    "finite": _NanMemo,
+    "deterministic": _Counts,
+    "instances_share_nothing": _OneForAll,
+    "inputs_not_written": _WritesMemo,
+    "global_state_kept": _Draws,
+    "no_host_read": _Reads,
+    "device_follows": _OnTheCpu,
+    "round_trip": _ListField,
+    "trains": _OneTriedOnly,
+    "resumes": _Unsaveable,
+    "starts_valid": _StartsBelow,
+    "stays_valid": _NegativeAtNan,
+    "scalars_double": _Single,
+    "eta_kept": _MovesEta,
+    "current_first": _LargerFirst,
+    "alone_unless_due": _AlwaysSearches,
+    "candidates_valid": _NegativeGamma,
+    "bounds_kept": _Unbounded,
+    "lambda_falls_when_good": _GrowsWhenGood,
+    "lambda_grows_when_bad": _ShrinksWhenBad,
+    "goes_by_the_step": _NeedsItAllTheSame,
+    "swap_keeps_lambda": _SwapForgets,
+    "retry_valid": _RetriesBelow,
+    "retry_ends": _NeverContent,
+}

@@ -1,0 +1,203 @@
+"""Momentums that break one law each; ``Sound`` breaks none."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from kfac_lab.core.protocols import Restriction, Space
+from kfac_lab.core.state import StepRecord, Strength
+from kfac_lab.core.vector import Vec
+
+__all__ = ["BROKEN", "Sound"]
+
+Memo = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Sound:
+    """δ = αΔ + μδ0 by the model; remembers a mean of the coefficients."""
+
+    share: float = 1.0
+    minimises: ClassVar[bool] = True
+
+    def init(self) -> Memo:
+        """Nothing seen yet."""
+        return {"count": 0}
+
+    def basis(
+        self, space: Space, direction: Vec, previous: Vec | None, memo: Memo
+    ) -> tuple[Vec, ...]:
+        """(Δ,) or (Δ, δ0)."""
+        return (direction,) if previous is None else (direction, previous)
+
+    def choose(self, restriction: Restriction, strength: Strength, step: int) -> Tensor:
+        """The minimiser of M."""
+        return restriction.minimiser(strength)
+
+    def update(self, memo: Memo, coefficients: Tensor, record: StepRecord) -> Memo:
+        """One more seen."""
+        return {"count": memo["count"] + 1, "last": coefficients + 0}
+
+
+class _Raises(Sound):
+    def choose(self, restriction: Restriction, strength: Strength, step: int) -> Tensor:
+        raise ValueError("no idea")
+
+
+class _NanMemo(Sound):
+    def update(self, memo: Memo, coefficients: Tensor, record: StepRecord) -> Memo:
+        return {**super().update(memo, coefficients, record), "ratio": coefficients * float("nan")}
+
+
+class _Counts(Sound):
+    _calls: ClassVar[Any] = itertools.count(1)
+
+    def update(self, memo: Memo, coefficients: Tensor, record: StepRecord) -> Memo:
+        return {"count": next(self._calls)}
+
+
+class _OneForAll(Sound):
+    _first: ClassVar[list[int]] = []
+
+    def update(self, memo: Memo, coefficients: Tensor, record: StepRecord) -> Memo:
+        self._first.append(id(self))
+        return {"count": memo["count"] + (2 if self._first[0] == id(self) else 1)}
+
+
+class _WritesMemo(Sound):
+    def update(self, memo: Memo, coefficients: Tensor, record: StepRecord) -> Memo:
+        memo["count"] += 1  # type: ignore[index]
+        return memo
+
+
+class _Draws(Sound):
+    def choose(self, restriction: Restriction, strength: Strength, step: int) -> Tensor:
+        torch.rand(1)
+        return super().choose(restriction, strength, step)
+
+
+class _Singles(Sound):
+    def choose(self, restriction: Restriction, strength: Strength, step: int) -> Tensor:
+        return restriction.minimiser(strength).float()
+
+
+class _Reads(Sound):
+    def choose(self, restriction: Restriction, strength: Strength, step: int) -> Tensor:
+        best = restriction.minimiser(strength)
+        return best if best[0] > 0 else best * 1.0
+
+
+class _OnTheCpu(Sound):
+    def choose(self, restriction: Restriction, strength: Strength, step: int) -> Tensor:
+        return restriction.minimiser(strength) * torch.tensor(1.0)
+
+
+@dataclass(frozen=True)
+class _ListField(Sound):
+    steps: Any = field(default_factory=lambda: [1, 2])
+
+
+class _NeedsRho(Sound):
+    def update(self, memo: Memo, coefficients: Tensor, record: StepRecord) -> Memo:
+        if isinstance(record.rho, float):  # NaN, where it is not due
+            raise ValueError("I need ρ at every step")
+        return super().update(memo, coefficients, record)
+
+
+class _Unsaveable(Sound):
+    def update(self, memo: Memo, coefficients: Tensor, record: StepRecord) -> Memo:
+        return {**super().update(memo, coefficients, record), "seen": {1, 2}}
+
+
+class _PreviousFirst(Sound):
+    def basis(
+        self, space: Space, direction: Vec, previous: Vec | None, memo: Memo
+    ) -> tuple[Vec, ...]:
+        return super().basis(space, direction, previous, memo)[::-1]
+
+
+class _FlatVectors(Sound):
+    """Keeps the last matrix of δ0 flat: what broadcasts against it is not noticed at once."""
+
+    def basis(
+        self, space: Space, direction: Vec, previous: Vec | None, memo: Memo
+    ) -> tuple[Vec, ...]:
+        if previous is not None and previous[1].shape[0] == 1:
+            previous = Vec([previous[0], previous[1][0], *previous.matrices[2:]])
+        return super().basis(space, direction, previous, memo)
+
+
+class _NeedsPrevious(Sound):
+    def basis(
+        self, space: Space, direction: Vec, previous: Vec | None, memo: Memo
+    ) -> tuple[Vec, ...]:
+        return direction, previous.scaled(1.0)  # type: ignore[union-attr]
+
+
+class _OneForAllOfThem(Sound):
+    def choose(self, restriction: Restriction, strength: Strength, step: int) -> Tensor:
+        best = restriction.minimiser(strength)
+        return torch.stack([best, best], 1)[:, :1]
+
+
+class _Solves(Sound):
+    """A plain solve, which divides by zero where the vectors depend on each other."""
+
+    def choose(self, restriction: Restriction, strength: Strength, step: int) -> Tensor:
+        matrix = restriction.curvature + (strength.lam + strength.eta) * restriction.gram
+        if len(matrix) == 1:
+            return -restriction.slope / torch.where(matrix[0] == 0, 1.0, matrix[0])
+        (a, b), (_, d) = matrix
+        determinant = a * d - b * b
+        inverse = torch.stack([torch.stack([d, -b]), torch.stack([-b, a])])
+        best = -(inverse @ restriction.slope) / determinant
+        at_rest = (restriction.slope == 0).all()
+        return torch.where(at_rest, torch.zeros_like(best), best)
+
+
+class _DividesBySlope(Sound):
+    def choose(self, restriction: Restriction, strength: Strength, step: int) -> Tensor:
+        best, slope = restriction.minimiser(strength), restriction.slope[0]
+        return best * (slope / slope)
+
+
+class _Overshoots(Sound):
+    minimises: ClassVar[bool] = False
+
+    def choose(self, restriction: Restriction, strength: Strength, step: int) -> Tensor:
+        return 2.5 * restriction.minimiser(strength)
+
+
+class _Cautious(Sound):
+    def choose(self, restriction: Restriction, strength: Strength, step: int) -> Tensor:
+        return 0.9 * restriction.minimiser(strength)
+
+
+BROKEN: dict[str, Callable[[], Any]] = {
+    "runs": _Raises,
+    "finite": _NanMemo,
+    "deterministic": _Counts,
+    "instances_share_nothing": _OneForAll,
+    "inputs_not_written": _WritesMemo,
+    "global_state_kept": _Draws,
+    "dtype_follows": _Singles,
+    "no_host_read": _Reads,
+    "device_follows": _OnTheCpu,
+    "round_trip": _ListField,
+    "trains": _NeedsRho,
+    "resumes": _Unsaveable,
+    "direction_first": _PreviousFirst,
+    "basis_fits": _FlatVectors,
+    "first_step": _NeedsPrevious,
+    "one_for_each": _OneForAllOfThem,
+    "finite_when_singular": _Solves,
+    "finite_at_a_minimum": _DividesBySlope,
+    "descends": _Overshoots,
+    "model_optimal": _Cautious,
+}

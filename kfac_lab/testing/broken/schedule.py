@@ -1,0 +1,158 @@
+"""Schedules that break one law each; ``Sound`` breaks none."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+
+from kfac_lab.core.state import Due, Signals
+
+__all__ = ["BROKEN", "Sound"]
+
+Memo = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Sound:
+    """The inverse every ``period`` steps and where the factors drifted; counts its refreshes."""
+
+    period: int = 20
+    check: int = 5
+
+    def init(self) -> Memo:
+        """No refresh yet."""
+        return {"refreshes": 0}
+
+    def due(self, step: int, memo: Memo, signals: Signals) -> tuple[Due, Memo]:
+        """See ``core.protocols.Schedule``."""
+        drifted = signals.drift is not None and signals.drift > 0.1
+        now = step == 1 or step % self.period == 0 or drifted
+        new = {"refreshes": memo["refreshes"] + now}
+        return Due(True, now, now, now and step > 1, step % 5 == 0), new
+
+
+class _Raises(Sound):
+    def due(self, step: int, memo: Memo, signals: Signals) -> tuple[Due, Memo]:
+        raise ValueError("not today")
+
+
+class _NanMemo(Sound):
+    def due(self, step: int, memo: Memo, signals: Signals) -> tuple[Due, Memo]:
+        due, new = super().due(step, memo, signals)
+        return due, {**new, "mean": torch.full((), float("nan"))}
+
+
+class _Counts(Sound):
+    _calls: ClassVar[Any] = itertools.count(1)
+
+    def due(self, step: int, memo: Memo, signals: Signals) -> tuple[Due, Memo]:
+        return super().due(step, memo, signals)[0], {"refreshes": next(self._calls)}
+
+
+class _OneForAll(Sound):
+    _first: ClassVar[list[int]] = []
+
+    def due(self, step: int, memo: Memo, signals: Signals) -> tuple[Due, Memo]:
+        self._first.append(id(self))
+        due, new = super().due(step, memo, signals)
+        return due, {**new, "mine": self._first[0] == id(self)}
+
+
+class _WritesMemo(Sound):
+    def due(self, step: int, memo: Memo, signals: Signals) -> tuple[Due, Memo]:
+        due, new = super().due(step, memo, signals)
+        memo.update(new)  # type: ignore[attr-defined]
+        return due, memo
+
+
+class _Draws(Sound):
+    def due(self, step: int, memo: Memo, signals: Signals) -> tuple[Due, Memo]:
+        torch.rand(1)
+        return super().due(step, memo, signals)
+
+
+@dataclass(frozen=True)
+class _ListField(Sound):
+    steps: Any = field(default_factory=lambda: [1, 2])
+
+
+class _HundredthsOnly(Sound):
+    """Looks a drift up in a table of hundredths; a measured one is not in it."""
+
+    def due(self, step: int, memo: Memo, signals: Signals) -> tuple[Due, Memo]:
+        drift = signals.drift or 0.0
+        if 1e-9 < drift < 100 and round(drift, 2) != drift:
+            raise KeyError(drift)
+        return super().due(step, memo, signals)
+
+
+class _Unsaveable(Sound):
+    def due(self, step: int, memo: Memo, signals: Signals) -> tuple[Due, Memo]:
+        due, new = super().due(step, memo, signals)
+        return due, {**new, "seen": {1, 2}}
+
+
+class _Numbers(Sound):
+    def due(self, step: int, memo: Memo, signals: Signals) -> tuple[Due, Memo]:
+        due, new = super().due(step, memo, signals)
+        return due._replace(lam=int(due.lam)), new  # type: ignore[arg-type]
+
+
+class _Late(Sound):
+    def due(self, step: int, memo: Memo, signals: Signals) -> tuple[Due, Memo]:
+        due, new = super().due(step, memo, signals)
+        return due._replace(stats=step > 2), new
+
+
+class _GammaAlone(Sound):
+    def due(self, step: int, memo: Memo, signals: Signals) -> tuple[Due, Memo]:
+        due, new = super().due(step, memo, signals)
+        return due._replace(gamma=due.gamma or step == 7), new
+
+
+class _FactorsAlone(Sound):
+    def due(self, step: int, memo: Memo, signals: Signals) -> tuple[Due, Memo]:
+        due, new = super().due(step, memo, signals)
+        return due._replace(factors=due.factors or step == 7), new
+
+
+class _WholeDrift(Sound):
+    def due(self, step: int, memo: Memo, signals: Signals) -> tuple[Due, Memo]:
+        int(100 * (signals.drift or 0.0))  # NaN and infinity are no whole number
+        return super().due(step, memo, signals)
+
+
+class _Table(Sound):
+    def due(self, step: int, memo: Memo, signals: Signals) -> tuple[Due, Memo]:
+        if step > 10_000:
+            raise IndexError("the table ends at step 10000")
+        return super().due(step, memo, signals)
+
+
+@dataclass(frozen=True)
+class _NoPeriod(Sound):
+    check: int = 0
+
+
+BROKEN: dict[str, Callable[[], Any]] = {
+    "runs": _Raises,
+    "finite": _NanMemo,
+    "deterministic": _Counts,
+    "instances_share_nothing": _OneForAll,
+    "inputs_not_written": _WritesMemo,
+    "global_state_kept": _Draws,
+    "round_trip": _ListField,
+    "trains": _HundredthsOnly,
+    "resumes": _Unsaveable,
+    "flags_are_bools": _Numbers,
+    "statistics_first": _Late,
+    "gamma_implies_inverse": _GammaAlone,
+    "factors_imply_inverse": _FactorsAlone,
+    "takes_any_drift": _WholeDrift,
+    "takes_any_step": _Table,
+    "check_is_a_period": _NoPeriod,
+}

@@ -1,0 +1,219 @@
+"""The laws of a momentum: the basis of a step and its coefficients (sections 5.4 and 6).
+
+Beside the common ones: ``direction_first``, ``basis_fits``, ``first_step``, ``one_for_each``,
+``finite_when_singular``, ``finite_at_a_minimum``, ``descends``, ``model_optimal``.
+
+``descends`` is asked of all that do not say ``adapts = False``; ``model_optimal`` only of those
+that say ``minimises = True``: one may hold a coefficient back on purpose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kfac_lab.core.restriction import Restriction
+from kfac_lab.core.state import StepRecord
+from kfac_lab.testing.law import Broken, Case, law, try_last
+from kfac_lab.testing.laws.common import CHEAP, Trial, common_laws, exempt_unless
+from kfac_lab.testing.steps import Bowl, bowl
+from kfac_lab.testing.subjects import Subject, normal
+from kfac_lab.testing.trees import Watch, moved
+
+SLOT = "momentum"
+_adapts = exempt_unless(
+    lambda component: getattr(component, "adapts", True),
+    "adapts = False says that the coefficients are not the model's",
+)
+_minimises = exempt_unless(
+    lambda component: getattr(component, "minimises", False),
+    "it does not say minimises = True",
+)
+
+
+def subjects(case: Case) -> Sequence[Subject]:
+    """Quadratics of full and of low rank, on a large and on a small batch."""
+    return (
+        bowl("a quadratic of full rank"),
+        bowl("a quadratic of rank 3, λ=0.01", rank=3, lam=0.01),
+        bowl("a quadratic on a batch of 20", cases=20),
+    )
+
+
+def _memo(component: Any) -> Any:
+    init = getattr(component, "init", None)
+    return (init() or {}) if init is not None else {}
+
+
+def run(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
+    """Three steps: the last two have a δ0, which is what the step before has made of its basis."""
+    space = Bowl(subject)
+    memo = _memo(component)
+    results: dict[str, Any] = {"basis": [], "coefficients": [], "memos": []}
+    direction = watch(-space.precondition(space.gradient), "direction")
+    for step in (1, 2, 50):
+        previous = watch(subject["previous"], "previous")
+        basis = component.basis(space, direction, previous, watch(memo, "memo"))
+        restriction = watch(space.restrict(basis), "restriction")
+        chosen = component.choose(restriction, space.strength, step)
+        results["basis"].append(tuple(basis))
+        results["coefficients"].append(watch(chosen, "coefficients"))
+        if hasattr(component, "update"):
+            given: StepRecord = moved(subject["record"], lambda t: t.double())
+            draft = watch(replace(given, step=step), "record")
+            memo = component.update(memo, chosen, draft) or {}
+            results["memos"].append(memo)
+    return results
+
+
+common_laws(Trial(SLOT, subjects, run, double=("coefficients",), any_dtype=("memos",)))
+
+
+def _step(
+    component: Any, subject: Subject, first: bool = False
+) -> tuple[Bowl, tuple[Any, ...], Restriction, Tensor]:
+    """Basis, restriction and coefficients of one step on a subject."""
+    space = Bowl(subject)
+    direction = -space.precondition(space.gradient)
+    previous = None if first else subject["previous"]
+    basis = tuple(component.basis(space, direction, previous, _memo(component)))
+    restriction = space.restrict(basis)
+    chosen = component.choose(restriction, space.strength, 1 if first else 2)
+    return space, basis, restriction, chosen
+
+
+# --- the basis ------------------------------------------------------------------------------------
+
+
+@law(SLOT, "The basis begins with the direction Δ itself.")
+def direction_first(case: Case) -> None:
+    for subject in subjects(case):
+        space = Bowl(subject)
+        direction = -space.precondition(space.gradient)
+        given = subject["previous"]
+        basis = case.component.basis(space, direction, given, _memo(case.component))
+        if not len(basis):
+            raise Broken(subject.where, "at least Δ in the basis", "no vector")
+        for n, (wanted, got) in enumerate(zip(direction, basis[0], strict=True)):
+            if not torch.equal(wanted, got):
+                gap = float((wanted - got).abs().max())
+                raise Broken(subject.where, "Δ as the first vector", f"{gap:.3g} off in layer {n}")
+
+
+@law(SLOT, "Every vector of the basis has the gradient's matrices.", needs=("runs",))
+def basis_fits(case: Case) -> None:
+    for subject in subjects(case):
+        space, basis, _, _ = _step(case.component, subject)
+        shapes = [tuple(m.shape) for m in space.gradient]
+        for n, vector in enumerate(basis):
+            found = [tuple(m.shape) for m in vector]
+            if found != shapes:
+                raise Broken(f"{subject.where}, vector {n}", f"{shapes}", f"{found}")
+
+
+@law(SLOT, "At the first step there is no δ0, and the basis does without.")
+def first_step(case: Case) -> None:
+    for subject in subjects(case):
+        where = f"{subject.where}, previous=None"
+        try:
+            chosen = _step(case.component, subject, first=True)[-1]
+        except Exception as error:
+            raise Broken(where, "a basis", f"{type(error).__name__}: {error}") from error
+        if not bool(torch.isfinite(chosen).all()):
+            raise Broken(where, "finite coefficients", f"{chosen.tolist()}")
+
+
+# --- the coefficients -----------------------------------------------------------------------------
+
+
+@law(
+    SLOT,
+    "There is one coefficient for each vector of the basis, in one tensor.",
+    needs=("runs", "first_step"),
+)
+def one_for_each(case: Case) -> None:
+    for subject in subjects(case):
+        for first in (True, False):
+            _, basis, _, chosen = _step(case.component, subject, first)
+            where = f"{subject.where}, {len(basis)} vectors"
+            if not isinstance(chosen, Tensor) or tuple(chosen.shape) != (len(basis),):
+                kind = type(chosen).__name__
+                got = tuple(chosen.shape) if isinstance(chosen, Tensor) else f"a {kind}"
+                raise Broken(where, f"coefficients of shape ({len(basis)},)", f"{got}")
+
+
+_OWN = (*CHEAP, "first_step", "one_for_each", "basis_fits")
+
+
+@law(SLOT, "The coefficients are finite where the model does not determine them.", needs=_OWN)
+def finite_when_singular(case: Case) -> None:
+    for subject in (
+        bowl("δ0 along Δ", parallel=True),
+        bowl("a δ0 of zeros", earlier=0.0),
+        bowl("no curvature", rank=0),
+        bowl("curvature of rank 1, λ=0", rank=1, lam=0.0),
+    ):
+        _finite(case, subject)
+
+
+@law(SLOT, "The coefficients are finite at a minimum, where ∇h and Δ are zero.", needs=_OWN)
+def finite_at_a_minimum(case: Case) -> None:
+    _finite(case, bowl("∇h = 0", slope=0.0))
+    _finite(case, bowl("∇h = 0 and δ0 = 0", slope=0.0, earlier=0.0))
+
+
+def _finite(case: Case, subject: Subject) -> None:
+    for first in (True, False):
+        chosen = _step(case.component, subject, first)[-1]
+        if not bool(torch.isfinite(chosen).all()):
+            where = subject.where + (", no δ0" if first else "")
+            raise Broken(where, "finite coefficients", f"{chosen.tolist()}")
+
+
+@law(
+    SLOT,
+    "The step that is chosen promises a reduction: M is at most 0, and no more than without Δ.",
+    needs=_OWN,
+    applies=_adapts,
+)
+def descends(case: Case) -> None:
+    for subject in subjects(case):
+        for first in (True, False):
+            space, basis, restriction, chosen = _step(case.component, subject, first)
+            value = float(restriction.value(chosen, space.strength))
+            without = torch.cat([torch.zeros_like(chosen[:1]), chosen[1:]])
+            bound = min(0.0, float(restriction.value(without, space.strength)))
+            slack = 1e-9 * float((restriction.slope * chosen).abs().sum())
+            if not value <= bound + slack:
+                where = f"{subject.where}, {len(basis)} vectors"
+                raise Broken(where, f"M of at most {bound:.6g}", f"{value:.6g}")
+
+
+@law(
+    SLOT,
+    "Where it says minimises = True, no coefficients near the chosen ones have a lower M.",
+    needs=(*_OWN, "descends"),
+    applies=_minimises,
+)
+def model_optimal(case: Case) -> None:
+    for subject in subjects(case):
+        for first in (True, False):
+            space, basis, restriction, chosen = _step(case.component, subject, first)
+            value = float(restriction.value(chosen, space.strength))
+            slack = 1e-10 * float((restriction.slope * chosen).abs().sum())
+            for n in range(20):
+                size = (1e-1, 1e-3)[n % 2] * float(chosen.abs().max())
+                moved = chosen + size * normal(len(chosen), seed=n)
+                other = float(restriction.value(moved, space.strength))
+                if other < value - slack:
+                    where = f"{subject.where}, {len(basis)} vectors"
+                    told = f"M={value:.9g} at {chosen.tolist()}, M={other:.9g} at {moved.tolist()}"
+                    raise Broken(where, "the least M at the chosen coefficients", told)
+
+
+for _name in ("trains", "resumes"):
+    try_last(SLOT, _name, "direction_first", "basis_fits", "first_step", "one_for_each")
