@@ -24,8 +24,9 @@ import kfac_lab as kl
 from kfac_lab import run as run_module
 from kfac_lab.errors import PluginError
 from kfac_lab.hooks import Lab, PluginWarning, manager
+from kfac_lab.testing.check import report
 
-LOADER, NOTE, ATTACH, RUN = "loader", "loader, a note", "attach", "run"
+LOADER, NOTE, ATTACH, RUN, KIT = "loader", "loader, a note", "attach", "run", "kit"
 
 HEAD = """
 from dataclasses import dataclass
@@ -263,6 +264,237 @@ LOADED: dict[str, Case] = {
 }
 
 
+# --- what the kit sees --------------------------------------------------------------------------
+
+BLOCK = """
+@dataclass(frozen=True)
+class Inverse:
+    scale: torch.Tensor
+
+    def apply(self, matrix):
+        return matrix * self.scale
+
+    def dense(self):
+        return torch.diag(self.scale.t().reshape(-1))
+
+    def factors(self):
+        return None
+
+
+@dataclass(frozen=True)
+class Mine:
+    def wants(self):
+        return ("A.diagonal", "G.diagonal")
+
+    def factorise(self, moments, memo):
+        return torch.outer(moments["G.diagonal"], moments["A.diagonal"]), memo
+
+    def damped(self, factored, memo, strength, previous):
+        return Inverse(1.0 / (factored + (strength.gamma**2).to(factored.dtype)))
+
+
+@kl.hookimpl
+def kfac_register_blocks(register):
+    register("mine", Mine)
+"""
+MOMENTUM = """
+@dataclass(frozen=True)
+class Mine:
+    def basis(self, space, direction, previous, memo):
+        return (direction,)
+
+    def choose(self, restriction, strength, step):
+        return restriction.minimiser(strength)
+
+
+@kl.hookimpl
+def kfac_register_momentums(register):
+    register("mine", Mine)
+"""
+SCHEDULE = """
+@dataclass(frozen=True)
+class Mine:
+    def due(self, step, memo, signals):
+        return kl.Due(True, step % 5 == 0, step % 5 == 0, step % 5 == 0, True), memo
+
+
+@kl.hookimpl
+def kfac_register_schedules(register):
+    register("mine", Mine)
+"""
+ESTIMATOR = """
+@dataclass(frozen=True)
+class Mine:
+    fraction: float = 0.5
+
+    def decay(self, k):
+        return min(1 - 1 / k, 0.95)
+
+    def cotangents(self, likelihood, outputs, targets, draw):
+        yield likelihood.sampled_gradient(outputs, draw("targets"))
+
+
+@kl.hookimpl
+def kfac_register_estimators(register):
+    register("mine", Mine)
+"""
+LAMBDA = "        return strength, memo\n"  # the last line of adapt
+FOLLOWS = """
+        grow = record.rho < 0.25
+        lam = torch.where(grow, strength.lam * 2, strength.lam / 2)
+        return strength._replace(lam=lam), memo
+"""
+
+
+def but(source: str, old: str, new: str) -> str:
+    """The sound module with one line wrong."""
+    assert source.count(old) == 1, (old, source)
+    return HEAD + source.replace(old, new)
+
+
+#: what is wrong → the slot, the law that says so, and the module
+JUDGED: dict[str, tuple[str, str, str]] = {
+    "wrong shape": (
+        "block",
+        "shapes",
+        but(BLOCK, "return matrix * self.scale", "return (matrix * self.scale).sum(1)"),
+    ),
+    "not symmetric": (
+        "block",
+        "symmetric",
+        but(
+            BLOCK,
+            "return matrix * self.scale",
+            "return matrix * self.scale + 0.1 * matrix.roll(1, 1)",
+        ),
+    ),
+    "not positive": ("block", "positive_definite", but(BLOCK, "Inverse(1.0 /", "Inverse(-1.0 /")),
+    "undamped": (
+        "block",
+        "finite",
+        but(BLOCK, "(factored + (strength.gamma**2).to(factored.dtype))", "factored"),
+    ),
+    "damped the wrong way": (
+        "block",
+        "falls_with_gamma",
+        but(BLOCK, "(strength.gamma**2)", "(1 / strength.gamma**2)"),
+    ),
+    "keeps what the ledger reuses": (
+        "block",
+        "keeps_no_moments",
+        but(
+            BLOCK,
+            'return torch.outer(moments["G.diagonal"], moments["A.diagonal"]), memo',
+            'return moments["A.diagonal"].expand(len(moments["G.diagonal"]), -1), memo',
+        ),
+    ),
+    "writes into the moments": (
+        "block",
+        "inputs_not_written",
+        but(BLOCK, 'moments["A.diagonal"])', 'moments["A.diagonal"].add_(1))'),
+    ),
+    "wrong device": (
+        "block",
+        "device_follows",
+        but(
+            BLOCK,
+            "Inverse(1.0 / (factored",
+            "Inverse(torch.ones(factored.shape, dtype=factored.dtype) / (factored",
+        ),
+    ),
+    "wrong dtype": (
+        "block",
+        "dtype_follows",
+        but(BLOCK, "Inverse(1.0 / (factored", "Inverse(1.0 / (factored.double()"),
+    ),
+    "not deterministic": (
+        "estimator",
+        "deterministic",
+        but(ESTIMATOR, 'draw("targets")', "torch.rand(outputs.shape, dtype=outputs.dtype)"),
+    ),
+    "reads on the host": (
+        "damping",
+        "no_host_read",
+        but(DAMPING + REGISTER, LAMBDA, "        if record.rho < 0.25:\n    " + LAMBDA + LAMBDA),
+    ),
+    "writes into its memo": (
+        "damping",
+        "inputs_not_written",
+        but(
+            DAMPING + REGISTER,
+            LAMBDA,
+            '        memo["count"] = memo.get("count", 0) + 1\n' + LAMBDA,
+        ),
+    ),
+    "NaN": (
+        "damping",
+        "finite",
+        but(
+            DAMPING + REGISTER,
+            LAMBDA,
+            "        return strength._replace(lam=strength.lam * record.rho), memo\n",
+        ),
+    ),
+    "follows ρ the wrong way": (
+        "damping",
+        "lambda_grows_when_bad",
+        but(
+            DAMPING.replace("lam: float = 1.0", "lam: float = 1.0\n    follows_rho = True")
+            + REGISTER,
+            LAMBDA,
+            FOLLOWS.replace("lam * 2, strength.lam / 2", "lam / 2, strength.lam"),
+        ),
+    ),
+    "loses η": (
+        "damping",
+        "eta_kept",
+        but(
+            DAMPING + REGISTER,
+            "return (strength,)",
+            "return (strength._replace(eta=strength.lam),)",
+        ),
+    ),
+    "no dataclass": (
+        "momentum",
+        "round_trip",
+        but(MOMENTUM, "@dataclass(frozen=True)\n", ""),
+    ),
+    "goes uphill": (
+        "momentum",
+        "descends",
+        but(
+            MOMENTUM,
+            "return restriction.minimiser(strength)",
+            "return -restriction.minimiser(strength)",
+        ),
+    ),
+    "γ without an inverse": (
+        "schedule",
+        "gamma_implies_inverse",
+        but(SCHEDULE, "step % 5 == 0, True)", "step % 3 == 0, True)"),
+    ),
+    "counts in its class": (
+        "schedule",
+        "deterministic",
+        but(
+            SCHEDULE,
+            "step % 5 == 0, True), memo",
+            "step % 5 == 0, self.odd()), memo\n\n"
+            "    def odd(self):\n"
+            "        type(self).calls = getattr(self, 'calls', 0) + 1\n"
+            "        return self.calls % 7 == 1",
+        ),
+    ),
+}
+
+
+def judged(lab: Lab, slot: str) -> kl.testing.Report:
+    """The kit's report on what the plugin registered, which loads without a word."""
+    plugin = lab.plugin("broken")
+    assert (plugin.status, plugin.why, plugin.slots) == ("loaded", "", {slot: ["mine"]})
+    return report(lab.component(slot, "mine"), slot)
+
+
 # --- installing, and what comes of it -----------------------------------------------------------
 
 _X = torch.rand(24, 6, generator=torch.Generator().manual_seed(1))
@@ -359,6 +591,28 @@ def test_two_who_share_a_name_are_both_told_and_dist_name_still_works(
     kl.Run(_problem(), _recipe().replace(damping="other-dist/mine"), device="cpu").advance(2)
 
 
+@pytest.mark.parametrize("name", JUDGED)
+def test_the_kit_names_the_law_and_the_lab_goes_on(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slot, law, source = JUDGED[name]
+    lab = laboratory(Case(KIT, "", source), tmp_path, monkeypatch)
+    found = judged(lab, slot)
+    assert law in found.broken, found
+    with pytest.raises(kl.testing.LawError, match=f"  {law}: "):
+        kl.testing.check(lab.component(slot, "mine"), slot)
+    usable(lab)
+
+
+@pytest.mark.parametrize("source", [DAMPING + REGISTER, BLOCK, MOMENTUM, SCHEDULE, ESTIMATOR])
+def test_what_the_mistakes_were_put_into_is_sound(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = laboratory(Case(KIT, "", HEAD + source), tmp_path, monkeypatch)
+    ((slot, _),) = lab.plugin("broken").slots.items()
+    assert judged(lab, slot).passed, judged(lab, slot)
+
+
 # --- as a table -----------------------------------------------------------------------------------
 
 
@@ -370,6 +624,12 @@ def table() -> str:
             found = outcome(case, laboratory(case, Path(folder), patch))
         says = found.says.replace("|", "\\|").replace("\n", " ")
         lines.append(f"| {name} | {found.by} | {says} |")
+    for name, (slot, law, source) in JUDGED.items():
+        with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+            found_by_kit = judged(laboratory(Case(KIT, "", source), Path(folder), patch), slot)
+        (told,) = (r for r in found_by_kit.results if r.law == law and r.status == "broken")
+        says = f"{law}: {told.says} But {told.why}".replace("|", "\\|").replace("\n", " ")
+        lines.append(f"| {slot}: {name} | {KIT} | {says} |")
     return "\n".join(lines)
 
 
