@@ -39,7 +39,7 @@ class Table(NamedTuple):
         return f'<table style="{_TABLE}">{title}<thead><tr>{head}</tr></thead>{body}</table>'
 
 
-_TABLE = "border-collapse:collapse;font-size:13px"
+_TABLE = "border-collapse:collapse;font-size:13px;line-height:1.4"
 _CELL = "text-align:left;padding:2px 14px 2px 0;font-weight:normal;vertical-align:top"
 
 
@@ -61,7 +61,7 @@ def standing(runs: Mapping[str, Run]) -> Table:
 def differences(runs: Mapping[str, Run]) -> Table:
     """A row for everything in which the runs differ: problem, seed, device, parts of the recipe.
 
-    A slot that a run's method does not use is "–".
+    A slot that a run's method does not use is "–", which alone makes no difference.
     """
     facts = {
         label: {
@@ -75,9 +75,8 @@ def differences(runs: Mapping[str, Run]) -> Table:
     names = dict.fromkeys(name for fact in facts.values() for name in fact)
     rows = []
     for name in names:
-        values = [fact.get(name, "–") for fact in facts.values()]
-        if len(set(values)) > 1:
-            rows.append((name, *values))
+        if len({fact[name] for fact in facts.values() if name in fact}) > 1:
+            rows.append((name, *(fact.get(name, "–") for fact in facts.values())))
     return Table(("differs in", *facts), rows)
 
 

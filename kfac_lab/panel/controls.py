@@ -24,12 +24,15 @@ __all__ = ["Control", "Slot", "labels"]
 RULES = "(rules)"  # a block that differs between layers
 KEPT = ("lam", "gamma")  # a swap keeps the run's λ and γ unless its text names them
 DECADES = 4  # of a logarithmic slider on each side of the default, where no bound says more
+DECADE_STEP = 0.05
 WIDTH, LABEL = "284px", "78px"
 _STYLE = {"description_width": LABEL}
 
 
 class Control:
     """One field's widget. ``value`` is exact: what nobody moves stays as it was, to the last bit.
+
+    A browser sends a slider's value back as the nearest point of its grid, which is no choice.
 
     Attributes:
         field: the field's description.
@@ -72,7 +75,10 @@ class Control:
             return self._given is not None
         if self._none is not None and self._given is None:
             return True
-        return bool(self._input.value != self._first)
+        now = self._input.value
+        if isinstance(now, float) and isinstance(self._first, float):
+            return not math.isclose(now, self._first, rel_tol=1e-6, abs_tol=1e-12)
+        return bool(now != self._first)
 
     @property
     def value(self) -> Any:
@@ -92,7 +98,7 @@ class Control:
         if self._none is not None:
             self._none.value = value is None
         if value is not None or self._none is None:
-            self._input.value = value if self._read is _same else _written(value)
+            self._input.value = _written(value) if self._read is _literal else value
 
 
 class Slot:
@@ -246,8 +252,8 @@ def _input(field: Description, value: Any) -> tuple[Any, Callable[[Any], Any]]:
     if field.kind == "bool":
         layout, style = _layout(), _STYLE
         return widgets.Checkbox(value=bool(value), layout=layout, style=style), _same
-    if field.kind in ("int", "float") and _plain(value) and _plain(field.high, field.low):
-        return _number(field, value), _same
+    if field.kind in ("int", "float") and _plain(value, field.low, field.high):
+        return _number(field, value), _rounded
     return widgets.Text(value=_written(value), layout=_layout(), style=_STYLE), _literal
 
 
@@ -264,10 +270,10 @@ def _number(field: Description, value: Any) -> Any:
     if field.log:
         first, last = _decades(field, value)
         return widgets.FloatLogSlider(
-            min=first, max=last, step=0.05, base=10, readout_format=".3g", **common
+            min=first, max=last, step=DECADE_STEP, base=10, readout_format=".4g", **common
         )
     if low is not None and high is not None:
-        step = (high - low) / 200
+        step = _step(low, high, value)
         return widgets.FloatSlider(min=low, max=high, step=step, readout_format=".4g", **common)
     if low is not None:
         return widgets.BoundedFloatText(min=low, max=1e300, **common)
@@ -275,15 +281,27 @@ def _number(field: Description, value: Any) -> Any:
 
 
 def _decades(field: Description, value: float) -> tuple[float, float]:
-    """Exponents that hold the bounds, or a few decades around the default; and the value."""
-    around = [v for v in (value, field.default) if _plain(v) and v and v > 0] or [1.0]
-    first = float(math.floor(math.log10(min(around))) - DECADES)
-    last = float(math.ceil(math.log10(max(around))) + DECADES)
+    """Exponents a few decades around a value and the default, within the bounds.
+
+    The value lies on the slider's grid, or its readout would show the nearest grid point instead.
+    """
+    positive = [v for v in (value, field.default) if _plain(v) and v and v > 0] or [1.0]
+    middle = math.log10(positive[0])
+    low = math.log10(min(positive)) - DECADES
+    high = math.log10(max(positive)) + DECADES
     if field.low and field.low > 0:
-        first = max(first, math.log10(field.low))
+        low = max(low, math.log10(field.low))
     if field.high is not None:
-        last = math.log10(field.high)
-    return first, last
+        high = min(high, math.log10(field.high))
+    below, above = (math.floor(abs(end - middle) / DECADE_STEP + 1e-9) for end in (low, high))
+    return middle - below * DECADE_STEP, middle + above * DECADE_STEP
+
+
+def _step(low: float, high: float, value: float) -> float:
+    """About a 200th of the range, such that the value lies on the grid."""
+    step = (high - low) / 200
+    steps = max(round((value - low) / step), 1)
+    return (value - low) / steps if value > low else step
 
 
 def _start(field: Description) -> Any:
@@ -304,6 +322,11 @@ def _layout() -> Any:
 
 def _same(value: Any) -> Any:
     return value
+
+
+def _rounded(value: Any) -> Any:
+    """A number as somebody chose it: a slider's grid point without its binary tail."""
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _literal(text: str) -> Any:

@@ -157,7 +157,8 @@ class Panel:
         self._known = (control.run, recipe, *control.runs, *control.marks())
         several = len(control.runs) > 1
         table = compare.differences(control.runs) if several else None
-        self.differences.value = table.html("Runs compared") if table else ""
+        told = "Runs compared: they do not differ yet." if several else ""
+        self.differences.value = table.html("Runs compared") if table and table.rows else told
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         self._left.here()
@@ -253,18 +254,25 @@ class Panel:
         ]
         self.summaries = [widgets.HTML() for _ in self._views]
         pages = [widgets.VBox([i, s]) for i, s in zip(self.images, self.summaries, strict=True)]
-        self.pages = widgets.Stack(pages, selected_index=0)
+        self.pages = widgets.VBox(pages)
+        self._open = 0  # which page is seen
+        self._turn_to(0)
         self.view = widgets.ToggleButtons(
             options=[(view.name, n) for n, view in enumerate(self._views)],
             tooltips=[view.title for view in self._views],
             tooltip="which view is drawn",
-            style={"button_width": "100px"},
+            style={"button_width": "auto"},
         )
         self.view.observe(lambda change: self._turn(change["new"]), "value")
 
     def _turn(self, index: int) -> None:
-        self.pages.selected_index = index
+        self._turn_to(index)
         self.controller.press("Look")
+
+    def _turn_to(self, index: int) -> None:
+        self._open = index
+        for number, page in enumerate(self.pages.children):
+            page.layout.display = "" if number == index else "none"
 
     def _lay_out(self) -> None:
         self.status = widgets.HTML()
@@ -311,7 +319,7 @@ class Panel:
 
     def _paint(self) -> Painted:
         """Draws the page that is open; called at a step boundary, or where nothing runs."""
-        control, index = self.controller, self.pages.selected_index
+        control, index = self.controller, self._open
         view, status = self._views[index], control.status()
         histories = compare.histories(control.runs)
         png, summary = views.figure(view, histories, views.seen(control.run, view.wants))
@@ -321,8 +329,7 @@ class Panel:
 
     def _show(self, painted: Painted) -> None:
         image, summary = self.images[painted.view], self.summaries[painted.view]
-        image.value, image.tooltip = painted.png, painted.summary
-        summary.value = _paragraph(painted.summary)
+        image.value, summary.value = painted.png, _paragraph(painted.summary)
         self._status = painted.status
         self._changed()
         control = self.controller
@@ -338,7 +345,7 @@ class Panel:
 
     def _pictures(self, folder: Path) -> list[Path]:
         """The open view as PNG and SVG, for an export."""
-        view = self._views[self.pages.selected_index]
+        view = self._views[self._open]
         histories = compare.histories(self.controller.runs)
         glance = views.seen(self.run, view.wants)
         paths = [folder / f"{view.name.replace('/', '_')}.{kind}" for kind in ("png", "svg")]
@@ -348,7 +355,7 @@ class Panel:
         """Ordinary output: the figure and a table, readable without a kernel."""
         runs = self.controller.runs
         told = [compare.standing(runs), compare.differences(runs)]
-        png = bytes(self.images[self.pages.selected_index].value)
+        png = bytes(self.images[self._open].value)
         self._left.leave(png, [table for table in told if table.rows], here)
 
 
@@ -361,8 +368,10 @@ def _line(text: str) -> str:
 
 
 def _paragraph(text: str) -> str:
-    style = "font-size:12.5px;line-height:1.45;min-height:2.9em;opacity:0.85"
-    return f'<div style="{style}">{html.escape(text)}</div>'
+    """The text of a picture, right below it: an Image of ipywidgets has no alt of its own."""
+    style = "font-size:12.5px;line-height:1.45;height:5.9em;overflow-y:auto;opacity:0.85"
+    named = 'role="note" aria-label="what the picture shows" tabindex="0"'
+    return f'<div {named} style="{style}">{html.escape(text)}</div>'
 
 
 def _message(control: Controller) -> str:
