@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HeatMaps", "relative"]
 
-COLUMNS = 6  # layers shown
+COLUMNS = 8  # layers shown
 CAPTION = 0.22  # inches above each
 PIXELS = 128  # rows and columns of a matrix that are drawn
 
@@ -51,6 +51,8 @@ class HeatMaps:
     def compose(self, figure: Figure, histories: Mapping[str, History], seen: Seen | None) -> None:
         """Ā above, G below, a column per layer."""
         note = "each entry ÷ √(its two diagonal entries); the last row of Ā is the bias"
+        if seen is not None and len(seen.layers) > COLUMNS:
+            note += f"; {COLUMNS} of {len(seen.layers)} layers"
         style.head(figure, self.title, f"{note}; step {seen.step}" if seen else note)
         if seen is None or not seen.factors:
             (axes,) = style.place(figure)
@@ -58,13 +60,14 @@ class HeatMaps:
             style.say(axes, why(seen, "factors"))
             return
         paths = list(dict.fromkeys(f.path for f in seen.factors))[:COLUMNS]
+        columns = max(len(paths), 4)
         width, height = figure.get_size_inches()
         left, right, bottom, top = 0.5, 0.95, 0.14, 0.78
         across, tall = width - left - right, height - bottom - top
         axes = figure.add_axes((left / width, bottom / height, across / width, tall / height))
         axes.set_axis_off()
-        side = min((tall - 2 * CAPTION) / 2, across / COLUMNS - 0.12)
-        pitch = (across - side) / (COLUMNS - 1)
+        side = min((tall - 2 * CAPTION) / 2, across / columns - 0.12)
+        pitch = (across - side) / (columns - 1)
         image = None
         for factor in seen.factors:
             if factor.path not in paths:

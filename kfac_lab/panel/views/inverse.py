@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Averages", "InverseBlocks", "averages", "block_averages"]
 
-BUDGET = 4e9  # operations for the columns of all layers together
-AT_MOST, AT_LEAST = 192, 2  # columns of a layer that are looked at
+BUDGET = 1e9  # operations for the columns of a layer
+AT_MOST, AT_LEAST = 192, 4  # columns of a layer that are looked at
 SHOWN, NUMBERED = 12, 8  # layers; up to how many have their numbers written in
 CHUNK = 64  # columns at a time
 
@@ -67,14 +67,14 @@ def block_averages(preconditioner: Any, shapes: Sequence[Shape], limit: int = AT
     counted = list(of)
     with torch.no_grad():
         alone = _alone(preconditioner, sides)
-        cost = sum(6.0 * a * b * (a + b) for a, b in sides) * len(sides)
-        most = max(AT_LEAST, min(limit, int(BUDGET / max(cost, 1.0))))
-        for j in range(len(sides)):
+        once = sum(8.0 * a * b * (a + b) for a, b in sides)  # of applying it
+        for j, (rows, columns) in enumerate(sides):
             factors = alone[j].factors() if alone is not None else None
             if factors is not None:
                 values[j, j] = _mean_inverse(factors[0]) * _mean_inverse(factors[1])
                 continue
-            chosen = _chosen(of[j], most)
+            cost = once / CHUNK + 8.0 * of[j] * (rows + columns)
+            chosen = _chosen(of[j], max(AT_LEAST, min(limit, int(BUDGET / cost))))
             counted[j] = len(chosen)
             one = alone[j] if alone is not None else None
             values[:, j] = _column_means(preconditioner, one, sides, j, chosen)
@@ -223,7 +223,7 @@ def _matrix(
     positive = values[values > 0]
     low, high = (float(positive.min()), float(positive.max())) if len(positive) else (0.1, 1.0)
     if high / low < 10:
-        low, high = low / 3, high * 3
+        low = high / 10
     cmap = colormaps["cividis"].with_extremes(bad="white")
     image = axes.imshow(
         np.ma.masked_less_equal(values, 0),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,10 +50,27 @@ AXES = {"step": "iteration", "seconds": "training time, seconds"}
 
 
 def columns(history: History, *names: str) -> tuple[Floats, ...]:
-    """Columns of one length, also where another thread adds a step between two of them."""
-    found = [np.asarray(history[name]) for name in names]
+    """Columns of one length, also where another thread adds a step between two of them.
+
+    A picture asks for a column several times, and a long history takes milliseconds to give one:
+    so they are kept until the history has another last record.
+    """
+    records = history.records
+    now = (len(records), records[-1] if records else None)
+    before = _kept.get(history)
+    if before is None or before[0][0] != now[0] or before[0][1] is not now[1]:
+        before = _kept[history] = (now, {})
+    known = before[1]
+    for name in names:
+        if name not in known:
+            known[name] = np.asarray(history[name])
+    found = [known[name] for name in names]
     count = min(map(len, found))
     return tuple(values[:count] for values in found)
+
+
+#: history → what it ended with, and its columns then
+_kept: WeakKeyDictionary[History, tuple[tuple[int, Any], dict[str, Floats]]] = WeakKeyDictionary()
 
 
 def finite(history: History, against: str, column: str) -> tuple[Floats, Floats]:

@@ -122,6 +122,11 @@ class _Simple:
         (axes,) = style.place(figure, bottom=style.BOTTOM + series.footnotes(figure, histories))
         style.clean(axes)
         self._drawn(axes, histories)
+        for line in axes.get_lines():
+            points = np.asarray(line.get_xydata(), dtype=np.float64)
+            if len(points) > series.POINTS:
+                points = points[np.isfinite(points).all(1)]
+                line.set_data(*series.thin(points[:, 0], points[:, 1]))
         axes.xaxis.label.set(size=9.5, color=style.INK)
         axes.yaxis.label.set(size=9.5, color=style.INK)
         if axes.get_title():
