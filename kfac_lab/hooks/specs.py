@@ -8,6 +8,14 @@
 
 A plugin is a module (or an object) whose functions carry ``@kl.hookimpl``, named by an entry point
 in the group ``kfac_lab``; an implementation takes those of the hook's arguments that it names.
+
+Two more attributes are looked at, neither of them a hook and both optional. ``kfac_lab_api = 1``
+says for which interface the plugin was written. ``kfac_lab_examples()`` yields pairs (module,
+inputs) for ``kfac-lab check``, beside torch's own modules: a module that the plugin claims, in
+float32, and the tensor, or tuple of tensors, that it is called with, cases first::
+
+    def kfac_lab_examples():
+        yield Mixed(5, 4), torch.randn(6, 5)
 """
 
 from __future__ import annotations

@@ -91,7 +91,8 @@ class Report:
         obeyed = sum(r.status == "obeyed" for r in self.results)
         count = f"{obeyed} law{'s' * (obeyed != 1)} obeyed"
         if self.passed:
-            return f"{self.slot} {self.component}: {count}"
+            exempt = next((r.why for r in self.results if r.status == "exempt"), "no laws")
+            return f"{self.slot} {self.component}: {count if obeyed else exempt}"
         lines = [f"{self.slot} {self.component} breaks {len(self.broken)} of its laws ({count}):"]
         for r in self.results:
             if r.status == "broken":

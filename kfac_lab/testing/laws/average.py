@@ -4,6 +4,8 @@ Beside the common ones: ``shaped_like_theta``, ``one_kind_of_answer``, ``owns_it
 ``keeps_a_constant``, ``between_what_it_saw``, ``follows``.
 """
 
+# ruff: noqa: D103 - a law says itself what it demands
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

@@ -4,6 +4,8 @@ Beside the common ones: ``whole_number``, ``at_least_one``, ``within_the_set``,
 ``unbounded_source``, ``any_order``, ``takes_any_step``.
 """
 
+# ruff: noqa: D103 - a law says itself what it demands
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

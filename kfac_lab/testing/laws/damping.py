@@ -8,6 +8,8 @@ Beside the common ones: ``starts_valid``, ``stays_valid``, ``scalars_double``, `
 The direction of λ is judged only where the component says ``follows_rho = True``.
 """
 
+# ruff: noqa: D103 - a law says itself what it demands
+
 from __future__ import annotations
 
 import dataclasses

@@ -5,6 +5,8 @@ Beside the common ones: ``counts_steps``, ``loss_finite``, ``asks_for_its_batch`
 ``all_six_or_none``. ``deterministic`` says that two steppers of one seed are equal.
 """
 
+# ruff: noqa: D103 - a law says itself what it demands
+
 from __future__ import annotations
 
 import io

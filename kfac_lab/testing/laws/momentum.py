@@ -7,6 +7,8 @@ Beside the common ones: ``direction_first``, ``basis_fits``, ``first_step``, ``o
 that say ``minimises = True``: one may hold a coefficient back on purpose.
 """
 
+# ruff: noqa: D103 - a law says itself what it demands
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

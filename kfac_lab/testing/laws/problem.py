@@ -7,6 +7,8 @@ Where its data are not on this machine (a DataError from outside of Problem) it 
 of them, and the report says why; where its network is large, from ``trains``.
 """
 
+# ruff: noqa: D103 - a law says itself what it demands
+
 from __future__ import annotations
 
 import functools

@@ -4,6 +4,8 @@
 looked up in ``extra["lab"]``, by default a Lab with the built-ins alone.
 """
 
+# ruff: noqa: D103 - a law says itself what it demands
+
 from __future__ import annotations
 
 import math

@@ -4,6 +4,8 @@ Beside the common ones: ``flags_are_bools``, ``statistics_first``, ``gamma_impli
 ``factors_imply_inverse``, ``takes_any_drift``, ``takes_any_step``, ``check_is_a_period``.
 """
 
+# ruff: noqa: D103 - a law says itself what it demands
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence

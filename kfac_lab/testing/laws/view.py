@@ -5,6 +5,8 @@
 ``history_unchanged``. Without matplotlib it is exempt from all of them.
 """
 
+# ruff: noqa: D103 - a law says itself what it demands
+
 from __future__ import annotations
 
 import dataclasses
