@@ -324,7 +324,7 @@ def inverts_its_product(case: Case) -> None:
         near(f"{subject.where}, γ=1e-05", "V from P·product(V)", subject["matrix"], again, 1e-2)
 
 
-@law(SLOT, "factorise and damped keep no reference into the moments.")
+@law(SLOT, "factorise and damped keep no reference into the moments.", needs=CHEAP)
 def keeps_no_moments(case: Case) -> None:
     for subject in subjects(case):
         given = subject.fresh()
@@ -379,7 +379,11 @@ def previous_is_a_hint(case: Case) -> None:
             near(where, "the result without one", cold, warm, 1e-6)
 
 
-@law(SLOT, "memo, factorisation and inverse are saved without pickle, and give the same P.")
+@law(
+    SLOT,
+    "memo, factorisation and inverse are saved without pickle, and give the same P.",
+    needs=CHEAP,
+)
 def saved(case: Case) -> None:
     for subject in subjects(case)[:2]:
         found, memo = factored(case.component, subject)

@@ -182,7 +182,7 @@ def common_laws(trial: Trial) -> None:
                 try:
                     with on_meta():
                         results = trial.run(case.component, given, Watch())
-                except (Mixed, NotImplementedError) as error:
+                except (Mixed, RuntimeError) as error:
                     raise Broken(given.where, "one device", str(error)) from None
                 for name, value in results.items():
                     for path, tensor in tensors(value) if name not in trial.loose else ():

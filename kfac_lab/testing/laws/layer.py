@@ -47,7 +47,7 @@ SLOT = "layer"
 
 def subjects(case: Case) -> Sequence[Subject]:
     """The given batch, and its first case alone; real inputs and the module in float64."""
-    x = case.extra["inputs"].detach()
+    x = case.extra["inputs"].detach().clone()
     x = x.double() if x.is_floating_point() else x
     own = _tensors(case.component)
     base = {"parameters": [t.detach().double() for t in own]}
@@ -153,7 +153,8 @@ def attached(case: Case, component: Any) -> Engine:
     )
     lab = own_lab()
     lab.load_module(_Claims(layer), "tried")
-    return engine_for(case, problem, layer, lab=lab)
+    # What the layer leaves out is the matter of ``names_cover``.
+    return engine_for(case, problem, layer, {"fallback": "diagonal"}, lab=lab)
 
 
 common_laws(Trial(SLOT, subjects, run, recipe=False, engine=attached))
@@ -202,7 +203,7 @@ def row_shapes(case: Case) -> None:
 @law(SLOT, "pack makes a matrix [d_out, d_in].")
 def pack_shape(case: Case) -> None:
     layer = case.component
-    matrix = layer.pack([t.detach() for t in _tensors(layer)])
+    matrix = layer.pack([t.detach().double() for t in _tensors(layer)])
     wanted = (layer.d_out, layer.d_in)
     if tuple(matrix.shape) != wanted:
         raise Broken("its parameters", f"a matrix {wanted}", f"{tuple(matrix.shape)}")
@@ -242,7 +243,7 @@ def pack_undoes_unpack(case: Case) -> None:
 @law(
     SLOT,
     "Σ rows_outᵀ rows_in over cases and positions is the gradient that autograd gives, packed.",
-    needs=(*CHEAP, *PACKS, "row_shapes", "pack_linear"),
+    needs=(*CHEAP, *PACKS, "dtype_follows", "row_shapes", "pack_linear"),
 )
 def gradient_from_rows(case: Case) -> None:
     for subject in subjects(case):

@@ -150,7 +150,7 @@ def run(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
 SCALARS = ("curvature", "gram", "slope", "minimiser", "minimiser, one held", "value")
 common_laws(Trial(SLOT, subjects, run, awkward=awkward, double=SCALARS))
 
-SHAPED = (*CHEAP, "shapes")
+SHAPED = (*CHEAP, "dtype_follows", "shapes")
 VALUED = (*SHAPED, "curvature_symmetric", "curvature_positive", "strength_added_once")
 
 

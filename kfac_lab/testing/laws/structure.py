@@ -5,10 +5,10 @@ Besides the common ones:
 
 * ``pairs_adjacent``: pairs are neighbours in one of the chains, each once.
 * ``linear``, ``symmetric``, ``positive_definite``: P is a symmetric positive definite matrix.
+* ``apart_without_links``: a structure without pairs couples nothing.
 * ``single_layers_alone``: where nothing may be linked, P is each block's own damped inverse.
 * ``diagonal_blocks_kept``: P⁻¹ has the blocks' own damped curvature on its diagonal.
 * ``links_kept``: at a link P⁻¹ has the cross moments' product (exempt: asks for no pairs).
-* ``apart_without_links``: a structure without pairs couples nothing.
 * ``keeps_no_moments``: factorise and damped keep no reference into the moments.
 * ``previous_is_a_hint``: damped gives the same P from whatever was in use before.
 * ``saved``: the factorisation and P are saved without pickle and give the same.
@@ -241,10 +241,26 @@ def positive_definite(case: Case) -> None:
             raise Broken(subject.where, "positive eigenvalues of P", f"{least:.3g}")
 
 
+def _apart(case: Case) -> str | None:
+    linked = bool(case.component.pairs(((0, 1, 2, 3),)))
+    return _keeps(case) or ("it asks for pairs" if linked else None)
+
+
+@law(SLOT, "A structure without pairs couples no layers.", needs=DENSE, applies=_apart)
+def apart_without_links(case: Case) -> None:
+    for subject in subjects(case):
+        p = matrix_of(inverse_of(case.component, subject), subject["shapes"])
+        parts = _parts(subject)
+        for i, j in itertools.permutations(range(len(parts)), 2):
+            found = float(p[parts[i], parts[j]].abs().max())
+            if found:
+                raise Broken(f"{subject.where}, layers {i} and {j}", "P = 0 there", f"{found:.3g}")
+
+
 @law(
     SLOT,
     "Where nothing may be linked, P is each block's own damped inverse.",
-    needs=DENSE,
+    needs=(*DENSE, "apart_without_links"),
     applies=_keeps,
 )
 def single_layers_alone(case: Case) -> None:
@@ -294,23 +310,7 @@ def links_kept(case: Case) -> None:
             near(f"{subject.where}, link {i}-{j}", told, wanted, f[parts[i], parts[j]], 1e-6)
 
 
-def _apart(case: Case) -> str | None:
-    linked = bool(case.component.pairs(((0, 1, 2, 3),)))
-    return _keeps(case) or ("it asks for pairs" if linked else None)
-
-
-@law(SLOT, "A structure without pairs couples no layers.", needs=DENSE, applies=_apart)
-def apart_without_links(case: Case) -> None:
-    for subject in subjects(case):
-        p = matrix_of(inverse_of(case.component, subject), subject["shapes"])
-        parts = _parts(subject)
-        for i, j in itertools.permutations(range(len(parts)), 2):
-            found = float(p[parts[i], parts[j]].abs().max())
-            if found:
-                raise Broken(f"{subject.where}, layers {i} and {j}", "P = 0 there", f"{found:.3g}")
-
-
-@law(SLOT, "factorise and damped keep no reference into the moments.")
+@law(SLOT, "factorise and damped keep no reference into the moments.", needs=CHEAP)
 def keeps_no_moments(case: Case) -> None:
     for subject in subjects(case):
         given = subject.fresh()
@@ -361,7 +361,7 @@ def previous_is_a_hint(case: Case) -> None:
             near(where, "the result without one", cold, flat(warm), 1e-6)
 
 
-@law(SLOT, "The factorisation and P are saved without pickle, and give the same.")
+@law(SLOT, "The factorisation and P are saved without pickle, and give the same.", needs=CHEAP)
 def saved(case: Case) -> None:
     for subject in subjects(case):
         found, memos = factored(case.component, subject)

@@ -1,0 +1,249 @@
+"""Blocks that break one law each; ``Sound`` breaks none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kfac_lab.core.linalg import damped_inverse
+from kfac_lab.core.state import Strength
+from kfac_lab.testing.broken.common import Misread, Remembers, counted, first_of, named
+from kfac_lab.testing.dense import of_map
+
+__all__ = ["BROKEN", "Inverse", "Sound"]
+
+Memo = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Inverse:
+    """(Ā + γI)⁻¹ ⊗ (G + γI)⁻¹."""
+
+    left: Tensor  # (G + γI)⁻¹
+    right: Tensor  # (Ā + γI)⁻¹
+    a: Tensor  # damped
+    g: Tensor
+    scale: float = 1.0
+    more: Any = None
+
+    def apply(self, matrix: Tensor) -> Tensor:
+        """G⁻¹ V Ā⁻¹."""
+        return self.left @ matrix @ self.right * self.scale
+
+    def dense(self) -> Tensor:
+        """Ā⁻¹ ⊗ G⁻¹."""
+        shape = self.g.shape[0], self.a.shape[0]
+        if self.a.is_meta:
+            return torch.empty(shape[0] * shape[1], shape[0] * shape[1], device="meta")
+        return of_map(self.apply, shape, self.a.dtype)
+
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        """Ā and G, damped."""
+        return self.a, self.g
+
+
+@dataclass(frozen=True)
+class Sound:
+    """Ā ⊗ G, each damped by γ."""
+
+    def wants(self) -> Sequence[str]:
+        """Both factors."""
+        return ("A", "G")
+
+    def factorise(self, moments: Any, memo: Memo) -> tuple[Any, Memo]:
+        """Copies."""
+        return (moments["A"].clone(), moments["G"].clone()), memo
+
+    def damped(self, factored: Any, memo: Memo, strength: Strength, previous: Any) -> Any:
+        """Both inverted."""
+        return self.changed(inverted(factored, strength.gamma), previous)
+
+    def changed(self, inverse: Inverse, previous: Any) -> Any:
+        """Where most of the broken ones differ."""
+        return inverse
+
+    def product(self, moments: Any, memo: Memo, matrix: Tensor) -> Tensor:
+        """G V Ā."""
+        found: Tensor = moments["G"] @ matrix @ moments["A"]
+        return found
+
+
+def inverted(factored: tuple[Tensor, Tensor], gamma: Any) -> Inverse:
+    """The inverse of both factors with γ added to each."""
+    a, g = factored
+    shift = torch.as_tensor(gamma).to(a.dtype)
+    right, left = damped_inverse(a, shift), damped_inverse(g, shift)
+    eyes = [torch.eye(len(m), dtype=m.dtype, device=m.device) for m in (a, g)]
+    return Inverse(left, right, a + shift * eyes[0], g + shift * eyes[1])
+
+
+def _changing(change: Callable[[Any, Inverse, Any], Any]) -> Callable[[], Any]:
+    return named(__name__, Sound, changed=change)
+
+
+def _inverse(**methods: Any) -> Callable[[], Any]:
+    """A block whose inverse has other methods."""
+    kind = named(__name__, Inverse, **methods)
+    return _changing(lambda self, inverse, previous: kind(**vars(inverse)))
+
+
+class _Raises(Sound):
+    def factorise(self, moments: Any, memo: Memo) -> tuple[Any, Memo]:
+        if len(moments["G"]) == 1:
+            raise ValueError("one row is not enough")
+        return super().factorise(moments, memo)
+
+
+class _ByTrace(Sound):
+    def factorise(self, moments: Any, memo: Memo) -> tuple[Any, Memo]:
+        a, g = moments["A"], moments["G"]
+        return (a * (a.trace() / a.trace()), g.clone()), memo
+
+
+def _counting() -> Any:
+    more = counted()
+    return _changing(lambda self, inverse, previous: replace(inverse, scale=more()))()
+
+
+def _sharing() -> Any:
+    first = first_of()
+    return _changing(
+        lambda self, inverse, previous: replace(inverse, scale=1.0 if first(self) else 2.0)
+    )()
+
+
+class _Writes(Sound):
+    def factorise(self, moments: Any, memo: Memo) -> tuple[Any, Memo]:
+        found = super().factorise(moments, memo)
+        moments["A"].mul_(0.5)
+        return found
+
+
+def _draws(self: Any, inverse: Inverse, previous: Any) -> Inverse:
+    torch.rand(1)
+    return inverse
+
+
+def _reads(self: Any, inverse: Inverse, previous: Any) -> Inverse:
+    return inverse if float(inverse.a.sum()) < 1e9 else replace(inverse, scale=2.0)
+
+
+@dataclass(frozen=True)
+class _Misread(Misread, Sound):
+    pass
+
+
+def _fails_in_a_run(self: Any, inverse: Inverse, previous: Any) -> Inverse:
+    if len(inverse.a) == 8:
+        raise ValueError("not eight")
+    return inverse
+
+
+@dataclass(frozen=True)
+class _Forgets(Remembers, Sound):
+    def changed(self, inverse: Inverse, previous: Any) -> Any:
+        if len(inverse.a) != 8:
+            return inverse
+        self.kept.append(1)
+        return replace(inverse, scale=1 + len(self.kept) / 100)
+
+
+class _Twice(Sound):
+    def wants(self) -> Sequence[str]:
+        return ("A", "G", "A")
+
+
+def _skewed(self: Inverse, matrix: Tensor) -> Tensor:
+    return Inverse.apply(self, matrix) + matrix.roll(1, 0) / 100
+
+
+def _negative(self: Inverse, matrix: Tensor) -> Tensor:
+    first = torch.zeros_like(matrix)
+    first[0, 0] = 1
+    return Inverse.apply(self, matrix) - 100 * first * matrix
+
+
+def _by_rows(self: Inverse) -> Tensor:
+    return torch.kron(self.left.contiguous(), self.right.contiguous())
+
+
+def _undamped(self: Inverse) -> tuple[Tensor, Tensor]:
+    return 2 * self.a, self.g
+
+
+class _Uneven(Sound):
+    """Less damping where γ lies between 0.2 and 1."""
+
+    def damped(self, factored: Any, memo: Memo, strength: Strength, previous: Any) -> Any:
+        gamma = torch.as_tensor(strength.gamma)
+        middle = (gamma > 0.2) & (gamma < 1.0)
+        return inverted(factored, torch.where(middle, gamma / 10, gamma))
+
+
+class _Squared(Sound):
+    """γ² on each factor, so that γ⁴ stands for λ + η."""
+
+    def damped(self, factored: Any, memo: Memo, strength: Strength, previous: Any) -> Any:
+        return inverted(factored, strength.gamma**2)
+
+
+def _product(change: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], Any]:
+    """A block with another product: of what a sound one gives, and the matrix."""
+
+    def product(self: Any, moments: Any, memo: Memo, matrix: Tensor) -> Tensor:
+        return change(Sound.product(self, moments, memo, matrix), matrix)
+
+    return named(__name__, Sound, product=product)
+
+
+class _Borrows(Sound):
+    def factorise(self, moments: Any, memo: Memo) -> tuple[Any, Memo]:
+        return (moments["A"], moments["G"].clone()), memo
+
+
+def _leans(self: Any, inverse: Inverse, previous: Any) -> Inverse:
+    if isinstance(previous, Inverse) and previous.a.shape == inverse.a.shape:
+        return replace(inverse, right=(inverse.right + previous.right) / 2)
+    return inverse
+
+
+def _unsaved(self: Any, inverse: Inverse, previous: Any) -> Inverse:
+    return replace(inverse, more=object()) if len(inverse.a) == 2 else inverse
+
+
+BROKEN: dict[str, Callable[[], Any]] = {
+    "runs": _Raises,
+    "finite": _ByTrace,
+    "deterministic": _counting,
+    "instances_share_nothing": _sharing,
+    "inputs_not_written": _Writes,
+    "global_state_kept": _changing(_draws),
+    "dtype_follows": _inverse(apply=lambda self, v: Inverse.apply(self, v).double()),
+    "no_host_read": _changing(_reads),
+    "device_follows": _inverse(
+        apply=lambda self, v: Inverse.apply(self, v) * torch.ones(1, dtype=v.dtype)
+    ),
+    "round_trip": _Misread,
+    "trains": _changing(_fails_in_a_run),
+    "resumes": _Forgets,
+    "wants_known": _Twice,
+    "shapes": _inverse(dense=lambda self: Inverse.dense(self)[:-1]),
+    "linear": _inverse(apply=lambda self, v: Inverse.apply(self, v) * (1 + v * v / 100)),
+    "symmetric": _inverse(apply=_skewed),
+    "positive_definite": _inverse(apply=_negative),
+    "equals_dense": _inverse(dense=_by_rows),
+    "equals_its_factors": _inverse(factors=_undamped),
+    "falls_with_gamma": _Uneven,
+    "damping_limit": _Squared,
+    "product_linear": _product(lambda found, v: found + v * v),
+    "product_symmetric": _product(lambda found, v: found + v.roll(1, 0) / 100),
+    "product_positive": _product(lambda found, v: found - 100 * v),
+    "inverts_its_product": _product(lambda found, v: 2 * found),
+    "keeps_no_moments": _Borrows,
+    "previous_is_a_hint": _changing(_leans),
+    "saved": _changing(_unsaved),
+}

@@ -1,0 +1,172 @@
+"""Quadratic models that break one law each; ``Sound`` breaks none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from kfac_lab.core.restriction import Restriction
+from kfac_lab.core.state import Strength
+from kfac_lab.core.vector import Vec
+from kfac_lab.testing.broken.common import Misread, Remembers, counted, first_of
+
+__all__ = ["BROKEN", "Sound"]
+
+
+@dataclass(frozen=True)
+class Sound:
+    """The exact Fisher on S2."""
+
+    fraction: float = 1.0
+    exact: ClassVar[bool] = True
+
+    def restrict(self, evaluation: Any, basis: Sequence[Vec]) -> Any:
+        """Gram matrices, and the mean of (BᵀJu)ᵀ(BᵀJv)."""
+        total: Any = 0
+        for outputs, tangents in evaluation.tangents(basis):
+            rooted = evaluation.likelihood.factor_transposed(outputs, tangents).flatten(1).double()
+            total = total + rooted @ rooted.t()
+        slope = torch.stack([evaluation.gradient.dot(v) for v in basis])
+        found = Restriction(total / evaluation.rows, Vec.gram(basis), slope)
+        return self.changed(found, evaluation)
+
+    def changed(self, found: Restriction, evaluation: Any) -> Any:
+        """Where most of the broken ones differ."""
+        return found
+
+
+def _changing(change: Callable[[Any, Restriction, Any], Any]) -> Callable[[], Any]:
+    return lambda: type("BrokenModel", (Sound,), {"changed": change})()
+
+
+def _restricting(**methods: Any) -> Callable[[], Any]:
+    """A model whose restriction has other methods."""
+    kind = type("BrokenRestriction", (Restriction,), methods)
+    return _changing(lambda self, found, evaluation: kind(**vars(found)))
+
+
+class _Raises(Sound):
+    def restrict(self, evaluation: Any, basis: Sequence[Vec]) -> Any:
+        if len(basis) == 3:
+            raise ValueError("three are too many")
+        return super().restrict(evaluation, basis)
+
+
+def _by_norm(self: Any, found: Restriction, evaluation: Any) -> Any:
+    one = found.gram.diagonal() / found.gram.diagonal()
+    return replace(found, slope=found.slope * one)
+
+
+def _counting() -> Any:
+    more = counted()
+    return _changing(lambda self, found, _: replace(found, curvature=more() * found.curvature))()
+
+
+def _sharing() -> Any:
+    first = first_of()
+    return _changing(
+        lambda self, found, _: replace(
+            found, curvature=found.curvature * (1.0 if first(self) else 2.0)
+        )
+    )()
+
+
+def _writes(self: Any, found: Restriction, evaluation: Any) -> Any:
+    evaluation.gradient[0].mul_(1.01)
+    return found
+
+
+def _draws(self: Any, found: Restriction, evaluation: Any) -> Any:
+    torch.rand(1)
+    return found
+
+
+def _reads(self: Any, found: Restriction, evaluation: Any) -> Any:
+    return found if float(evaluation.loss) < 1e9 else replace(found, slope=-found.slope)
+
+
+@dataclass(frozen=True)
+class _Misread(Misread, Sound):
+    pass
+
+
+def _fails_in_a_run(self: Any, found: Restriction, evaluation: Any) -> Any:
+    if evaluation.rows == 16:
+        raise ValueError("not sixteen")
+    return found
+
+
+@dataclass(frozen=True)
+class _Forgets(Remembers, Sound):
+    def changed(self, found: Restriction, evaluation: Any) -> Any:
+        if evaluation.rows != 16:
+            return found
+        self.kept.append(1)
+        return replace(found, curvature=found.curvature * (1 + len(self.kept) / 100))
+
+
+def _one_entry(self: Restriction, coefficients: Tensor, strength: Strength) -> Tensor:
+    found = Restriction.value(self, coefficients, strength)
+    return found[None] if len(coefficients) == 3 else found
+
+
+def _skewed(self: Any, found: Restriction, evaluation: Any) -> Any:
+    more = torch.ones_like(found.curvature).triu(1) / 10
+    return replace(found, curvature=found.curvature + more)
+
+
+def _negative(self: Any, found: Restriction, evaluation: Any) -> Any:
+    less = 100.0 if len(found.slope) == 3 else 0.0
+    return replace(found, curvature=found.curvature - less * found.gram)
+
+
+def _diagonal(self: Any, found: Restriction, evaluation: Any) -> Any:
+    return replace(found, curvature=torch.diag(found.curvature.diagonal()))
+
+
+def _without_eta(self: Restriction, coefficients: Tensor, strength: Strength) -> Tensor:
+    return Restriction.value(self, coefficients, strength._replace(eta=0 * strength.eta))
+
+
+def _short(self: Restriction, strength: Strength, fixed: Mapping[int, Any] | None = None) -> Tensor:
+    found = Restriction.minimiser(self, strength, fixed)
+    return found if fixed else 0.9 * found
+
+
+def _free(self: Restriction, strength: Strength, fixed: Mapping[int, Any] | None = None) -> Tensor:
+    return Restriction.minimiser(self, strength)
+
+
+BROKEN: dict[str, Callable[[], Any]] = {
+    "runs": _Raises,
+    "finite": _changing(_by_norm),
+    "deterministic": _counting,
+    "instances_share_nothing": _sharing,
+    "inputs_not_written": _changing(_writes),
+    "global_state_kept": _changing(_draws),
+    "dtype_follows": _changing(lambda self, found, _: replace(found, gram=found.gram.float())),
+    "no_host_read": _changing(_reads),
+    "device_follows": _changing(
+        lambda self, found, _: replace(found, slope=found.slope * torch.ones(1).double())
+    ),
+    "round_trip": _Misread,
+    "trains": _changing(_fails_in_a_run),
+    "resumes": _Forgets,
+    "fraction_in_range": lambda: Sound(fraction=1.5),
+    "shapes": _restricting(value=_one_entry),
+    "gram_of_basis": _changing(lambda self, found, _: replace(found, gram=2 * found.gram)),
+    "slope_of_gradient": _changing(lambda self, found, _: replace(found, slope=2 * found.slope)),
+    "curvature_symmetric": _changing(_skewed),
+    "curvature_positive": _changing(_negative),
+    "basis_change": _changing(_diagonal),
+    "strength_added_once": _restricting(value=_without_eta),
+    "model_optimal": _restricting(minimiser=_short),
+    "fixed_respected": _restricting(minimiser=_free),
+    "curvature_is_fisher": _changing(
+        lambda self, found, _: replace(found, curvature=1.5 * found.curvature)
+    ),
+}

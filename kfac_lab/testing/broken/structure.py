@@ -1,0 +1,242 @@
+"""Structures that break one law each; ``Sound`` breaks none."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kfac_lab.core.state import Strength
+from kfac_lab.core.vector import Vec
+from kfac_lab.paper.block_tridiagonal import BlockTridiagonal
+from kfac_lab.testing.broken.common import Misread, Remembers, counted, first_of, named
+
+__all__ = ["BROKEN", "Inverse", "Sound"]
+
+
+@dataclass(frozen=True)
+class Inverse:
+    """The blocks' inverses side by side."""
+
+    inverses: tuple[Any, ...]
+    scale: float = 1.0
+    more: Any = None
+
+    def apply(self, vector: Vec) -> Vec:
+        """Each layer for itself."""
+        parts = [p.apply(v) for p, v in zip(self.inverses, vector, strict=True)]
+        return Vec(parts).scaled(self.scale)
+
+
+@dataclass(frozen=True)
+class Sound:
+    """Every layer for itself."""
+
+    def pairs(self, chains: Sequence[Sequence[int]]) -> Sequence[tuple[int, int]]:
+        """None."""
+        return ()
+
+    def factorise(
+        self, layers: Sequence[Any], blocks: Sequence[Any], moments: Any, memos: Sequence[Any]
+    ) -> tuple[Any, Sequence[Any]]:
+        """Each block's own."""
+        done = [b.factorise(moments[i], memos[i]) for i, b in enumerate(blocks)]
+        return (tuple(blocks), tuple(f for f, _ in done)), tuple(memo for _, memo in done)
+
+    def damped(self, factored: Any, memos: Sequence[Any], strength: Strength, previous: Any) -> Any:
+        """Each block's own."""
+        parts = zip(*factored, memos, strict=True)
+        inverses = tuple(block.damped(f, memo, strength, None) for block, f, memo in parts)
+        return self.changed(Inverse(inverses), previous)
+
+    def changed(self, inverse: Inverse, previous: Any) -> Any:
+        """Where most of the broken ones differ."""
+        return inverse
+
+
+def _changing(change: Callable[[Any, Inverse, Any], Any]) -> Callable[[], Any]:
+    return named(__name__, Sound, changed=change)
+
+
+def _applying(change: Callable[[Vec, Vec], Vec]) -> Callable[[], Any]:
+    """A structure whose P differs: from what a sound one gives, and the vector."""
+
+    def apply(self: Inverse, vector: Vec) -> Vec:
+        return change(Inverse.apply(self, vector), vector)
+
+    kind = named(__name__, Inverse, apply=apply)
+    return _changing(lambda self, inverse, previous: kind(**vars(inverse)))
+
+
+def _first(found: Vec, matrix: Tensor) -> Vec:
+    """The vector with another first matrix."""
+    return Vec([matrix, *list(found)[1:]])
+
+
+class _Raises(Sound):
+    def pairs(self, chains: Sequence[Sequence[int]]) -> Sequence[tuple[int, int]]:
+        if len(chains) == 2:
+            raise ValueError("two chains are too many")
+        return ()
+
+
+def _nan_alone(self: Any, inverse: Inverse, previous: Any) -> Inverse:
+    return replace(inverse, scale=float("nan")) if len(inverse.inverses) == 1 else inverse
+
+
+def _counting() -> Any:
+    more = counted()
+    return _changing(lambda self, inverse, previous: replace(inverse, scale=more()))()
+
+
+def _sharing() -> Any:
+    first = first_of()
+    return _changing(
+        lambda self, inverse, previous: replace(inverse, scale=1.0 if first(self) else 2.0)
+    )()
+
+
+class _Writes(Sound):
+    def factorise(
+        self, layers: Sequence[Any], blocks: Sequence[Any], moments: Any, memos: Sequence[Any]
+    ) -> tuple[Any, Sequence[Any]]:
+        found = super().factorise(layers, blocks, moments, memos)
+        moments[0]["A"].mul_(0.5)
+        return found
+
+
+def _draws(self: Any, inverse: Inverse, previous: Any) -> Inverse:
+    torch.rand(1)
+    return inverse
+
+
+class _Reads(Sound):
+    def damped(self, factored: Any, memos: Sequence[Any], strength: Strength, previous: Any) -> Any:
+        found = super().damped(factored, memos, strength, previous)
+        return found if float(strength.gamma) < 1e9 else replace(found, scale=2.0)
+
+
+@dataclass(frozen=True)
+class _Misread(Misread, Sound):
+    pass
+
+
+def _fails_in_a_run(self: Any, inverse: Inverse, previous: Any) -> Inverse:
+    if len(inverse.inverses) == 3:
+        raise ValueError("not three")
+    return inverse
+
+
+@dataclass(frozen=True)
+class _Forgets(Remembers, Sound):
+    def changed(self, inverse: Inverse, previous: Any) -> Any:
+        if len(inverse.inverses) != 3:
+            return inverse
+        self.kept.append(1)
+        return replace(inverse, scale=1 + len(self.kept) / 100)
+
+
+class _FarPairs(Sound):
+    def pairs(self, chains: Sequence[Sequence[int]]) -> Sequence[tuple[int, int]]:
+        return tuple((c[0], c[3]) for c in chains if len(c) > 3)
+
+
+def _negative(found: Vec, vector: Vec) -> Vec:
+    first = torch.zeros_like(vector[0])
+    first[0, 0] = 1
+    return _first(found, found[0] - 100 * first * vector[0])
+
+
+def _coupled(found: Vec, vector: Vec) -> Vec:
+    if len(found) == 1:
+        return found
+    a, b, *others = found
+    first, second = torch.zeros_like(a), torch.zeros_like(b)
+    first[0, 0] = vector[1][0, 0] / 1000
+    second[0, 0] = vector[0][0, 0] / 1000
+    return Vec([a + first, b + second, *others])
+
+
+class _Scaled(Sound):
+    """Where there are links, all is scaled."""
+
+    def pairs(self, chains: Sequence[Sequence[int]]) -> Sequence[tuple[int, int]]:
+        return tuple(pair for chain in chains for pair in itertools.pairwise(chain))
+
+    def factorise(
+        self, layers: Sequence[Any], blocks: Sequence[Any], moments: Any, memos: Sequence[Any]
+    ) -> tuple[Any, Sequence[Any]]:
+        found, memos = super().factorise(layers, blocks, moments, memos)
+        return (found, 1.1 if moments.links else 1.0), memos
+
+    def damped(self, factored: Any, memos: Sequence[Any], strength: Strength, previous: Any) -> Any:
+        inverse = super().damped(factored[0], memos, strength, previous)
+        return replace(inverse, scale=factored[1])
+
+
+class _Unlinked(BlockTridiagonal):
+    """Asks for cross moments and makes nothing of them."""
+
+    def factorise(
+        self, layers: Sequence[Any], blocks: Sequence[Any], moments: Any, memos: Sequence[Any]
+    ) -> Any:
+        found, after = super().factorise(layers, blocks, moments, memos)
+        cross = tuple((torch.zeros_like(a), torch.zeros_like(g)) for a, g in found.cross)
+        return replace(found, cross=cross), after
+
+
+class _Late(Sound):
+    """Factorises when it damps, from the moments as they are then."""
+
+    def factorise(
+        self, layers: Sequence[Any], blocks: Sequence[Any], moments: Any, memos: Sequence[Any]
+    ) -> tuple[Any, Sequence[Any]]:
+        return (tuple(blocks), tuple(dict(moments[i]) for i in range(len(blocks)))), memos
+
+    def damped(self, factored: Any, memos: Sequence[Any], strength: Strength, previous: Any) -> Any:
+        blocks, moments = factored
+        done = [b.factorise(m, memo) for b, m, memo in zip(blocks, moments, memos, strict=True)]
+        now = blocks, tuple(f for f, _ in done)
+        return super().damped(now, tuple(memo for _, memo in done), strength, previous)
+
+
+def _leans(self: Any, inverse: Inverse, previous: Any) -> Inverse:
+    alike = isinstance(previous, Inverse) and len(previous.inverses) == len(inverse.inverses)
+    return replace(inverse, scale=1.01) if alike else inverse
+
+
+def _unsaved(self: Any, inverse: Inverse, previous: Any) -> Inverse:
+    return replace(inverse, more=object()) if len(inverse.inverses) == 4 else inverse
+
+
+BROKEN: dict[str, Callable[[], Any]] = {
+    "runs": _Raises,
+    "finite": _changing(_nan_alone),
+    "deterministic": _counting,
+    "instances_share_nothing": _sharing,
+    "inputs_not_written": _Writes,
+    "global_state_kept": _changing(_draws),
+    "dtype_follows": _applying(lambda found, v: Vec([m.double() for m in found])),
+    "no_host_read": _Reads,
+    "device_follows": _applying(
+        lambda found, v: Vec([m * torch.ones(1, dtype=m.dtype) for m in found])
+    ),
+    "round_trip": _Misread,
+    "trains": _changing(_fails_in_a_run),
+    "resumes": _Forgets,
+    "pairs_adjacent": _FarPairs,
+    "linear": _applying(lambda found, v: _first(found, found[0] * (1 + v[0] * v[0] / 100))),
+    "symmetric": _applying(lambda found, v: _first(found, found[0] + v[0].roll(1, 0) / 100)),
+    "positive_definite": _applying(_negative),
+    "apart_without_links": _applying(_coupled),
+    "single_layers_alone": _applying(lambda found, v: found.scaled(1.1)),
+    "diagonal_blocks_kept": _Scaled,
+    "links_kept": _Unlinked,
+    "keeps_no_moments": _Late,
+    "previous_is_a_hint": _changing(_leans),
+    "saved": _changing(_unsaved),
+}
