@@ -54,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _demo(commands)
     _train(commands)
+    _lab(commands)
     _bench(commands)
     _reproduce(commands)
     _components(commands)
@@ -130,6 +131,13 @@ def _train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     )
     train.add_argument("--quiet", action="store_true", help="the table at the end, nothing else")
     train.set_defaults(run=_run_train)
+
+
+def _lab(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "JupyterLab on the tour: the live panel, where parts are swapped while training runs"
+    lab = commands.add_parser("lab", help=text, description=text)
+    lab.add_argument("more", nargs=argparse.REMAINDER, help="behind --: options of JupyterLab")
+    lab.set_defaults(run=_run_lab)
 
 
 def _bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -211,6 +219,12 @@ def _run_train(options: argparse.Namespace) -> int:
     from kfac_lab.cli.train import train
 
     return train(options)
+
+
+def _run_lab(options: argparse.Namespace) -> int:
+    from kfac_lab.cli.lab import lab
+
+    return lab(options)
 
 
 def _run_bench(options: argparse.Namespace) -> int:
