@@ -8,7 +8,7 @@ import importlib.util
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
@@ -21,10 +21,10 @@ from kfac_lab.hooks.registry import Entry
 from kfac_lab.testing.catalogue import losses
 from kfac_lab.testing.check import report
 from kfac_lab.testing.keep import kept
-from kfac_lab.testing.law import LAWS, Case, Report, Result, tried
+from kfac_lab.testing.law import LAWS, Case, LawError, Report, Result, tried
 from kfac_lab.testing.laws import plugin as laws
 
-__all__ = ["Source", "check_plugin", "installed", "sources"]
+__all__ = ["Source", "check_plugin", "installed", "plugin_reports", "sources"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,17 @@ class Source:
         return f"{self.distribution}/{self.name}" if self.distribution else self.name
 
 
+class _Broken(LawError):
+    """Several reports in one error; ``report`` is the first that has a broken law."""
+
+    def __init__(self, reports: Sequence[Report]) -> None:
+        super().__init__(reports[0])
+        self.reports = tuple(reports)
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.reports))
+
+
 def check_plugin(plugin: Any) -> list[Report]:
     """Tries the laws of a plugin on it, and those of their slots on all that it brings.
 
@@ -55,12 +66,27 @@ def check_plugin(plugin: Any) -> list[Report]:
             distribution or plugin (all its plugins are tried); or the name of a module.
 
     Returns:
-        One report per plugin and per part; ``report.passed`` says how it went.
+        One report per plugin and per part.
+
+    Raises:
+        LawError: where a law is broken, by the plugin or by a part of it; it says all of them.
+        PluginError: there is nothing of that name.
+    """
+    found = list(plugin_reports(plugin))
+    broken = [report for report in found if not report.passed]
+    if broken:
+        raise _Broken(broken)
+    return found
+
+
+def plugin_reports(plugin: Any) -> Iterator[Report]:
+    """As :func:`check_plugin`, one report after the other, and a broken law is in the report only.
 
     Raises:
         PluginError: there is nothing of that name.
     """
-    return [found for source in sources(plugin) for found in _reports(source)]
+    for source in sources(plugin):
+        yield from _reports(source)
 
 
 # --- finding --------------------------------------------------------------------------------------
