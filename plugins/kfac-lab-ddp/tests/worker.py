@@ -1,0 +1,39 @@
+"""One process of a job: runs the scenarios named and saves what each returned.
+
+``torchrun worker.py FOLDER NAME…`` writes FOLDER/NAME.RANK.pt; "saved" also writes a run.
+"""
+
+import os
+import sys
+import warnings
+from datetime import timedelta
+from pathlib import Path
+
+import scenarios
+import torch
+import torch.distributed as dist
+
+import kfac_lab as kl
+
+
+def main(folder: Path, names: list[str]) -> None:
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    dist.init_process_group("gloo", timeout=timedelta(seconds=40))
+    rank, size = dist.get_rank(), dist.get_world_size()
+    known = {**scenarios.SAME, **scenarios.SEVERAL}
+    for name in names:
+        torch.save(known[name](rank, size), folder / f"{name}.{rank}.pt")
+    if os.environ.get("SAVE"):
+        run = scenarios.run_of(size, structure="sharded").advance(8)
+        run.save(folder / f"saved.{rank}.pt")
+        run.advance(7)
+        torch.save(scenarios.numbers(run.stepper, run.history), folder / f"after.{rank}.pt")
+        other = kl.Run.load(folder / f"saved.{rank}.pt", problem=run.problem, device="cpu")
+        other.advance(7)
+        torch.save(scenarios.numbers(other.stepper, other.history), folder / f"again.{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
