@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kfac_lab.core.layers import dense
 from kfac_lab.core.problem import Problem
 from kfac_lab.engine import Engine
 from kfac_lab.hooks import hookimpl
@@ -99,8 +100,8 @@ def run(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
         g = watch(_like(out, 80), "the gradients")
         matrix = layer.pack(subject["parameters"])
         found = {
-            "rows_in": _plain(layer.rows_in(x)),
-            "rows_out": _plain(layer.rows_out(g)),
+            "rows_in": dense(layer.rows_in(x)),
+            "rows_out": dense(layer.rows_out(g)),
             "pack": matrix,
             "unpack": layer.unpack(_like(matrix, 81)),
         }
@@ -111,11 +112,6 @@ def run(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
         if _has(layer, "pullback") and x.is_floating_point():
             found["pullback"] = layer.pullback(g, x)
     return found
-
-
-def _plain(rows: Tensor) -> Tensor:
-    """Rows as an ordinary tensor; a layer may give sparse ones."""
-    return rows.to_dense() if rows.layout is not torch.strided else rows
 
 
 def _has(layer: Any, name: str) -> bool:
@@ -252,7 +248,7 @@ def gradient_from_rows(case: Case) -> None:
         out = layer.module(subject["inputs"])
         g = _like(out.detach(), 118)
         wanted = layer.pack([t.detach() for t in torch.autograd.grad((g * out).sum(), own)])
-        a, b = _plain(layer.rows_in(subject["inputs"])), _plain(layer.rows_out(g))
+        a, b = dense(layer.rows_in(subject["inputs"])), dense(layer.rows_out(g))
         got = torch.einsum("nso,nsi->oi", b, a.to(b.dtype))
         near(subject.where, "the packed gradient", wanted, got)
 
@@ -264,9 +260,9 @@ def cases_apart(case: Case) -> None:
     x = subject["inputs"]
     g = _like(_outputs(layer, subject), 119)
     for name, rows, given in (("rows_in", layer.rows_in, x), ("rows_out", layer.rows_out, g)):
-        whole = _plain(rows(given))
+        whole = dense(rows(given))
         for n in range(len(x)):
-            alone = _plain(rows(given[n : n + 1]))
+            alone = dense(rows(given[n : n + 1]))
             near(f"case {n}", f"{name} as for the case alone", alone[0], whole[n], 1e-12)
 
 
