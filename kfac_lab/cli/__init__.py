@@ -1,4 +1,4 @@
-"""The command line: ``kfac-lab demo | train | bench | reproduce | components | plugins``.
+"""The command line: ``kfac-lab demo | train | bench | reproduce | components | plugins | check``.
 
 A command ends with 0; with 2 and one sentence on what was wrong, for every error of the package;
 with 130 after Ctrl-C, everything kept.
@@ -59,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     _reproduce(commands)
     _components(commands)
     _plugins(commands)
+    _check(commands)
     _new_plugin(commands)
     return top
 
@@ -190,6 +191,21 @@ def _plugins(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     plugins.set_defaults(run=_run_plugins)
 
 
+def _check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "the laws of the conformance kit, tried on plugins and on all that they bring"
+    check = commands.add_parser("check", help=text, description=text)
+    check.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="a distribution, a plugin, a module, or one component as module:Class (default: every "
+        "plugin that is installed)",
+    )
+    check.add_argument("--laws", action="store_true", help="list all laws, and end")
+    check.add_argument("--verbose", action="store_true", help="tell how each law went")
+    check.set_defaults(run=_run_check)
+
+
 def _new_plugin(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     text = "a new distribution with one component, which installs and passes its tests at once"
     new = commands.add_parser("new-plugin", help=text, description=text)
@@ -249,6 +265,12 @@ def _run_plugins(options: argparse.Namespace) -> int:
     from kfac_lab.cli.tables import plugins
 
     return plugins(options)
+
+
+def _run_check(options: argparse.Namespace) -> int:
+    from kfac_lab.cli.check import check
+
+    return check(options)
 
 
 def _run_new_plugin(options: argparse.Namespace) -> int:

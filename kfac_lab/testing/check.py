@@ -26,6 +26,8 @@ _OTHERS: Mapping[str, tuple[str, ...]] = {
         name for name in vars(Likelihood) if not name.startswith("_") and name.islower()
     ),
 }
+#: a view has one of two forms
+_VIEWS = (("draw",), ("compose", "summary"))
 
 
 def check(component: Any, slot: str | None = None, **extra: Any) -> Report:
@@ -95,6 +97,8 @@ def slot_of(component: Any) -> str:
         for slot, names in _OTHERS.items()
         if all(callable(getattr(component, name, None)) for name in names)
     ]
+    if any(all(callable(getattr(component, n, None)) for n in form) for form in _VIEWS):
+        fits.append("view")
     if len(fits) == 1:
         return fits[0]
     if not fits and callable(component):

@@ -24,10 +24,17 @@ class LawError(PluginError, AssertionError):
         self.report = report
 
 
+def brief(message: str, most: int = 400) -> str:
+    """The first line of a message, cut where it is very long: torch's go on for pages."""
+    line = message.strip().partition("\n")[0]
+    return line if len(line) <= most else f"{line[:most]}…"
+
+
 class Broken(Exception):
     """What a law found: on which input, what was expected, what came."""
 
     def __init__(self, where: str, expected: str, got: str) -> None:
+        got = brief(got)
         super().__init__(f"on {where}: expected {expected}, got {got}")
         self.where, self.expected, self.got = where, expected, got
 
@@ -136,9 +143,12 @@ def try_last(slot: str, name: str, *needs: str) -> None:
 
 
 def leave_out(slot: str, *names: str) -> None:
-    """Takes out common laws that no component of the slot could break."""
-    for name in names:
-        del LAWS[slot][name]
+    """Takes out common laws that no component of the slot could break; no law needs them then."""
+    left = {name: one for name, one in LAWS[slot].items() if name not in names}
+    LAWS[slot] = {
+        name: replace(one, needs=tuple(n for n in one.needs if n not in names))
+        for name, one in left.items()
+    }
 
 
 def laws_of(slot: str) -> tuple[Law, ...]:
@@ -170,5 +180,6 @@ def _try(one: Law, case: Case, failed: set[str]) -> tuple[str, str]:
     except Broken as error:
         return "broken", str(error)
     except Exception as error:  # a component may raise anything
-        return "broken", f"it raised {type(error).__name__}: {str(error) or 'without a message'}"
+        told = brief(str(error)) or "without a message"
+        return "broken", f"it raised {type(error).__name__}: {told}"
     return "obeyed", ""

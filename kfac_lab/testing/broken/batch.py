@@ -107,11 +107,11 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "instances_share_nothing": _OneForAll,
     "global_state_kept": _Draws,
     "round_trip": _ListField,
-    "trains": _Odd,
     "whole_number": _Float,
     "at_least_one": _Zero,
     "within_the_set": _More,
     "unbounded_source": _NeedsTheSet,
     "any_order": _Remembers,
     "takes_any_step": _Overflows,
+    "trains": _Odd,
 }

@@ -219,8 +219,6 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "no_host_read": _Reads,
     "device_follows": _OnTheCpu,
     "round_trip": _ListField,
-    "trains": _OneTriedOnly,
-    "resumes": _Unsaveable,
     "starts_valid": _StartsBelow,
     "stays_valid": _NegativeAtNan,
     "scalars_double": _Single,
@@ -235,4 +233,6 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "swap_keeps_lambda": _SwapForgets,
     "retry_valid": _RetriesBelow,
     "retry_ends": _NeverContent,
+    "trains": _OneTriedOnly,
+    "resumes": _Unsaveable,
 }

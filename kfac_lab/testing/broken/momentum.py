@@ -190,8 +190,6 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "no_host_read": _Reads,
     "device_follows": _OnTheCpu,
     "round_trip": _ListField,
-    "trains": _NeedsRho,
-    "resumes": _Unsaveable,
     "direction_first": _PreviousFirst,
     "basis_fits": _FlatVectors,
     "first_step": _NeedsPrevious,
@@ -200,4 +198,6 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "finite_at_a_minimum": _DividesBySlope,
     "descends": _Overshoots,
     "model_optimal": _Cautious,
+    "trains": _NeedsRho,
+    "resumes": _Unsaveable,
 }

@@ -146,8 +146,6 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "inputs_not_written": _WritesMemo,
     "global_state_kept": _Draws,
     "round_trip": _ListField,
-    "trains": _HundredthsOnly,
-    "resumes": _Unsaveable,
     "flags_are_bools": _Numbers,
     "statistics_first": _Late,
     "gamma_implies_inverse": _GammaAlone,
@@ -155,4 +153,6 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "takes_any_drift": _WholeDrift,
     "takes_any_step": _Table,
     "check_is_a_period": _NoPeriod,
+    "trains": _HundredthsOnly,
+    "resumes": _Unsaveable,
 }

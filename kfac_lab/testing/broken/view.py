@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["BROKEN", "Sound"]
+__all__ = ["BROKEN", "Sound", "SoundPicture"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,27 @@ def _broken_formula(axes: Any, history: Any) -> None:
     axes.set_title(r"$\frac{h$")
 
 
+@dataclass(frozen=True)
+class SoundPicture:
+    """The same, composed on a figure, with its text."""
+
+    log: bool = False
+
+    def compose(self, figure: Any, histories: Any, seen: Any) -> None:
+        """One axes for each run."""
+        for n, history in enumerate(histories.values()):
+            Sound(self.log).draw(figure.add_subplot(len(histories), 1, n + 1), history)
+
+    def summary(self, histories: Any, seen: Any) -> str:
+        """How many steps."""
+        return f"{', '.join(str(len(history)) for history in histories.values())} steps."
+
+
+class _Silent(SoundPicture):
+    def summary(self, histories: Any, seen: Any) -> str:
+        return ""
+
+
 class _PilesUp(Sound):
     """Remembers what it drew, and draws that too."""
 
@@ -114,6 +135,7 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "lacking_columns": _of(_whole_lambda),
     "marks": _of(_marks_by_name),
     "labelled": _NoLabels,
+    "says_in_words": _Silent,
     "renders": _of(_broken_formula),
     "redraws": _PilesUp,
     "on_its_axes": _of(_everywhere),

@@ -108,7 +108,7 @@ def _attached(component: Any, recipe: Any = None, seed: int = 0) -> tuple[Proble
     return problem, component.attach(problem, recipe or _recipe(), seed)
 
 
-@law(SLOT, "step() gives a StepRecord with the number of the step: 1, 2, 3, …")
+@law(SLOT, "step() gives a StepRecord with the number of the step, from 1 on.")
 def counts_steps(case: Case) -> None:
     _, stepper = _attached(case.component)
     for k in range(1, STEPS + 1):

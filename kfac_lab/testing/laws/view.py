@@ -1,8 +1,11 @@
-"""The laws of a view: ``draw(axes, history)`` on a matplotlib Axes.
+"""The laws of a view, in either of its forms.
+
+A view has ``draw(axes, history)``, for one run on one matplotlib Axes; or ``compose(figure,
+histories, seen)`` with ``summary(histories, seen)``, for a picture of several and its text.
 
 ``runs``, ``round_trip``, ``draws``, ``empty_history``, ``one_step``, ``lacking_columns``,
-``marks``, ``labelled``, ``renders``, ``redraws``, ``on_its_axes``, ``pyplot_untouched``,
-``history_unchanged``. Without matplotlib it is exempt from all of them.
+``marks``, ``labelled``, ``says_in_words``, ``renders``, ``redraws``, ``on_its_axes``,
+``pyplot_untouched``, ``history_unchanged``. Without matplotlib it is exempt from all of them.
 """
 
 # ruff: noqa: D103 - a law says itself what it demands
@@ -67,31 +70,55 @@ def history(steps: int, *, lacking: bool = False, marked: bool = False) -> Histo
         for at in (steps // 3, steps // 2):
             swap = Swap(at, {"damping": "tied"}, {"damping": "levenberg_marquardt"}, "γ follows λ")
             made.marks.append(swap)
-        made.evaluations.append(
-            {"step": steps // 2, "split": "train", "at": "best", "loss": 6.0, "error": 5.0}
-        )
+        for n, split in enumerate(("train", "test")):
+            evaluation = {"split": split, "cases": 0, "at": "best", "loss": 6.0, "error": 5.0 + n}
+            made.evaluations.append({"step": steps // 2, "seconds": 0.05 * steps, **evaluation})
     return made
 
 
-def _axes() -> tuple[Any, Any]:
-    """A figure of its own, without pyplot, and its one Axes."""
+def _composes(view: Any) -> bool:
+    return callable(getattr(view, "compose", None)) and callable(getattr(view, "summary", None))
+
+
+def _alone(case: Case) -> str | None:
+    composes = "it composes a picture of several axes"
+    return _matplotlib(case) or (composes if _composes(case.component) else None)
+
+
+def _composed(case: Case) -> str | None:
+    alone = "it draws on one Axes, and its text is read off there"
+    return _matplotlib(case) or (None if _composes(case.component) else alone)
+
+
+def _figure() -> Any:
+    """A figure of its own, without pyplot."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3, 2), dpi=50)
+    figure = Figure(figsize=(6, 3), dpi=50)
     FigureCanvasAgg(figure)
-    return figure, figure.add_subplot()
+    return figure
 
 
-def _drawn(case: Case, seen: History, where: str) -> tuple[Any, Any]:
-    figure, axes = _axes()
-    with hidden(where), warnings.catch_warnings():
+def _draw(view: Any, figure: Any, seen: History) -> None:
+    """Draws on an empty figure."""
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        case.component.draw(axes, seen)
-    return figure, axes
+        if _composes(view):
+            view.compose(figure, {"run": seen}, None)
+        else:
+            view.draw(figure.add_subplot(), seen)
 
 
-@_law("draw(axes, history) draws a run of 50 steps.")
+def _drawn(case: Case, seen: History, where: str) -> Any:
+    """The figure with the view on it."""
+    figure = _figure()
+    with hidden(where):
+        _draw(case.component, figure, seen)
+    return figure
+
+
+@_law("A run of 50 steps can be drawn.")
 def runs(case: Case) -> None:
     _drawn(case, history(50), "50 steps")
 
@@ -115,8 +142,9 @@ def round_trip(case: Case) -> None:
 
 @_law("Something is to be seen: a line, points, bars, an image or words.")
 def draws(case: Case) -> None:
-    _, axes = _drawn(case, history(50), "50 steps")
-    if not axes.has_data() and not axes.texts and not axes.tables:
+    figure = _drawn(case, history(50), "50 steps")
+    seen = [axes.has_data() or axes.texts or axes.tables for axes in figure.axes]
+    if not any(seen):
         raise Broken("50 steps", "something on the axes", "nothing")
 
 
@@ -140,11 +168,11 @@ def marks(case: Case) -> None:
     _drawn(case, history(50, marked=True), "50 steps with two marks and an evaluation")
 
 
-@_law("Both axes have a label.")
+@law(SLOT, "Both axes have a label.", applies=_alone)
 def labelled(case: Case) -> None:
     for steps in (50, 0):
         try:
-            _, axes = _drawn(case, history(steps), f"{steps} steps")
+            (axes,) = _drawn(case, history(steps), f"{steps} steps").axes
         except Broken:
             continue  # empty_history says so
         if not axes.axison or not axes.has_data():
@@ -154,28 +182,44 @@ def labelled(case: Case) -> None:
                 raise Broken(f"{steps} steps", f"a label of the {name} axis", "none")
 
 
+@law(
+    SLOT,
+    "summary(histories, seen) says what is drawn, also where that is nothing.",
+    needs=("runs", "empty_history"),
+    applies=_composed,
+)
+def says_in_words(case: Case) -> None:
+    for steps in (0, 1, 50):
+        with hidden(f"{steps} steps"):
+            told = case.component.summary({"run": history(steps)}, None)
+        if not isinstance(told, str) or not told.strip():
+            raise Broken(f"{steps} steps", "a sentence", f"{told!r}")
+
+
 @_law("What was drawn can be rendered.", needs=("runs", "empty_history", "one_step"))
 def renders(case: Case) -> None:
     for steps in (0, 1, 50):
-        figure, _ = _drawn(case, history(steps), f"{steps} steps")
+        figure = _drawn(case, history(steps), f"{steps} steps")
         with hidden(f"{steps} steps, rendered"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             figure.canvas.draw()
 
 
-@_law("Drawn again on cleared axes it is what it was: nothing piles up.", needs=("runs", "draws"))
+@_law("Drawn again, all cleared, it is what it was: nothing piles up.", needs=("runs", "draws"))
 def redraws(case: Case) -> None:
     seen = history(50)
-    _, axes = _drawn(case, seen, "50 steps")
-    first = _content(axes)
+    figure = _drawn(case, seen, "50 steps")
+    first = _contents(figure)
     for _ in range(2):
-        axes.clear()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            case.component.draw(axes, seen)
-    again = _content(axes)
+        figure.clear()
+        _draw(case.component, figure, seen)
+    again = _contents(figure)
     if again != first:
         raise Broken("50 steps, drawn three times", f"{first}", f"{again}")
+
+
+def _contents(figure: Any) -> str:
+    return "; ".join(map(_content, figure.axes))
 
 
 def _content(axes: Any) -> str:
@@ -183,9 +227,14 @@ def _content(axes: Any) -> str:
     return ", ".join(f"{len(getattr(axes, kind))} {kind}" for kind in kinds)
 
 
-@_law("It draws on the axes that it is given; others of the figure stay as they are.")
+@law(
+    SLOT,
+    "It draws on the axes that it is given; others of the figure stay as they are.",
+    applies=_alone,
+)
 def on_its_axes(case: Case) -> None:
-    figure, axes = _axes()
+    figure = _figure()
+    axes = figure.add_subplot(1, 2, 1)
     other = figure.add_subplot(1, 2, 2)
     before = _content(other), other.get_xlabel(), other.get_ylabel(), other.get_title()
     with warnings.catch_warnings():
