@@ -1,6 +1,6 @@
 """Dense float64 oracles: what the laws compare with, written from the definitions alone.
 
-No code of the package computes anything here; likelihoods are told by their class's name.
+No code of the package computes anything here; likelihoods are told by the names of their classes.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ __all__ = ["column", "matrix", "of_map", "output_fisher", "predictive"]
 
 def predictive(likelihood: Any, z: Tensor) -> distributions.Distribution | None:
     """R(y|z) of one case, by torch.distributions; None for a likelihood that is not known here."""
-    kind = type(likelihood).__name__
-    if kind == "Gaussian":
+    kinds = {each.__name__ for each in type(likelihood).__mro__}
+    if "Gaussian" in kinds:
         scale = 1.0 if getattr(likelihood, "scale", "half") == "half" else 0.5**0.5
         return distributions.Independent(distributions.Normal(z, scale), z.dim())
-    if kind == "Bernoulli":
+    if "Bernoulli" in kinds:
         return distributions.Independent(distributions.Bernoulli(logits=z), z.dim())
-    if kind == "Categorical" and z.dim() == 1:
+    if "Categorical" in kinds and z.dim() == 1:
         return distributions.Categorical(logits=z)
     return None
 

@@ -1,0 +1,138 @@
+"""The laws of blocks: the built-in ones obey, and one that was written by hand."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from kfac_lab.hooks import Lab
+from kfac_lab.testing import LawError, check
+
+BUILT_IN = [
+    "kronecker",
+    *(f"kronecker(pi={pi!r})" for pi in ("frobenius", "spectral", "median", "one")),
+    *(f"kronecker(inverse={how!r})" for how in ("eigh", "newton_schulz")),
+    *(
+        f"kronecker(factor_a={kind!r}, rank=2)"
+        for kind in ("diagonal", "rank1_plus_diagonal", "lowrank_plus_diagonal")
+    ),
+    *(f"kronecker(factor_g={kind!r}, rank=2)" for kind in ("diagonal", "lowrank_plus_diagonal")),
+    "kronecker(tikhonov='unfactored')",
+    "diagonal",
+    "identity",
+]
+
+
+@pytest.mark.parametrize("text", BUILT_IN)
+def test_built_in(text):
+    found = check(Lab(entry_points=False).component("block", text))
+    assert found.slot == "block"
+    exempt = {r.law for r in found.results if r.status == "exempt"}
+    assert exempt <= {"equals_its_factors"}
+
+
+# --- written by hand ------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class RotatedInverse:
+    """Q_G [(Q_Gᵀ V Q_A) ⊘ (S + γ²)] Q_Aᵀ."""
+
+    q_a: torch.Tensor
+    q_g: torch.Tensor
+    weights: torch.Tensor
+
+    def apply(self, matrix):
+        return self.q_g @ ((self.q_g.t() @ matrix @ self.q_a) * self.weights) @ self.q_a.t()
+
+    def dense(self):
+        q = torch.kron(self.q_a.contiguous(), self.q_g.contiguous())
+        return q @ torch.diag(self.weights.t().reshape(-1)) @ q.t()
+
+    def factors(self):
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Rotated:
+    """Section 12.2 in short: second moments in the eigenbasis that the last refresh found."""
+
+    keep: float = dataclasses.field(default=1.0, metadata={"low": 0.0, "high": 1.0})
+
+    def init(self):
+        return {"count": 0}
+
+    def wants(self):
+        return ["A", "G"]
+
+    def observe(self, memo, rows, cotangents, weight):
+        if "q_a" not in memo:
+            return {**memo, "count": memo["count"] + 1}
+        gradients = torch.einsum("cnso,nsi->noi", cotangents, rows)
+        turned = memo["q_g"].t() @ gradients @ memo["q_a"]
+        new = (turned * turned).mean(0)
+        kept = (1 - weight) * self.keep
+        return {**memo, "count": memo["count"] + 1, "s": kept * memo["s"] + (1 - kept) * new}
+
+    def factorise(self, moments, memo):
+        a, q_a = torch.linalg.eigh(moments["A"])
+        g, q_g = torch.linalg.eigh(moments["G"])
+        s = torch.outer(g.clamp(min=0), a.clamp(min=0))
+        return (q_a, q_g, s), {**memo, "q_a": q_a, "q_g": q_g, "s": s}
+
+    def damped(self, factored, memo, strength, previous):
+        q_a, q_g, s = factored
+        return RotatedInverse(q_a, q_g, 1 / (s + strength.gamma**2).to(s.dtype))
+
+    def product(self, moments, memo, matrix):
+        if "s" not in memo:
+            return moments["G"] @ matrix @ moments["A"]
+        inside = memo["q_g"].t() @ matrix @ memo["q_a"]
+        return memo["q_g"] @ (inside * memo["s"]) @ memo["q_a"].t()
+
+
+def test_one_written_by_hand():
+    found = check(Rotated(keep=0.9))
+    exempt = {r.law for r in found.results if r.status == "exempt"}
+    assert exempt == {"equals_its_factors"}
+
+
+@pytest.mark.parametrize(
+    ("change", "law"),
+    [
+        (lambda self, m: m * self.weights, "equals_dense"),  # the basis is forgotten
+        (lambda self, m: self.q_g @ m @ self.q_a.t() * self.weights, "symmetric"),
+    ],
+    ids=["no basis", "half a basis"],
+)
+def test_the_same_with_a_mistake(monkeypatch, change, law):
+    monkeypatch.setattr(RotatedInverse, "apply", change)
+    with pytest.raises(LawError) as error:
+        check(Rotated())
+    assert law in error.value.report.broken
+
+
+def test_damping_by_gamma_instead_of_its_square(monkeypatch):
+    def damped(self, factored, memo, strength, previous):
+        q_a, q_g, s = factored
+        return RotatedInverse(q_a, q_g, 1 / (s + strength.gamma).to(s.dtype))
+
+    monkeypatch.setattr(Rotated, "damped", damped)
+    with pytest.raises(LawError, match="damping_limit") as error:
+        check(Rotated())
+    assert error.value.report.broken == ("damping_limit",)
+
+
+def test_a_class_that_no_checkpoint_can_find():
+    @dataclasses.dataclass(frozen=True)
+    class Hidden(RotatedInverse):
+        pass
+
+    @dataclasses.dataclass(frozen=True)
+    class Elsewhere(Rotated):
+        def damped(self, factored, memo, strength, previous):
+            return Hidden(**vars(super().damped(factored, memo, strength, previous)))
+
+    with pytest.raises(LawError, match="install or import the plugin it came from") as error:
+        check(Elsewhere())
+    assert error.value.report.broken == ("resumes", "saved")
