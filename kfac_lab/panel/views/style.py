@@ -76,9 +76,7 @@ def diverging() -> Colormap:
     from matplotlib.colors import LinearSegmentedColormap
 
     colours = ["#00507d", "#4f9fcc", "#ffffff", "#ee8d57", "#b04c00"]
-    made = LinearSegmentedColormap.from_list("kfac_lab", colours)
-    made.set_bad("#d4d4d4")
-    return made
+    return LinearSegmentedColormap.from_list("kfac_lab", colours).with_extremes(bad="#d4d4d4")
 
 
 # --- words ----------------------------------------------------------------------------------------

@@ -126,7 +126,8 @@ class Verbs:
                 f"{label}: a step takes {known.mean():.3g} ms, the mean of the last {len(known)}"
                 + (f"; {listed}." if listed else "; this method does not tell its verbs apart.")
             )
-        return f"{self.title}. {' '.join(told)}{series.swaps_told(histories)}"
+        shown = " ".join(told) if told else "There is no run to show."
+        return f"{self.title}. {shown}{series.swaps_told(histories)}"
 
 
 def _binned(steps: Floats, values: Floats) -> tuple[Floats, Floats]:

@@ -21,6 +21,7 @@ import numpy as np
 
 from kfac_lab.errors import PluginError
 from kfac_lab.history import History
+from kfac_lab.hooks.manager import BUILTIN_OWNER
 from kfac_lab.hooks.registry import Entry
 from kfac_lab.panel.views import series, style
 from kfac_lab.panel.views.seen import WANTS, Seen
@@ -64,7 +65,7 @@ def all_views(lab: Any) -> list[View]:
         PluginError: with KFAC_LAB_STRICT=1, where a plugin failed.
     """
     views = []
-    for entry in lab.components("view"):
+    for entry in sorted(lab.components("view"), key=lambda e: e.owner != BUILTIN_OWNER):
         name = lab.registry.written(entry)
         try:
             views.append(adapted(lab.component("view", name), entry, name))
