@@ -334,7 +334,7 @@ class Panel:
         self._changed()
         control = self.controller
         known = (control.run, control.run.recipe, *control.runs, *control.marks())
-        if known != self._known:
+        if known != self._known or control.error is not None:  # a choice that failed goes back
             self.refresh()
 
     def _changed(self) -> None:

@@ -1,0 +1,250 @@
+"""Widgets from declared fields: which, with which label, and exactly which value."""
+
+import dataclasses
+import math
+
+import ipywidgets as widgets
+import pytest
+from invariants.helpers import recipe_of
+
+import kfac_lab as kl
+from kfac_lab.core.parameters import describe, parameter
+from kfac_lab.hooks import lab
+from kfac_lab.hooks.registry import SLOTS
+from kfac_lab.panel.controls import RULES, Control, Slot, labels, tooltip
+
+PARTS = [slot for slot in SLOTS if slot != "method"]
+EVERY = [(slot, name) for slot in PARTS for name in lab.names(slot)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Many:
+    """One field of each kind."""
+
+    strength: float = parameter(
+        0.3, symbol="σ", section="5.9", low=1e-3, high=10.0, log=True, help="how strong"
+    )
+    share: float = parameter(0.123456789, symbol="τ", low=0.0, high=1.0)
+    ceiling: float = parameter(math.inf, low=0.0)
+    free: float = 2.5
+    count: int = parameter(3, low=1, high=9)
+    period: int = parameter(20, low=1)
+    sure: bool = True
+    kind: str = parameter("soft", choices=("soft", "hard"))
+    word: str = "plain"
+    pair: tuple[int, int] = (1, 2)
+    perhaps: float | None = parameter(None, low=0.0, log=True)
+    maybe: int | None = 4
+
+    def init(self, problem):
+        return kl.Strength(1.0, 1.0), {}
+
+    def candidates(self, strength, due):
+        return (strength,)
+
+    def adapt(self, strength, memo, record):
+        return strength, memo
+
+
+@pytest.fixture
+def many():
+    lab.register("damping", "many", Many, summary="many fields")
+    yield "many"
+    lab.registry._entries["damping"].pop(("notebook", "many"))
+
+
+def slot_of(text: str, slot: str = "damping") -> Slot:
+    row = Slot(slot, lab)
+    row.show(recipe_of(**{slot: text}))
+    return row
+
+
+# ---- which widget --------------------------------------------------------------------------------
+
+
+def test_the_widget_follows_the_field(many) -> None:
+    controls = slot_of(many).controls
+    kinds = {name: type(control.inputs[0]) for name, control in controls.items()}
+    assert kinds == {
+        "strength": widgets.FloatLogSlider,
+        "share": widgets.FloatSlider,
+        "ceiling": widgets.Text,
+        "free": widgets.FloatText,
+        "count": widgets.IntSlider,
+        "period": widgets.BoundedIntText,
+        "sure": widgets.Checkbox,
+        "kind": widgets.Dropdown,
+        "word": widgets.Text,
+        "pair": widgets.Text,
+        "perhaps": widgets.FloatLogSlider,
+        "maybe": widgets.IntText,
+    }
+    assert set(controls["kind"].inputs[0].options) == {("soft", "soft"), ("hard", "hard")}
+    slider = controls["strength"].inputs[0]
+    assert 1e-3 <= 10**slider.min and 10**slider.max <= 10.0 * (1 + 1e-9)
+    assert 10**slider.min < 2e-3 and 10**slider.max > 8.0
+    assert [len(controls[name].inputs) for name in ("perhaps", "maybe", "free")] == [2, 2, 1]
+
+
+def test_sliders_stand_on_their_grid(many) -> None:
+    """A browser rounds to the grid, and would show 158 for 150."""
+    for text in (many, "levenberg_marquardt(lam=150)", "many(strength=0.00734, share=0.77)"):
+        for control in slot_of(text).controls.values():
+            slider = control.inputs[0]
+            if isinstance(slider, widgets.FloatLogSlider):
+                steps = (math.log10(slider.value) - slider.min) / slider.step
+            elif isinstance(slider, widgets.FloatSlider):
+                steps = (slider.value - slider.min) / slider.step
+            else:
+                continue
+            assert abs(steps - round(steps)) < 1e-6, control.field.name
+            assert slider.min < slider.max
+
+
+def test_labels_are_symbols_and_tooltips_say_the_rest(many) -> None:
+    controls = slot_of(many).controls
+    assert controls["strength"].inputs[0].description == "σ"
+    assert controls["free"].inputs[0].description == "free"
+    told = controls["strength"].inputs[0].tooltip
+    for part in ("strength", "σ", "section 5.9", "how strong", "at least 0.001", "at most 10"):
+        assert part in told
+    twice = labels(describe(type(lab.component("damping", "scheduled"))))
+    assert twice == {"lam": "λ lam", "lam_end": "λ lam_end", "steps": "steps"}
+
+
+@pytest.mark.parametrize(("slot", "name"), EVERY)
+def test_every_registered_component_has_controls(slot: str, name: str) -> None:
+    fields = describe(lab.entry(slot, name).component)
+    required = [field.name for field in fields if field.required]
+    row = Slot(slot, lab)
+    row.show(kl.Recipe.named("paper"))
+    row.choice.value = name
+    assert list(row.controls) == [field.name for field in fields]
+    for control in row.controls.values():
+        for widget in control.inputs:
+            assert widget.description and widget.tooltip
+        assert control.field.name in tooltip(control.field)
+        assert not control.touched
+    if not required:
+        made = lab.component(slot, row.text())
+        assert made == lab.component(slot, name)
+    assert row.choice.description == slot and name in row.choice.tooltip
+
+
+# ---- the text ------------------------------------------------------------------------------------
+
+
+def test_untouched_is_untouched(many) -> None:
+    for text in (many, "many(perhaps=0.25, maybe=None, strength=0.0123456789)", "tied(lam=10)"):
+        row = slot_of(text)
+        assert not row.touched
+        assert not any(control.touched for control in row.controls.values())
+        component = recipe_of(damping=text)["damping"]
+        for name, control in row.controls.items():
+            assert control.value == getattr(component, name), name
+
+
+def test_what_a_browser_sends_back_is_no_choice() -> None:
+    row = slot_of("levenberg_marquardt(lam=150)")
+    for name in ("lam", "omega1"):
+        row.controls[name].inputs[0].value *= 1 + 1e-15
+    assert not row.touched and row.controls["lam"].value == 150
+
+
+def test_text_names_what_was_moved(many) -> None:
+    row = slot_of(many)
+    row.controls["strength"].value = 0.1 + 0.2  # a grid point with a binary tail
+    row.controls["kind"].value = "hard"
+    row.controls["pair"].value = (3, 4)
+    row.controls["sure"].value = False
+    row.controls["ceiling"].value = 7.0
+    row.controls["perhaps"].value = 0.5
+    row.controls["maybe"].value = None
+    assert row.touched
+    made = lab.component("damping", row.text())
+    assert made == Many(
+        0.3, kind="hard", pair=(3, 4), sure=False, ceiling=7, perhaps=0.5, maybe=None
+    )
+
+
+def test_lambda_and_gamma_are_named_only_where_they_were_moved() -> None:
+    """A swap keeps the run's λ and γ unless its text names them."""
+    row = slot_of("levenberg_marquardt(lam=10, gamma=0.5, omega1=0.5)")
+    row.controls["omega2"].value = 0.25
+    text = row.text()
+    assert "lam=" not in text and "gamma=" not in text
+    assert "omega1=0.5" in text and "omega2=0.25" in text  # the others stay as they are
+    row.controls["lam"].value = 3.0
+    assert "lam=3.0" in row.text() and "gamma" not in row.text()
+    row.choice.value = "tied"
+    assert row.text() == "tied"
+    assert slot_of("tied(lam=10)").text() == "tied"
+
+
+def test_zero_on_a_logarithmic_slider_stays_zero() -> None:
+    row = slot_of("constant(lam=0.0, gamma=0.1)")
+    assert row.controls["lam"].value == 0.0 and not row.touched
+    row.controls["gamma"].value = 0.2
+    assert row.text() == "constant(gamma=0.2)"
+
+
+def test_a_typo_is_refused_where_it_is_applied(many) -> None:
+    row = slot_of(many)
+    row.controls["ceiling"].inputs[0].value = "a lot"
+    with pytest.raises(kl.RecipeError, match="ceiling='a lot' must be a number"):
+        lab.component("damping", row.text())
+
+
+def test_none_is_a_tick(many) -> None:
+    control = slot_of(many).controls["perhaps"]
+    slider, tick = control.inputs
+    assert tick.value and slider.disabled and control.value is None
+    tick.value = False
+    assert not slider.disabled and control.touched and control.value > 0
+    tick.value = True
+    assert control.value is None and not control.touched
+
+
+# ---- the rows ------------------------------------------------------------------------------------
+
+
+def test_a_new_component_appears_on_refresh_and_a_choice_stays() -> None:
+    row = slot_of("tied")
+    row.choice.value = "constant"
+    row.controls["lam"].value = 0.5
+    lab.register("damping", "newcomer", Many)
+    try:
+        assert "newcomer" not in row.choice.options
+        row.refresh()
+        assert "newcomer" in row.choice.options
+        assert row.choice.value == "constant" and row.controls["lam"].value == 0.5
+        row.choice.value = "newcomer"
+        assert next(iter(row.controls)) == "strength"
+    finally:
+        lab.registry._entries["damping"].pop(("notebook", "newcomer"))
+
+
+def test_rules_of_a_block() -> None:
+    row = slot_of('{"Linear": "kronecker", "*": "diagonal"}', "block")
+    assert row.choice.value == RULES and not row.touched and row.controls == {}
+    row.choice.value = "identity"
+    assert row.touched and row.text() == "identity"
+
+
+def test_rare_parameters_wait_behind_more() -> None:
+    row = slot_of("levenberg_marquardt")
+    main, rare = row._main.children, row._rare.children
+    assert len(main) == 4 and len(main) + len(rare) == len(row.controls)
+    assert row._rare.layout.display == "none"
+    row._more.value = True
+    assert row._rare.layout.display == ""
+
+
+def test_a_control_of_a_bare_field() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Bare:
+        size: int
+
+    (field,) = describe(Bare)
+    control = Control(field, "size", None)
+    assert not control.touched and control.value == 0

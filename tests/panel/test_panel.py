@@ -1,0 +1,204 @@
+"""The panel's widgets: each button by its name, what is seen, what a notebook shows."""
+
+import asyncio
+from pathlib import Path
+
+import ipywidgets as widgets
+import pytest
+from invariants.helpers import run_of as any_run
+
+import kfac_lab as kl
+from kfac_lab.panel import compare
+from kfac_lab.panel.controller import BUTTONS
+from panel.helpers import CHECKS, WITHOUT_EFFECT, run_of
+
+pytestmark = pytest.mark.filterwarnings("ignore:a batch of 16:UserWarning")
+
+
+# ---- the buttons, clicked ------------------------------------------------------------------------
+
+
+def clicked(button: str, run: kl.Run, folder: Path) -> None:
+    """Runs a button's check through the widgets, on an event loop in a thread of its own."""
+    loop = asyncio.new_event_loop()
+    panel = kl.Panel(run)
+    panel.file.value = str(folder / "a")
+
+    def press(name: str, **arguments) -> None:
+        async def click() -> None:
+            panel.steps.value = arguments.get("steps", 0)
+            if name == "Apply":
+                row = panel.slots["damping"]
+                row.choice.value = "constant"
+                row.controls["lam"].value = 0.5
+            if name == "Export":
+                panel.file.value = str(arguments["path"])
+            if name == "Rewind":
+                panel.mark.options = [("there", arguments["step"])]
+                panel.mark.value = arguments["step"]
+            panel.buttons[name].click()
+            while panel.live.running:
+                await asyncio.sleep(0.005)
+
+        loop.run_until_complete(click())
+
+    try:
+        CHECKS[button](panel.controller, press, folder)
+        assert panel.controller.error is None, panel.controller.message
+    finally:
+        loop.close()
+
+
+# Pause and Stop are clicked while a step is made: test_live.py.
+CLICKED = sorted({*BUTTONS} - {"Pause", "Stop"})
+
+
+@pytest.mark.parametrize("button", CLICKED)
+def test_a_click_has_its_effect(button: str, tmp_path: Path) -> None:
+    clicked(button, run_of(), tmp_path)
+
+
+@pytest.mark.parametrize("button", CLICKED)
+def test_a_click_without_effect_is_found_out(button: str, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError):
+        clicked(button, run_of(WITHOUT_EFFECT[button]), tmp_path)
+
+
+# ---- what is seen --------------------------------------------------------------------------------
+
+
+def every(widget: widgets.Widget) -> list[widgets.Widget]:
+    return [widget, *(w for child in getattr(widget, "children", ()) for w in every(child))]
+
+
+def test_the_names_of_the_buttons() -> None:
+    panel = kl.Panel(run_of())
+    named = [w.description for w in every(panel.widget) if type(w) is widgets.Button]
+    assert sorted(named) == sorted(BUTTONS)
+    assert BUTTONS == (
+        *("Start", "Pause", "Step", "Stop", "Apply"),
+        *("Fork", "Rewind", "Export", "Save", "Load"),
+    )
+
+
+def test_every_control_is_labelled() -> None:
+    panel = kl.Panel(run_of())
+    for widget in every(panel.widget):
+        if isinstance(widget, (widgets.ValueWidget, widgets.Button)):
+            if isinstance(widget, (widgets.HTML, widgets.Image)):
+                continue
+            assert widget.tooltip, widget
+            assert widget.description or isinstance(widget, widgets.ToggleButtons), widget
+
+
+def test_every_slot_has_a_row_with_every_component() -> None:
+    panel = kl.Panel(run_of())
+    for slot, row in panel.slots.items():
+        assert set(row.choice.options) == set(kl.lab.names(slot)), slot
+    assert len(panel.slots) == 10
+    assert set(panel.problem.options) >= {"curves", "digits"}
+    assert set(panel.recipe.options) >= {"paper", "robust", "adam"}
+    assert "cpu" in panel.device.options
+
+
+def test_a_component_of_a_cell_appears() -> None:
+    panel = kl.Panel(run_of())
+    constant = type(kl.lab.component("damping", "constant"))
+    kl.lab.register("damping", "of_a_cell", constant)
+    try:
+        panel.refresh()
+        assert "of_a_cell" in panel.slots["damping"].choice.options
+    finally:
+        kl.lab.registry._entries["damping"].pop(("notebook", "of_a_cell"))
+
+
+def test_other_methods_show_their_slots_only() -> None:
+    async def main():
+        panel = kl.Panel(kl.Run("digits", "paper", device="cpu"))
+        panel.recipe.value = "adam"
+        await panel.live
+        shown = [s for s, row in panel.slots.items() if row.widget.layout.display != "none"]
+        assert shown == ["batch", "average"]
+        assert panel.recipe.value == "adam" and panel.compared.value == "adam"
+        panel.start(steps=2)
+        await panel.live
+        panel.recipe.value = "paper"
+        await panel.live
+        assert list(panel.compared.options) == ["adam", "paper"]
+        assert "method" in panel.differences.value
+        panel.compared.value = "adam"
+        await panel.live
+        assert panel.run.step == 2 and panel.recipe.value == "adam"
+
+    asyncio.run(main())
+
+
+def test_a_new_run_that_cannot_be_leaves_the_choice_as_it_was() -> None:
+    def missing(seed=0, device="cpu"):
+        raise kl.DataError("the data are not here")
+
+    kl.lab.register("problem", "absent", missing)
+    try:
+
+        async def main():
+            panel = kl.Panel(kl.Run("digits", "paper", device="cpu"))
+            panel.problem.value = "absent"
+            with pytest.raises(kl.DataError):
+                await panel.live
+            assert panel.problem.value == "digits" and "data are not here" in panel.message.value
+
+        asyncio.run(main())
+    finally:
+        kl.lab.registry._entries["problem"].pop(("notebook", "absent"))
+
+
+def test_a_swap_of_somebody_else_is_shown() -> None:
+    async def main():
+        run = run_of()
+        panel = kl.Panel(run)
+        run.swap(damping="tied")
+        panel.refresh()  # as after every cell
+        assert panel.slots["damping"].choice.value == "tied"
+        assert len(panel.mark.options) == 2
+
+    asyncio.run(main())
+
+
+def test_the_pictures_keep_their_size() -> None:
+    panel = kl.Panel(run_of())
+    assert {(i.layout.width, i.layout.height) for i in panel.images} == {("880px", "390px")}
+
+
+def test_a_notebook_shows_it() -> None:
+    panel = kl.Panel(run_of())
+    bundle = panel._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+    assert bundle["text/plain"].startswith("Panel('run', ready") and repr(panel)
+
+
+def test_markup_in_messages_is_text() -> None:
+    panel = kl.Panel(run_of())
+    panel.controller.press("Apply", damping="<b>bold</b>")
+    assert "<b>" not in panel.message.value and "&lt;b&gt;" in panel.message.value
+
+
+# ---- comparing -----------------------------------------------------------------------------------
+
+
+def test_what_differs() -> None:
+    one, two = any_run(), any_run(damping="tied", momentum="rescaled")
+    table = compare.differences({"one": one, "two": two})
+    assert table.columns == ("differs in", "one", "two")
+    assert [row[0] for row in table.rows] == ["damping", "momentum"]
+    assert compare.differences({"one": one, "same": any_run()}).rows == []
+    adam = kl.Run(one.fork().problem, "adam", device="cpu")
+    rows = {row[0]: row[1:] for row in compare.differences({"one": one, "adam": adam}).rows}
+    assert set(rows) == {"method", "batch"} | ({"average"} & set(rows))
+    assert str(table).splitlines()[0].split() == ["differs", "in", "one", "two"]
+
+
+def test_standing() -> None:
+    run = any_run()
+    assert compare.standing({"a": run}).rows[0][:3] == ("a", "0", "–")
+    run.advance(2)
+    assert compare.standing({"a": run}).rows[0][1] == "2"
