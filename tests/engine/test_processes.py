@@ -84,7 +84,12 @@ def data():
 
 def network(kind: str = "plain", seed: int = 0):
     torch.manual_seed(seed)
-    middle = [nn.Tanh()] if kind == "plain" else [nn.LayerNorm(5), nn.Tanh()]
+    middle = {
+        "plain": [nn.Tanh()],
+        "generic": [nn.LayerNorm(5), nn.Tanh()],
+        "dropout": [nn.Tanh(), nn.Dropout(0.5)],
+        "buffers": [nn.BatchNorm1d(5), nn.Tanh()],
+    }[kind]
     return nn.Sequential(nn.Linear(6, 5), *middle, nn.Linear(5, 3)).double()
 
 
@@ -244,6 +249,19 @@ def test_all_start_where_the_first_starts():
     engines, records = trained(RECIPE, 2, seeds=[0, 7], steps=2)
     (single,), (record,) = trained(RECIPE, 1, steps=2)
     assert apart(numbers(engines[1], records[1]), numbers(single, record)) < 1e-9
+
+
+@pytest.mark.parametrize("kind", ["dropout", "buffers"])
+def test_what_each_has_of_its_own_leaves_them_together(kind):
+    """Masks of their own, and normalisation by their own cases: θ and buffers stay the same."""
+    engines, _ = trained(RECIPE.replace(fallback="identity"), 2, kind, steps=5)
+    one, other = (engine.problem.model.state_dict() for engine in engines)
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    masks = []
+    for engine in engines:
+        with engine.passes._mask(1, 0, torch.device("cpu")):
+            masks.append(torch.rand(4))
+    assert not torch.equal(*masks)
 
 
 def test_cases_that_do_not_divide_are_left_out():

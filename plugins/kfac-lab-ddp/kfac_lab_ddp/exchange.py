@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from kfac_lab import KfacLabError
 from kfac_lab.core.state import from_tree, to_tree
-from kfac_lab.errors import KfacLabError
 from kfac_lab_ddp.collective import Distributed
 
 __all__ = ["Told", "exchanged"]

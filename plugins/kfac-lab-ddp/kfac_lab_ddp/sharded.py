@@ -15,12 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kfac_lab import lab
+from kfac_lab import KfacLabError, lab
 from kfac_lab.core import linalg
 from kfac_lab.core.parameters import parameter
 from kfac_lab.core.protocols import Block, Layer, Memo, MomentTable, Preconditioner
 from kfac_lab.core.state import Strength
-from kfac_lab.errors import KfacLabError
 from kfac_lab_ddp.collective import Distributed
 from kfac_lab_ddp.exchange import Told, exchanged
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from ddp_scenarios import network, numbers, run_of
 from kfac_lab_ddp import Distributed, Sharded, ShardedFactors
-from scenarios import network, numbers, run_of
 
 import kfac_lab as kl
 from kfac_lab.core import linalg

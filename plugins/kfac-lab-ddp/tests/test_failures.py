@@ -6,15 +6,15 @@ import time
 
 import pytest
 import torch
-from conftest import HERE, LIMIT, environment, free_port
-from failing import TIMEOUT
+from ddp_failing import TIMEOUT
+from ddp_jobs import HERE, LIMIT, environment, free_port
 
 
 def started(how, folder, rank, port):
     of_job = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
     of_job |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     return subprocess.Popen(
-        [sys.executable, str(HERE / "failing.py"), how, str(folder)],
+        [sys.executable, str(HERE / "ddp_failing.py"), how, str(folder)],
         env=environment(**of_job),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -54,7 +54,7 @@ def test_the_other_process_is_told(how, tmp_path):
 def test_torchrun_ends_the_job(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command += ["--master-addr", "127.0.0.1", "--master-port", free_port()]
-    command += [str(HERE / "failing.py"), "gone", str(tmp_path)]
+    command += [str(HERE / "ddp_failing.py"), "gone", str(tmp_path)]
     start = time.monotonic()
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=LIMIT)
     assert done.returncode != 0 and "DataError" in done.stderr

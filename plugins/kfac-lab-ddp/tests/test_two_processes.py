@@ -5,10 +5,10 @@ One job of two gloo processes runs all the scenarios, by torchrun.
 
 import math
 
+import ddp_scenarios as scenarios
 import pytest
-import scenarios
 import torch
-from conftest import torchrun
+from ddp_jobs import torchrun
 
 import kfac_lab as kl
 

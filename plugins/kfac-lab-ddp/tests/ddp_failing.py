@@ -1,7 +1,8 @@
 """One of two processes, of which the second one fails at its fourth step.
 
-``failing.py gone FOLDER``: it ends with an exception. ``failing.py idle FOLDER``: it catches the
-exception and makes no further call until the first one has written down what became of it.
+``ddp_failing.py gone FOLDER``: it ends with an exception. ``ddp_failing.py idle FOLDER``: it
+catches the exception and makes no further call until the first one has written down what became of
+it.
 """
 
 import sys
@@ -10,7 +11,7 @@ import warnings
 from datetime import timedelta
 from pathlib import Path
 
-import scenarios
+import ddp_scenarios as scenarios
 import torch
 import torch.distributed as dist
 

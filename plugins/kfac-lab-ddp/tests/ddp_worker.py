@@ -1,6 +1,7 @@
 """One process of a job: runs the scenarios named and saves what each returned.
 
-``torchrun worker.py FOLDER NAME…`` writes FOLDER/NAME.RANK.pt; "saved" also writes a run.
+``torchrun ddp_worker.py FOLDER NAME…`` writes FOLDER/NAME.RANK.pt; with SAVE set also a run
+``saved.RANK.pt``, and where it goes on to with and without a detour through that file.
 """
 
 import os
@@ -9,7 +10,7 @@ import warnings
 from datetime import timedelta
 from pathlib import Path
 
-import scenarios
+import ddp_scenarios as scenarios
 import torch
 import torch.distributed as dist
 

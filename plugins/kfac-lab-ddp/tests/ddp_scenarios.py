@@ -1,7 +1,7 @@
 """What the processes of a test do: small trainings whose whole state is returned as tensors.
 
 Each is a function of (rank, size) and runs in one process as well, as (0, 1). Processes of a job
-run them by ``worker.py``; the same function alone is what they are compared with.
+run them by ``ddp_worker.py``; the same function alone is what they are compared with.
 """
 
 from __future__ import annotations
