@@ -1,0 +1,90 @@
+"""The laws of a damping: the box's, the hook's example, and two written by hand."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+from testing.registered import example, names, status, tried
+
+import kfac_lab as kl
+
+
+@dataclass(frozen=True)
+class TrustRegion:
+    """Nielsen's rule: λ times max(1/3, 1 − (2ρ−1)³) after a decrease of h, else times ν, ν doubled.
+
+    H. B. Nielsen, Damping parameter in Marquardt's method, 1999.
+    """
+
+    lam: float = 20.0
+    lam_min: float = 1e-8
+    lam_max: float = 1e8
+    sign: ClassVar[int] = 1
+    follows_rho: ClassVar[bool] = True
+
+    def init(self, problem):
+        return kl.Strength(self.lam, (self.lam + problem.l2) ** 0.5), {"nu": 2.0}
+
+    def candidates(self, strength, due):
+        return (strength,)
+
+    def adapt(self, strength, memo, record):
+        rho, nu = self.sign * record.rho, memo.get("nu", 2.0) + 0 * strength.lam
+        good = rho > 0
+        third = torch.full_like(rho, 1 / 3)
+        shrunk = torch.maximum(third, 1 - (2 * rho.clamp(max=1.0) - 1) ** 3)
+        lam = strength.lam * torch.where(good, shrunk, nu)
+        lam = lam.clamp(self.lam_min, self.lam_max)
+        nu = torch.where(good, torch.full_like(nu, 2.0), (2 * nu).clamp(max=1024.0))
+        return kl.Strength(lam, torch.sqrt(lam + strength.eta)), {"nu": nu}
+
+
+class Flipped(TrustRegion):
+    """The same, ρ's sign mistaken."""
+
+    sign: ClassVar[int] = -1
+
+
+def test_a_rule_written_by_hand_passes():
+    found = kl.testing.check(TrustRegion())
+    assert found.slot == "damping" and found.passed
+    for law in ("lambda_falls_when_good", "lambda_grows_when_bad", "bounds_kept", "resumes"):
+        assert status(found, law) == "obeyed"
+
+
+def test_its_twin_with_the_sign_of_rho_flipped_fails_for_that():
+    with pytest.raises(kl.testing.LawError, match=r"λ of at most 20, got 40") as raised:
+        kl.testing.check(Flipped())
+    assert raised.value.report.broken == ("lambda_falls_when_good", "lambda_grows_when_bad")
+    assert "on λ=20, η=1e-05, ρ=0.9" in str(raised.value)
+
+
+MORE = [
+    "levenberg_marquardt(lam=0.0)",
+    "levenberg_marquardt(gamma=0.5, denominator='without_lambda', safeguard=False)",
+    "levenberg_marquardt(lam=3.0, share=0.2, lam_min=0.1)",
+    "constant(gamma=0.3)",
+    "steered(steps=0)",
+    "steered(lam=1e-6)",
+    "steered(lam=1e6)",
+]
+
+
+@pytest.mark.parametrize("text", [*names("damping"), *MORE])
+def test_the_box_obeys(text):
+    found = tried("damping", text)
+    assert found.passed, str(found)
+
+
+def test_what_is_exempt_says_why():
+    found = {r.law: r.why for r in tried("damping", "constant").results if r.status == "exempt"}
+    assert found["lambda_falls_when_good"] == "it does not say follows_rho = True"
+    assert found["retry_ends"] == "it has no retry"
+    assert "goes_by_the_step" not in {
+        r.law for r in tried("damping", "scheduled").results if r.status == "exempt"
+    }
+
+
+def test_the_hooks_example_obeys():
+    assert example("damping").passed, str(example("damping"))

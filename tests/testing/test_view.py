@@ -1,0 +1,45 @@
+"""The laws of a view: the box's and the hook's example, in either form."""
+
+import builtins
+import importlib.util
+
+import pytest
+from testing.registered import example, names, status, tried
+
+from kfac_lab.testing import check, report, slot_of
+from kfac_lab.testing.broken.view import Sound, SoundPicture
+
+pytest.importorskip("matplotlib")
+
+
+@pytest.mark.parametrize("name", names("view"))
+def test_the_box_obeys(name):
+    found = tried("view", name)
+    assert found.passed, str(found)
+
+
+def test_either_form_is_told_for_a_view():
+    assert slot_of(Sound()) == slot_of(SoundPicture()) == "view"
+    assert status(check(Sound()), "labelled") == "obeyed"
+    assert status(check(SoundPicture()), "says_in_words") == "obeyed"
+
+
+def test_the_hooks_example_obeys():
+    assert example("view").passed, str(example("view"))
+
+
+def test_without_matplotlib_there_is_nothing_to_try(monkeypatch):
+    known, real = importlib.util.find_spec, builtins.__import__
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "matplotlib" else known(name)
+    )
+
+    def absent(name, *rest, **more):
+        if name.startswith("matplotlib"):
+            raise ImportError(name)
+        return real(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", absent)
+    found = report(Sound(), "view")
+    assert {r.status for r in found.results if r.law != "round_trip"} == {"exempt"}
+    assert "matplotlib is not installed" in [r.why for r in found.results]
