@@ -35,13 +35,16 @@ SLOTS = {
 }
 
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
-_REGISTER = re.compile(r'register\("(?P<part>\w+)", (?P<class>\w+), summary="(?P<summary>[^"]*)"')
+_REGISTER = re.compile(r'register\("(?P<part>\w+)", \w+, summary="(?P<summary>[^"]*)"')
 
 
 def new_plugin(options: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
     folder = write(options.name, options.slot, options.into)
-    print(f"wrote {folder}; next:\n\n  pip install -e '{folder}[test]'\n  pytest {folder}")
+    print(
+        f"wrote {folder}; next:\n\n  pip install -e '{folder}[test]'\n"
+        f"  kfac-lab check {options.name}\n  pytest {folder}"
+    )
     return 0
 
 
@@ -93,7 +96,6 @@ def files(name: str, slot: str = "damping") -> dict[str, str]:
         "package": package,
         "part": part,
         "slot": slot,
-        "class": registered["class"],
         "summary": registered["summary"],
         "builtin": SLOTS[slot],
     }
@@ -122,7 +124,7 @@ def _names(name: str) -> tuple[str, str]:
             f"{name!r} cannot be a distribution's name: it is made of letters, digits, '-', '_' "
             "and '.', and begins and ends with a letter or a digit"
         )
-    package = re.sub(r"[-_.]+", "_", name).lower()
+    package = _normal(name)
     if not package.isidentifier() or keyword.iskeyword(package):
         raise PluginError(
             f"{name!r} would be the package {package!r}, which Python cannot import; choose a name "
@@ -132,11 +134,16 @@ def _names(name: str) -> tuple[str, str]:
     return package, part if part.isidentifier() and not keyword.iskeyword(part) else package
 
 
+def _normal(name: str) -> str:
+    """What two spellings of one distribution's name have in common; its package."""
+    return re.sub(r"[-_.]+", "_", name).lower()
+
+
 def _check_free(name: str, slot: str) -> None:
     """Nobody must have the distribution's, the package's or the component's name already."""
     package, part = _names(name)
     for plugin in lab.plugins():
-        if plugin.called(name):
+        if _normal(name) in map(_normal, (plugin.name, plugin.distribution)):
             raise PluginError(
                 f"the plugin {plugin.qualified} is installed and has the name {name!r} already; "
                 "choose another name"

@@ -63,7 +63,8 @@ class TrustRegion:
         radius = torch.where(bad, self.shrink * size, torch.where(good, grown, before))
         lam = strength.lam * torch.clamp(size / radius, self.omega, 1 / self.omega)
         lam = torch.clamp(torch.where(size > 0, lam, strength.lam), min=self.lam_min)
-        return kl.Strength(lam, torch.sqrt(lam + strength.eta)), {"radius": radius}
+        gamma = torch.sqrt(lam + strength.eta)
+        return strength._replace(lam=lam, gamma=gamma), {"radius": radius}
 
 
 @kl.hookimpl
