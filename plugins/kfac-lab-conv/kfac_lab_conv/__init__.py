@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from kfac_lab import hookimpl
 from torch import nn
 
+from kfac_lab import hookimpl
 from kfac_lab_conv.layers import Convolution, TransposedConvolution
 from kfac_lab_conv.reduce import KroneckerReduce
 

@@ -15,13 +15,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import kfac_lab as kl
 import torch
 import torch.nn.functional as F
-from kfac_lab.core.layers import Recorded, plain_call
 from torch import Tensor, nn
 from torch.nn import grad
 
+import kfac_lab as kl
+from kfac_lab.core.layers import Recorded, plain_call
 from kfac_lab_conv.patches import patch_rows, position_rows, stuffed, windows
 
 __all__ = ["Convolution", "TransposedConvolution"]

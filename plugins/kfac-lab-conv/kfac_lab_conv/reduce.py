@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 import kfac_lab as kl
 from kfac_lab.core.protocols import Memo, Moments
 from kfac_lab.core.state import Strength
-from torch import Tensor
 
 __all__ = ["KroneckerReduce"]
 

@@ -3,10 +3,11 @@
 import copy
 
 import conv_oracle
-import kfac_lab as kl
 import pytest
 import torch
 from torch import nn
+
+import kfac_lab as kl
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 REDUCE = {"Conv2d": "kronecker_reduce", "*": "kronecker"}

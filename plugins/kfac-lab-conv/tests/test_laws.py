@@ -1,10 +1,10 @@
 """The conformance kit's laws on small layers of every kind, and on the block."""
 
-import kfac_lab as kl
 import pytest
 import torch
 from torch import nn
 
+import kfac_lab as kl
 from kfac_lab_conv import KroneckerReduce
 
 LAYERS = [

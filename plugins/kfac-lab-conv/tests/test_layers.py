@@ -2,11 +2,12 @@
 
 import itertools
 
-import kfac_lab as kl
 import pytest
 import torch
-from kfac_lab.core.layers import Linear
 from torch import nn
+
+import kfac_lab as kl
+from kfac_lab.core.layers import Linear
 
 SIZES = {1: (11,), 2: (9, 7), 3: (5, 6, 5)}
 PLAIN = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}

@@ -1,13 +1,14 @@
 """Runs of convolutional networks: on digits, saved and loaded, and on a device without values."""
 
-import kfac_lab as kl
 import pytest
 import torch
-from kfac_lab.core import linalg
-from kfac_lab.engine import attach
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+import kfac_lab as kl
+from kfac_lab.core import linalg
+from kfac_lab.engine import attach
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 REDUCE = {"Conv2d": "kronecker_reduce", "*": "kronecker"}
