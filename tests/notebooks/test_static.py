@@ -1,0 +1,126 @@
+"""Every notebook of the tree as a file: executed in order, whole, with nobody's paths."""
+
+import ast
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = sorted(
+    path
+    for folder in ("notebooks", "plugins")
+    for path in (ROOT / folder).rglob("*.ipynb")
+    if ".ipynb_checkpoints" not in path.parts
+)
+PUBLIC = {"kfac_lab", "kfac_lab.study", "kfac_lab.panel", "kfac_lab.testing"}
+LIVE = re.compile(r"\bpanel\b|Panel\(")
+NAMED_TUPLE = {"_replace", "_asdict", "_fields"}  # public, whatever their names say
+NOT_SO = {"the draft obeys every law: False"}  # facts that are meant to be False
+
+
+def name_of(path):
+    return str(path.relative_to(ROOT))
+
+
+notebooks = pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
+
+
+def code_of(path):
+    notebook = nbformat.read(path, as_version=4)
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def tags(cell):
+    return set(cell.metadata.get("tags", []))
+
+
+def python(cell):
+    """The cell without line magics and shell commands."""
+    lines = cell.source.splitlines()
+    return "\n".join(line for line in lines if not line.lstrip().startswith(("%", "!")))
+
+
+def test_there_are_notebooks():
+    assert len(NOTEBOOKS) >= 2
+
+
+@notebooks
+def test_it_is_a_valid_notebook_with_a_kernel(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
+
+
+@notebooks
+def test_it_was_executed_from_top_to_bottom(path):
+    cells = code_of(path)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+
+
+@notebooks
+def test_no_output_is_an_error(path):
+    kinds = {out.output_type for cell in code_of(path) for out in cell.outputs}
+    assert "error" not in kinds
+    streams = [o for c in code_of(path) for o in c.outputs if o.output_type == "stream"]
+    assert all(o.name == "stdout" for o in streams), "a warning was left in the output"
+
+
+@notebooks
+def test_no_path_of_a_machine(path):
+    text = path.read_text(encoding="utf-8")
+    assert not re.findall(r"/(?:home|tmp|root|work|Users|var)/[\w.-]+", text)
+    assert not re.findall(r"[A-Z]:\\\\", text)
+
+
+@notebooks
+def test_only_public_names(path):
+    for cell in code_of(path):
+        for node in ast.walk(ast.parse(python(cell))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("kfac_lab"):
+                modules = [f"{node.module}.{a.name}" for a in node.names] + [node.module]
+                assert node.module in PUBLIC or node.module.startswith("kfac_lab_"), node.module
+                assert not any(".core" in m or "._" in m for m in modules)
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    if alias.name.startswith("kfac_lab"):
+                        assert alias.name in PUBLIC or alias.name.startswith("kfac_lab_")
+            if isinstance(node, ast.Attribute):
+                private = node.attr.startswith("_") and not node.attr.startswith("__")
+                assert not private or node.attr in NAMED_TUPLE, f"{ast.unparse(node)} is private"
+
+
+@notebooks
+def test_no_cell_is_skipped_and_only_live_ones_are_unchecked(path):
+    cells = code_of(path)
+    for n, cell in enumerate(cells):
+        assert not tags(cell) & {"nbval-skip", "nbval-raises-exception"}
+        assert "NBVAL_SKIP" not in cell.source and "NBVAL_IGNORE" not in cell.source
+        if "nbval-ignore-output" in tags(cell):
+            assert LIVE.search(cell.source), f"cell {n + 1} is unchecked and shows no live widget"
+            following = cells[n + 1 :]
+            assert following and "nbval-ignore-output" not in tags(following[0]), (
+                f"no checked cell follows the live cell {n + 1}"
+            )
+
+
+@notebooks
+def test_pictures_are_stored_and_figures_are_asserted_on(path):
+    cells = code_of(path)
+    shown = [
+        n for n, c in enumerate(cells) if any("image/png" in o.get("data", {}) for o in c.outputs)
+    ]
+    assert shown, "a notebook without a picture"
+    said = [n for n, c in enumerate(cells) if any(o.output_type == "stream" for o in c.outputs)]
+    assert said, "a notebook that states no fact"
+
+
+@notebooks
+def test_checked_facts_are_true(path):
+    """A fact is printed as True; a False would be checked faithfully for ever."""
+    for n, cell in enumerate(code_of(path)):
+        for out in cell.outputs:
+            if out.output_type == "stream":
+                wrong = [x for x in out.text.splitlines() if x.endswith("False")]
+                assert set(wrong) <= NOT_SO, f"cell {n + 1}: {wrong}"
