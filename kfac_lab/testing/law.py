@@ -7,6 +7,7 @@ one of those fails it is not tried, so that one fault is reported once.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -172,14 +173,16 @@ def _try(one: Law, case: Case, failed: set[str]) -> tuple[str, str]:
     missing = [name for name in one.needs if name in failed]
     if missing:
         return "not tried", f"needs {', '.join(missing)}"
-    exempt = one.applies(case)
-    if exempt:
-        return "exempt", exempt
     try:
+        exempt = one.applies(case)
+        if exempt:
+            return "exempt", exempt
         one.tries(case)
     except Broken as error:
         return "broken", str(error)
     except Exception as error:  # a component may raise anything
         told = brief(str(error)) or "without a message"
-        return "broken", f"it raised {type(error).__name__}: {told}"
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(last.filename).name}, line {last.lineno}"
+        return "broken", f"it raised {type(error).__name__}: {told} ({where})"
     return "obeyed", ""

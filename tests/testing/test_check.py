@@ -85,6 +85,18 @@ def test_one_fault_is_reported_once():
     assert "not tried because of that: finite, " in str(found)
 
 
+def test_what_is_raised_later_says_where():
+    class Picky(Bernoulli):
+        def fisher(self, outputs, tangents):
+            if outputs.shape[0] == 5 and tangents.count_nonzero() == 5:
+                raise RuntimeError("no unit vectors")
+            return super().fisher(outputs, tangents)
+
+    (result,) = [r for r in report(Picky()).results if r.status == "broken"]
+    assert result.law == "fisher_symmetric"
+    assert "it raised RuntimeError: no unit vectors (test_check.py, line " in result.why
+
+
 def test_nothing_global_changes():
     torch.manual_seed(5)
     state, host = torch.get_rng_state(), linalg.host

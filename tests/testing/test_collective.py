@@ -1,9 +1,12 @@
 """The laws of collectives: solo obeys; one of torch.distributed is tried between two processes."""
 
+import pytest
+
 from kfac_lab.hooks import Lab
 from kfac_lab.testing import check, report
 from kfac_lab.testing.broken.collective import Summing
-from kfac_lab.testing.processes import two_processes_agree
+from kfac_lab.testing.law import Broken
+from kfac_lab.testing.processes import compare, two_processes_agree
 
 
 def test_solo():
@@ -36,3 +39,30 @@ def test_two_processes_that_agree(monkeypatch, tmp_path):
 
     two_processes_agree(Averaging())
     assert check(Averaging()).passed
+
+
+def found(**changes):
+    """What two ranks report that own in turn."""
+    return [
+        {"size": 2, "rank": rank, "mean": 2.0, "owners": [0, 1, 0], "sent": [10.0, 11.0], **changes}
+        for rank in (0, 1)
+    ]
+
+
+def test_what_two_ranks_must_agree_on():
+    compare(found())
+    own = found(sent=[10.0, 10.0])
+    for rank in (0, 1):
+        own[rank]["owners"] = [rank] * 3
+    compare(own)  # each builds everything itself: nothing is sent
+    for changes, what in (
+        ({"mean": 4.0}, "the mean of 1 and 3, 2.0, got 4.0"),
+        ({"size": 1}, "size, 2, got 1"),
+        ({"sent": [10.0, 10.0]}, "the owner's value, 11.0, got 10.0"),
+    ):
+        with pytest.raises(Broken, match=what):
+            compare(found(**changes))
+    unequal = found()
+    unequal[1]["owners"] = [1, 1, 0]
+    with pytest.raises(Broken, match="the same owners everywhere"):
+        compare(unequal)

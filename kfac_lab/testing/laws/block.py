@@ -49,12 +49,19 @@ SLOT = "block"
 GAMMAS = (0.1, 0.5, 3.0)
 
 
-def made(where: str, shape: tuple[int, int], cases: int, positions: int, seed: int) -> Subject:
-    """Rows of a layer, one cotangent each, their moments, and a matrix to apply to."""
+def made(
+    where: str,
+    shape: tuple[int, int],
+    cases: int,
+    positions: int,
+    seed: int,
+    cotangents_each: int = 1,
+) -> Subject:
+    """Rows of a layer, their cotangents and moments, and a matrix to apply to."""
     d_out, d_in = shape
     rows = normal(cases, positions, d_in, seed=seed)
     rows[..., -1] = 1
-    cotangents = normal(1, cases, positions, d_out, seed=seed + 1) / 2
+    cotangents = normal(cotangents_each, cases, positions, d_out, seed=seed + 1) / 2
     return Subject(
         where,
         {
@@ -79,7 +86,10 @@ def subjects(case: Case) -> Sequence[Subject]:
         made(f"a layer {shape}, 60 cases", shape, 60, 1, 200 + 10 * n)
         for n, shape in enumerate(SIDES)
     ]
-    return (*plain, made("a layer (3, 4), 40 cases of 3 positions", (3, 4), 40, 3, 250))
+    return (
+        *plain,
+        made("a layer (3, 4), 40 cases of 3 positions, 2 cotangents each", (3, 4), 40, 3, 250, 2),
+    )
 
 
 def awkward(case: Case) -> Sequence[Subject]:
