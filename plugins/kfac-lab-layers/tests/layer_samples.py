@@ -86,10 +86,14 @@ def attentions():
         out, weights = m(x, x, value=x)
         return torch.cat([out, weights], -1)
 
+    def weights_of_each_head(m, x):
+        out, weights = m(x, x, x, average_attn_weights=False)
+        return torch.cat([out.flatten(1), weights.flatten(1)], 1)
+
     return {
         "self": ({}, itself(need_weights=False)),
         "self, weights": ({}, weights_too),
-        "self, weights of each head": ({}, lambda m, x: m(x, x, x, average_attn_weights=False)[0]),
+        "self, weights of each head": ({}, weights_of_each_head),
         "no bias": ({"bias": False}, itself()),
         "one head": ({"num_heads": 1}, itself(need_weights=False)),
         "causal": ({}, itself(attn_mask=causal(3), is_causal=True, need_weights=False)),
