@@ -86,7 +86,17 @@ def plugin_reports(plugin: Any) -> Iterator[Report]:
         PluginError: there is nothing of that name.
     """
     for source in sources(plugin):
-        yield from _reports(source)
+        yield from _leaving_nothing(_reports(source))
+
+
+def _leaving_nothing(reports: Iterator[Report]) -> Iterator[Report]:
+    """The same reports; torch's global state is as it was whenever one is handed out."""
+    while True:
+        with kept():
+            found = next(reports, None)
+        if found is None:
+            return
+        yield found
 
 
 # --- finding --------------------------------------------------------------------------------------
@@ -162,7 +172,7 @@ def _normal(name: str) -> str:
 
 def _reports(source: Source) -> Iterator[Report]:
     case = _case(source)
-    with kept(), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         of_plugin = replace(tried(case), component=source.qualified)
     yield of_plugin
