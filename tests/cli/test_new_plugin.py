@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor
 
 import kfac_lab as kl
+from kfac_lab.cli import parser
 from kfac_lab.cli.new_plugin import SLOTS, TEMPLATE, files, write
 from kfac_lab.cli.template.damping import TrustRegion
 from kfac_lab.hooks.registry import SLOTS as ALL
@@ -121,6 +124,23 @@ def test_an_empty_folder_is_filled(command, tmp_path: Path) -> None:
     (tmp_path / "kfac-lab-mine").mkdir()
     assert command("new-plugin", "kfac-lab-mine", "--into", tmp_path).code == 0
     assert (tmp_path / "kfac-lab-mine" / "pyproject.toml").is_file()
+
+
+def test_the_readmes_commands_are_commands() -> None:
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = [line.partition("#")[0] for line in page.splitlines() if line.startswith("kfac-lab ")]
+    assert any(line.startswith("kfac-lab new-plugin ") for line in lines)
+    for line in lines:
+        assert parser().parse_args(shlex.split(line)[1:]).run
+
+
+def test_the_readmes_own_plugin_obeys_the_laws(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    (source,) = [text for text in page.split("```python\n") if "class Gliding" in text]
+    module = types.ModuleType("gliding")
+    monkeypatch.setitem(sys.modules, "gliding", module)  # a dataclass looks its module up
+    exec(source.partition("```")[0], module.__dict__)
+    assert kl.testing.check(module.Gliding()).passed
 
 
 # --- what it refuses ----------------------------------------------------------------------------
