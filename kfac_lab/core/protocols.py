@@ -120,6 +120,9 @@ class Layer(Protocol):
     #       tensor than the output, which then is computed anew from that tensor
     #   rows_in may be a sparse COO tensor, of at most one entry for each place: sums of squares
     #       and means of it are taken without making it dense
+    #   tangent(matrices, inputs, tangents) -> Tensor, and pullback(gradients, inputs) -> Tensor
+    #       the layer's own forward and backward products, as core.layers.Linear has them: with
+    #       both, a sequential network takes the explicit plan, which shares one forward pass
 
 
 class Moments(Protocol):
@@ -414,7 +417,13 @@ class Average(Protocol):
 
 @runtime_checkable
 class Collective(Protocol):
-    """Several processes as one (section 12.6); ``solo`` does nothing."""
+    """Several processes as one (section 12.6); ``solo`` does nothing.
+
+    The whole batch is the processes' shares in turn: of P processes, rank r has cases r, r + P, ….
+    Means are taken of loss, gradient, moments, restriction, products with F, and of the floating
+    tensors of an observing block's memo. θ and the module's buffers are rank 0's at attach, the
+    buffers after every step as well.
+    """
 
     def mean_(self, tensors: Sequence[Tensor]) -> None:
         """Replaces each tensor by its mean over processes, in place."""
