@@ -11,6 +11,7 @@ moment. With one group this is KFC.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +38,7 @@ _PAD = {"zeros": "constant"}  # F.pad has its own name for it
 
 
 @dataclass(frozen=True, eq=False)
-class _Layer:
+class _Layer(ABC):
     """What both kinds share."""
 
     module: Any
@@ -102,19 +103,21 @@ class _Layer:
             result += pushed.view(result.shape)
         return result
 
-    # What differs.
-
+    @abstractmethod
     def _windows(self, inputs: Tensor) -> Tensor:
-        raise NotImplementedError
+        """What each output position sees: a view ``[N, C, *out, *kernel]``."""
 
+    @abstractmethod
     def _matrix(self, weight: Tensor) -> Tensor:
-        raise NotImplementedError
+        """The weight as ``[O, C/groups·K]``, columns in the order of ``_windows``."""
 
+    @abstractmethod
     def _weight(self, columns: Tensor) -> Tensor:
-        raise NotImplementedError
+        """The inverse of ``_matrix``."""
 
+    @abstractmethod
     def _call(self, inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        raise NotImplementedError
+        """The module with other tensors."""
 
 
 @dataclass(frozen=True, eq=False)

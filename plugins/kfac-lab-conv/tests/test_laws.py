@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from kfac_lab_conv import KroneckerReduce
 from torch import nn
 
 import kfac_lab as kl
-from kfac_lab_conv import KroneckerReduce
 
 LAYERS = [
     (nn.Conv1d(4, 4, 3, stride=2, padding=1), (5,)),
