@@ -111,11 +111,13 @@ def play(run: kl.Run, what: Sequence, seen: Seen | None = None, *, done: bool = 
     seen = seen or Seen()
     for k in range(first, what.steps + 1):
         for parts in what.swaps.get(k, ()) if k > first or not done else ():
-            before = kept(run)
+            before, strength = kept(run), run.stepper.state_.strength
             texts = {slot: run.recipe.text_of(slot) for slot in parts}
             run.swap(**parts)
             if watched:
                 same(kept(run, before), before)
+                if "damping" not in parts:
+                    same(run.stepper.state_.strength, strength)
                 written = {slot: run.recipe.text_of(slot) for slot in parts}
                 seen.marks.append((k, written, texts))
         if watched:
@@ -358,6 +360,11 @@ def _forgets_moments(engine: Engine, *args: Any) -> None:
             value.mul_(0.5)
 
 
+def _forgets_lambda(engine: Engine, *args: Any) -> None:
+    SWAP(engine, *args)
+    engine.state_.strength = engine._strength(engine.parts["damping"].init(engine.problem)[0])
+
+
 def _restarts(engine: Engine, *args: Any) -> None:
     SWAP(engine, *args)
     engine.state_.step = 0
@@ -366,7 +373,7 @@ def _restarts(engine: Engine, *args: Any) -> None:
 SWAP = Engine.swap
 
 
-@pytest.mark.parametrize("wrong", [_forgets_previous, _forgets_moments, _restarts])
+@pytest.mark.parametrize("wrong", [_forgets_previous, _forgets_moments, _forgets_lambda, _restarts])
 def test_a_swap_that_loses_something_is_noticed(
     wrong: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
