@@ -125,10 +125,11 @@ class Controller:
         self.boundary: Callable[[], None] = _nothing
         self.pictures: Callable[[Path], list[Path]] = lambda folder: []
         self._commands: deque[Callable[[], str | None]] = deque()
-        self._working = 0  # commands taken and not yet done
+        self._working = False  # a command is being carried out
         self._going = False
         self._goal: _Goal | None = None
         self._kept: _Goal | None = None  # of a Pause
+        self._queued: object = None  # a Start that waits for the commands before it
         self._lock = threading.Lock()  # around transitions that both threads make
 
     # --- what there is to see -------------------------------------------------------------------
@@ -217,21 +218,19 @@ class Controller:
             raise RecipeError(f"steps={steps} must be at least 1")
         if seconds is not None and not seconds > 0:
             raise RecipeError(f"seconds={seconds} must be above 0")
-        kept = self._kept if self._kept and self._kept.asked == (steps, seconds) else None
-        if kept is not None and kept.step is not None and kept.step <= self.run.step:
-            kept = None
-        self._go(kept or self._goal_of(steps, seconds), "started")
+        self._go(steps, seconds)
 
     def step(self) -> None:
         """Makes one step."""
         if self._going:
             return self._say("It runs: Pause first, then Step.")
-        self._go(self._goal_of(1, None), "one step")
+        self._go(1, None)
 
     def pause(self) -> None:
         """Ends at the next step boundary; Start goes on from there."""
         with self._lock:
-            if self.busy and (self._going or self.state == "stopping"):
+            self._queued = None
+            if self._going or self.state == "stopping":
                 self._kept = self._goal
                 self._going, self.state = False, "pausing"
                 said = "Pausing at the next step boundary."
@@ -242,7 +241,7 @@ class Controller:
     def stop(self) -> None:
         """Ends at the next step boundary, with everything kept."""
         with self._lock:
-            self._kept = None
+            self._queued = self._kept = None
             if self._going or self.state == "pausing":
                 self._going, self.state = False, "stopping"
                 said = "Stopping at the next step boundary; everything is kept."
@@ -260,62 +259,68 @@ class Controller:
         """
         if not parts:
             raise RecipeError("Apply: choose another part or another value first")
-        run = self.run
         if "method" in parts:
             raise RecipeError("another method starts a run of its own: choose a recipe of it above")
-        run.recipe.replace(**parts)
+        if not self._commands:  # else what it is to be applied to is not known yet
+            self.run.recipe.replace(**parts)
         texts = ", ".join(f"{slot} = {value}" for slot, value in parts.items())
 
         def swap() -> str:
-            run.swap(**parts)
-            return f"After step {run.step}: {texts}."
+            self.run.swap(**parts)
+            return f"After step {self.run.step}: {texts}."
 
         self._hand_in(swap, f"At the next step boundary: {texts}.")
 
     def fork(self, label: str | None = None) -> None:
-        """Adds a run of its own from the current one's state, to compare."""
-        run, base = self.run, self.label
+        """Adds a run of its own from the current one's state, to compare.
+
+        Raises:
+            RecipeError: there is a run of that label already.
+        """
         if label is not None and label in self.runs:
             raise RecipeError(f"there is a run {label!r} already")
 
         def fork() -> str:
-            name = self._free(label or f"{base}, fork at {run.step}")
-            self.runs[name] = run.fork()
-            return f"Forked after step {run.step}: {name!r} is there to compare."
+            name = self._free(label or f"{self.label}, fork at {self.run.step}")
+            self.runs[name] = self.run.fork()
+            return f"Forked after step {self.run.step}: {name!r} is there to compare."
 
         self._hand_in(fork, "Forking at the next step boundary.")
 
     def rewind(self, step: int) -> None:
         """Takes the current run back to the state after ``step`` steps, and pauses there."""
-        run, step = self.run, whole_number("rewind", step)
+        step = whole_number("rewind", step)
 
         def rewind() -> str:
-            run.rewind(step)
+            self.run.rewind(step)
             self._halt()
-            return f"Back at step {run.step}."
+            return f"Back at step {self.run.step}."
 
         self._hand_in(rewind, f"Rewinding to step {step}: the steps since the snapshot are redone.")
 
     def export(self, path: str | Path) -> None:
         """Writes recipe, history, script and pictures into a folder."""
-        label, folder = self.label, Path(path)
+        folder = Path(path)
 
         def write() -> str:
-            written = [*export.export(self.runs[label], folder), *self.pictures(folder)]
+            written = [*export.export(self.run, folder), *self.pictures(folder)]
             return f"Exported to {folder}: {', '.join(p.name for p in written)}."
 
         self._hand_in(write, f"Exporting to {folder}.")
 
     def save(self, path: str | Path) -> None:
         """Saves the current run to a file, from which Load goes on bit for bit."""
-        run = self.run
-        self._hand_in(lambda: f"Saved {run.save(path)} at step {run.step}.", f"Saving {path}.")
+
+        def save() -> str:
+            return f"Saved {self.run.save(path)} at step {self.run.step}."
+
+        self._hand_in(save, f"Saving {path}.")
 
     def load(self, path: str | Path) -> None:
         """Loads a saved run; it becomes the current one, and the others stay to compare."""
-        run = self.run
 
         def load() -> str:
+            run = self.run
             problem = None if run.named else run.fork().problem
             try:
                 loaded = type(run).load(path)
@@ -337,9 +342,9 @@ class Controller:
 
         It takes the place of a current run that has made no step, and stands beside it else.
         """
-        run, old = self.run, self.label
 
         def make() -> str:
+            run, old = self.run, self.label
             other: Any = problem if problem not in (None, OWN) else run.named
             if other is None:  # made from objects: from the parameters as they are
                 other = run.fork().problem
@@ -358,10 +363,10 @@ class Controller:
 
     def select(self, label: str) -> None:
         """Makes another run the current one; the buttons act on it from now on."""
-        if label not in self.runs:
-            raise RecipeError(f"there is no run {label!r}; there are {', '.join(self.runs)}")
 
         def select() -> str:
+            if label not in self.runs:
+                raise RecipeError(f"there is no run {label!r}; there are {', '.join(self.runs)}")
             self._add(self.runs[label], label)
             return f"The buttons act on {label!r}, at step {self.run.step}."
 
@@ -417,6 +422,7 @@ class Controller:
     def _carry_out(self) -> None:
         """Every command that waits, one after the other."""
         while self._commands:
+            self._working = True
             command = self._commands.popleft()
             try:
                 said = command()
@@ -424,6 +430,8 @@ class Controller:
                 self._failed(error)
             else:
                 self._say(said or self.message)
+            finally:
+                self._working = False
 
     def _settle(self) -> None:
         """What was to end has ended."""
@@ -438,7 +446,7 @@ class Controller:
         """Keeps an error to be shown; the run is as it was before the step or the command."""
         who = culprit(error, self.lab)
         refused = isinstance(error, KfacLabError) and not stops
-        self.error = error
+        self.error, self._queued = error, None  # nothing starts on a failure
         self.trace = "" if refused else "".join(traceback.format_exception(error))
         if stops:
             with self._lock:
@@ -460,19 +468,35 @@ class Controller:
         self._commands.append(command)
         self._say(message)
 
-    def _go(self, goal: _Goal, said: str) -> None:
+    def _go(self, steps: int | None, seconds: float | None) -> None:
+        """Begins to make steps: at once, or after the commands that wait."""
         self.wake()
         self._forget_error()
-        with self._lock:
-            if self._going:
-                said = "It runs already."
-            else:
-                self._goal, self._going, self.state = goal, True, "running"
-                said = f"{self.label}: {said}."
-        self._say(said)
+        turn = self._queued = object()  # that a Pause or a Stop takes away
+
+        def begin() -> str | None:
+            with self._lock:
+                if self._queued is not turn:
+                    return None
+                self._queued = None
+                if self._going:
+                    return "It runs already."
+                self._goal = self._goal_of(steps, seconds)
+                self._going, self.state = True, "running"
+            return f"{self.label}: started at step {self.run.step}."
+
+        if self._commands or self._working:
+            self._commands.append(begin)
+            self._say("Starting, after what was asked for before.")
+        else:
+            self._say(begin() or self.message)
 
     def _goal_of(self, steps: int | None, seconds: float | None) -> _Goal:
-        run = self.run
+        """Where a Start ends; that of a Pause again where the same is asked for."""
+        run, kept = self.run, self._kept
+        if kept is not None and kept.asked == (steps, seconds):
+            if kept.step is None or kept.step > run.step:
+                return kept
         return _Goal(
             (steps, seconds),
             None if steps is None else run.step + steps,

@@ -125,6 +125,14 @@ class Panel:
         """As the button Rewind, to any step."""
         self.controller.rewind(step)
 
+    def select(self, label: str) -> None:
+        """As the drop-down Run: the buttons mean this one from now on."""
+        self.controller.select(label)
+
+    def compare(self) -> compare.Table:
+        """What the runs differ in, as a table that prints."""
+        return compare.differences(self.controller.runs)
+
     async def wait(self) -> Run:
         """Waits until nothing is under way; see :meth:`Live.wait`."""
         return await self.live.wait()
@@ -167,7 +175,8 @@ class Panel:
         return bundle
 
     def __repr__(self) -> str:
-        return f"Panel({self.controller.label!r}, {self.controller.status().line().strip()})"
+        control = self.controller
+        return f"Panel({control.label!r}, step {control.run.step}, {control.state})"
 
     # --- the widgets ----------------------------------------------------------------------------
 

@@ -148,8 +148,43 @@ def test_a_run_made_from_objects_goes_on_from_its_parameters() -> None:
 
 
 def test_select_needs_a_run() -> None:
-    with pytest.raises(kl.RecipeError, match="there is no run 'x'"):
-        control_of().select("x")
+    control = control_of()
+    pressing(control)("Select", label="x")
+    assert "there is no run 'x'" in control.message
+
+
+def test_what_is_asked_for_happens_in_that_order() -> None:
+    """Also where nothing of it has happened yet, as in one cell."""
+    control = control_of()
+    pressing(control)("Start", steps=2)
+    control.fork("kept")
+    control.apply(damping="tied")
+    control.start(steps=2)
+    control.select("kept")
+    control.apply(momentum="rescaled")
+    control.start(steps=3)
+    drive(control)
+    kept, run = control.runs["kept"], control.runs["run"]
+    assert control.run is kept and kept.step == 5
+    assert [dict(m.parts) for m in kept.history.marks] == [{"momentum": "rescaled"}]
+    assert [dict(m.parts) for m in run.history.marks] == [{"damping": "tied"}]
+    same_run(kept, run_of().advance(2).swap(momentum="rescaled").advance(3))
+
+
+def test_a_start_that_waits_can_be_stopped_and_does_not_follow_a_failure() -> None:
+    control = control_of()
+    control.fork()
+    control.start(steps=2)
+    control.stop()
+    drive(control)
+    assert control.run.step == 0 and len(control.runs) == 2
+    control.rewind(99)
+    control.start(steps=2)
+    drive(control)
+    assert control.run.step == 0 and "can go back" in control.message
+    control.start(steps=2)
+    drive(control)
+    assert control.run.step == 2
 
 
 # ---- what is refused -----------------------------------------------------------------------------
@@ -208,7 +243,7 @@ class Brittle:
 def brittle():
     kl.lab.register("damping", "brittle", Brittle)
     yield "brittle"
-    kl.lab.registry._entries["damping"].pop(("notebook", "brittle"))
+    kl.lab.registry.discard("notebook", "")
 
 
 def test_a_failing_part_is_named_and_the_run_goes_on(brittle) -> None:
@@ -226,8 +261,7 @@ def test_a_failing_part_is_named_and_the_run_goes_on(brittle) -> None:
     assert control.run.step == 5 and control.state == "finished" and control.error is None
 
 
-def test_two_threads_never_lose_a_command() -> None:
-    """Commands handed in while the worker ends are carried out by the next one."""
+def test_a_command_at_the_last_boundary_is_carried_out() -> None:
     control = control_of()
     for count in range(1, 20):
         control.boundary = lambda: control.fork()

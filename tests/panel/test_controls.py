@@ -50,7 +50,7 @@ class Many:
 def many():
     lab.register("damping", "many", Many, summary="many fields")
     yield "many"
-    lab.registry._entries["damping"].pop(("notebook", "many"))
+    lab.registry.discard("notebook", "")
 
 
 def slot_of(text: str, slot: str = "damping") -> Slot:
@@ -221,7 +221,7 @@ def test_a_new_component_appears_on_refresh_and_a_choice_stays() -> None:
         row.choice.value = "newcomer"
         assert next(iter(row.controls)) == "strength"
     finally:
-        lab.registry._entries["damping"].pop(("notebook", "newcomer"))
+        lab.registry.discard("notebook", "")
 
 
 def test_rules_of_a_block() -> None:

@@ -165,7 +165,7 @@ class Fragile:
 def fragile():
     kl.lab.register("batch", "fragile", Fragile)
     yield "fragile"
-    kl.lab.registry._entries["batch"].pop(("notebook", "fragile"))
+    kl.lab.registry.discard("notebook", "")
 
 
 def test_an_error_is_shown_raised_to_who_awaits_and_the_run_is_usable(fragile) -> None:

@@ -109,7 +109,7 @@ def test_a_component_of_a_cell_appears() -> None:
         panel.refresh()
         assert "of_a_cell" in panel.slots["damping"].choice.options
     finally:
-        kl.lab.registry._entries["damping"].pop(("notebook", "of_a_cell"))
+        kl.lab.registry.discard("notebook", "")
 
 
 def test_other_methods_show_their_slots_only() -> None:
@@ -149,7 +149,7 @@ def test_a_new_run_that_cannot_be_leaves_the_choice_as_it_was() -> None:
 
         asyncio.run(main())
     finally:
-        kl.lab.registry._entries["problem"].pop(("notebook", "absent"))
+        kl.lab.registry.discard("notebook", "")
 
 
 def test_a_swap_of_somebody_else_is_shown() -> None:
@@ -173,7 +173,7 @@ def test_a_notebook_shows_it() -> None:
     panel = kl.Panel(run_of())
     bundle = panel._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in bundle
-    assert bundle["text/plain"].startswith("Panel('run', ready") and repr(panel)
+    assert bundle["text/plain"] == "Panel('run', step 0, ready): live where a kernel runs"
 
 
 def test_markup_in_messages_is_text() -> None:
