@@ -1,4 +1,4 @@
-"""The paper's figures for notebooks: block matrices side by side, and curves; drawn without pyplot.
+"""The paper's figures for notebooks: block matrices, curves and images; drawn without pyplot.
 
 Each function returns a :class:`Picture`, which a notebook cell shows when it is the cell's value.
 """
@@ -8,16 +8,21 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from kfac_lab.panel.views import style
+from kfac_lab.panel.views.mosaic import mosaic
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Picture", "chain", "curves", "matrices"]
+__all__ = ["Picture", "chain", "curves", "images", "matrices", "panels"]
+
+#: label → (x values, y values)
+Lines: TypeAlias = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 
 
 class Picture:
@@ -93,7 +98,7 @@ def matrices(
 
 
 def curves(
-    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    lines: Lines,
     *,
     x: str,
     y: str,
@@ -103,6 +108,7 @@ def curves(
     log_x: bool = False,
     log_y: bool = True,
     levels: Mapping[str, float] | None = None,
+    marks: Mapping[str, float] | None = None,
 ) -> Picture:
     """Curves over a common axis, told apart by colour and by dashes; a label each.
 
@@ -116,48 +122,121 @@ def curves(
         log_x: a logarithmic axis.
         log_y: likewise.
         levels: label → height of a thin horizontal line.
+        marks: label → place of a thin vertical line.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=style.SIZE)
     style.head(figure, title, note)
     (axes,) = style.place(figure, right=2.6)
-    every_x: list[float] = []
-    every_y: list[float] = []
-    for order, (label, (xs, ys)) in enumerate(lines.items()):
-        look = style.style_of(order)
-        name = label if len(xs) else f"{label} (not run)"
-        seen = np.isfinite(np.asarray(ys, dtype=np.float64))
-        px, py = np.asarray(xs, dtype=np.float64)[seen], np.asarray(ys, dtype=np.float64)[seen]
-        axes.plot(px, py, color=look.colour, linestyle=look.line, linewidth=1.8, label=name)
-        every_x += list(px)
-        every_y += list(py)
-    for label, height in (levels or {}).items():
-        axes.axhline(height, color=style.GREY, linewidth=0.9, linestyle=(0, (1, 2)))
-        axes.annotate(
-            label,
-            (1.0, height),
-            xycoords=("axes fraction", "data"),
-            xytext=(4, 0),
-            textcoords="offset points",
-            fontsize=8.5,
-            color=style.GREY,
-            va="center",
-        )
-        every_y.append(height)
+    looks = _looks([lines])
     style.clean(axes, x, y)
-    style.scale(axes, every_y, log=log_y)
-    if log_x:
-        style.scale(axes, every_x, log=True, axis="x")
-    axes.legend(
-        loc="upper left",
-        bbox_to_anchor=(1.1 if levels else 1.02, 1.0),
-        frameon=False,
-        fontsize=9,
-        labelcolor=style.INK,
-        handlelength=2.8,
-        borderaxespad=0,
+    _plot(axes, lines, looks, levels or {}, marks or {}, log_x=log_x, log_y=log_y)
+    _legend(axes, [lines], looks, offset=1.1 if levels else 1.02)
+    return Picture(figure, alt)
+
+
+def panels(
+    each: Mapping[str, Lines],
+    *,
+    x: str,
+    title: str,
+    alt: str,
+    note: str = "",
+    log_x: bool = False,
+    log_y: bool | Sequence[bool] = True,
+    levels: Mapping[str, Mapping[str, float]] | None = None,
+    marks: Mapping[str, float] | None = None,
+) -> Picture:
+    """Curves in several axes side by side; a label looks the same in all of them.
+
+    Args:
+        each: title of the axes → their lines as for :func:`curves`; axes without any say "not run".
+        x: label of the axes, with its unit.
+        title: of the whole.
+        alt: the picture in words.
+        note: a line beneath the title.
+        log_x: logarithmic axes.
+        log_y: likewise; one for all, or one for each.
+        levels: title of the axes → their horizontal lines.
+        marks: label → place of a thin vertical line, in all axes.
+    """
+    from matplotlib.figure import Figure
+
+    count = len(each)
+    logs = [log_y] * count if isinstance(log_y, bool) else list(log_y)
+    figure = Figure(figsize=(3.0 * count + 2.8, style.SIZE[1]))
+    style.head(figure, title, note)
+    places = style.place(figure, [1.0] * count, gap=0.8, right=2.3, top=1.18)
+    looks = _looks(list(each.values()))
+    for axes, (name, lines), log in zip(places, each.items(), logs, strict=True):
+        axes.set_title(
+            style.plain(name), fontsize=10, color=style.INK, pad=16 if marks else 6, loc="left"
+        )
+        if not any(len(xs) for xs, _ in lines.values()):
+            style.say(axes, "not run")
+            continue
+        style.clean(axes, x)
+        _plot(axes, lines, looks, (levels or {}).get(name, {}), marks or {}, log_x=log_x, log_y=log)
+    last = list(each)[-1]
+    _legend(
+        places[-1], list(each.values()), looks, offset=1.1 if (levels or {}).get(last) else 1.02
     )
+    return Picture(figure, alt)
+
+
+def images(
+    titled: Mapping[str, Any],
+    *,
+    columns: int,
+    title: str,
+    alt: str,
+    note: str = "",
+    signed: bool = False,
+) -> Picture:
+    """Sheets of small images side by side, on one scale.
+
+    Args:
+        titled: title → images ``[n, height, width]`` (a Tensor or an array).
+        columns: images in a row of a sheet.
+        title: of the whole.
+        alt: the picture in words.
+        note: a line beneath the title.
+        signed: blue below 0, white at 0, vermilion above; else from black, 0, to white.
+    """
+    import torch
+    from matplotlib.figure import Figure
+
+    tensors = {name: torch.as_tensor(stack).detach().cpu() for name, stack in titled.items()}
+    sheets = {name: mosaic(stack, columns) for name, stack in tensors.items()}
+    most = max(float(stack.abs().max()) for stack in tensors.values()) or 1.0
+    count = len(sheets)
+    shape = max(sheet.shape[0] / sheet.shape[1] for sheet in sheets.values())
+    wide = min(3.6, 2.9 / shape)
+    figure = Figure(figsize=(max(wide * count + 0.22 * (count - 1) + 1.1, 6.4), 4.25))
+    style.head(figure, title, note)
+    right = figure.get_size_inches()[0] - 0.22 - wide * count - 0.22 * (count - 1)
+    places = style.place(
+        figure, [1.0] * count, gap=0.22, left=0.22, right=right, top=1.08, bottom=0.2
+    )
+    for axes, (name, sheet) in zip(places, sheets.items(), strict=True):
+        shown = axes.imshow(
+            sheet,
+            cmap=style.diverging() if signed else "gray",
+            vmin=-most if signed else 0.0,
+            vmax=most,
+            interpolation="nearest",
+            aspect="equal",
+            extent=(0, sheet.shape[1], sheet.shape[0], 0),
+        )
+        axes.set_anchor("N")
+        axes.set_axis_off()
+        axes.set_title(style.plain(name), fontsize=10, color=style.INK, pad=6)
+    last = places[-1].get_position()
+    bar = figure.add_axes(
+        (last.x1 + 0.12 / figure.get_size_inches()[0], last.y0, 0.012, last.height)
+    )
+    figure.colorbar(shown, cax=bar).ax.tick_params(labelsize=8, colors=style.GREY, length=0)
     return Picture(figure, alt)
 
 
@@ -206,6 +285,93 @@ def chain(labels: Sequence[str], *, title: str, alt: str) -> Picture:
             )
             axes.text(i + 0.5, height + 0.16, text, ha="center", fontsize=7.5, color=style.GREY)
     return Picture(figure, alt)
+
+
+def _looks(several: Sequence[Lines]) -> dict[str, style.Look]:
+    """A look for each label, in the order in which they first come."""
+    labels = dict.fromkeys(label for lines in several for label in lines)
+    return {label: style.style_of(order) for order, label in enumerate(labels)}
+
+
+def _plot(
+    axes: Axes,
+    lines: Lines,
+    looks: Mapping[str, style.Look],
+    levels: Mapping[str, float],
+    marks: Mapping[str, float],
+    *,
+    log_x: bool,
+    log_y: bool,
+) -> None:
+    """Lines, levels and marks in axes, and the axes' scales."""
+    every_x: list[float] = []
+    every_y: list[float] = []
+    for label, (xs, ys) in lines.items():
+        look = looks[label]
+        seen = np.isfinite(np.asarray(ys, dtype=np.float64))
+        px, py = np.asarray(xs, dtype=np.float64)[seen], np.asarray(ys, dtype=np.float64)[seen]
+        axes.plot(px, py, color=look.colour, linestyle=look.line, linewidth=1.8)
+        every_x += list(px)
+        every_y += list(py)
+    for label, height in levels.items():
+        axes.axhline(height, color=style.GREY, linewidth=0.9, linestyle=(0, (1, 2)))
+        axes.annotate(
+            label,
+            (1.0, height),
+            xycoords=("axes fraction", "data"),
+            xytext=(4, 0),
+            textcoords="offset points",
+            fontsize=8.5,
+            color=style.GREY,
+            va="center",
+        )
+        every_y.append(height)
+    for label, place in marks.items():
+        axes.axvline(place, color=style.GREY, linewidth=1.0, linestyle=(0, (4, 2.5)), zorder=1)
+        axes.annotate(
+            style.plain(label),
+            (place, 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 2),
+            textcoords="offset points",
+            fontsize=8.5,
+            color=style.GREY,
+            weight="bold",
+            ha="center",
+        )
+    style.scale(axes, every_y, log=log_y)
+    if log_x:
+        style.scale(axes, every_x, log=True, axis="x")
+
+
+def _legend(
+    axes: Axes, several: Sequence[Lines], looks: Mapping[str, style.Look], *, offset: float
+) -> None:
+    """All labels, right of the axes."""
+    from matplotlib.lines import Line2D
+
+    run = {label for lines in several for label, (xs, _) in lines.items() if len(xs)}
+    handles = [
+        Line2D(
+            [],
+            [],
+            color=look.colour,
+            linestyle=look.line,
+            linewidth=1.8,
+            label=style.plain(label if label in run else f"{label} (not run)"),
+        )
+        for label, look in looks.items()
+    ]
+    axes.legend(
+        handles=handles,
+        loc="upper left",
+        bbox_to_anchor=(offset, 1.0),
+        frameon=False,
+        fontsize=9,
+        labelcolor=style.INK,
+        handlelength=2.8,
+        borderaxespad=0,
+    )
 
 
 def _tiles(array: np.ndarray, side: int = 420) -> np.ndarray:

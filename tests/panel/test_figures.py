@@ -1,0 +1,149 @@
+"""Pictures for notebooks: what is drawn is what was given."""
+
+import struct
+
+import pytest
+import torch
+
+pytest.importorskip("matplotlib")
+
+import numpy as np
+
+from kfac_lab.panel import figures
+
+TWO = {"one": ([1, 2, 3], [1.0, 0.1, 0.01]), "other": ([1, 2, 3], [2.0, float("nan"), 0.5])}
+
+
+def lines_of(axes):
+    """Only what was given as lines: levels and marks have two points."""
+    return [line for line in axes.lines if len(line.get_xdata()) != 2]
+
+
+def legend_of(axes):
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def texts_of(axes):
+    return [text.get_text() for text in axes.texts]
+
+
+def size_of(png):
+    assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    return struct.unpack(">II", png[16:24])
+
+
+def test_a_picture_is_a_png_in_a_cell_and_words_elsewhere(tmp_path):
+    picture = figures.curves(TWO, x="x", y="y", title="t", alt="two curves")
+    wide, high = size_of(picture._repr_png_())
+    assert (wide, high) == (880, 390)
+    assert repr(picture) == "Picture: two curves"
+    assert picture.save(tmp_path / "a.svg").read_text().lstrip().startswith("<?xml")
+
+
+def test_curves_draw_the_values_and_leave_gaps():
+    picture = figures.curves(
+        {**TWO, "third": ([1, 2, 3], [3.0, 2.0, 1.0])}, x="x", y="y", title="t", alt="a"
+    )
+    (axes,) = picture.figure.axes
+    drawn = {len(line.get_xdata()): line for line in axes.lines}
+    assert list(axes.lines[0].get_ydata()) == [1.0, 0.1, 0.01]
+    assert list(drawn[2].get_xdata()) == [1, 3] and list(drawn[2].get_ydata()) == [2.0, 0.5]
+    assert axes.get_yscale() == "log" and axes.get_xscale() == "linear"
+    assert legend_of(axes) == ["one", "other", "third"]
+    assert len({line.get_color() for line in axes.lines}) == 3
+
+
+def test_a_curve_without_values_says_that_it_was_not_run():
+    picture = figures.curves(
+        {"one": ([1, 2], [1, 2]), "big": ([], [])}, x="", y="", title="", alt=""
+    )
+    assert legend_of(picture.figure.axes[0]) == ["one", "big (not run)"]
+
+
+def test_levels_and_marks_stand_where_they_were_put():
+    picture = figures.curves(
+        {"one": ([0, 5, 9], [1.0, 2.0, 3.0])},
+        x="",
+        y="",
+        title="",
+        alt="",
+        levels={"high": 30.0},
+        marks={"1": 4.5},
+    )
+    (axes,) = picture.figure.axes
+    level, mark = (line for line in axes.lines if len(line.get_xdata()) == 2)
+    assert list(level.get_ydata()) == [30.0, 30.0] and list(mark.get_xdata()) == [4.5, 4.5]
+    assert texts_of(axes) == ["high", "1"]
+    assert axes.get_ylim()[1] > 30
+
+
+def test_panels_share_the_looks_of_their_labels():
+    third = {"other": ([1, 2, 4], [3.0, 2.0, 1.0])}
+    picture = figures.panels(
+        {"left": {"one": TWO["one"], **third}, "right": third},
+        x="x",
+        title="t",
+        alt="a",
+        log_y=[True, False],
+        marks={"here": 2.5},
+    )
+    left, right = picture.figure.axes
+    assert [axes.get_title(loc="left") for axes in (left, right)] == ["left", "right"]
+    assert [axes.get_yscale() for axes in (left, right)] == ["log", "linear"]
+    assert lines_of(left)[1].get_color() == lines_of(right)[0].get_color()
+    assert lines_of(left)[0].get_color() != lines_of(right)[0].get_color()
+    assert legend_of(right) == ["one", "other"] and left.get_legend() is None
+    assert texts_of(left) == texts_of(right) == ["here"]
+
+
+def test_a_panel_without_a_run_is_empty_and_labelled():
+    picture = figures.panels(
+        {"small": {"one": TWO["one"]}, "large": {"one": ([], [])}}, x="", title="", alt=""
+    )
+    small, large = picture.figure.axes
+    assert not large.lines and texts_of(large) == ["not run"]
+    assert texts_of(small) == [] and legend_of(large) == ["one"]
+
+
+def test_matrices_are_on_one_scale_with_lines_between_blocks():
+    matrix = torch.diag(torch.tensor([1.0, -2.0, 3.0, 4.0]))
+    picture = figures.matrices(
+        {"m": matrix, "half": matrix / 2}, [1, 3], title="", alt="", most=4.0
+    )
+    first, second, _ = picture.figure.axes
+    assert np.array_equal(first.images[0].get_array(), matrix.abs())
+    assert first.images[0].get_clim() == second.images[0].get_clim() == (0, 4.0)
+    assert {line.get_xdata()[0] for line in first.lines} == {0, 0.25}
+
+
+def test_large_matrices_are_drawn_as_means_of_tiles():
+    matrix = torch.arange(840.0 * 840).reshape(840, 840)
+    picture = figures.matrices({"m": matrix}, [420, 420], title="", alt="", most=1.0)
+    drawn = picture.figure.axes[0].images[0].get_array()
+    means = matrix.reshape(420, 2, 420, 2).mean((1, 3))
+    assert np.allclose(drawn, means)
+
+
+def test_images_are_sheets_on_one_scale():
+    stack = torch.rand(4, 24, 24, generator=torch.Generator().manual_seed(0))
+    picture = figures.images({"a": stack, "b": stack / 2}, columns=2, title="", alt="")
+    a, b, _ = picture.figure.axes
+    assert a.get_title() == "a"
+    sheet = np.asarray(a.images[0].get_array().filled(np.nan))
+    assert sheet.shape == (49, 49)
+    assert np.allclose(sheet[25:, :24], stack[2])
+    assert a.images[0].get_clim() == b.images[0].get_clim() == (0.0, float(stack.max()))
+
+
+def test_signed_images_are_white_at_zero():
+    stack = torch.tensor([-1.0, 2.0]).reshape(2, 1, 1).expand(2, 24, 24)
+    picture = figures.images({"a": stack}, columns=2, title="", alt="", signed=True)
+    (shown,) = picture.figure.axes[0].images
+    assert shown.get_clim() == (-2.0, 2.0)
+    assert np.allclose(shown.cmap(shown.norm(0.0))[:3], 1.0, atol=0.02)
+
+
+def test_a_chain_names_every_node_and_edge():
+    picture = figures.chain(["a", "b", "c"], title="", alt="")
+    said = texts_of(picture.figure.axes[0])
+    assert said.count("b") == 2 and "Ψ(1, 2)" in said and "block (2, 3) of the inverse" in said
