@@ -68,8 +68,9 @@ class _Space:
         return self.evaluated.gradient
 
     @property
-    def cases(self) -> int:
-        return self.evaluated.inputs.shape[0] * self.evaluated.passes.processes
+    def predictions(self) -> int:
+        passes = self.evaluated.passes
+        return self.evaluated.inputs.shape[0] * passes.processes * passes.predictions
 
     def precondition(self, vector: Vec) -> Vec:
         out: Vec = self.preconditioner.apply(vector)

@@ -202,7 +202,8 @@ class Categorical:
     mean over its positions, and F_R carries the same factor 1/T.
     """
 
-    def _positions(self, outputs: Tensor) -> int:
+    def predictions(self, outputs: Tensor) -> int:
+        """How many classes are predicted for each case: one for each position."""
         return outputs[0].numel() // outputs.shape[-1]
 
     def _probabilities(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -228,23 +229,23 @@ class Categorical:
 
     def gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
         difference = torch.softmax(outputs, -1) - self._probabilities(outputs, targets)
-        return difference / self._positions(outputs)
+        return difference / self.predictions(outputs)
 
     def sampled_gradient(self, outputs: Tensor, uniforms: Tensor) -> Tensor:
         # Gumbel-max: torch.multinomial would check its input on the host.
         p = torch.softmax(outputs, -1)
         winner = (outputs - torch.log(-torch.log(uniforms))).argmax(-1, keepdim=True)
         sample = torch.zeros_like(p).scatter_(-1, winner, 1.0)
-        return (p - sample) / math.sqrt(self._positions(outputs))
+        return (p - sample) / math.sqrt(self.predictions(outputs))
 
     def factor_transposed(self, outputs: Tensor, tangents: Tensor) -> Tensor:
         p = torch.softmax(outputs, -1)
-        root = torch.sqrt(p) / math.sqrt(self._positions(outputs))
+        root = torch.sqrt(p) / math.sqrt(self.predictions(outputs))
         return root * (tangents - (p * tangents).sum(-1, keepdim=True))
 
     def fisher(self, outputs: Tensor, tangents: Tensor) -> Tensor:
         p = torch.softmax(outputs, -1)
-        return p * (tangents - (p * tangents).sum(-1, keepdim=True)) / self._positions(outputs)
+        return p * (tangents - (p * tangents).sum(-1, keepdim=True)) / self.predictions(outputs)
 
     def factor_columns(self, outputs: Tensor) -> int:
         return outputs[0].numel()
@@ -252,7 +253,7 @@ class Categorical:
     def factor_column(self, outputs: Tensor, column: int) -> Tensor:
         # Column j of diag(√p) − p√pᵀ is √p_j (e_j − p), within the position that holds j.
         classes = outputs.shape[-1]
-        positions = self._positions(outputs)
+        positions = self.predictions(outputs)
         p = torch.softmax(outputs, -1).reshape(outputs.shape[0], positions, classes)
         position, label = divmod(column, classes)
         result = torch.zeros_like(p)

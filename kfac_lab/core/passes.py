@@ -104,6 +104,7 @@ class Passes:
         self.tangent_path = "explicit" if self.plan is not None else "unknown"
         self._buffers = bool(dict(network.model.named_buffers()))
         self.rank, self.processes = 0, 1  # a collective sets them
+        self.predictions = 1  # of one case
 
     # --- the network as a function -------------------------------------------------------------
 
@@ -219,6 +220,8 @@ class Passes:
                 f"{kind} gives {what} for inputs of shape {tuple(inputs.shape)}, and has to give "
                 "one tensor with as many cases"
             )
+        count = getattr(self.likelihood, "predictions", None)
+        self.predictions = 1 if count is None else count(outputs)
         if isinstance(targets, Tensor):  # a Preconditioner may have none
             self.likelihood.loss(outputs, targets)
 

@@ -198,7 +198,7 @@ class Space(Protocol):
 
     gradient: Vec
     strength: Strength
-    cases: int  # how many cases the step's batch has
+    predictions: int  # of the step's batch: its cases, times the positions of a categorical one
 
     def precondition(self, vector: Vec) -> Vec:
         """P v with the candidate's preconditioner."""

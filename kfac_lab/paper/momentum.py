@@ -24,7 +24,8 @@ class Optimal:
     """δ = αΔ + μδ0, both coefficients from the quadratic model (section 6).
 
     Momentum helps where the gradient has little noise; on a batch of less than ``cases`` δ0 stays
-    out and the step is ``rescaled``'s.
+    out and the step is ``rescaled``'s. A case that predicts a class at each of T positions counts
+    as T.
     """
 
     cases: int = parameter(0, section="6", low=0, help="the least batch for which δ0 takes part")
@@ -34,7 +35,7 @@ class Optimal:
         self, space: Space, direction: Vec, previous: Vec | None, memo: Memo
     ) -> tuple[Vec, ...]:
         """(Δ,) at first, then (Δ, δ0)."""
-        return _with_previous(direction, previous if space.cases >= self.cases else None)
+        return _with_previous(direction, previous if space.predictions >= self.cases else None)
 
     def choose(self, restriction: Restriction, strength: Strength, step: int) -> Tensor:
         """The minimiser of M on the span."""

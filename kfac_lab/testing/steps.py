@@ -162,8 +162,8 @@ class Bowl:
         return Strength(*(x.double() for x in self.subject["strength"]))
 
     @property
-    def cases(self) -> int:
-        """How many cases the step's batch has."""
+    def predictions(self) -> int:
+        """How many predictions the step's batch has."""
         return int(self.subject["cases"])
 
     def precondition(self, vector: Vec) -> Vec:

@@ -8,6 +8,7 @@ import torch
 from oracles import dense
 from torch import nn
 
+import kfac_lab as kl
 from engine.helpers import (
     ADAPTIVE,
     LIKELIHOODS,
@@ -380,3 +381,20 @@ def test_hooks_of_the_user_are_kept_and_called():
         assert left["loss"] == pytest.approx(right["loss"], rel=1e-10)
         assert left["predicted"] == pytest.approx(right["predicted"], rel=1e-9)
     assert calls and len(engine.problem.model[0]._forward_hooks) == 1
+
+
+def test_momentum_counts_predictions_not_cases():
+    """A case with a class at each of 32 positions is 32 predictions for ``optimal(cases=…)``."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4))
+    parts = {"momentum": "optimal(cases=500)", "damping": "constant(lam=0.1)", "average": "none"}
+    used = {}
+    for positions in (1, 32):
+        shape = (20, positions, 3) if positions > 1 else (20, 3)
+        targets = torch.randint(4, shape[:-1])
+        problem = kl.Problem(
+            model=model, likelihood="categorical", inputs=torch.randn(*shape), targets=targets
+        )
+        run = kl.Run(problem, kl.Recipe.named("robust").replace(**parts)).advance(3)
+        used[positions] = bool(run.history["mu"][-1] == run.history["mu"][-1])
+    assert used == {1: False, 32: True}
