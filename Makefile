@@ -18,7 +18,7 @@ unexport SECONDS
 help:
 	@echo 'make demo   K-FAC against tuned Nesterov SGD, Adam and Muon on CURVES; pictures in demo/ (SECONDS=5 for a short one)'
 	@echo 'make test   style, types, import rules and the test suite'
-	@echo 'make lab    JupyterLab with everything installed'
+	@echo 'make lab    JupyterLab with everything installed, open on the tour'
 	@echo 'make soak   the long tests'
 	@echo 'make lint   style, types and import rules alone'
 	@echo 'make clean  remove $(VENV), demo/ and caches'
@@ -37,7 +37,7 @@ lint: $(VENV)/.test
 	$(BIN)/lint-imports --no-logo
 
 lab: $(VENV)/.lab
-	$(BIN)/jupyter lab
+	$(BIN)/kfac-lab lab
 
 soak: $(VENV)/.test
 	$(BIN)/python -m pytest -m soak

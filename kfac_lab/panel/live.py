@@ -54,7 +54,7 @@ class Live:
         self._shown = True  # what was painted last has arrived
         self._next = 0.0  # when to paint again
         self._awaited = 0
-        self._made = 0  # steps of the current run that ordinary output has told of
+        self._told: tuple[str, int] = ("", 0)  # which run at which step output has told of
         controller.wake, controller.boundary = self.wake, self._boundary
         controller.changed = self._tell
 
@@ -142,8 +142,9 @@ class Live:
     def _leave_behind(self, *, here: bool) -> None:
         """Ordinary output, once, for a run that has ended with steps that nothing told of."""
         control = self.controller
-        if control.state in ("finished", "stopped", "error") and control.run.step != self._made:
-            self._made = control.run.step
+        news = (control.label, control.run.step)
+        if control.state in ("finished", "stopped", "error") and news != self._told and news[1]:
+            self._told = news
             self._leave(here)
 
     def _arrived(self, painted: Any) -> None:

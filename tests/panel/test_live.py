@@ -358,13 +358,16 @@ def test_ordinary_output_is_left_once_where_a_run_ends(monkeypatch) -> None:
         await until(lambda: not panel.live.running)
         panel.fork()
         await until(lambda: not panel.live.running)
+        panel.select("run, fork at 4")
+        panel.step()
+        await until(lambda: not panel.live.running)
         panel.start(steps=10**6)
         await until(lambda: panel.run.step > 5)
         panel.pause()  # goes on later: nothing is left
         await until(lambda: not panel.live.running)
 
     asyncio.run(main())
-    assert left == [(b"\x89PNG", "2", True), (b"\x89PNG", "4", False)]
+    assert left == [(b"\x89PNG", "2", True), (b"\x89PNG", "4", False), (b"\x89PNG", "4", False)]
 
 
 def test_live_needs_no_widgets() -> None:
