@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -47,10 +46,14 @@ class Averages(NamedTuple):
         return self.columns == self.of
 
 
-@lru_cache(maxsize=2)
+_last: list[tuple[Any, Averages]] = []
+
+
 def averages(seen: Seen) -> Averages:
-    """The averages of the inverse that was seen; kept for the two last ones."""
-    return block_averages(seen.preconditioner, seen.layers)
+    """The averages of the inverse that was seen; kept while the run keeps that inverse."""
+    if not _last or _last[0][0] is not seen.preconditioner:
+        _last[:] = [(seen.preconditioner, block_averages(seen.preconditioner, seen.layers))]
+    return _last[0][1]
 
 
 def block_averages(preconditioner: Any, shapes: Sequence[Shape], limit: int = AT_MOST) -> Averages:

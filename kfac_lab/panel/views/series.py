@@ -132,7 +132,7 @@ def along(axes: Axes, histories: Mapping[str, History], against: str) -> None:
     first = [float(x[0]) for h in histories.values() if len(x := columns(h, against)[0])]
     low = min(first, default=0.0) if against == "step" else 0.0
     high = max(ends, default=1.0)
-    pad = 0.03 * (high - low) or 0.5
+    pad = 0.03 * (high - low) or 1.0
     axes.set_xlim(low - pad if against == "step" else 0.0, high + pad)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=against == "step", steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))

@@ -7,6 +7,7 @@ style is left alone, and a picture is drawn in whichever thread asks.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -202,6 +203,8 @@ def clean(axes: Axes, x: str = "", y: str = "", *, grid: bool = True) -> None:
     axes.tick_params(colors=GREY, labelsize=9, which="both", length=0, pad=4)
     axes.set_xlabel(plain(x), fontsize=9.5, color=INK, labelpad=5)
     axes.set_ylabel(plain(y), fontsize=9.5, color=INK, labelpad=5)
+    if len(y) == 1:
+        axes.yaxis.label.set(rotation=0, va="center", size=11)
 
 
 def say(axes: Axes, text: str) -> None:
@@ -214,13 +217,12 @@ def say(axes: Axes, text: str) -> None:
     axes.text(
         0.5,
         0.5,
-        plain(text),
+        plain(textwrap.fill(text, max(16, int(axes.bbox.width / 7)))),
         transform=axes.transAxes,
         ha="center",
         va="center",
         color=GREY,
         fontsize=10,
-        wrap=True,
     )
 
 
@@ -244,7 +246,7 @@ def scale(axes: Axes, values: Iterable[float], *, log: bool, axis: str = "y") ->
     low, high = float(found.min()), float(found.max())
     if log and low > 0:
         set_scale("log")
-        pad = max((high / low) ** 0.06, 1.12)
+        pad = max((high / low) ** 0.06, 1.04)
         low, high = low / pad, high * pad
         set_limits(low, high)
         along.set_ticks(log_ticks(low, high))
