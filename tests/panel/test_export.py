@@ -85,7 +85,7 @@ def test_a_part_from_a_notebook_is_noted() -> None:
         run = run_of(damping="my_own")
         assert "# first: kl.lab.register('damping', 'my_own', …)" in script(run)
     finally:
-        kl.lab.registry._entries["damping"].pop(("notebook", "my_own"))
+        kl.lab.registry.discard("notebook", "")
 
 
 def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
