@@ -84,8 +84,10 @@ def restore(engine: Any, state: dict[str, Any]) -> None:
     if engine.passes.fired is None and values["fired"] is not None:
         # No batch was seen yet: what a batch would tell is in the state.
         engine.passes.fired, engine.passes.chains = values["fired"], values["chains"]
-        engine.passes.tangent_path = values["tangent_path"]
         engine.ledger = engine._open_ledger()
+    if engine.passes.tangent_path != "explicit" and values["fired"] is not None:
+        # By which path products are taken is part of their last digits.
+        engine.passes.tangent_path = values["tangent_path"]
     ledger, moments = engine.ledger, values["moments"]
     if moments is not None and ledger is not None:
         if _kinds(moments) != _kinds(ledger.current):
