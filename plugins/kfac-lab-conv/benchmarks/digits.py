@@ -34,7 +34,7 @@ TASKS = {128: (0.1, 700), 512: (0.05, 600)}
 
 ADAM = [
     {"lr": lr, "decay": decay}
-    for lr, decay in itertools.product((0.005, 0.01, 0.02), (1.0, 0.997, 0.99))
+    for lr, decay in itertools.product((0.005, 0.01, 0.02, 0.04), (1.0, 0.997, 0.99))
 ]
 SMALL_BATCH = [
     {"lam": lam, "decay": decay}
