@@ -111,6 +111,10 @@ class Controller:
     """
 
     def __init__(self, run: Run, *, lab: Lab = process_lab) -> None:
+        if not isinstance(run, Run):
+            raise RecipeError(
+                f"a panel takes a Run, not a {type(run).__name__}: Panel(Run('curves'))"
+            )
         self.lab = lab
         self.label = recipe_name(run.recipe, lab) if run.step == 0 else "run"
         self.label = "run" if self.label == OWN else self.label

@@ -120,13 +120,13 @@ class Slot:
         self.choice = widgets.Dropdown(
             description=slot,
             tooltip=f"{slot}: which part plays it",
-            layout=widgets.Layout(width="220px"),
+            layout=widgets.Layout(width="236px"),
             style=_STYLE,
         )
         self._more = widgets.ToggleButton(
             description="more",
             tooltip=f"{slot}: show the rarer parameters",
-            layout=widgets.Layout(width="64px"),
+            layout=widgets.Layout(width="54px"),
         )
         self._main = widgets.VBox()
         self._rare = widgets.VBox(layout=widgets.Layout(display="none"))

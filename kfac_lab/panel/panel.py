@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import ipywidgets as widgets
 import torch
 
+from kfac_lab.errors import RecipeError
 from kfac_lab.hooks import lab as process_lab
 from kfac_lab.hooks.manager import BUILTIN_OWNER, Lab
 from kfac_lab.hooks.registry import SLOTS
@@ -209,15 +210,21 @@ class Panel:
             "Apply": lambda: self._apply(),
             "Fork": lambda: press("Fork"),
             "Rewind": lambda: press("Rewind", step=self.mark.value),
-            "Export": lambda: press("Export", path=self.file.value.strip()),
-            "Save": lambda: press("Save", path=self.file.value.strip() + ".pt"),
-            "Load": lambda: press("Load", path=self.file.value.strip() + ".pt"),
+            "Export": lambda: press("Export", read=lambda: self._file("")),
+            "Save": lambda: press("Save", read=lambda: self._file(".pt")),
+            "Load": lambda: press("Load", read=lambda: self._file(".pt")),
         }
         for name, button in self.buttons.items():
             button.on_click(lambda _, act=does[name]: act())
 
     def _how_long(self) -> dict[str, Any]:
         return {"steps": self.steps.value or None, "seconds": self.seconds.value or None}
+
+    def _file(self, ending: str) -> dict[str, Any]:
+        name = self.file.value.strip()
+        if not name:
+            raise RecipeError("give the file a name first")
+        return {"path": name.removesuffix(".pt") + ending}
 
     def _apply(self) -> None:
         changed = [s for s in self.slots.values() if s.touched and s.slot in self.run.recipe]
@@ -371,8 +378,13 @@ class Panel:
 # --- text for the page --------------------------------------------------------------------------
 
 
+_TRACE = "font-size:12px;max-height:18em;overflow:auto"
+
+
 def _line(text: str) -> str:
-    style = "margin:0;padding:6px 0;font-size:12.5px;line-height:1.4;overflow-x:auto"
+    style = (
+        "margin:0;padding:6px 0;font-size:12.5px;line-height:1.4;white-space:pre;overflow-x:auto"
+    )
     return f'<pre style="{style}">{html.escape(text)}</pre>'
 
 
@@ -390,7 +402,7 @@ def _message(control: Controller) -> str:
     if control.trace:
         second = (
             "<details><summary>traceback</summary>"
-            f'<pre style="font-size:12px">{html.escape(control.trace)}</pre></details>'
+            f'<pre style="{_TRACE}">{html.escape(control.trace)}</pre></details>'
         )
     elif control.warned and control.warned[-1] != control.message:
         second = f'<div style="opacity:0.75">Warned: {html.escape(control.warned[-1])}</div>'

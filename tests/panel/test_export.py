@@ -11,7 +11,7 @@ import kfac_lab as kl
 from kfac_lab.panel.export import export, first_recipe, script
 from panel.helpers import run_of
 
-pytestmark = pytest.mark.filterwarnings("ignore:a batch of 16:UserWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:a batch of:UserWarning")
 
 
 def swapped() -> kl.Run:

@@ -233,8 +233,11 @@ def test_closing_leaves_no_thread() -> None:
         await until(lambda: panel.run.step > 2)
         assert len(threads()) == 1
         panel.close()
+        shown = []
+        for widget in (panel.images[0], panel.status, panel.message):
+            widget.observe(shown.append, "value")
         await panel.live
-        assert threads() == []
+        assert threads() == [] and shown == []
         assert len(panel.run.history) == panel.run.step
 
     asyncio.run(main())

@@ -182,6 +182,25 @@ def test_markup_in_messages_is_text() -> None:
     assert "<b>" not in panel.message.value and "&lt;b&gt;" in panel.message.value
 
 
+def test_a_file_needs_a_name() -> None:
+    panel = kl.Panel(run_of())
+    panel.file.value = "  "
+    for name in ("Save", "Load", "Export"):
+        panel.buttons[name].click()
+        assert "give the file a name" in panel.message.value
+
+
+def test_what_is_no_run_is_refused() -> None:
+    with pytest.raises(kl.RecipeError, match="a panel takes a Run, not a str"):
+        kl.Panel("curves")
+
+
+def test_without_widgets_a_sentence(monkeypatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(kl.KfacLabError, match="the panel needs ipywidgets: pip install"):
+        _ = kl.Panel
+
+
 # ---- comparing -----------------------------------------------------------------------------------
 
 
