@@ -73,8 +73,8 @@ RECIPES: dict[str, tuple[str, str, str]] = {
         _text(
             estimator="sampled(fraction=1.0)",
             model="none",
-            damping="constant(lam=0.001)",
-            momentum="norm_clip(lr=0.1, kappa=0.001, mu=0.9, decay=0.999)",
+            damping="constant(lam=0.01)",
+            momentum="norm_clip(lr=0.1, kappa=0.001, mu=0.9, decay=0.997)",
             schedule="periodic(T1=5, T2=10, T3=10, burn_in=10)",
             batch="constant(size=128)",
         ),
