@@ -120,6 +120,8 @@ class Layer(Protocol):
     #       tensor than the output, which then is computed anew from that tensor
     #   rows_in may be a sparse COO tensor, of at most one entry for each place: sums of squares
     #       and means of it are taken without making it dense
+    #   groups: int = 1; so many blocks of a matrix whose positions come as [S, groups]: reduced
+    #       moments are taken for each group
     #   tangent(matrices, inputs, tangents) -> Tensor, and pullback(gradients, inputs) -> Tensor
     #       the layer's own forward and backward products, as core.layers.Linear has them: with
     #       both, a sequential network takes the explicit plan, which shares one forward pass
@@ -130,7 +132,9 @@ class Moments(Protocol):
 
     Keys are the names that ``Block.wants`` returned: ``"A"`` E[ā āᵀ] ``[d_in, d_in]``, ``"G"``
     E[g gᵀ] ``[d_out, d_out]``, ``"A.diagonal"`` ``[d_in]``, ``"G.diagonal"`` ``[d_out]``,
-    ``"A.mean"`` E[ā] ``[d_in]``. With shared positions A is summed over positions, G averaged.
+    ``"A.mean"`` E[ā] ``[d_in]``. With shared positions A is summed over positions, G averaged
+    (expand, section 12.3); ``"A.reduced"`` E[(Σ_s ā)(Σ_s ā)ᵀ] and ``"G.reduced"``, of means of g
+    over positions, are those of the reduce setting.
     """
 
     def __getitem__(self, name: str) -> Tensor: ...
