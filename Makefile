@@ -29,6 +29,7 @@ demo: $(VENV)/.lab
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 	$(BIN)/python -m pytest $(PYTEST_ARGS) plugins  # on their own: here entry points do load
+	$(BIN)/python -m pytest $(PYTEST_ARGS) --nbval notebooks $(wildcard plugins/*/*.ipynb)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -6,12 +6,15 @@ of `import kfac_lab`, and what no file of the tree may contain.
 
 import ast
 import importlib.util
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+import kfac_lab.errors
 
 ROOT = Path(__file__).resolve().parents[1]
 STDLIB = sys.stdlib_module_names
@@ -72,6 +75,26 @@ def test_paper_imports_only_core_and_hookimpl() -> None:
     hookimpl = {f"{home}.hookimpl" for home in homes}
     core = {"torch", "kfac_lab.core", "kfac_lab.errors", "kfac_lab.paper"}
     assert strangers("kfac_lab/paper", core | hookimpl) == []
+
+
+PLUGINS = sorted(p.parent for p in (ROOT / "plugins").glob("*/pyproject.toml"))
+# what is open to outsiders
+OPEN = ("hookimpl", "lab", "Strength", "StepRecord", "Due", "Vec", "errors", "core", "history")
+
+
+@pytest.mark.parametrize("plugin", PLUGINS, ids=lambda p: p.name)
+def test_plugins_import_only_what_outsiders_may(plugin: Path) -> None:
+    """Core and what ``kl.…`` offers; never the engine, the run or the hooks' insides."""
+    package = plugin / plugin.name.replace("-", "_")
+    assert python_files(str(package.relative_to(ROOT)))
+    allowed = {"torch", package.name, *(f"kfac_lab.{name}" for name in OPEN)}
+    allowed |= {f"kfac_lab.{name}" for name in kfac_lab.errors.__all__}
+    found = strangers(str(package.relative_to(ROOT)), allowed)
+    assert [x for x in found if not x.endswith("imports kfac_lab")] == []  # import kfac_lab as kl
+    for path in python_files(str(package.relative_to(ROOT))):
+        used = set(re.findall(r"\bkl\.(\w+)", path.read_text(encoding="utf-8")))
+        public = set(OPEN) | set(kfac_lab.errors.__all__)
+        assert used <= public, f"{path.name} uses kl.{', kl.'.join(sorted(used - public))}"
 
 
 def test_oracles_import_only_torch_and_numpy() -> None:
