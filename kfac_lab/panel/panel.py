@@ -73,7 +73,6 @@ class Panel:
         self.controller = control = Controller(run, lab=lab)
         control.pictures = self._pictures
         self._left = Cell()  # where ordinary output goes
-        self._views = views.all_views(lab)
         self._status = control.status()
         self._known: tuple[Any, ...] = ()  # runs, recipe and marks that the controls show
         self._buttons()
@@ -151,6 +150,8 @@ class Panel:
         self._options(self.recipe, control.recipes(), control.recipe())
         self._options(self.device, _devices(control.run), str(control.run.device))
         self._options(self.compared, list(control.runs), control.label)
+        if control.lab.names("view") != sorted(view.name for view in self._views):
+            self._read_views()
         marks = [(mark.label, mark.step) for mark in control.marks()]
         if list(self.mark.options) != marks:
             self.mark.options = marks
@@ -259,31 +260,40 @@ class Panel:
         self.slots = {slot: Slot(slot, self.controller.lab) for slot in PARTS}
 
     def _pages(self) -> None:
-        self.images = [
-            widgets.Image(
-                format="png",
-                layout=widgets.Layout(
-                    width=f"{WIDTH}px", height=f"{HEIGHT}px", object_fit="contain"
-                ),
-            )
-            for _ in self._views
-        ]
-        self.summaries = [widgets.HTML() for _ in self._views]
-        pages = [widgets.VBox([i, s]) for i, s in zip(self.images, self.summaries, strict=True)]
-        self.pages = widgets.VBox(pages)
-        self._open = 0  # which page is seen
-        self._turn_to(0)
+        self.images: list[Any] = []
+        self.summaries: list[Any] = []
+        self.pages = widgets.VBox()
         self.view = widgets.ToggleButtons(
-            options=[(view.name, n) for n, view in enumerate(self._views)],
-            tooltips=[view.title for view in self._views],
-            tooltip="which view is drawn",
-            style={"button_width": "auto"},
+            tooltip="which view is drawn", style={"button_width": "auto"}
         )
-        self.view.observe(lambda change: self._turn(change["new"]), "value")
+        self._views: list[views.View] = []
+        self._open = 0  # which page is seen
+        self._read_views()
+        self.view.observe(self._turn, "value")
 
-    def _turn(self, index: int) -> None:
-        self._turn_to(index)
-        self.controller.press("Look")
+    def _read_views(self) -> None:
+        """A page for each view; those that were there keep theirs."""
+        known = {view.name for view in self._views}
+        new = [v for v in views.all_views(self.controller.lab) if v.name not in known]
+        size = {"width": f"{WIDTH}px", "height": f"{HEIGHT}px", "object_fit": "contain"}
+        size["object_position"] = "left top"
+        for _ in new:
+            self.images.append(widgets.Image(format="png", layout=widgets.Layout(**size)))
+            self.summaries.append(widgets.HTML())
+            page = widgets.VBox([self.images[-1], self.summaries[-1]])
+            self.pages.children = (*self.pages.children, page)
+        self._views += new
+        self._settling = True
+        self.view.tooltips = [view.title for view in self._views]
+        self.view.options = [(view.name, n) for n, view in enumerate(self._views)]
+        self.view.value = self._open
+        self._settling = False
+        self._turn_to(self._open)
+
+    def _turn(self, change: Any) -> None:
+        if not self._settling:
+            self._turn_to(change["new"])
+            self.controller.press("Look")
 
     def _turn_to(self, index: int) -> None:
         self._open = index

@@ -112,6 +112,41 @@ def test_a_component_of_a_cell_appears() -> None:
         kl.lab.registry.discard("notebook", "")
 
 
+def test_a_view_of_a_cell_appears_and_one_that_fails_says_whose_it_is() -> None:
+    class Gain:
+        title = "Gain"
+
+        def draw(self, axes, history):
+            axes.plot(history["step"], history["rho"])
+
+    class Broken:
+        def draw(self, axes, history):
+            raise ValueError("no ink")
+
+    async def main():
+        panel = kl.Panel(run_of())
+        before = panel.view.options
+        kl.lab.register("view", "gain", Gain)
+        kl.lab.register("view", "broken", Broken)
+        panel.view.value = 2
+        panel.refresh()
+        assert panel.view.value == 2
+        assert [name for name, _ in panel.view.options[len(before) :]] == ["gain", "broken"]
+        panel.start(steps=3)
+        for number in (len(before), len(before) + 1):
+            panel.view.value = number
+            await panel.live
+            assert bytes(panel.images[number].value).startswith(b"\x89PNG")
+            assert "A view of notebook." in panel.summaries[number].value
+        assert "no ink" in panel.summaries[-1].value
+        assert panel.run.step == 3 and panel.controller.error is None
+
+    try:
+        asyncio.run(main())
+    finally:
+        kl.lab.registry.discard("notebook", "")
+
+
 def test_other_methods_show_their_slots_only() -> None:
     async def main():
         panel = kl.Panel(kl.Run("digits", "paper", device="cpu"))
