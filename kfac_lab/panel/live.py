@@ -80,7 +80,9 @@ class Live:
                 await asyncio.shield(self._task)
         except asyncio.CancelledError:
             self.controller.stop()
-            raise
+            raise asyncio.CancelledError(
+                "interrupted: the run stops at its next step boundary, and everything is kept"
+            ) from None
         finally:
             self._awaited -= 1
         if self._awaited == 0:

@@ -252,7 +252,7 @@ def test_cancelling_who_waits_stops_the_run() -> None:
         cell = asyncio.create_task(panel.wait())
         await until(lambda: panel.run.step > 2)
         cell.cancel()
-        with pytest.raises(asyncio.CancelledError):
+        with pytest.raises(asyncio.CancelledError, match="everything is kept"):
             await cell
         await panel.wait()
         assert panel.controller.state == "stopped" and len(panel.run.history) == panel.run.step
