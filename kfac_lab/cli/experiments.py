@@ -6,7 +6,7 @@ A plan is a list of runs in the order of making; ``reproduce`` makes them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kfac_lab.baselines import tuned
 from kfac_lab.core.parameters import did_you_mean
@@ -51,15 +51,18 @@ def _baseline(problem: str, method: str, seed: int, steps: int, evaluate: int) -
     return Planned(method, problem, tuned(method, problem), seed, steps, evaluate)
 
 
+_STEPS = {"nag": 40_000, "adam": 40_000, "muon": 12_000}  # steps of about equal seconds
+
+
 def _curves() -> list[Planned]:
     seeds = range(3)
     plan = [_kfac("curves", label, s, 1000) for label in _KFAC for s in seeds]
-    return plan + [_baseline("curves", "nag", s, 100_000, 1000) for s in seeds]
+    return plan + [_baseline("curves", m, s, n, 400) for m, n in _STEPS.items() for s in seeds]
 
 
 def _mnist() -> list[Planned]:
     plan = [_kfac("mnist", label, 0, 600) for label in _KFAC]
-    return [*plan, _baseline("mnist", "nag", 0, 100_000, 1000)]
+    return plan + [_baseline("mnist", m, 0, n, 400) for m, n in _STEPS.items()]
 
 
 def _faces() -> list[Planned]:
@@ -68,6 +71,19 @@ def _faces() -> list[Planned]:
         _baseline("faces", "nag", 0, 40_000, 400),
         _kfac("faces", "block-tridiagonal", 0, 150),
     ]
+
+
+def _batch_sizes() -> list[Planned]:
+    """Fixed m (figure 8), on CURVES; NAG with the rate that is tuned for its own small batch."""
+    plan = []
+    for m in (500, 1000, 2000, 4000):
+        for label in ("block-diagonal", "no momentum"):
+            one = _kfac("curves", label, 0, 200, batch=f"constant(size={m})")
+            plan.append(replace(one, label=f"{label}, m = {m}"))
+        nag = Recipe.from_text(tuned("nag", "curves")).replace(batch=f"constant(size={m})")
+        text = nag.text(complete=True)
+        plan.append(Planned(f"nag, m = {m}", "curves", text, 0, 200, 20))
+    return plan
 
 
 def _digits() -> list[Planned]:
@@ -81,6 +97,7 @@ EXPERIMENTS: dict[str, Callable[[], list[Planned]]] = {
     "curves": _curves,
     "mnist": _mnist,
     "faces": _faces,
+    "batch_sizes": _batch_sizes,
     "digits": _digits,
 }
 

@@ -33,8 +33,9 @@ from kfac_lab.history import COLUMNS
 from kfac_lab.hooks import Recipe
 from kfac_lab.problems import cache
 from kfac_lab.run import Run
+from kfac_lab.study.results import read
 
-__all__ = ["points", "read", "reproduce"]
+__all__ = ["fingerprint", "reproduce"]
 
 FIRST = 5  # the first steps have a line each: by these a reader checks the file
 SAVE_EVERY = 60.0  # seconds of computing between two snapshots
@@ -148,24 +149,6 @@ class Maker:
 
 
 # --- the file -------------------------------------------------------------------------------------
-
-
-def read(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a results file; none where there is no file."""
-    path = Path(path)
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines if line.strip()]
-
-
-def points(path: str | Path, label: str, seed: int = 0) -> dict[str, list[float]]:
-    """The columns of one run of a results file: step, seconds, loss, train, …; NaN where none."""
-    key = f"{label}, seed {seed}"
-    rows = [line for line in read(path) if line["type"] == "point" and line["run"] == key]
-    names = {name for row in rows for name, v in row.items() if isinstance(v, (int, float))}
-    nothing = float("nan")
-    return {n: [nothing if row.get(n) is None else row[n] for row in rows] for n in sorted(names)}
 
 
 def _made(path: Path, one: Planned) -> int:

@@ -27,6 +27,7 @@ from kfac_lab.study.fisher import (
     moments,
 )
 from kfac_lab.study.pictures import block_means
+from kfac_lab.study.results import points, read, runs
 from kfac_lab.study.subject import structure_run
 
 __all__ = [
@@ -43,5 +44,8 @@ __all__ = [
     "khatri_rao",
     "look",
     "moments",
+    "points",
+    "read",
+    "runs",
     "structure_run",
 ]

@@ -12,8 +12,9 @@ import kfac_lab as kl
 from kfac_lab.cli import experiments, main
 from kfac_lab.cli.experiments import Planned, planned
 from kfac_lab.cli.flops import run_flops, step_flops
-from kfac_lab.cli.reproduce import FIRST, Maker, fingerprint, points, read
+from kfac_lab.cli.reproduce import FIRST, Maker, fingerprint
 from kfac_lab.run import Run
+from kfac_lab.study import points, read
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # small batches
