@@ -10,7 +10,12 @@ from kfac_lab.run import Run
 __all__ = ["structure_run"]
 
 
-def structure_run(steps: int = 7, seed: int = 0, structure: str = "block_diagonal") -> Run:
+def structure_run(
+    steps: int = 7,
+    seed: int = 0,
+    structure: str = "block_diagonal",
+    problem: str | None = None,
+) -> Run:
     """The example network after ``steps`` iterations of K-FAC in batch mode.
 
     On ``mnist_small`` where ``KFAC_LAB_DATA`` is set, else on ``digits_small``, whose middle
@@ -20,8 +25,9 @@ def structure_run(steps: int = 7, seed: int = 0, structure: str = "block_diagona
         steps: iterations; 7 in the paper.
         seed: of initialisation and targets.
         structure: a component's text, such as ``"block_tridiagonal"``.
+        problem: one of the two by name; None chooses as said.
     """
-    name = "mnist_small" if os.environ.get("KFAC_LAB_DATA") else "digits_small"
+    name = problem or ("mnist_small" if os.environ.get("KFAC_LAB_DATA") else "digits_small")
     recipe = Recipe.named("paper").replace(
         structure=structure,
         estimator="sampled(fraction=1.0)",
