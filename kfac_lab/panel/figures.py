@@ -213,9 +213,10 @@ def images(
     count = len(sheets)
     shape = max(sheet.shape[0] / sheet.shape[1] for sheet in sheets.values())
     wide = min(3.6, 2.9 / shape)
-    figure = Figure(figsize=(max(wide * count + 0.22 * (count - 1) + 1.1, 6.4), 4.25))
+    across = max(wide * count + 0.22 * (count - 1) + 1.1, 6.4)
+    figure = Figure(figsize=(across, wide * shape + 1.28))
     style.head(figure, title, note)
-    right = figure.get_size_inches()[0] - 0.22 - wide * count - 0.22 * (count - 1)
+    right = across - 0.22 - wide * count - 0.22 * (count - 1)
     places = style.place(
         figure, [1.0] * count, gap=0.22, left=0.22, right=right, top=1.08, bottom=0.2
     )
