@@ -347,7 +347,9 @@ class Damping(Protocol):
         ...
 
     def candidates(self, strength: Strength, due: Due) -> tuple[Strength, ...]:
-        """Strengths to try in this step; [0] is the current one. Device-only."""
+        """Strengths to try in this step; [0] is the current one, the others differ in γ alone, and
+        only where ``due.gamma`` are there any. Device-only.
+        """
         ...
 
     def adapt(self, strength: Strength, memo: Memo, record: StepRecord) -> tuple[Strength, Memo]:
@@ -358,6 +360,8 @@ class Damping(Protocol):
     #   retry(strength, memo, record, tries) -> Strength | None
     #       refresh steps only, after choose: a Strength means invert, propose and choose again
     #       with it; may read through linalg.host; bounded by the engine
+    #   on_swap(strength) -> Strength
+    #       at a swap to this damping, with λ and γ that are kept: γ may follow λ, λ stays
     #   follows_rho: bool = False, whether the kit's λ direction rules apply
     #   needs_rho: bool = True; False where ``adapt`` goes by the step alone: then it is called
     #       with ρ = NaN, also where the model gives λ's adaptation no ground

@@ -60,6 +60,65 @@ def test_its_twin_with_the_sign_of_rho_flipped_fails_for_that():
     assert "on λ=20, η=1e-05, ρ=0.9" in str(raised.value)
 
 
+class Patient(TrustRegion):
+    """The same, with what is called at a refresh and at a swap."""
+
+    def retry(self, strength, memo, record, tries):
+        return None
+
+    def on_swap(self, strength):
+        return strength
+
+
+def writes_the_memo(self, strength, memo, record, tries):
+    memo["nu"] = 3.0
+
+
+def reads_at_will(self, strength, memo, record, tries):
+    return strength if float(record.predicted) < -1e3 else None
+
+
+def draws(self, strength, memo, record, tries):
+    torch.rand(1)
+
+
+def halves_in_place(self, strength):
+    strength.gamma.mul_(0.5)
+    return strength
+
+
+def reads_at_a_swap(self, strength):
+    return strength._replace(gamma=float(strength.lam) ** 0.5)
+
+
+def nan_at_infinity(self, strength, memo, record):
+    adapted, memo = TrustRegion.adapt(self, strength, memo, record)
+    off = torch.where(torch.isinf(record.rho), record.rho * 0, torch.zeros_like(adapted.lam))
+    return adapted._replace(lam=adapted.lam + off), memo
+
+
+def test_retry_and_on_swap_may_be_there():
+    assert kl.testing.check(Patient()).passed
+
+
+@pytest.mark.parametrize(
+    ("method", "change", "law"),
+    [
+        ("retry", writes_the_memo, "inputs_not_written"),
+        ("retry", reads_at_will, "no_host_read"),
+        ("retry", draws, "global_state_kept"),
+        ("on_swap", halves_in_place, "inputs_not_written"),
+        ("on_swap", reads_at_a_swap, "no_host_read"),
+        ("adapt", nan_at_infinity, "finite"),
+    ],
+)
+def test_the_same_with_a_mistake(method, change, law):
+    broken = type("Mistaken", (Patient,), {method: change})
+    with pytest.raises(kl.testing.LawError) as raised:
+        kl.testing.check(broken())
+    assert raised.value.report.broken == (law,)
+
+
 MORE = [
     "levenberg_marquardt(lam=0.0)",
     "levenberg_marquardt(gamma=0.5, denominator='without_lambda', safeguard=False)",

@@ -164,6 +164,12 @@ class _NegativeGamma(Sound):
         return (strength, less) if due.gamma else (strength,)
 
 
+class _OtherLambdas(Sound):
+    def candidates(self, strength: Strength, due: Due) -> tuple[Strength, ...]:
+        first, *others = super().candidates(strength, due)
+        return first, *(each._replace(lam=each.lam / 2) for each in others)
+
+
 class _Unbounded(Sound):
     def adapt(self, strength: Strength, memo: Memo, record: StepRecord) -> tuple[Strength, Memo]:
         adapted, new = super().adapt(strength, memo, record)
@@ -226,6 +232,7 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "current_first": _LargerFirst,
     "alone_unless_due": _AlwaysSearches,
     "candidates_valid": _NegativeGamma,
+    "candidates_differ_in_gamma": _OtherLambdas,
     "bounds_kept": _Unbounded,
     "lambda_falls_when_good": _GrowsWhenGood,
     "lambda_grows_when_bad": _ShrinksWhenBad,

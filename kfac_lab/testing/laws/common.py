@@ -67,6 +67,7 @@ class Trial:
         run: calls every method of the component on one subject and returns the results by name;
             what it hands over that must not be written into it passes through the Watch.
         awkward: inputs on which the result need only be finite: no moments yet, one case, ….
+        refresh: calls what may read through ``linalg.host`` where ``run`` may not; None: nothing.
         double: results that are float64 whatever the inputs are (the scalars of a step).
         loose: results whose dtype and device are free (made for tests and plots only).
         any_dtype: results whose dtype alone is free (what a memo holds).
@@ -83,6 +84,7 @@ class Trial:
     subjects: Callable[[Case], Sequence[Subject]]
     run: Run
     awkward: Callable[[Case], Sequence[Subject]] = lambda case: ()
+    refresh: Run | None = None
     double: tuple[str, ...] = ()
     loose: tuple[str, ...] = ()
     any_dtype: tuple[str, ...] = ()
@@ -97,35 +99,36 @@ class Trial:
 
 def common_laws(trial: Trial) -> None:
     """Makes the laws of this file for the trial's slot; call it first in the slot's file."""
-    slot = trial.slot
+    slot, whole = trial.slot, _whole(trial)
 
     @law(slot, "Its methods answer on ordinary inputs.")
     def runs(case: Case) -> None:
         for subject in trial.subjects(case):
             with hidden(f"its methods on {subject.where}"):
-                trial.run(case.component, subject.fresh(), Watch())
+                whole(case.component, subject.fresh(), Watch())
 
     @law(slot, "What comes back is finite, also for awkward inputs.")
     def finite(case: Case) -> None:
         for subject in (*trial.subjects(case), *trial.awkward(case)):
-            for name, value in trial.run(case.component, subject.fresh(), Watch()).items():
+            for name, value in whole(case.component, subject.fresh(), Watch()).items():
                 for path, tensor in tensors(value):
                     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                        raise Broken(subject.where, f"finite numbers in {name}{path}", "others")
+                        got = f"{float(tensor[~torch.isfinite(tensor)][0])}"
+                        raise Broken(subject.where, f"finite numbers in {name}{path}", got)
 
     @law(slot, "The same inputs give the same result, bit for bit.", needs=("runs",))
     def deterministic(case: Case) -> None:
         for subject in trial.subjects(case):
-            first = trial.run(case.component, subject.fresh(), Watch())
-            again = trial.run(case.component, subject.fresh(), Watch())
+            first = whole(case.component, subject.fresh(), Watch())
+            again = whole(case.component, subject.fresh(), Watch())
             same_to_the_bit(subject.where, "the same result twice", first, again)
 
     @law(slot, "What one instance does is not seen by another.", needs=("runs", "deterministic"))
     def instances_share_nothing(case: Case) -> None:
         for subject in trial.subjects(case):
-            first = trial.run(case.component, subject.fresh(), Watch())
-            other = trial.run(case.make(), subject.fresh(), Watch())
-            again = trial.run(case.component, subject.fresh(), Watch())
+            first = whole(case.component, subject.fresh(), Watch())
+            other = whole(case.make(), subject.fresh(), Watch())
+            again = whole(case.component, subject.fresh(), Watch())
             same_to_the_bit(subject.where, "the same result from another instance", first, other)
             same_to_the_bit(subject.where, "the result it gave before", first, again)
 
@@ -134,7 +137,7 @@ def common_laws(trial: Trial) -> None:
         for subject in trial.subjects(case):
             given, watch = subject.fresh(), Watch()
             watch(given.values, "")
-            trial.run(case.component, given, watch)
+            whole(case.component, given, watch)
             written = watch.written()
             if written is not None:
                 raise Broken(f"{subject.where}, {written[0]}", *written[1:])
@@ -143,7 +146,7 @@ def common_laws(trial: Trial) -> None:
     def global_state_kept(case: Case) -> None:
         for subject in trial.subjects(case):
             with kept() as changed:
-                trial.run(case.component, subject.fresh(), Watch())
+                whole(case.component, subject.fresh(), Watch())
                 what = changed()
             if what:
                 raise Broken(subject.where, f"{what} as before", "another")
@@ -155,7 +158,7 @@ def common_laws(trial: Trial) -> None:
             for subject in trial.subjects(case):
                 for dtype in (torch.float32, torch.float64):
                     given = subject.to(dtype=dtype)
-                    for name, value in trial.run(case.component, given, Watch()).items():
+                    for name, value in whole(case.component, given, Watch()).items():
                         wanted = torch.float64 if name in trial.double else dtype
                         _check_dtype(trial, given.where, name, value, wanted)
 
@@ -168,6 +171,9 @@ def common_laws(trial: Trial) -> None:
                 try:
                     with no_reads(trial.door):
                         trial.run(case.component, given, Watch())
+                    if trial.refresh is not None:
+                        with no_reads(True):
+                            trial.refresh(case.component, given, Watch())
                 except Read as error:
                     raise Broken(subject.where, "no read on the host", f"{error}") from None
 
@@ -181,7 +187,7 @@ def common_laws(trial: Trial) -> None:
                 given = subject.to(device="meta")
                 try:
                     with on_meta():
-                        results = trial.run(case.component, given, Watch())
+                        results = whole(case.component, given, Watch())
                 except (Mixed, RuntimeError) as error:
                     raise Broken(given.where, "one device", str(error)) from None
                 for name, value in results.items():
@@ -261,6 +267,18 @@ def near(where: str, expected: str, wanted: Tensor, got: Tensor, relative: float
         entry = ", ".join(str(int(i)) for i in torch.unravel_index(torch.tensor(n), gap.shape))
         a, b = float(wanted.flatten()[n]), float(got.flatten()[n])
         raise Broken(where, f"{expected}, {a:.6g} at [{entry}]", f"{b:.6g}")
+
+
+def _whole(trial: Trial) -> Run:
+    """All that a trial calls, as one."""
+    refresh = trial.refresh
+    if refresh is None:
+        return trial.run
+
+    def run(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
+        return {**trial.run(component, subject, watch), **refresh(component, subject, watch)}
+
+    return run
 
 
 def own_lab() -> Lab:

@@ -1,7 +1,8 @@
 """The laws of a damping: λ and γ (section 5).
 
 Beside the common ones: ``starts_valid``, ``stays_valid``, ``scalars_double``, ``eta_kept``,
-``current_first``, ``alone_unless_due``, ``candidates_valid``, ``bounds_kept``,
+``current_first``, ``alone_unless_due``, ``candidates_valid``, ``candidates_differ_in_gamma``,
+``bounds_kept``,
 ``lambda_falls_when_good``, ``lambda_grows_when_bad``, ``goes_by_the_step``, ``swap_keeps_lambda``,
 ``retry_valid``, ``retry_ends``.
 
@@ -28,8 +29,9 @@ from kfac_lab.testing.steps import engine_strength, number, record, strength, to
 from kfac_lab.testing.subjects import Subject
 from kfac_lab.testing.trees import Watch
 
-NAN, HUGE = float("nan"), 1e9
-RHOS = (-HUGE, -1.0, 0.0, 0.2, 0.5, 0.9, 1.0, HUGE, NAN)
+NAN, HUGE, INF = float("nan"), 1e9, float("inf")
+# ρ is infinite where no change was predicted and one was found.
+RHOS = (-HUGE, -1.0, 0.0, 0.2, 0.5, 0.9, 1.0, HUGE, NAN, INF, -INF)
 SEARCH = Due(stats=True, factors=True, inverse=True, gamma=True)
 
 
@@ -40,7 +42,10 @@ def _subjects(case: Case) -> list[Subject]:
             f"λ=γ²={lam:g}, η={eta:g}",
             {
                 "strength": strength(lam, eta=eta),
-                "records": [_drafted(case.component, rho, lam, k) for k, rho in enumerate(rhos, 1)],
+                "records": {
+                    f"step {k}, ρ={rho:g}": _drafted(case.component, rho, lam, k)
+                    for k, rho in enumerate(rhos, 1)
+                },
                 "l2": eta,
             },
         )
@@ -59,22 +64,39 @@ def _run(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
     given: Strength = subject["strength"]
     start, memo = component.init(toy_problem(subject["l2"], given.eta.device))
     current, memo = engine_strength(start, given.eta), memo or {}
-    results: dict[str, Any] = {"init": start, "candidates": [], "adapt": []}
+    results: dict[str, Any] = {"init": start, "candidates": [], "adapt": {}}
     for now in (given, current):
         for due in (Due(), SEARCH):
             found = component.candidates(watch(now, "strength"), due)
             results["candidates"] += list(found)
-    for draft in subject["records"]:
+    for where, draft in subject["records"].items():
         adapted, memo = component.adapt(
             watch(current, "strength"), watch(memo, "memo"), watch(draft, "record")
         )
         memo = memo or {}
         current = engine_strength(adapted, given.eta)
-        results["adapt"].append((adapted, memo))
+        results["adapt"][where] = (adapted, memo)
     return results
 
 
-common_laws(Trial(slot="damping", subjects=_subjects, run=_run, dtypes=False))
+def _refresh(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
+    """retry and on_swap, where it has them: at those a read through ``linalg.host`` is allowed."""
+    given: Strength = subject["strength"]
+    results: dict[str, Any] = {}
+    if hasattr(component, "retry"):
+        memo = component.init(toy_problem(subject["l2"], given.eta.device))[1] or {}
+        first = next(iter(subject["records"].values()))
+        draft = replace(first, rho=NAN, actual=NAN, due=SEARCH)
+        watch(memo, "memo")
+        results["retry"] = component.retry(
+            watch(given, "strength"), memo, watch(draft, "record"), 0
+        )
+    if hasattr(component, "on_swap"):
+        results["on_swap"] = component.on_swap(watch(given, "strength"))
+    return results
+
+
+common_laws(Trial(slot="damping", subjects=_subjects, run=_run, refresh=_refresh, dtypes=False))
 
 
 # --- valid numbers --------------------------------------------------------------------------------
@@ -114,7 +136,7 @@ def scalars_double(case: Case) -> None:
         results = _run(case.component, subject.fresh(), Watch())
         made = [("init", results["init"])]
         made += [("candidates", s) for s in results["candidates"]]
-        made += [("adapt", s) for s, _ in results["adapt"]]
+        made += [("adapt", s) for s, _ in results["adapt"].values()]
         for name, given in made:
             for symbol, value in (("λ", given.lam), ("γ", given.gamma)):
                 if isinstance(value, Tensor) and (value.dim() or value.dtype != torch.float64):
@@ -127,7 +149,7 @@ def eta_kept(case: Case) -> None:
     for subject in _subjects(case):
         results = _run(case.component, subject.fresh(), Watch())
         eta = float(subject["l2"])
-        made = [*results["candidates"], *(s for s, _ in results["adapt"])]
+        made = [*results["candidates"], *(s for s, _ in results["adapt"].values())]
         for given in (results["init"], *made):
             if given.eta is not None and float(given.eta) != eta:
                 raise Broken(subject.where, f"η={eta:g}", f"η={float(given.eta):g}")
@@ -160,6 +182,20 @@ def candidates_valid(case: Case) -> None:
     for where, now in _lives(case):
         for n, found in enumerate(case.component.candidates(now, SEARCH)):
             _valid(f"{where}, candidate {n}", found)
+
+
+@law(
+    "damping",
+    "Candidates differ in γ alone: M of another λ is another model, and no value of one compares "
+    "with a value of the other.",
+    needs=("candidates_valid",),
+)
+def candidates_differ_in_gamma(case: Case) -> None:
+    for where, now in _lives(case):
+        for n, found in enumerate(case.component.candidates(now, SEARCH)):
+            if abs(float(found.lam) - float(now.lam)) > 1e-12 * float(now.lam):
+                told, got = f"λ={float(now.lam):.6g}", f"λ={float(found.lam):.6g}"
+                raise Broken(f"{where}, candidate {n}", told, got)
 
 
 @law(
