@@ -47,8 +47,8 @@ class Inverse:
 
 
 @dataclass(frozen=True)
-class Sound:
-    """Ā ⊗ G, each damped by γ."""
+class _Plain:
+    """Ā ⊗ G, each damped by γ; no product."""
 
     def wants(self) -> Sequence[str]:
         """Both factors."""
@@ -65,6 +65,11 @@ class Sound:
     def changed(self, inverse: Inverse, previous: Any) -> Any:
         """Where most of the broken ones differ."""
         return inverse
+
+
+@dataclass(frozen=True)
+class Sound(_Plain):
+    """The same, with its product."""
 
     def product(self, moments: Any, memo: Memo, matrix: Tensor) -> Tensor:
         """G V Ā."""
@@ -191,6 +196,50 @@ class _Squared(Sound):
         return inverted(factored, strength.gamma**2)
 
 
+class _ByLambda(_Plain):
+    """√(λ+η) on each factor, whatever γ is."""
+
+    def damped(self, factored: Any, memo: Memo, strength: Strength, previous: Any) -> Any:
+        return inverted(factored, torch.sqrt(strength.lam + strength.eta))
+
+
+@dataclass(frozen=True)
+class _Observer(_Plain):
+    """G's diagonal from what it is shown."""
+
+    def observe(self, memo: Memo, rows: Tensor, cotangents: Tensor, weight: float) -> Memo:
+        """ε·old + (1−ε)·new."""
+        new = self.shown(cotangents)
+        return {"g": new if "g" not in memo else self.mixed(memo["g"], new, weight)}
+
+    def shown(self, cotangents: Tensor) -> Tensor:
+        """Of one step: a mean over cases and positions, summed over cotangents."""
+        return cotangents.square().sum(0).mean((0, 1))
+
+    def mixed(self, old: Tensor, new: Tensor, weight: float) -> Tensor:
+        """ε·old + (1−ε)·new."""
+        return (1 - weight) * old + weight * new
+
+    def factorise(self, moments: Any, memo: Memo) -> tuple[Any, Memo]:
+        g = torch.diag(memo["g"]) if "g" in memo else moments["G"].clone()
+        return (moments["A"].clone(), g), memo
+
+
+class _WeighsTheOld(_Observer):
+    def mixed(self, old: Tensor, new: Tensor, weight: float) -> Tensor:
+        return weight * old + (1 - weight) * new
+
+
+class _SumsCases(_Observer):
+    def shown(self, cotangents: Tensor) -> Tensor:
+        return super().shown(cotangents) * cotangents.shape[1]
+
+
+class _AddsCotangents(_Observer):
+    def shown(self, cotangents: Tensor) -> Tensor:
+        return cotangents.sum(0).square().mean((0, 1))
+
+
 def _product(change: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], Any]:
     """A block with another product: of what a sound one gives, and the matrix."""
 
@@ -239,10 +288,14 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "equals_its_factors": _inverse(factors=_undamped),
     "falls_with_gamma": _Uneven,
     "damping_limit": _Squared,
+    "gamma_damps": _ByLambda,
     "product_linear": _product(lambda found, v: found + v * v),
     "product_symmetric": _product(lambda found, v: found + v.roll(1, 0) / 100),
     "product_positive": _product(lambda found, v: found - 100 * v),
     "inverts_its_product": _product(lambda found, v: 2 * found),
+    "observe_weighs": _WeighsTheOld,
+    "observe_means": _SumsCases,
+    "cotangents_even": _AddsCotangents,
     "keeps_no_moments": _Borrows,
     "previous_is_a_hint": _changing(_leans),
     "saved": _changing(_unsaved),

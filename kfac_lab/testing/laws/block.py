@@ -9,9 +9,12 @@ P is the damped inverse as a map of matrices. Besides the common ones:
 * ``equals_its_factors``: where factors gives (Ā, G), dense is (Ā ⊗ G)⁻¹.
 * ``falls_with_gamma``: a larger γ makes P no larger.
 * ``damping_limit``: γ²P tends to the identity as γ grows, or P ignores γ.
+* ``gamma_damps``: if λ or η makes a difference to P, γ does too.
 * ``product_linear``, ``product_symmetric``, ``product_positive``: product is a symmetric positive
   semidefinite matrix (exempt: no product).
 * ``inverts_its_product``: with little damping P undoes product.
+* ``observe_weighs``, ``observe_means``, ``cotangents_even``: what observe keeps goes with the
+  weight, is a mean over the cases, and does not know a cotangent's sign (exempt: no observe).
 * ``keeps_no_moments``: factorise and damped keep no reference into the moments.
 * ``previous_is_a_hint``: damped gives the same inverse from whatever was in use before.
 * ``saved``: memo, factorisation and inverse are saved without pickle and give the same P.
@@ -75,9 +78,9 @@ def made(
     )
 
 
-def strength(gamma: float) -> Strength:
-    """λ, γ and η as the engine gives them: 0-dim float64."""
-    return Strength(*(torch.tensor(v, dtype=torch.float64) for v in (gamma**2, gamma, 0.0)))
+def strength(gamma: float, lam: float = 0.03, eta: float = 0.01) -> Strength:
+    """λ, γ and η as the engine gives them: 0-dim float64. γ need not be √(λ+η) (section 5.6)."""
+    return Strength(*(torch.tensor(v, dtype=torch.float64) for v in (lam, gamma, eta)))
 
 
 def subjects(case: Case) -> Sequence[Subject]:
@@ -286,6 +289,18 @@ def damping_limit(case: Case) -> None:
             near(f"{subject.where}, γ={gamma:g}", "γ²PV = V", v, gamma**2 * large, 1e-3)
 
 
+@law(SLOT, "It is γ that damps P: where λ or η makes a difference, γ does too.", needs=DENSE)
+def gamma_damps(case: Case) -> None:
+    for subject in subjects(case):
+        v, here = subject["matrix"], strength(0.5)
+        at = inverse_of(case.component, subject, here).apply(v)
+        if not torch.equal(at, inverse_of(case.component, subject, strength(3.0)).apply(v)):
+            continue
+        other = inverse_of(case.component, subject, strength(0.5, lam=0.3, eta=0.1)).apply(v)
+        if not torch.equal(at, other):
+            raise Broken(subject.where, "another P for another γ", "one that goes by λ and η alone")
+
+
 def _product_of(case: Case, subject: Subject) -> Callable[[Tensor], Tensor]:
     _, memo = factored(case.component, subject)
     return lambda matrix: case.component.product(subject["moments"], memo, matrix)
@@ -325,13 +340,86 @@ def product_positive(case: Case) -> None:
     SLOT,
     "With little damping P undoes product.",
     applies=_product,
-    needs=(*DENSE, "product_linear", "product_symmetric", "product_positive", "damping_limit"),
+    needs=(
+        *DENSE,
+        "product_linear",
+        "product_symmetric",
+        "product_positive",
+        "damping_limit",
+        "gamma_damps",
+    ),
 )
 def inverts_its_product(case: Case) -> None:
     for subject in subjects(case):
         inverse = inverse_of(case.component, subject, strength(1e-5))
         again = inverse.apply(_product_of(case, subject)(subject["matrix"]))
-        near(f"{subject.where}, γ=1e-05", "V from P·product(V)", subject["matrix"], again, 1e-2)
+        near(f"{subject.where}, γ=1e-05", "V from P·product(V)", subject["matrix"], again, 1e-3)
+
+
+# --- what it is shown -----------------------------------------------------------------------------
+
+_observes = exempt_unless(observes, "it has no observe")
+
+
+def _after(case: Case, subject: Subject, *shown: tuple[Tensor, Tensor, float]) -> Tensor:
+    """P of the subject's moments after rows, cotangents and weights were shown."""
+    memo = first_memo(case.component)
+    for rows, cotangents, weight in shown:
+        memo = case.component.observe(memo, rows, cotangents, weight)
+    found, memo = case.component.factorise(subject["moments"], memo)
+    for rows, cotangents, weight in shown:  # some use only what comes after a factorisation
+        memo = case.component.observe(memo, rows, cotangents, weight)
+    return matrix_of(case.component.damped(found, memo, subject["strength"], None).apply, subject)
+
+
+@law(
+    SLOT,
+    "observe's weight is the share of the new: the larger, the nearer to the new alone.",
+    needs=DENSE,
+    applies=_observes,
+)
+def observe_weighs(case: Case) -> None:
+    for subject in subjects(case):
+        rows, cotangents = subject["rows"], subject["cotangents"]
+        old, new = (rows, cotangents, 1.0), (rows.flip(1) * 2, cotangents * 3)
+        alone = _after(case, subject, (*new, 1.0))
+        near_by, far = (
+            float((_after(case, subject, old, (*new, weight)) - alone).abs().max())
+            for weight in (0.9, 0.1)
+        )
+        if near_by > far + 1e-9 * scale_of(alone):
+            told = f"P with weight 0.9 nearer to P of the new alone than {far:.3g}"
+            raise Broken(subject.where, told, f"{near_by:.3g}")
+
+
+@law(
+    SLOT,
+    "What observe keeps is a mean over the cases: each case twice is the same.",
+    needs=DENSE,
+    applies=_observes,
+)
+def observe_means(case: Case) -> None:
+    for subject in subjects(case):
+        rows, cotangents = subject["rows"], subject["cotangents"]
+        once = _after(case, subject, (rows, cotangents, 1.0))
+        doubled = (rows.repeat(2, 1, 1), cotangents.repeat(1, 2, 1, 1), 1.0)
+        told = "P as with every case once"
+        near(f"{subject.where}, twice", told, once, _after(case, subject, doubled), 1e-6)
+
+
+@law(
+    SLOT,
+    "A cotangent's sign says nothing: it is a column of a factor of F_R.",
+    needs=DENSE,
+    applies=_observes,
+)
+def cotangents_even(case: Case) -> None:
+    subject = subjects(case)[-1]
+    rows, cotangents = subject["rows"], subject["cotangents"]
+    signs = torch.tensor([1.0, -1.0], dtype=cotangents.dtype).view(-1, 1, 1, 1)
+    plain = _after(case, subject, (rows, cotangents, 1.0))
+    other = _after(case, subject, (rows, cotangents * signs, 1.0))
+    near(f"{subject.where}, one of them negated", "P as before", plain, other, 1e-6)
 
 
 @law(SLOT, "factorise and damped keep no reference into the moments.", needs=CHEAP)
@@ -370,6 +458,13 @@ class Stranger:
         """None."""
 
 
+def _earlier(subject: Subject) -> Subject:
+    """The same layer before it has learnt: other rows and cotangents."""
+    rows, cotangents = 2 * subject["rows"], subject["cotangents"].flip(-1) / 3
+    values = {"rows": rows, "cotangents": cotangents, "moments": moments_of(rows, cotangents)}
+    return Subject(subject.where, {**subject.values, **values})
+
+
 @law(SLOT, "damped gives the same inverse, whatever was in use before.", needs=DENSE)
 def previous_is_a_hint(case: Case) -> None:
     everything = subjects(case)
@@ -379,6 +474,7 @@ def previous_is_a_hint(case: Case) -> None:
         cold = case.component.damped(found, memo, at, None).apply(subject["matrix"])
         others = {
             "the inverse of another γ": inverse_of(case.component, subject),
+            "the inverse of earlier moments": inverse_of(case.component, _earlier(subject), at),
             "the inverse of another layer": inverse_of(case.component, everything[n - 1]),
             "another block's inverse": Stranger(),
         }
