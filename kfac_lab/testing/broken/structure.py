@@ -190,18 +190,26 @@ class _Unlinked(BlockTridiagonal):
 
 
 class _Late(Sound):
-    """Factorises when it damps, from the moments as they are then."""
+    """Factorises again when it damps, from the moments as they are then."""
 
     def factorise(
         self, layers: Sequence[Any], blocks: Sequence[Any], moments: Any, memos: Sequence[Any]
     ) -> tuple[Any, Sequence[Any]]:
-        return (tuple(blocks), tuple(dict(moments[i]) for i in range(len(blocks)))), memos
+        _, after = super().factorise(layers, blocks, moments, memos)
+        kept = tuple(dict(moments[i]) for i in range(len(blocks)))
+        return (tuple(blocks), kept, tuple(memos)), after
 
     def damped(self, factored: Any, memos: Sequence[Any], strength: Strength, previous: Any) -> Any:
-        blocks, moments = factored
-        done = [b.factorise(m, memo) for b, m, memo in zip(blocks, moments, memos, strict=True)]
-        now = blocks, tuple(f for f, _ in done)
-        return super().damped(now, tuple(memo for _, memo in done), strength, previous)
+        blocks, moments, before = factored
+        done = [b.factorise(m, memo)[0] for b, m, memo in zip(blocks, moments, before, strict=True)]
+        return super().damped((blocks, tuple(done)), memos, strength, previous)
+
+
+class _MemosAsTheyWere(Sound):
+    def factorise(
+        self, layers: Sequence[Any], blocks: Sequence[Any], moments: Any, memos: Sequence[Any]
+    ) -> tuple[Any, Sequence[Any]]:
+        return super().factorise(layers, blocks, moments, memos)[0], tuple(memos)
 
 
 def _leans(self: Any, inverse: Inverse, previous: Any) -> Inverse:
@@ -236,6 +244,7 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "single_layers_alone": _applying(lambda found, v: found.scaled(1.1)),
     "diagonal_blocks_kept": _Scaled,
     "links_kept": _Unlinked,
+    "memos_handed_on": _MemosAsTheyWere,
     "keeps_no_moments": _Late,
     "previous_is_a_hint": _changing(_leans),
     "saved": _changing(_unsaved),

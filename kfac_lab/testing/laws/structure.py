@@ -9,6 +9,8 @@ Besides the common ones:
 * ``single_layers_alone``: where nothing may be linked, P is each block's own damped inverse.
 * ``diagonal_blocks_kept``: P⁻¹ has the blocks' own damped curvature on its diagonal.
 * ``links_kept``: at a link P⁻¹ has the cross moments' product (exempt: asks for no pairs).
+* ``memos_handed_on``: each block gets its own memo at factorise and at damped, and the memo that
+  its factorise makes is given back.
 * ``keeps_no_moments``: factorise and damped keep no reference into the moments.
 * ``previous_is_a_hint``: damped gives the same P from whatever was in use before.
 * ``saved``: the factorisation and P are saved without pickle and give the same.
@@ -22,13 +24,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kfac_lab.core.problem import Problem
+from kfac_lab.core.state import Strength
 from kfac_lab.core.vector import Vec
 from kfac_lab.paper.diagonal import Diagonal, Identity
 from kfac_lab.paper.kronecker import Kronecker
@@ -137,10 +140,10 @@ def factored(structure: Any, subject: Subject) -> tuple[Any, Sequence[Any]]:
     return found
 
 
-def inverse_of(structure: Any, subject: Subject) -> Any:
+def inverse_of(structure: Any, subject: Subject, at: Strength | None = None) -> Any:
     """The preconditioner made from nothing."""
     found, memos = factored(structure, subject)
-    return structure.damped(found, memos, subject["strength"], None)
+    return structure.damped(found, memos, at or subject["strength"], None)
 
 
 def run(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
@@ -334,6 +337,56 @@ def keeps_no_moments(case: Case) -> None:
 
 
 @dataclass(frozen=True)
+class Counting(Diagonal):
+    """Counts its factorisations in the memo, and notes which memos it is given."""
+
+    seen: list[tuple[str, Any]] = field(default_factory=list, compare=False)
+
+    def factorise(self, moments: Any, memo: Any) -> tuple[Any, Any]:
+        """One more."""
+        self.seen.append(("factorise", dict(memo)))
+        found, _ = super().factorise(moments, memo)
+        return found, {**memo, "count": memo.get("count", 0) + 1}
+
+    def damped(self, factored: Any, memo: Any, strength: Strength, previous: Any) -> Any:
+        """As ever."""
+        self.seen.append(("damped", dict(memo)))
+        return super().damped(factored, memo, strength, previous)
+
+
+@law(
+    SLOT,
+    "Each block gets its own memo, at factorise and at damped, and the memo that its factorise "
+    "makes is given back.",
+    needs=CHEAP,
+)
+def memos_handed_on(case: Case) -> None:
+    plain = made("a chain of four blocks with memos", WIDE, ((0, 1, 2, 3),), 60, seed=950)
+    blocks = tuple(Counting() for _ in WIDE)
+    memos = tuple({"name": f"layer {n}", "count": 10 * n} for n in range(len(WIDE)))
+    subject = Subject(plain.where, {**plain.values, "blocks": blocks, "memos": memos})
+    found, after = factored(case.component, subject)
+    case.component.damped(found, after, subject["strength"], None)
+    told = [dict(memo) for memo in after]
+    wanted = [{**memo, "count": 10 * n + 1} for n, memo in enumerate(memos)]
+    if told != wanted:
+        raise Broken(subject.where, f"the memos {wanted} after factorise", f"{told}")
+    for n, block in enumerate(blocks):
+        given = {"factorise": memos[n], "damped": wanted[n]}
+        for method, memo in block.seen:
+            if memo != given[method]:
+                where = f"{subject.where}, {method} of layer {n}"
+                raise Broken(where, f"the memo {given[method]}", f"{memo}")
+
+
+def _earlier(subject: Subject) -> Subject:
+    """The same layers before they have learnt: all second moments smaller."""
+    moments = tuple({name: t / 4 for name, t in each.items()} for each in subject["moments"])
+    crosses = {link: (a / 4, g / 4) for link, (a, g) in subject["crosses"].items()}
+    return Subject(subject.where, {**subject.values, "moments": moments, "crosses": crosses})
+
+
+@dataclass(frozen=True)
 class Stranger:
     """A preconditioner of nobody's kind, as a swap of structures leaves it in use."""
 
@@ -351,6 +404,7 @@ def previous_is_a_hint(case: Case) -> None:
         cold = flat(case.component.damped(found, memos, at, None).apply(v))
         others = {
             "P of another γ": inverse_of(case.component, subject),
+            "P of earlier moments": inverse_of(case.component, _earlier(subject), at),
             "P of another network": inverse_of(case.component, everything[n - 1]),
             "another structure's P": Stranger(),
         }
