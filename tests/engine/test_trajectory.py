@@ -9,13 +9,14 @@ import math
 from dataclasses import dataclass, field
 
 import pytest
-from oracles import trajectory
+from oracles import schedules, trajectory
 
 from engine.helpers import (
     ADAPTIVE,
     STRUCTURES,
     close,
     engine_of,
+    flat,
     in_order,
     matrix_of,
     moments_of,
@@ -225,3 +226,26 @@ def test_other_settings(name, structure):
     for path in paths:
         engine = case.engine(net, x, y, structure, path=path)
         compare(case, expected, engine, lambda e: e.step_on(in_order(e)))
+
+
+@pytest.mark.parametrize("start", [1, 4])
+@pytest.mark.parametrize("ramp", [True, False])
+def test_the_average_is_of_the_iterates(ramp, start):
+    """Section 10.5: theta-bar averages theta_2, theta_3, ..., what the steps led to."""
+    case, xi, steps = CASES["half"], 0.8, 12
+    net, x, y = case.make()
+    text = f"polyak(xi={xi}, start={start}, ramp={ramp})"
+    engine = case.engine(net, x, y, "block_diagonal", average=text)
+    seen = [theta_of(engine).clone()]
+    for _ in range(steps):
+        engine.step()
+        seen.append(theta_of(engine).clone())
+    if ramp:
+        expected = schedules.polyak_path(seen[1:], start=start, xi=xi)[-1]
+    else:  # theta-bar is theta before step `start`, and xi theta-bar + (1 - xi) theta from there on
+        late = seen[start:]
+        weights = [(1 - xi) * xi ** (len(late) - 1 - n) for n in range(len(late))]
+        expected = xi ** len(late) * seen[start - 1] + sum(
+            w * theta for w, theta in zip(weights, late, strict=True)
+        )
+    close(flat(engine.network.pack(list(engine.average()))), expected)
