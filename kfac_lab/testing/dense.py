@@ -22,26 +22,28 @@ def predictive(likelihood: Any, z: Tensor) -> distributions.Distribution | None:
         return distributions.Independent(distributions.Normal(z, scale), z.dim())
     if "Bernoulli" in kinds:
         return distributions.Independent(distributions.Bernoulli(logits=z), z.dim())
-    if "Categorical" in kinds and z.dim() == 1:
-        return distributions.Categorical(logits=z)
+    if "Categorical" in kinds:
+        return distributions.Independent(distributions.Categorical(logits=z), z.dim() - 1)
     return None
 
 
 def output_fisher(likelihood: Any, z: Tensor) -> Tensor:
-    """F_R ``[out, out]`` of one case: minus the mean Hessian of log r(y|z) in z (section 1.2).
+    """F_R ``[*out, *out]`` of one case: minus the mean Hessian of log r(y|z) in z (section 1.2).
 
     For the three exponential families the Hessian does not depend on y, so any y serves.
     """
     known = predictive(likelihood, z)
     if known is None:
         raise ValueError(f"{likelihood!r} is not known here")
-    y = known.sample() if not isinstance(known, distributions.Categorical) else torch.tensor(0)
-    y = torch.zeros_like(z) if y.is_floating_point() else y
+    # The loss of a case with positions is their mean; a target has no dimension for the classes.
+    classes = known.event_shape != z.shape
+    y = torch.zeros(z.shape[:-1], dtype=torch.int64) if classes else torch.zeros_like(z)
+    positions = y.numel() if classes else 1
 
     def loss(at: Tensor) -> Tensor:
         again = predictive(likelihood, at)
         assert again is not None
-        return -again.log_prob(y)
+        return -again.log_prob(y) / positions
 
     found: Any = torch.autograd.functional.hessian(loss, z.detach().double())
     return found

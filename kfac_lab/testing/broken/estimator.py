@@ -100,6 +100,11 @@ class _NeverForgets(Sound):
         return 1.0 if k >= 10_000 else super().decay(k)
 
 
+class _KeepsTheZeros(Sound):
+    def decay(self, k: int) -> float:
+        return 0.9
+
+
 class _OwnGenerator(Sound):
     def cotangents(
         self, likelihood: Any, outputs: Tensor, targets: Tensor, draw: Callable[[str], Tensor]
@@ -124,6 +129,7 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "resumes": _Forgets,
     "fraction_in_range": lambda: Sound(fraction=1.5),
     "decay_in_range": _NeverForgets,
+    "starts_afresh": _KeepsTheZeros,
     "one_shape": _changing(lambda self, g, outputs: g.flatten(1)),
     "second_moment": _changing(lambda self, g, outputs: 1.2 * g),
     "draws_through_draw": _OwnGenerator,

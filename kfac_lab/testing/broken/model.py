@@ -141,6 +141,10 @@ def _free(self: Restriction, strength: Strength, fixed: Mapping[int, Any] | None
     return Restriction.minimiser(self, strength)
 
 
+def _sums_cases(self: Any, found: Restriction, evaluation: Any) -> Any:
+    return replace(found, curvature=evaluation.rows * found.curvature)
+
+
 BROKEN: dict[str, Callable[[], Any]] = {
     "runs": _Raises,
     "finite": _changing(_by_norm),
@@ -163,6 +167,7 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "curvature_symmetric": _changing(_skewed),
     "curvature_positive": _changing(_negative),
     "basis_change": _changing(_diagonal),
+    "mean_over_cases": _changing(_sums_cases),
     "strength_added_once": _restricting(value=_without_eta),
     "model_optimal": _restricting(minimiser=_short),
     "fixed_respected": _restricting(minimiser=_free),

@@ -4,9 +4,10 @@ Besides the common ones:
 
 * ``fraction_in_range``: τ1 lies in (0, 1].
 * ``decay_in_range``: ε lies in [0, 1) for every k.
+* ``starts_afresh``: ε is 0 at step 1.
 * ``one_shape``: there is at least one cotangent, each of the outputs' shape.
-* ``second_moment``: Σ of the cotangents' outer products has the mean F_R (exempt: ``unbiased``
-  is False, as for the labels' own gradients).
+* ``second_moment``: Σ of the cotangents' outer products has the mean F_R of their case, also with
+  positions (exempt: ``unbiased`` is False, as for the labels' own gradients).
 * ``draws_through_draw``: what asks for no uniforms is no sample: it gives F_R itself.
 """
 
@@ -33,6 +34,7 @@ FEW: tuple[tuple[Likelihood, Tensor], ...] = (
     (Bernoulli(), normal(2, 2, seed=5)),
     (Gaussian("full"), normal(2, 2, seed=6)),
     (Categorical(), normal(2, 3, seed=7)),
+    (Categorical(), normal(2, 2, 2, seed=9)),
 )
 _biased = exempt_unless(
     lambda component: getattr(component, "unbiased", True),
@@ -92,6 +94,17 @@ def decay_in_range(case: Case) -> None:
             raise Broken(f"k={k}", "ε in [0, 1)", repr(epsilon))
 
 
+@law(
+    SLOT,
+    "decay(1) is 0: the moments open at zero, which is no estimate to keep a share of.",
+    needs=("runs", "decay_in_range"),
+)
+def starts_afresh(case: Case) -> None:
+    epsilon = case.component.decay(1)
+    if epsilon != 0:
+        raise Broken("k=1", "ε=0", f"ε={epsilon:g}")
+
+
 @law(SLOT, "It gives at least one cotangent, each of the outputs' shape.")
 def one_shape(case: Case) -> None:
     for subject in subjects(case):
@@ -112,23 +125,23 @@ def one_shape(case: Case) -> None:
     applies=_biased,
 )
 def second_moment(case: Case) -> None:
-    many = 4000
+    many = 4000  # of each case, the two in turn: what comes of one must not go to the other
     for likelihood, few in FEW:
-        z = few[:1]
-        outputs = z.expand(many, -1).contiguous()
-        targets = likelihood.mean(outputs)
-        where = f"{many} equal cases under {type(likelihood).__name__}"
-        subject = Subject(where, _given(likelihood, outputs, targets))
-        found = torch.stack(cotangents_of(case.component, subject), 1)  # [N, C, out]
-        each = found.mT @ found
-        mean = each.mean(0)
-        error = each.std(0) / math.sqrt(many)
-        wanted = dense.output_fisher(likelihood, z[0])
-        excess = (mean - wanted).abs() - 5 * error - 1e-9
-        if bool((excess > 0).any()):
-            i, j = divmod(int(excess.argmax()), len(wanted))
-            told = f"{wanted[i, j]:.4f} ± {5 * error[i, j]:.4f} at [{i}, {j}] of F_R"
-            raise Broken(where, told, f"{mean[i, j]:.4f}")
+        outputs = few.repeat(many, *[1] * (few.dim() - 1))
+        where = f"{many} times two cases {tuple(few[0].shape)} under {type(likelihood).__name__}"
+        subject = Subject(where, _given(likelihood, outputs, likelihood.mean(outputs)))
+        found = torch.stack(cotangents_of(case.component, subject), 1).flatten(2)  # [N, C, out]
+        for n, z in enumerate(few):
+            own = found[n :: len(few)]
+            each = own.mT @ own
+            mean = each.mean(0)
+            error = each.std(0) / math.sqrt(many)
+            wanted = dense.output_fisher(likelihood, z).reshape(mean.shape)
+            excess = (mean - wanted).abs() - 5 * error - 1e-9
+            if bool((excess > 0).any()):
+                i, j = divmod(int(excess.argmax()), len(wanted))
+                told = f"{wanted[i, j]:.4f} ± {5 * error[i, j]:.4f} at [{i}, {j}] of F_R"
+                raise Broken(f"{where}, case {n}", told, f"{mean[i, j]:.4f}")
 
 
 @law(
@@ -149,7 +162,9 @@ def draws_through_draw(case: Case) -> None:
         found = list(case.component.cotangents(likelihood, z, likelihood.mean(z), draw))
         if asked:
             continue
-        g = torch.stack(found, 1)
+        g = torch.stack(found, 1).flatten(2)
         for n in range(len(z)):
             where = f"case {n} under {type(likelihood).__name__}, no draw asked for"
-            near(where, "F_R", dense.output_fisher(likelihood, z[n]), g[n].t() @ g[n])
+            wanted = dense.output_fisher(likelihood, z[n])
+            got = g[n].t() @ g[n]
+            near(where, "F_R", wanted.reshape(got.shape), got)

@@ -8,6 +8,7 @@ Besides the common ones:
 * ``curvature_symmetric``, ``curvature_positive``: the curvature is a symmetric positive
   semidefinite matrix.
 * ``basis_change``: another basis of the same span, a permuted one too, is the same model.
+* ``mean_over_cases``: each case of S2 twice, in other chunks, is the same model.
 * ``strength_added_once``: value is slope·c + ½cᵀ(curvature + (λ+η)·gram)c, so curvature holds
   neither λ nor η, and the value at 0 is 0.
 * ``model_optimal``: no coefficients have a lower value than the minimiser's.
@@ -20,7 +21,7 @@ Besides the common ones:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -226,6 +227,22 @@ def basis_change(case: Case) -> None:
             near(f"{subject.where}, {what}", "TᵀCT", change.t() @ plain @ change, new)
 
 
+@law(
+    SLOT,
+    "curvature is a mean over the cases of S2: each case twice, in other chunks, is the same.",
+    needs=(*SHAPED, "curvature_symmetric", "curvature_positive"),
+)
+def mean_over_cases(case: Case) -> None:
+    for subject in subjects(case):
+        once = subject["evaluation"]
+        twice = replace(
+            once, outputs=once.outputs.repeat(2, 1), jacobian=once.jacobian.repeat(2, 1, 1)
+        )
+        wanted = restricted(case.component, subject).curvature
+        got = case.component.restrict(twice, subject["basis"]).curvature
+        near(f"{subject.where}, twice", "the curvature of once", wanted, got)
+
+
 @law(SLOT, "value is slope·c + ½cᵀ(curvature + (λ+η)·gram)c; λ and η enter there alone.",
      needs=SHAPED)  # fmt: skip
 def strength_added_once(case: Case) -> None:
@@ -288,7 +305,7 @@ def fixed_respected(case: Case) -> None:
 @law(
     SLOT,
     "curvature is vᵀFv of the exact Fisher on S2.",
-    needs=(*SHAPED, "curvature_symmetric", "curvature_positive", "basis_change"),
+    needs=(*SHAPED, "curvature_symmetric", "curvature_positive", "basis_change", "mean_over_cases"),
     applies=exempt_unless(
         lambda model: getattr(model, "exact", False), "it does not say exact = True"
     ),
