@@ -281,7 +281,9 @@ def test_an_interrupt_between_cells_is_a_stop() -> None:
 
 
 def test_a_handler_that_is_not_the_idle_kernels_is_left_alone() -> None:
-    before = signal.getsignal(signal.SIGINT)
+    started = signal.getsignal(signal.SIGINT)  # ignored where the tests run in the background
+    before = signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
 
     async def main():
         panel = kl.Panel(run_of())
@@ -290,8 +292,11 @@ def test_a_handler_that_is_not_the_idle_kernels_is_left_alone() -> None:
             assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
             await asyncio.sleep(0.01)
 
-    asyncio.run(main())
-    assert signal.getsignal(signal.SIGINT) is before
+    try:
+        asyncio.run(main())
+        assert signal.getsignal(signal.SIGINT) is before
+    finally:
+        signal.signal(signal.SIGINT, started)
 
 
 def test_a_process_ends_although_a_run_goes_on() -> None:

@@ -99,7 +99,9 @@ def test_a_dead_unit_is_damped() -> None:
 
 def test_it_serves_the_fallback_for_loose_tensors() -> None:
     """One pseudo case with input 1: the batch-summed gradient, squared."""
-    layer = Tensors(torch.nn.Module(), "", "scale", 6, torch.Size((2, 3)))
+    module = torch.nn.Module()
+    module.scale = torch.nn.Parameter(torch.zeros(2, 3).double())
+    layer = Tensors(module, "", "scale", 6, torch.Size((2, 3)))
     gradient = torch.randn(2, 3).double()
     rows, cots = layer.rows_in(gradient), layer.rows_out(gradient)[None]
     for block in (Diagonal(), Identity()):
