@@ -141,6 +141,28 @@ def test_the_denominator_in_a_run(structure):
         assert float(taken.rho) == pytest.approx(float(taken.actual) / with_lam, rel=1e-8)
 
 
+def test_rho_is_taken_on_the_batch_of_the_step():
+    """Section 5.5: h(theta + delta) and h(theta) on the same cases, a part of the set."""
+    net, x, y = problem("bernoulli", count=60)
+    parts = {"damping": "levenberg_marquardt(lam=1.0)", "momentum": "optimal"}
+    parts |= {"schedule": "every_step", "batch": "constant(size=20)"}
+    engine = engine_of(net, "bernoulli", x, y, l2=1e-3, **parts)
+    for k in range(1, 7):
+        drawn = engine.problem.draw(k, 20, engine.seed)
+        before = theta_of(engine).clone()
+        got = numbers(engine.step())
+        moved = [dense.at(net, theta) for theta in (before, theta_of(engine))]
+
+        def change(inputs, targets, moved=moved):
+            h = [dense.objective(at, "bernoulli", inputs, targets, 1e-3).item() for at in moved]
+            return h[1] - h[0]
+
+        expected = change(drawn.inputs, drawn.targets)
+        assert got["actual"] == pytest.approx(expected, rel=1e-8)
+        assert got["rho"] == pytest.approx(expected / got["predicted"], rel=1e-8)
+        assert abs(change(x, y) - expected) > 1e-4 * abs(expected)  # other cases, another number
+
+
 def test_lambda_stays_within_its_bounds():
     """section 11-style oracle: lam_min and lam_max where they are given; [0, inf) else."""
     rule = component("levenberg_marquardt(lam_min=1.9, lam_max=2.1)")

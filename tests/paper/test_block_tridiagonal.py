@@ -19,6 +19,7 @@ from kfac_lab.paper.kronecker import Kronecker
 GAMMA = 0.3
 STRENGTH = Strength(torch.tensor(0.7), torch.tensor(GAMMA, dtype=torch.float64), torch.tensor(0.0))
 NETS = [(3, 4), (3, 4, 2), (4, 2, 5), (3, 5, 2, 4), (4, 3, 1, 3, 2), (2, 3, 4, 3, 2, 3)]
+NETS += [(3, 3, 3, 3)]  # where a matrix in the place of another is no matter of shapes
 
 
 class Table:
