@@ -651,6 +651,8 @@ def kfac_claim_likelihood(loss: Any) -> Any:
         '''Counts y with rate exp(z); F_R = diag exp(z), so B = diag exp(z/2).'''
 
         def loss(self, outputs, targets):
+            if targets.shape != outputs.shape:
+                raise ValueError(f"one count for each of {outputs.shape}, not {targets.shape}")
             return (torch.exp(outputs) - targets * outputs).flatten(1).sum(1)
 
         def gradient(self, outputs, targets):

@@ -23,7 +23,8 @@ def predictive(likelihood: Any, z: Tensor) -> distributions.Distribution | None:
     if "Bernoulli" in kinds:
         return distributions.Independent(distributions.Bernoulli(logits=z), z.dim())
     if "Categorical" in kinds:
-        return distributions.Independent(distributions.Categorical(logits=z), z.dim() - 1)
+        each = distributions.Categorical(logits=z)
+        return distributions.Independent(each, z.dim() - 1) if z.dim() > 1 else each
     return None
 
 

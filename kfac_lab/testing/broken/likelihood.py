@@ -21,6 +21,8 @@ class Sound:
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Per case."""
+        if targets.shape != outputs.shape:
+            raise ValueError("one target for each output")
         return (outputs - targets).flatten(1).square().sum(1) / 2
 
     def gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -155,6 +157,10 @@ class _Negative(Sound):
         return found
 
 
+def _broadcasting(self: Any, outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs - targets).flatten(1).square().sum(1) / 2
+
+
 BROKEN: dict[str, Callable[[], Any]] = {
     "runs": _Raises,
     "finite": _with(mean=lambda self, z: z * (float("nan") if len(z) == 1 else 1)),
@@ -171,6 +177,9 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "cases_apart": _with(mean=lambda self, z: z - z.mean(0)),
     "gradient_of_loss": _with(gradient=lambda self, z, y: 1.01 * (z - y)),
     "loss_by_density": _Drifts,
+    "targets_not_broadcast": _with(loss=_broadcasting),
+    "mean_is_expected": _with(mean=lambda self, z: 2 * z),
+    "error_least_at_mean": _with(error=lambda self, z, y: -Sound.error(self, z, y)),
     "fisher_linear": _with(fisher=lambda self, z, u: u + u * u / 100),
     "fisher_symmetric": _with(fisher=lambda self, z, u: u + u.roll(1, -1) / 100),
     "fisher_positive": _Negative,

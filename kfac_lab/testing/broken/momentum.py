@@ -167,11 +167,35 @@ class _DividesBySlope(Sound):
         return best * (slope / slope)
 
 
+class _Climbs(Sound):
+    """A fixed rate, its sign mistaken."""
+
+    minimises: ClassVar[bool] = False
+    adapts: ClassVar[bool] = False
+
+    def choose(self, restriction: Restriction, strength: Strength, step: int) -> Tensor:
+        rate, kept = (
+            torch.full_like(restriction.slope, -0.1),
+            torch.full_like(restriction.slope, 0.9),
+        )
+        return torch.cat([rate[:1], kept[1:]])
+
+
 class _Overshoots(Sound):
     minimises: ClassVar[bool] = False
 
     def choose(self, restriction: Restriction, strength: Strength, step: int) -> Tensor:
         return 2.5 * restriction.minimiser(strength)
+
+
+class _Backwards(Sound):
+    """−μ for μ."""
+
+    minimises: ClassVar[bool] = False
+
+    def choose(self, restriction: Restriction, strength: Strength, step: int) -> Tensor:
+        best = restriction.minimiser(strength)
+        return torch.cat([best[:1], -best[1:]])
 
 
 class _Cautious(Sound):
@@ -196,7 +220,9 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "one_for_each": _OneForAllOfThem,
     "finite_when_singular": _Solves,
     "finite_at_a_minimum": _DividesBySlope,
+    "starts_downhill": _Climbs,
     "descends": _Overshoots,
+    "signs_right": _Backwards,
     "model_optimal": _Cautious,
     "trains": _NeedsRho,
     "resumes": _Unsaveable,

@@ -21,7 +21,7 @@ class Sound:
     """The inverse every ``period`` steps and where the factors drifted; counts its refreshes."""
 
     period: int = 20
-    check: int = 5
+    check: int | None = 5
 
     def init(self) -> Memo:
         """No refresh yet."""
@@ -153,6 +153,7 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "takes_any_drift": _WholeDrift,
     "takes_any_step": _Table,
     "check_is_a_period": _NoPeriod,
+    "drift_is_measured": lambda: Sound(check=None),
     "trains": _HundredthsOnly,
     "resumes": _Unsaveable,
 }

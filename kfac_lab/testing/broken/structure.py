@@ -244,8 +244,8 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "single_layers_alone": _applying(lambda found, v: found.scaled(1.1)),
     "diagonal_blocks_kept": _Scaled,
     "links_kept": _Unlinked,
-    "memos_handed_on": _MemosAsTheyWere,
     "keeps_no_moments": _Late,
+    "memos_handed_on": _MemosAsTheyWere,
     "previous_is_a_hint": _changing(_leans),
     "saved": _changing(_unsaved),
 }

@@ -7,6 +7,9 @@ Besides the common ones:
 * ``gradient_of_loss``: gradient is the derivative of loss in z.
 * ``loss_by_density``: loss is −log r(y|z) up to a constant, by torch.distributions (the built-in
   kinds).
+* ``targets_not_broadcast``: targets of another shape are an error.
+* ``mean_is_expected``: where gradient is affine in the target, it is 0 at the mean.
+* ``error_least_at_mean``: no target has a smaller error than the mean.
 * ``fisher_linear``, ``fisher_symmetric``, ``fisher_positive``: F_R is a symmetric positive
   semidefinite matrix.
 * ``columns_square_to_fisher``, ``factor_squares_to_fisher``: B Bᵀ = F_R, by both ways to B.
@@ -39,6 +42,7 @@ from kfac_lab.testing.laws.common import (
     engine_for,
     exempt_unless,
     near,
+    scale_of,
 )
 from kfac_lab.testing.subjects import Subject, normal, tiny_problem, uniform
 from kfac_lab.testing.trees import Watch
@@ -199,6 +203,72 @@ def loss_by_density(case: Case) -> None:
             losses.append(case.component.loss(z[None], target)[0])
         told = "the change of loss between two z as the density has it"
         near(f"y={target.tolist()[0]}", told, wanted[0] - wanted[1], losses[0] - losses[1])
+
+
+def _real_targets(case: Case) -> str | None:
+    real = subjects(case)[0]["targets"].is_floating_point()
+    return None if real else "its targets are class numbers"
+
+
+@law(
+    SLOT,
+    "Targets of another shape are an error: broadcast, they make a loss that is silently wrong.",
+    needs=(*CHEAP, "shapes"),
+    applies=_real_targets,
+)
+def targets_not_broadcast(case: Case) -> None:
+    whole = subjects(case)[0]
+    side = min(whole["targets"].shape[1], len(whole["targets"]))
+    z, y = whole["outputs"][:side], whole["targets"][:side, 0]
+    for where, given in ((f"{side} outputs per case, targets ({side},)", z), ("outputs", z[:, :1])):
+        try:
+            case.component.loss(given, y)
+        except Exception:  # what it says is its own
+            continue
+        told = f"{where}: outputs {tuple(given.shape)}, targets {tuple(y.shape)}"
+        raise Broken(told, "an error that says so", "a loss")
+
+
+@law(
+    SLOT,
+    "mean is E[y|z]: where gradient is affine in the target, it is 0 at the mean.",
+    needs=(*CHEAP, "shapes", "cases_apart", "gradient_of_loss", "loss_by_density"),
+    applies=_real_targets,
+)
+def mean_is_expected(case: Case) -> None:
+    for subject in subjects(case):
+        z, y = subject["outputs"], subject["targets"]
+        gradient, mean = case.component.gradient, case.component.mean(z)
+        at = [gradient(z, target) for target in (mean, y, (mean + y) / 2)]
+        if float((at[0] + at[1] - 2 * at[2]).abs().max()) > 1e-9 * scale_of(*at):
+            continue  # the mean of the gradient is not the gradient of the mean
+        size = scale_of(at[1])
+        worst = float(at[0].abs().max())
+        if worst > 1e-7 * size:
+            raise Broken(subject.where, "a gradient of 0 at y = mean", f"{worst:.3g}")
+
+
+@law(
+    SLOT,
+    "No target has a smaller error than the mean, and some have a larger one.",
+    needs=(*CHEAP, "shapes", "mean_is_expected"),
+    applies=_real_targets,
+)
+def error_least_at_mean(case: Case) -> None:
+    larger = False
+    for subject in subjects(case):
+        z, error = subject["outputs"], case.component.error
+        mean = case.component.mean(z)
+        for n in range(4):
+            other = mean.roll(n, -1) if n else subject["targets"]
+            least, found = error(z, mean), error(z, other)
+            if bool((found < least - 1e-9 * scale_of(found)).any()):
+                at = int((found - least).argmin())
+                told = f"an error of at least {float(least[at]):.4g}, that of y = mean"
+                raise Broken(f"{subject.where}, case {at}", told, f"{float(found[at]):.4g}")
+            larger = larger or bool((found > least).any())
+    if not larger:
+        raise Broken("several targets", "a larger error than at y = mean", "none")
 
 
 @law(SLOT, "fisher is linear in the tangent.", needs=(*CHEAP, "shapes"))

@@ -1,10 +1,12 @@
 """The laws of a momentum: the basis of a step and its coefficients (sections 5.4 and 6).
 
 Beside the common ones: ``direction_first``, ``basis_fits``, ``first_step``, ``one_for_each``,
-``finite_when_singular``, ``finite_at_a_minimum``, ``descends``, ``model_optimal``.
+``finite_when_singular``, ``finite_at_a_minimum``, ``starts_downhill``, ``descends``,
+``signs_right``, ``model_optimal``.
 
-``descends`` is asked of all that do not say ``adapts = False``; ``model_optimal`` only of those
-that say ``minimises = True``: one may hold a coefficient back on purpose.
+``descends`` and ``signs_right`` are asked of all that do not say ``adapts = False``;
+``model_optimal`` only of those that say ``minimises = True``: one may hold a coefficient back on
+purpose.
 """
 
 # ruff: noqa: D103 - a law says itself what it demands
@@ -57,7 +59,7 @@ def run(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
     memo = _memo(component)
     results: dict[str, Any] = {"basis": [], "coefficients": [], "memos": []}
     direction = watch(-space.precondition(space.gradient), "direction")
-    for step in (1, 2, 50):
+    for step in (1, 2, 50, 1_000_000):
         previous = watch(subject["previous"], "previous")
         basis = component.basis(space, direction, previous, watch(memo, "memo"))
         restriction = watch(space.restrict(basis), "restriction")
@@ -178,8 +180,21 @@ def _finite(case: Case, subject: Subject) -> None:
 
 @law(
     SLOT,
-    "The step that is chosen promises a reduction: M is at most 0, and no more than without Δ.",
+    "The first step, which has no δ0, does not go uphill: ⟨∇h, δ⟩ is at most 0.",
     needs=_OWN,
+)
+def starts_downhill(case: Case) -> None:
+    for subject in subjects(case):
+        restriction, chosen = _step(case.component, subject, first=True)[2:]
+        slope = float((restriction.slope * chosen).sum())
+        if not slope <= 1e-9 * float((restriction.slope * chosen).abs().sum()):
+            raise Broken(f"{subject.where}, no δ0", "⟨∇h, δ⟩ of at most 0", f"{slope:.6g}")
+
+
+@law(
+    SLOT,
+    "The step that is chosen promises a reduction: M is at most 0, and no more than without Δ.",
+    needs=(*_OWN, "starts_downhill"),
     applies=_adapts,
 )
 def descends(case: Case) -> None:
@@ -187,9 +202,9 @@ def descends(case: Case) -> None:
         for first in (True, False):
             space, basis, restriction, chosen = _step(case.component, subject, first)
             value = float(restriction.value(chosen, space.strength))
+            slack = 1e-9 * float((restriction.slope * chosen).abs().sum())
             without = torch.cat([torch.zeros_like(chosen[:1]), chosen[1:]])
             bound = min(0.0, float(restriction.value(without, space.strength)))
-            slack = 1e-9 * float((restriction.slope * chosen).abs().sum())
             if not value <= bound + slack:
                 where = f"{subject.where}, {len(basis)} vectors"
                 raise Broken(where, f"M of at most {bound:.6g}", f"{value:.6g}")
@@ -197,8 +212,39 @@ def descends(case: Case) -> None:
 
 @law(
     SLOT,
-    "Where it says minimises = True, no coefficients near the chosen ones have a lower M.",
+    "No coefficient has the wrong sign: with the other one the step, at its best length, promises "
+    "no larger reduction.",
     needs=(*_OWN, "descends"),
+    applies=_adapts,
+)
+def signs_right(case: Case) -> None:
+    for subject in subjects(case):
+        space, _, restriction, chosen = _step(case.component, subject)
+        chosen = chosen.double()
+
+        def promised(
+            c: Tensor, restriction: Restriction = restriction, space: Bowl = space
+        ) -> float:
+            scaled = replace(
+                restriction,
+                slope=(restriction.slope * c).sum()[None],
+                curvature=(c @ restriction.curvature @ c)[None, None],
+                gram=(c @ restriction.gram @ c)[None, None],
+            )
+            return float(scaled.value(scaled.minimiser(space.strength), space.strength))
+
+        least = promised(chosen)
+        for n in range(len(chosen)):
+            other = promised(torch.where(torch.arange(len(chosen)) == n, -chosen, chosen))
+            if other < least - 1e-9 * abs(least):
+                where = f"{subject.where}, the sign of coefficient {n} changed"
+                raise Broken(where, f"M of at least {least:.6g}", f"{other:.6g}")
+
+
+@law(
+    SLOT,
+    "Where it says minimises = True, no coefficients near the chosen ones have a lower M.",
+    needs=(*_OWN, "descends", "signs_right"),
     applies=_minimises,
 )
 def model_optimal(case: Case) -> None:

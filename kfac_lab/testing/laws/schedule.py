@@ -1,7 +1,8 @@
 """The laws of a schedule: when statistics, factors, inverse, γ and λ are due (section 7.2).
 
 Beside the common ones: ``flags_are_bools``, ``statistics_first``, ``gamma_implies_inverse``,
-``factors_imply_inverse``, ``takes_any_drift``, ``takes_any_step``, ``check_is_a_period``.
+``factors_imply_inverse``, ``takes_any_drift``, ``takes_any_step``, ``check_is_a_period``,
+``drift_is_measured``.
 """
 
 # ruff: noqa: D103 - a law says itself what it demands
@@ -135,6 +136,21 @@ def check_is_a_period(case: Case) -> None:
         raise Broken("its attribute check", "a whole number of at least 1", f"{period!r}")
 
 
+@law(
+    SLOT,
+    "What goes by the drift says in check how often to measure it: unasked, it is never measured.",
+    needs=(*_OWN, "check_is_a_period"),
+)
+def drift_is_measured(case: Case) -> None:
+    if _period(case.component) is not None:
+        return
+    still, moving = (run(case.component, s, Watch())["due"] for s in subjects(case))
+    for k, (one, other) in enumerate(zip(still, moving, strict=True), 1):
+        if one != other:
+            where = f"step {k}, with drift and without"
+            raise Broken(where, "an attribute check, or the same due", "none, and another due")
+
+
 def _period(component: Any) -> Any:
     """``check`` where it is the period; a method of that name is the rule across fields."""
     period = getattr(component, "check", None)
@@ -142,4 +158,6 @@ def _period(component: Any) -> Any:
 
 
 for _name in ("trains", "resumes"):
-    try_last(SLOT, _name, "flags_are_bools", "statistics_first", "check_is_a_period")
+    try_last(
+        SLOT, _name, "flags_are_bools", "statistics_first", "check_is_a_period", "drift_is_measured"
+    )

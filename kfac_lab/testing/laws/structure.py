@@ -9,9 +9,9 @@ Besides the common ones:
 * ``single_layers_alone``: where nothing may be linked, P is each block's own damped inverse.
 * ``diagonal_blocks_kept``: P⁻¹ has the blocks' own damped curvature on its diagonal.
 * ``links_kept``: at a link P⁻¹ has the cross moments' product (exempt: asks for no pairs).
+* ``keeps_no_moments``: factorise and damped keep no reference into the moments.
 * ``memos_handed_on``: each block gets its own memo at factorise and at damped, and the memo that
   its factorise makes is given back.
-* ``keeps_no_moments``: factorise and damped keep no reference into the moments.
 * ``previous_is_a_hint``: damped gives the same P from whatever was in use before.
 * ``saved``: the factorisation and P are saved without pickle and give the same.
 
