@@ -25,7 +25,7 @@ RULES = "(rules)"  # a block that differs between layers
 KEPT = ("lam", "gamma")  # a swap keeps the run's λ and γ unless its text names them
 DECADES = 4  # of a logarithmic slider on each side of the default, where no bound says more
 DECADE_STEP = 0.05
-WIDTH, LABEL = "284px", "78px"
+WIDTH, LABEL = "312px", "92px"
 _STYLE = {"description_width": LABEL}
 
 
@@ -60,7 +60,7 @@ class Control:
                 layout=widgets.Layout(width="64px"),
             )
             self._input.disabled = value is None
-            self._input.layout.width = "220px"
+            self._input.layout.width = "248px"
             self._none.observe(self._set_none, "value")
             self.inputs.append(self._none)
             self.widget = widgets.HBox([self._input, self._none], layout=_layout())
@@ -267,7 +267,7 @@ def _number(field: Description, value: Any) -> Any:
             ceiling = int(high) if high is not None else 2**31 - 1
             return widgets.BoundedIntText(min=int(low), max=ceiling, **common)
         return widgets.IntText(**common)
-    if field.log:
+    if field.log and value != 0:  # such a slider has no 0
         first, last = _decades(field, value)
         return widgets.FloatLogSlider(
             min=first, max=last, step=DECADE_STEP, base=10, readout_format=".4g", **common

@@ -14,6 +14,7 @@ from kfac_lab.hooks import lab as process_lab
 from kfac_lab.hooks.manager import BUILTIN_OWNER, Lab
 from kfac_lab.hooks.registry import SLOTS
 from kfac_lab.panel import compare, views
+from kfac_lab.panel.access import help_access
 from kfac_lab.panel.controller import BUTTONS, OWN, Controller, Status
 from kfac_lab.panel.controls import Slot
 from kfac_lab.panel.live import Live
@@ -323,7 +324,7 @@ class Panel:
         third = [named["Apply"], named["Fork"], self.mark, named["Rewind"]]
         fourth = [self.file, *(named[n] for n in ("Save", "Load", "Export"))]
         grid = widgets.Layout(
-            display="grid", grid_template_columns="repeat(auto-fill, minmax(300px, 1fr))"
+            display="grid", grid_template_columns="repeat(auto-fill, minmax(316px, 1fr))"
         )
         self.widget = widgets.VBox(
             [
@@ -340,6 +341,7 @@ class Panel:
             ],
             layout=widgets.Layout(max_width="960px"),
         )
+        help_access(self.widget)
 
     # --- showing: the thread paints, the loop shows ---------------------------------------------
 
