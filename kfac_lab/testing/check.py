@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 import kfac_lab.testing.laws  # noqa: F401 - this is what fills LAWS
 from kfac_lab.core.likelihood import Likelihood
 from kfac_lab.core.problem import Problem
@@ -74,6 +76,11 @@ def report(component: Any, slot: str | None = None, **extra: Any) -> Report:
     if slot == "layer" and "inputs" not in extra:
         raise PluginError(
             "a layer is tried on inputs of its module: check(layer, inputs=a batch [N, …])"
+        )
+    if slot == "layer" and not isinstance(extra["inputs"], torch.Tensor):
+        raise PluginError(
+            "a layer is tried on one tensor of inputs, the only argument of its module: yield "
+            "other modules from kfac_lab_examples(), and check_plugin tries them"
         )
     case = Case(component, slot, lambda: remade(component), extra)
     with kept(), warnings.catch_warnings():

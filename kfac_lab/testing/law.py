@@ -100,8 +100,10 @@ class Report:
         obeyed = sum(r.status == "obeyed" for r in self.results)
         count = f"{obeyed} law{'s' * (obeyed != 1)} obeyed"
         if self.passed:
-            exempt = next((r.why for r in self.results if r.status == "exempt"), "no laws")
-            return f"{self.slot} {self.component}: {count if obeyed else exempt}"
+            exempt = list(dict.fromkeys(r.why for r in self.results if r.status == "exempt"))
+            without = f"; exempt, since {'; '.join(exempt)}" if exempt else ""
+            told = f"{count}{without}" if obeyed else next(iter(exempt), "no laws")
+            return f"{self.slot} {self.component}: {told}"
         lines = [f"{self.slot} {self.component} breaks {len(self.broken)} of its laws ({count}):"]
         for r in self.results:
             if r.status == "broken":

@@ -26,6 +26,11 @@ _DENIED = {
         "_linalg_check_errors", "linalg_lstsq", "linalg_pinv",
     )
 }  # fmt: skip
+_INSTEAD = {
+    "aten::_linalg_check_errors": "a torch.linalg function that looks at its status: take inv_ex, "
+    "cholesky_ex, solve_ex, …",
+    "aten::_local_scalar_dense": "a number read from a tensor",
+}
 _METHODS = (
     "item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__", "__index__",
     "__complex__", "__array__", "__contains__", "is_nonzero", "nonzero",
@@ -47,7 +52,7 @@ class _NoReads(TorchDispatchMode):
         name = func._schema.name
         if self.open:
             if name in _DENIED:
-                raise Read(name)
+                raise Read(_INSTEAD.get(name, name))
             if name in ("aten::index", "aten::index_put_", "aten::_index_put_impl_") and any(
                 t is not None and t.dtype == torch.bool for t in args[1]
             ):

@@ -156,6 +156,12 @@ class _RecordsTwice(_Records):
     factor = 2.0
 
 
+class _UnpacksTwice(_Records):
+    def unpack(self, matrix: Tensor) -> tuple[Tensor, ...]:
+        """Twice what was packed."""
+        return tuple(2 * tensor for tensor in super().unpack(matrix))
+
+
 class _RecordsOnceOnly(_Records):
     """Breaks down on a batch that it has seen."""
 
@@ -189,5 +195,6 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "claims_by_exact_type": lambda: sound(kfac_claim_layer=_claims_by_isinstance),
     "claims_are_called": lambda: sound(kfac_claim_layer=_claims_out_proj),
     "gradient_from_calls": lambda: sound(kfac_claim_layer=_claims_with(_RecordsTwice)),
+    "packs_of_calls": lambda: sound(kfac_claim_layer=_claims_with(_UnpacksTwice)),
     "claimed_modules_train": lambda: sound(kfac_claim_layer=_claims_with(_RecordsOnceOnly)),
 }

@@ -203,7 +203,7 @@ def candidates_differ_in_gamma(case: Case) -> None:
     "The bounds of its fields hold: lam_min and lam_max of λ, gamma_min and gamma_max of the "
     "candidates' γ.",
     needs=("stays_valid", "candidates_valid", "current_first"),
-    applies=lambda case: None if _bounded(case.component) else "it has no such fields",
+    applies=lambda case: None if _bounded(case.component) else "no field bounds λ or γ",
 )
 def bounds_kept(case: Case) -> None:
     eta = 1e-5

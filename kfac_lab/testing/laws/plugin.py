@@ -3,7 +3,7 @@
 ``runs`` (it can be imported), ``imports_quickly``, ``interface_fits``, ``hooks_marked``,
 ``hooks_known``, ``hooks_plain``, ``hook_arguments``, ``loads``, ``brings_something``,
 ``names_of_its_own``, ``examples_run``, ``claims_answer``, ``claims_by_exact_type``,
-``claims_are_called``, ``gradient_from_calls``, ``claimed_modules_train``.
+``claims_are_called``, ``gradient_from_calls``, ``packs_of_calls``, ``claimed_modules_train``.
 
 Where the loader would refuse the plugin, the law quotes its sentence. The components that the
 plugin registers, the layers and the likelihoods that it claims have laws of their own:
@@ -15,6 +15,7 @@ plugin registers, the layers and the likelihoods that it claims have laws of the
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import math
 import warnings
@@ -34,7 +35,7 @@ from kfac_lab.hooks import specs
 from kfac_lab.hooks.manager import SLOW_IMPORT, Lab, Plugin
 from kfac_lab.hooks.recipe import Recipe
 from kfac_lab.testing.catalogue import Called, Example, calls, losses, modules, tensor_of
-from kfac_lab.testing.law import Broken, Case, law
+from kfac_lab.testing.law import LAWS, Broken, Case, law
 from kfac_lab.testing.laws.common import hidden, near
 from kfac_lab.testing.subjects import normal
 
@@ -349,6 +350,15 @@ def plain(called: Called, layer: Any) -> Tensor | None:
     return first
 
 
+def _recorded(case: Case) -> Iterator[tuple[str, Any, Called]]:
+    """Name, Layer and call of each claimed module that the laws of a layer cannot try."""
+    for example in examples(case):
+        for called, layers in claimed(case, example):
+            for layer in layers:
+                if plain(called, layer) is None:
+                    yield f"{type(layer).__name__} of {example.name}", layer, called
+
+
 @law(
     SLOT,
     "Of a Layer that records the call itself, Σ rows_outᵀ rows_in over cases and positions is the "
@@ -357,13 +367,35 @@ def plain(called: Called, layer: Any) -> Tensor | None:
     applies=_claims("kfac_claim_layer"),
 )
 def gradient_from_calls(case: Case) -> None:
-    for example in examples(case):
-        for called, layers in claimed(case, example):
-            for layer in layers:
-                if layer.module is called.module and plain(called, layer) is None:
-                    where = f"{type(layer).__name__} of {example.name}"
-                    with hidden(where):
-                        _check_recorded(where, copy.deepcopy(layer), called.args or ())
+    for where, layer, called in _recorded(case):
+        given = called.args or ()
+        if layer.module is not called.module:
+            continue  # then another module's call records it
+        if not hasattr(layer, "record"):
+            told = "record(module, args, named, output), as rows_in takes one tensor"
+            raise Broken(f"{where}, called with {len(given)} arguments", told, "none")
+        with hidden(where):
+            _check_recorded(where, copy.deepcopy(layer), given)
+
+
+_PACKS = ("pack_shape", "pack_linear", "unpack_undoes_pack", "pack_undoes_unpack")
+
+
+@law(
+    SLOT,
+    "Of such a Layer too pack is linear, makes a matrix [d_out, d_in], and unpack is its inverse.",
+    needs=("loads", "claims_answer", "claims_are_called"),
+    applies=_claims("kfac_claim_layer"),
+)
+def packs_of_calls(case: Case) -> None:
+    for where, layer, _ in _recorded(case):
+        own = Case(layer, "layer", functools.partial(copy.copy, layer))
+        for name in _PACKS:
+            try:
+                with hidden(f"{name} of a layer"):
+                    LAWS["layer"][name].tries(own)
+            except Broken as error:
+                raise Broken(f"{where}, {error.where}", error.expected, error.got) from error
 
 
 def _check_recorded(where: str, layer: Any, given: tuple[Any, ...]) -> None:
