@@ -6,6 +6,7 @@ Each function returns a :class:`Picture`, which a notebook cell shows when it is
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Picture", "chain", "curves", "images", "matrices", "panels"]
+__all__ = ["Picture", "chain", "curves", "images", "matrices", "panels", "table"]
 
 #: label → (x values, y values)
 Lines: TypeAlias = Mapping[str, tuple[Sequence[float], Sequence[float]]]
@@ -385,3 +386,42 @@ def _tiles(array: np.ndarray, side: int = 420) -> np.ndarray:
     rows = np.add.reduceat(array, starts, axis=0) / size[:, None]
     tiles: np.ndarray = np.add.reduceat(rows, starts, axis=1) / size
     return tiles
+
+
+def table(rows: Sequence[Sequence[str]], *, title: str, alt: str, note: str = "") -> Picture:
+    """Rows of words as a picture, the first row as the head: for numbers that differ by machine.
+
+    Args:
+        rows: of equal length; long cells are wrapped.
+        title: of the whole.
+        alt: the picture in words.
+        note: a line beneath the title.
+    """
+    from matplotlib.figure import Figure
+
+    widths = [min(44, max(len(row[c]) for row in rows)) for c in range(len(rows[0]))]
+    wrapped = [
+        ["\n".join(textwrap.wrap(cell, w) or [""]) for cell, w in zip(row, widths, strict=True)]
+        for row in rows
+    ]
+    deep = [1 + max(cell.count("\n") for cell in row) for row in wrapped]
+    height = 0.9 + sum(0.17 * n + 0.1 for n in deep)
+    wide = 0.3 + 0.078 * sum(widths) + 0.25 * len(widths)
+    figure = Figure(figsize=(wide, height))
+    style.head(figure, title, note)
+    at = height - 0.78
+    for n, (row, lines) in enumerate(zip(wrapped, deep, strict=True)):
+        left = 0.16
+        for cell, w in zip(row, widths, strict=True):
+            figure.text(
+                left / wide,
+                at / height,
+                style.plain(cell),
+                size=9,
+                color=style.INK if n else style.GREY,
+                va="top",
+                linespacing=1.25,
+            )
+            left += 0.078 * w + 0.25
+        at -= 0.17 * lines + 0.1
+    return Picture(figure, alt)

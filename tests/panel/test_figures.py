@@ -147,3 +147,21 @@ def test_a_chain_names_every_node_and_edge():
     picture = figures.chain(["a", "b", "c"], title="", alt="")
     said = texts_of(picture.figure.axes[0])
     assert said.count("b") == 2 and "Ψ(1, 2)" in said and "block (2, 3) of the inverse" in said
+
+
+def test_a_table_has_every_cell_and_nothing_is_cut_off():
+    rows = [["claim", "number"], ["a claim of many words " * 4, "1.5"], ["short", "2 $ and 3"]]
+    picture = figures.table(rows, title="Claims", alt="two claims")
+    picture.figure.draw_without_rendering()
+    words = " ".join(t.get_text().replace("\n", " ") for t in picture.figure.texts)
+    for cell in ("claim", "number", "a claim of many words", "1.5", "short"):
+        assert cell in words
+    renderer = picture.figure._get_renderer()
+    width, height = picture.figure.get_size_inches() * picture.figure.dpi
+    for text in picture.figure.texts:
+        box = text.get_window_extent(renderer)
+        assert box.x0 >= 0 and box.x1 <= width and box.y0 >= 0 and box.y1 <= height
+    boxes = [t.get_window_extent(renderer) for t in picture.figure.texts if t.get_text()]
+    for n, one in enumerate(boxes):
+        for other in boxes[n + 1 :]:
+            assert not one.overlaps(other)
