@@ -12,7 +12,7 @@ export OMP_WAIT_POLICY := passive
 # SECONDS is a parameter of `make demo`; some shells give the name a meaning of their own.
 unexport SECONDS
 
-.PHONY: help demo test lint lab soak clean
+.PHONY: help demo test lint lab soak mutants clean
 .DELETE_ON_ERROR:
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo 'make test   style, types, import rules and the test suite'
 	@echo 'make lab    JupyterLab with everything installed, open on the tour'
 	@echo 'make soak   the long tests'
+	@echo 'make mutants  makes the mathematics wrong in many small ways and sees that tests notice'
 	@echo 'make lint   style, types and import rules alone'
 	@echo 'make clean  remove $(VENV), demo/ and caches'
 
@@ -42,6 +43,9 @@ lab: $(VENV)/.lab
 
 soak: $(VENV)/.test
 	$(BIN)/python -m pytest -m soak
+
+mutants: $(VENV)/.test
+	$(BIN)/python tests/mutants/run.py
 
 clean:
 	rm -rf $(VENV) demo build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
