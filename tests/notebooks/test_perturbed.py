@@ -1,0 +1,75 @@
+"""A notebook with a wrong key number fails under nbval; without real data all pass as they are."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .test_static import NOTEBOOKS, ROOT, name_of
+
+#: notebook → (what stands there, what is put in its place)
+WRONG = {
+    "notebooks/01_tour.ipynb": ("tied(lam=0.01)", "tied(lam=100.0)"),
+    "notebooks/02_fisher.ipynb": ("error, bound = terms.totals", "bound, error = terms.totals"),
+    "notebooks/03_inverses.ipynb": (
+        "inverse_of_chain = study.chain_precision(a, g)",
+        "inverse_of_chain = study.chain_precision(*study.moments(seen))",
+    ),
+    "notebooks/04_damping.ipynb": ("constant(gamma={gamma})", "constant(gamma={2 * gamma})"),
+    "notebooks/05_autoencoders.ipynb": ("(100, 200, 300, 540)", "(100, 200, 320, 540)"),
+    "notebooks/06_invariance.ipynb": (
+        "constant(lam=0.0, gamma=0.0)",
+        "constant(lam=0.0, gamma=0.1)",
+    ),
+    "notebooks/07_write_a_plugin.ipynb": ("default=1 / 3", "default=1 / 2"),
+    "notebooks/08_own_model.ipynb": (
+        'opt.param_groups[0][\\"lr\\"] = lr',
+        'opt.param_groups[0][\\"lr\\"] = 1.0',
+    ),
+    "notebooks/09_claims.ipynb": (
+        'final(small(\\"no_momentum\\", 150))',
+        'final(small(\\"paper\\", 150))',
+    ),
+    "plugins/kfac-lab-example/trust_region.ipynb": (
+        'swapped.swap(damping=\\"trust_region\\")',
+        'swapped.swap(damping=\\"constant\\")',
+    ),
+}
+
+
+def validated(*paths: Path, **environment: str) -> subprocess.CompletedProcess:
+    """The outcome of nbval on some notebooks, in a process of its own."""
+    env = {k: v for k, v in os.environ.items() if k not in ("KFAC_LAB_DATA", "KFAC_LAB_PLUGINS")}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--nbval", *map(str, paths)]
+    options = ["-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT)]
+    return subprocess.run(
+        [*command, *options], env={**env, **environment}, capture_output=True, text=True
+    )
+
+
+def test_every_notebook_has_a_key_number():
+    assert set(WRONG) == {name_of(path) for path in NOTEBOOKS}
+
+
+@pytest.mark.parametrize("name", list(WRONG))
+def test_a_wrong_key_number_fails(name, tmp_path):
+    right, wrong = WRONG[name]
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert right in text, "the key number is somewhere else now"
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    shutil.copytree(ROOT / "results", tmp_path / "results")
+    changed = folder / Path(name).name
+    changed.write_text(text.replace(right, wrong), encoding="utf-8")
+    done = validated(changed)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "FAILED" in done.stdout
+
+
+def test_without_real_data_every_notebook_passes_as_it_is():
+    """What is checked is the same with and without KFAC_LAB_DATA; `make test` runs it with."""
+    done = validated(*NOTEBOOKS)
+    assert done.returncode == 0, done.stdout[-3000:]
