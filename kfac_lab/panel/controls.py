@@ -120,7 +120,7 @@ class Slot:
         self.choice = widgets.Dropdown(
             description=slot,
             tooltip=f"{slot}: which part plays it",
-            layout=widgets.Layout(width="236px"),
+            layout=widgets.Layout(width="256px"),
             style=_STYLE,
         )
         self._more = widgets.ToggleButton(

@@ -76,6 +76,7 @@ class Panel:
         self._left = Cell()  # where ordinary output goes
         self._status = control.status()
         self._known: tuple[Any, ...] = ()  # runs, recipe and marks that the controls show
+        self._handed: dict[str, str] = {}  # slot → text that waits for the next step boundary
         self._buttons()
         self._choices()
         self._rows()
@@ -157,14 +158,17 @@ class Panel:
         if list(self.mark.options) != marks:
             self.mark.options = marks
             self.mark.index = len(marks) - 1
-        before, recipe = self._known[:2], control.run.recipe
-        changed = before != (control.run, recipe)
+        recipe = control.run.recipe
+        before = self._known[1] if self._known[:1] == (control.run,) else {}
         for name, slot in self.slots.items():
             slot.widget.layout.display = "" if name in recipe else "none"
-            if name in recipe and changed:
+            if name not in recipe:
+                continue
+            if name in before and before[name] == recipe[name]:
+                slot.refresh()  # what is chosen there, and not yet applied, stays
+            else:
                 slot.show(recipe)
-            elif name in recipe:
-                slot.refresh()
+                self._handed.pop(name, None)
         self._known = (control.run, recipe, *control.runs, *control.marks())
         several = len(control.runs) > 1
         table = compare.differences(control.runs) if several else None
@@ -229,8 +233,18 @@ class Panel:
         return {"path": name.removesuffix(".pt") + ending}
 
     def _apply(self) -> None:
-        changed = [s for s in self.slots.values() if s.touched and s.slot in self.run.recipe]
-        self.controller.press("Apply", read=lambda: {s.slot: s.text() for s in changed})
+        """Hands in what was chosen, but not again what waits for the step boundary already."""
+        recipe, chosen = self.run.recipe, {}
+
+        def read() -> dict[str, str]:
+            touched = {s.slot: s.text() for s in self.slots.values() if s.touched}
+            new = {k: v for k, v in touched.items() if k in recipe and self._handed.get(k) != v}
+            chosen.update(new)
+            return new
+
+        self.controller.press("Apply", read=read)
+        if self.controller.error is None:
+            self._handed.update(chosen)
 
     def _choices(self) -> None:
         press = self.controller.press
@@ -361,6 +375,8 @@ class Panel:
         self._status = painted.status
         self._changed()
         control = self.controller
+        if control.error is not None or not control.busy:
+            self._handed.clear()
         known = (control.run, control.run.recipe, *control.runs, *control.marks())
         if known != self._known or control.error is not None:  # a choice that failed goes back
             self.refresh()

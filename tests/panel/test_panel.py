@@ -10,7 +10,7 @@ from invariants.helpers import run_of as any_run
 import kfac_lab as kl
 from kfac_lab.panel import compare
 from kfac_lab.panel.controller import BUTTONS
-from panel.helpers import CHECKS, WITHOUT_EFFECT, run_of
+from panel.helpers import CHECKS, WITHOUT_EFFECT, Slow, run_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:a batch of 16:UserWarning")
 
@@ -195,6 +195,53 @@ def test_a_swap_of_somebody_else_is_shown() -> None:
         panel.refresh()  # as after every cell
         assert panel.slots["damping"].choice.value == "tied"
         assert len(panel.mark.options) == 2
+
+    asyncio.run(main())
+
+
+def test_swaps_that_wait_for_a_long_step_are_handed_in_once_and_no_choice_is_lost() -> None:
+    async def main():
+        panel = kl.Panel(run_of(Slow))
+        panel.start(steps=3)
+        damping, structure = panel.slots["damping"].choice, panel.slots["structure"].choice
+        damping.value = "tied"
+        panel.buttons["Apply"].click()
+        structure.value = "block_tridiagonal"  # before the step ends
+        panel.buttons["Apply"].click()
+        panel.slots["momentum"].choice.value = "rescaled"
+        while len(panel.run.history.marks) < 2 or len(panel.mark.options) < 3:
+            await asyncio.sleep(0.01)
+        swaps = [dict(mark.parts) for mark in panel.run.history.marks]
+        assert swaps == [{"damping": "tied"}, {"structure": "block_tridiagonal"}]
+        assert panel.slots["momentum"].choice.value == "rescaled"
+        panel.buttons["Apply"].click()
+        await panel.live
+        assert dict(panel.run.history.marks[-1].parts) == {"momentum": "rescaled"}
+        assert not any(slot.touched for slot in panel.slots.values())
+
+    asyncio.run(main())
+
+
+def test_a_swap_that_failed_can_be_handed_in_again() -> None:
+    class Once(kl.Run):
+        failed = False
+
+        def swap(self, **parts):
+            if not self.failed:
+                self.failed = True
+                raise kl.RecipeError("not yet")
+            return super().swap(**parts)
+
+    async def main():
+        panel = kl.Panel(run_of(Once))
+        panel.slots["damping"].choice.value = "tied"
+        panel.buttons["Apply"].click()
+        with pytest.raises(kl.RecipeError, match="not yet"):
+            await panel.live
+        assert panel.slots["damping"].choice.value == "tied"
+        panel.buttons["Apply"].click()
+        await panel.live
+        assert panel.run.recipe.text_of("damping") == "tied"
 
     asyncio.run(main())
 
