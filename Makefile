@@ -59,6 +59,8 @@ $(VENV)/.lab: pyproject.toml | $(BIN)/python
 
 $(VENV)/.test: pyproject.toml $(PLUGINS) | $(BIN)/python
 	$(BIN)/python -m pip install -e '.[test]' $(patsubst %/pyproject.toml,-e ./%,$(PLUGINS))
+	@# the panel is tried on ipykernel 6 too: its two packages in a folder for PYTHONPATH
+	$(BIN)/python -m pip install --upgrade --no-deps --target $(VENV)/ipykernel6 'ipykernel>=6.29,<7' nest-asyncio
 	@touch $@ $(VENV)/.lab
 
 $(BIN)/python:

@@ -1,0 +1,394 @@
+"""JupyterLab in a real browser, for tests: a server, a browser, a notebook's page and its kernel.
+
+::
+
+    with server(folder) as lab, browser(chromium) as chrome:
+        notebook(folder / "a.ipynb", "1 + 1")
+        with opened(lab, chrome, "a.ipynb") as page:
+            page.run_all()
+            page.button("Start").click()
+            page.kernel.ask("panel.run.step")
+
+The server is ended by its process, kernels included. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+PATIENCE = 60.0  # seconds that anything may take on a busy machine; nothing waits that long
+SETTINGS = {
+    "@jupyterlab/apputils-extension:notification": {
+        "fetchNews": "false",
+        "checkForUpdates": False,
+        "doNotDisturbMode": True,
+    },
+    "@jupyterlab/docmanager-extension:plugin": {"autosave": False},
+}
+
+#: where the Makefile puts the other kernel: a folder for PYTHONPATH, not an environment
+IPYKERNEL6 = Path(sys.prefix) / "ipykernel6"
+KERNELS = {"python3": "Python 3 (ipykernel)", "ipykernel6": "Python 3 (ipykernel 6)"}
+
+
+# ---- the server ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A JupyterLab that runs."""
+
+    address: str
+    folder: Path  # of the notebooks
+    runtime: Path  # of the kernels' connection files
+
+
+@contextlib.contextmanager
+def server(folder: Path, theme: str = "") -> Iterator[Lab]:
+    """A JupyterLab on ``folder``; ends it afterwards, kernels included."""
+    home = folder.with_name(folder.name + "-home")
+    environment = {**os.environ, **_home(home, theme), "PYTHONPATH": ""}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
+    command += [f"--port={port}", "--ServerApp.token=", "--ServerApp.password="]
+    command += [f"--notebook-dir={folder}", f"--LabApp.workspaces_dir={home / 'workspaces'}"]
+    command += [f"--LabApp.user_settings_dir={home / 'user'}"]
+    log = home / "server.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=out, stderr=out, start_new_session=True
+        )
+    lab = Lab(f"http://127.0.0.1:{port}", folder, home / "data" / "runtime")
+    try:
+        _answering(process, lab.address, log)
+        yield lab
+    finally:
+        process.send_signal(signal.SIGTERM)  # it ends its kernels
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(5)
+
+
+def _home(home: Path, theme: str) -> dict[str, str]:
+    """Settings and kernels in a folder of their own; returns the variables that say so."""
+    places = {"JUPYTER_CONFIG_DIR": "etc", "JUPYTER_DATA_DIR": "data", "IPYTHONDIR": "ipython"}
+    for place in places.values():
+        (home / place).mkdir(parents=True, exist_ok=True)
+    settings = dict(SETTINGS)
+    if theme:
+        settings["@jupyterlab/apputils-extension:themes"] = {"theme": theme}
+    for name, values in settings.items():
+        package, _, plugin = name.partition(":")
+        target = home / "user" / package / f"{plugin}.jupyterlab-settings"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(values))
+    spec = home / "data" / "kernels" / "ipykernel6" / "kernel.json"
+    spec.parent.mkdir(parents=True, exist_ok=True)
+    spec.write_text(
+        json.dumps(
+            {
+                "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+                "display_name": KERNELS["ipykernel6"],
+                "language": "python",
+                "env": {"PYTHONPATH": str(IPYKERNEL6)},
+            }
+        )
+    )
+    return {name: str(home / place) for name, place in places.items()}
+
+
+def _answering(process: Any, address: str, log: Path) -> None:
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end and process.poll() is None:
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(f"{address}/api", timeout=5).close()
+            return
+        time.sleep(0.3)
+    raise RuntimeError(f"JupyterLab did not start:\n{log.read_text()[-2000:]}")
+
+
+def notebook(path: Path, *cells: str, kernel: str = "python3") -> Path:
+    """Writes a notebook of code cells; it names its kernel, or a dialog would ask for one."""
+    spec = {"name": kernel, "display_name": KERNELS[kernel], "language": "python"}
+    common = {"cell_type": "code", "metadata": {}, "outputs": [], "execution_count": None}
+    content = {
+        "cells": [{**common, "id": f"cell-{n}", "source": cell} for n, cell in enumerate(cells)],
+        "metadata": {"kernelspec": spec},
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
+    path.write_text(json.dumps(content))
+    return path
+
+
+# ---- the kernel ----------------------------------------------------------------------------------
+
+
+class Kernel:
+    """A notebook's kernel, asked directly: as one more cell would, without leaving a trace."""
+
+    def __init__(self, lab: Lab, name: str) -> None:
+        from jupyter_client import BlockingKernelClient
+
+        with urllib.request.urlopen(f"{lab.address}/api/sessions", timeout=20) as answer:
+            sessions = {session["path"]: session["kernel"]["id"] for session in json.load(answer)}
+        self._client = BlockingKernelClient(
+            connection_file=str(lab.runtime / f"kernel-{sessions[name]}.json")
+        )
+        self._client.load_connection_file()
+        self._client.start_channels()
+        self._client.wait_for_ready(timeout=PATIENCE)
+
+    def ask(self, expression: str) -> Any:
+        """The value of an expression in the notebook's names; it must go through JSON."""
+        content = self._run("", {"it": f"__import__('json').dumps({expression})"})
+        answer = content["user_expressions"]["it"]
+        if answer["status"] != "ok":
+            raise RuntimeError(f"{expression}: {answer['ename']}: {answer['evalue']}")
+        return json.loads(_literal(answer["data"]["text/plain"]))
+
+    def do(self, code: str) -> None:
+        """Runs statements."""
+        content = self._run(code, {})
+        if content["status"] != "ok":
+            raise RuntimeError(f"{content['ename']}: {content['evalue']}")
+
+    def until(self, expression: str, patience: float = PATIENCE) -> None:
+        """Waits until an expression is true."""
+        end = time.monotonic() + patience
+        while not self.ask(expression):
+            assert time.monotonic() < end, f"never became true: {expression}"
+            time.sleep(0.05)
+
+    def _run(self, code: str, expressions: dict[str, str]) -> Any:
+        return self._client.execute(
+            code, silent=True, user_expressions=expressions, reply=True, timeout=PATIENCE
+        )["content"]
+
+    def close(self) -> None:
+        """Closes the channels; the kernel goes on."""
+        self._client.stop_channels()
+
+
+def _literal(text: str) -> str:
+    import ast
+
+    return str(ast.literal_eval(text))
+
+
+# ---- the browser ---------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def browser(chromium: str) -> Iterator[Any]:
+    """A headless chromium."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        chrome = play.chromium.launch(executable_path=chromium, args=FLAGS)
+        try:
+            yield chrome
+        finally:
+            chrome.close()
+
+
+@contextlib.contextmanager
+def opened(
+    lab: Lab,
+    chrome: Any,
+    name: str,
+    kernel: str = "python3",
+    size: tuple[int, int] = (1500, 1500),
+    kind: Any = None,
+) -> Iterator[Any]:
+    """A browser page (``kind``, a Page) with the notebook open and its kernel ready."""
+    tab = chrome.new_page(viewport={"width": size[0], "height": size[1]})
+    tab.set_default_timeout(1000 * PATIENCE)
+    tab.goto(f"{lab.address}/lab/tree/{name}?reset")
+    tab.locator(".jp-Notebook .jp-Cell").first.wait_for()
+    page = (kind or Page)(lab, tab, name, kernel)
+    try:
+        page.ready()
+        yield page
+    finally:
+        page.close()
+
+
+class Page:
+    """A notebook in the browser.
+
+    Attributes:
+        tab: the page of Playwright.
+        lab: the server.
+        name: the notebook's file.
+        kernel: the notebook's kernel, asked directly.
+    """
+
+    def __init__(self, lab: Lab, tab: Any, name: str, kernel: str) -> None:
+        self.lab, self.tab, self.name = lab, tab, name
+        self._display_name = KERNELS[kernel]
+        self._kernel: Kernel | None = None
+
+    @property
+    def kernel(self) -> Kernel:
+        if self._kernel is None:
+            self._kernel = Kernel(self.lab, self.name)
+        return self._kernel
+
+    def ready(self) -> None:
+        """Waits until the kernel is there and idle; it may be a new one."""
+        self.forget_kernel()
+        self.tab.get_by_text(f"{self._display_name} | Idle").wait_for()
+
+    def forget_kernel(self) -> None:
+        """The next question goes to whatever kernel the notebook then has."""
+        if self._kernel is not None:
+            self._kernel.close()
+        self._kernel = None
+
+    def close(self) -> None:
+        self.forget_kernel()
+        self.tab.close()
+
+    # --- cells ----------------------------------------------------------------------------------
+
+    def menu(self, *names: str) -> None:
+        """Chooses from the menu bar."""
+        for name in names:
+            labels = ".lm-MenuBar-itemLabel, .lm-Menu-itemLabel"
+            self.tab.locator(labels).get_by_text(name, exact=True).click()
+
+    def run_all(self, patience: float = PATIENCE) -> None:
+        """Runs every cell, as the menu does, and waits for the last."""
+        self.menu("Run", "Run All Cells")
+        self.idle(patience)
+
+    def restart(self) -> None:
+        """Restarts the kernel by the toolbar's button, and waits for the new one."""
+        self.forget_kernel()
+        self.tab.get_by_role("button", name="Restart the kernel", exact=True).click()
+        dialog = self.tab.get_by_role("dialog")
+        dialog.get_by_role("button", name="Confirm Kernel Restart").click()
+        dialog.wait_for(state="detached")
+        self.ready()
+
+    def run(self, number: int, wait: bool = True) -> None:
+        """Runs one cell."""
+        self.cell(number).locator(".jp-InputArea-editor").click()
+        self.tab.keyboard.press("Control+Enter")
+        if wait:
+            self.idle()
+
+    def write(self, number: int, code: str, wait: bool = True) -> None:
+        """Puts other code into a cell and runs it."""
+        self.cell(number).locator(".jp-InputArea-editor").click()
+        self.tab.keyboard.press("Control+a")
+        self.tab.keyboard.insert_text(code)
+        self.tab.keyboard.press("Control+Enter")
+        if wait:
+            self.idle()
+
+    def idle(self, patience: float = PATIENCE) -> None:
+        """Waits until no cell runs or waits to run."""
+        self.tab.wait_for_function(
+            """() => ![...document.querySelectorAll('.jp-InputPrompt')].some(
+                p => p.textContent.includes('[*]'))""",
+            timeout=1000 * patience,
+        )
+
+    def cell(self, number: int) -> Any:
+        """A code cell, counted from 0."""
+        return self.tab.locator(".jp-CodeCell").nth(number)
+
+    def output(self, number: int) -> str:
+        """The text that a cell has put out."""
+        return str(self.cell(number).locator(".jp-OutputArea").first.inner_text())
+
+    def saved(self) -> list[dict[str, Any]]:
+        """Saves the notebook and reads the outputs of its code cells."""
+        path = self.lab.folder / self.name
+        before = path.stat().st_mtime_ns
+        self.menu("File", "Save Notebook")
+        wait(lambda: path.stat().st_mtime_ns != before, "the notebook was not saved")
+        cells = json.loads(path.read_text())["cells"]
+        return [cell["outputs"] for cell in cells if cell["cell_type"] == "code"]
+
+    def printed(self) -> list[str]:
+        """What each code cell of the file has printed."""
+        cells = json.loads((self.lab.folder / self.name).read_text())["cells"]
+        return [
+            "".join("".join(out["text"]) for out in cell["outputs"] if "text" in out)
+            for cell in cells
+            if cell["cell_type"] == "code"
+        ]
+
+    # --- the panel ------------------------------------------------------------------------------
+
+    def button(self, name: str, panel: int = 0) -> Any:
+        """A button of a panel, by its exact name."""
+        return self.tab.get_by_role("button", name=name, exact=True).nth(panel)
+
+    def field(self, name: str, panel: int = 0) -> Any:
+        """A text field, number or drop-down, by its exact label."""
+        return self.tab.get_by_label(name, exact=True).nth(panel)
+
+    def fill(self, name: str, value: Any) -> None:
+        """Types into a field, and leaves it."""
+        self.field(name).fill(str(value))
+        self.field(name).press("Tab")
+
+    def choose(self, name: str, option: str) -> None:
+        """Chooses in a drop-down."""
+        self.field(name).select_option(label=option)
+
+    def text(self) -> str:
+        """All that the first cell's output says."""
+        return self.output(0)
+
+    def says(self, words: str) -> None:
+        """Waits until the panel says something."""
+        shown = self.cell(0).locator(".jp-OutputArea").first.get_by_text(words)
+        shown.first.wait_for()
+
+    def picture(self) -> np.ndarray:
+        """The pixels of the picture that is seen: [height, width, 3]."""
+        from PIL import Image
+
+        seen = self.tab.locator("img.widget-image:visible").first
+        return np.asarray(Image.open(io.BytesIO(seen.screenshot())).convert("RGB"))
+
+
+def wait(condition: Callable[[], bool], complaint: str, patience: float = PATIENCE) -> None:
+    """Waits until something is so."""
+    end = time.monotonic() + patience
+    while not condition():
+        assert time.monotonic() < end, complaint
+        time.sleep(0.05)

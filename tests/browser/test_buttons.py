@@ -1,0 +1,262 @@
+"""Each of the ten buttons, clicked: its effect in the kernel, on the page and on the disk.
+
+The negative controls do the same on a Run of which the button's method does nothing, and on a
+controller of which it does nothing: they must fail.
+"""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import kfac_lab as kl
+from browser.driver import Lab, Page, notebook, opened
+from kfac_lab.panel.controller import BUTTONS
+
+MANY = 300  # steps that take seconds: long enough to click in between
+
+# The cell that makes the panel. `kind` is the Run's class, `deaf` a button that calls nothing.
+CELL = """
+import sys
+sys.path.insert(0, {tests!r})
+import kfac_lab as kl
+from panel.helpers import WITHOUT_EFFECT
+kind, deaf = kl.Run, None
+run = kind('digits', 'paper', seed=0, device='cpu')
+panel = kl.Panel(run)
+if deaf:
+    setattr(panel.controller, deaf.lower(), lambda *given, **named: None)
+clicks = []
+for button in panel.buttons.values():
+    button.on_click(lambda button: clicks.append(button.description))
+panel
+"""
+
+
+class Pressed(Page):
+    """The page, and what the checks say to it."""
+
+    clicks = 0
+
+    def click(self, name: str) -> None:
+        """Clicks, and waits until the kernel has heard it."""
+        self.button(name).click()
+        self.clicks += 1
+        self.kernel.until(f"len(clicks) == {self.clicks}")
+
+    def press(self, name: str) -> None:
+        """Clicks, and waits until all that this caused is done."""
+        self.click(name)
+        self.kernel.until("not panel.live.running")
+
+    def train(self, steps: int) -> None:
+        self.fill("steps", steps)
+        self.press("Start")
+
+    def begin(self) -> None:
+        """Starts, and waits until some steps are made."""
+        self.fill("steps", MANY)
+        self.click("Start")
+        self.kernel.until("panel.run.step > 2 or not panel.live.running")
+
+    def step(self) -> int:
+        """The step, which is that of the history too."""
+        step, length = self.kernel.ask("[panel.run.step, len(panel.run.history)]")
+        assert step == length
+        return step
+
+    def state(self) -> str:
+        return self.kernel.ask("panel.controller.state")
+
+    def marks(self) -> list[Any]:
+        return self.kernel.ask("[[m.step, dict(m.parts)] for m in panel.run.history.marks]")
+
+    def options(self, name: str) -> list[str]:
+        """What a drop-down offers."""
+        texts = self.field(name).locator("option").all_inner_texts()
+        return [text.replace("\N{NO-BREAK SPACE}", " ") for text in texts]
+
+
+@pytest.fixture(scope="module")
+def page(lab: Lab, chrome: Any) -> Iterator[Pressed]:
+    notebook(lab.folder / "buttons.ipynb", "")
+    with opened(lab, chrome, "buttons.ipynb", kind=Pressed) as page:
+        yield page
+
+
+def fresh(page: Pressed, kind: str = "kl.Run", deaf: str | None = None) -> Pressed:
+    """Runs the cell that makes the panel, in the browser."""
+    tests = str(Path(__file__).parents[1])
+    code = CELL.format(tests=tests).replace("kl.Run, None", f"{kind}, {deaf!r}")
+    page.write(0, code)
+    page.clicks = 0
+    page.button("Start").wait_for()
+    page.says("Start trains")
+    return page
+
+
+# ---- what each button does -----------------------------------------------------------------------
+
+
+def start(page: Pressed) -> None:
+    before = page.picture()
+    page.train(3)
+    assert page.step() == 3 and page.state() == "finished"
+    page.says("step 3 ")
+    assert not np.array_equal(before, page.picture()), "the picture has not changed"
+
+
+def pause(page: Pressed) -> None:
+    page.begin()
+    page.press("Pause")
+    assert page.state() == "paused" and 2 < page.step() < MANY
+    page.says("paused")
+    paused = page.step()
+    page.click("Start")
+    page.kernel.until(f"panel.run.step > {paused}")
+    page.press("Pause")
+    assert paused < page.step() < MANY
+
+
+def step(page: Pressed) -> None:
+    page.press("Step")
+    assert page.step() == 1
+    page.press("Step")
+    assert page.step() == 2
+    page.says("step 2 ")
+
+
+def stop(page: Pressed) -> None:
+    page.begin()
+    page.press("Stop")
+    assert page.state() == "stopped" and 2 < page.step() < MANY
+    page.says("stopped")
+    left = page.cell(0).locator(".jp-OutputArea-output:not(.jupyter-widgets-view) table")
+    left.first.wait_for()
+
+
+def apply(page: Pressed) -> None:
+    page.train(2)
+    page.choose("damping", "constant")
+    page.choose("structure", "block_tridiagonal")
+    page.press("Apply")
+    parts = {"structure": "block_tridiagonal", "damping": "constant"}
+    assert page.marks() == [[2, parts]]
+    assert page.options("mark") == [
+        "the start (step 0)",
+        "step 2: structure block_tridiagonal, damping constant",
+    ]
+    before = page.picture()
+    page.train(2)
+    assert page.step() == 4 and not np.array_equal(before, page.picture())
+    lam = page.kernel.ask("list(panel.run.history['lam'])")
+    assert lam == [lam[0]] * 4, "a swap keeps λ"
+
+
+def fork(page: Pressed) -> None:
+    page.train(2)
+    page.press("Fork")
+    assert len(page.options("Run")) == 2
+    page.train(1)
+    assert page.kernel.ask("sorted(r.step for r in panel.runs.values())") == [2, 3]
+    assert page.kernel.ask("len({id(r) for r in panel.runs.values()})") == 2
+
+
+def rewind(page: Pressed) -> None:
+    page.train(2)
+    page.choose("damping", "tied")
+    page.press("Apply")
+    page.train(2)
+    losses = page.kernel.ask("list(panel.run.history['loss'])")
+    page.field("mark").select_option(index=1)
+    page.press("Rewind")
+    assert page.step() == 2
+    assert page.kernel.ask("list(panel.run.history['loss'])") == losses[:2]
+    page.says("step 2 ")
+
+
+def export(page: Pressed) -> None:
+    page.train(2)
+    page.fill("file", "exported")
+    page.press("Export")
+    folder = page.lab.folder / "exported"
+    with (folder / "history.csv").open() as lines:
+        rows = list(csv.DictReader(lines))
+    assert [float(row["loss"]) for row in rows] == page.kernel.ask(
+        "list(panel.run.history['loss'])"
+    )
+    recipe = kl.Recipe.from_toml((folder / "recipe.toml").read_text())
+    assert recipe == kl.Recipe.named("paper")
+    assert "run.advance(2)" in (folder / "run.py").read_text()
+    assert (folder / "iterations.png").read_bytes().startswith(b"\x89PNG")
+
+
+def save(page: Pressed) -> None:
+    page.train(2)
+    page.fill("file", "kept")
+    page.press("Save")
+    run = kl.Run.load(page.lab.folder / "kept.pt")
+    assert run.step == 2
+    assert list(run.history["loss"]) == page.kernel.ask("list(panel.run.history['loss'])")
+
+
+def load(page: Pressed) -> None:
+    kl.Run("digits", "paper", seed=3, device="cpu").advance(2).save(page.lab.folder / "other.pt")
+    page.train(1)
+    page.fill("file", "other")
+    page.press("Load")
+    assert page.kernel.ask("[panel.run.seed, panel.run.step]") == [3, 2]
+    assert page.options("Run") == ["paper", "other"]
+    page.press("Step")
+    assert page.kernel.ask("[r.step for r in panel.runs.values()]") == [1, 3]
+
+
+CHECKS = {
+    "Start": start,
+    "Pause": pause,
+    "Step": step,
+    "Stop": stop,
+    "Apply": apply,
+    "Fork": fork,
+    "Rewind": rewind,
+    "Export": export,
+    "Save": save,
+    "Load": load,
+}
+
+
+def test_there_is_a_check_of_every_button(page: Pressed) -> None:
+    assert tuple(sorted(CHECKS)) == tuple(sorted(BUTTONS)) and len(CHECKS) == 10
+    fresh(page)
+    for name in CHECKS:
+        assert page.button(name).count() == 1 and page.button(name).is_visible(), name
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_a_click_has_its_effect(name: str, page: Pressed) -> None:
+    CHECKS[name](fresh(page))
+    assert page.kernel.ask("panel.controller.error is None"), page.text()
+
+
+@pytest.fixture
+def clean(lab: Lab) -> None:
+    """What an earlier check has written is gone."""
+    for path in (lab.folder / "kept.pt", *(lab.folder / "exported").glob("*")):
+        path.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_a_run_without_effect_is_found_out(name: str, page: Pressed, clean: None) -> None:
+    with pytest.raises((AssertionError, OSError, kl.KfacLabError)) as failed:
+        CHECKS[name](fresh(page, kind=f"WITHOUT_EFFECT[{name!r}]"))
+    assert "never became true" not in str(failed.value)
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_a_button_without_effect_is_found_out(name: str, page: Pressed, clean: None) -> None:
+    with pytest.raises((AssertionError, OSError, kl.KfacLabError)) as failed:
+        CHECKS[name](fresh(page, deaf=name))
+    assert "never became true" not in str(failed.value)
