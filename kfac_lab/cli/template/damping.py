@@ -34,7 +34,7 @@ class TrustRegion:
     lower: float = field(default=0.25, metadata={"low": 0.0, "high": 1.0})
     upper: float = field(default=0.75, metadata={"low": 0.0, "high": 1.0})
     lam_min: float = field(default=1e-8, metadata={"low": 0.0, "log": True})
-    follows_rho: ClassVar[bool] = True  # a class's own constant, not a parameter
+    follows_rho: ClassVar[bool] = True  # the kit then judges λ's direction; no parameter
 
     def check(self) -> str | None:
         """A sentence where two parameters contradict each other."""

@@ -40,6 +40,7 @@ from kfac_lab.testing.laws.common import (
     Trial,
     common_laws,
     exempt_unless,
+    first_memo,
     hidden,
     near,
     same_to_the_bit,
@@ -109,12 +110,6 @@ def awkward(case: Case) -> Sequence[Subject]:
 def observes(block: Any) -> bool:
     """Whether a block is shown the rows themselves."""
     return hasattr(block, "observe") and bool(getattr(block, "observes", True))
-
-
-def first_memo(block: Any) -> Mapping[str, Any]:
-    """What ``init`` gives, {} without one."""
-    init = getattr(block, "init", None)
-    return (init() or {}) if init is not None else {}
 
 
 def seen(block: Any, subject: Subject, watch: Watch | None = None) -> Mapping[str, Any]:

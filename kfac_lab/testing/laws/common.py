@@ -44,6 +44,7 @@ __all__ = [
     "Trial",
     "common_laws",
     "engine_for",
+    "first_memo",
     "hidden",
     "near",
     "same_to_the_bit",
@@ -279,6 +280,12 @@ def _whole(trial: Trial) -> Run:
         return {**trial.run(component, subject, watch), **refresh(component, subject, watch)}
 
     return run
+
+
+def first_memo(component: Any) -> Mapping[str, Any]:
+    """What ``init`` gives, {} without one."""
+    init = getattr(component, "init", None)
+    return (init() or {}) if init is not None else {}
 
 
 def own_lab() -> Lab:

@@ -23,7 +23,7 @@ from torch import Tensor
 from kfac_lab.core.restriction import Restriction
 from kfac_lab.core.state import StepRecord
 from kfac_lab.testing.law import Broken, Case, law, try_last
-from kfac_lab.testing.laws.common import CHEAP, Trial, common_laws, exempt_unless
+from kfac_lab.testing.laws.common import CHEAP, Trial, common_laws, exempt_unless, first_memo
 from kfac_lab.testing.steps import Bowl, bowl
 from kfac_lab.testing.subjects import Subject, normal
 from kfac_lab.testing.trees import Watch, moved
@@ -48,15 +48,10 @@ def subjects(case: Case) -> Sequence[Subject]:
     )
 
 
-def _memo(component: Any) -> Any:
-    init = getattr(component, "init", None)
-    return (init() or {}) if init is not None else {}
-
-
 def run(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
     """Three steps: the last two have a δ0, which is what the step before has made of its basis."""
     space = Bowl(subject)
-    memo = _memo(component)
+    memo = first_memo(component)
     results: dict[str, Any] = {"basis": [], "coefficients": [], "memos": []}
     direction = watch(-space.precondition(space.gradient), "direction")
     for step in (1, 2, 50, 1_000_000):
@@ -84,7 +79,7 @@ def _step(
     space = Bowl(subject)
     direction = -space.precondition(space.gradient)
     previous = None if first else subject["previous"]
-    basis = tuple(component.basis(space, direction, previous, _memo(component)))
+    basis = tuple(component.basis(space, direction, previous, first_memo(component)))
     restriction = space.restrict(basis)
     chosen = component.choose(restriction, space.strength, 1 if first else 2)
     return space, basis, restriction, chosen
@@ -99,7 +94,7 @@ def direction_first(case: Case) -> None:
         space = Bowl(subject)
         direction = -space.precondition(space.gradient)
         given = subject["previous"]
-        basis = case.component.basis(space, direction, given, _memo(case.component))
+        basis = case.component.basis(space, direction, given, first_memo(case.component))
         if not len(basis):
             raise Broken(subject.where, "at least Δ in the basis", "no vector")
         for n, (wanted, got) in enumerate(zip(direction, basis[0], strict=True)):

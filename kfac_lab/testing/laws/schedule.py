@@ -14,7 +14,7 @@ from typing import Any
 
 from kfac_lab.core.state import Due, Signals
 from kfac_lab.testing.law import Broken, Case, law, try_last
-from kfac_lab.testing.laws.common import CHEAP, Trial, common_laws, hidden
+from kfac_lab.testing.laws.common import CHEAP, Trial, common_laws, first_memo, hidden
 from kfac_lab.testing.subjects import Subject
 from kfac_lab.testing.trees import Watch
 
@@ -36,7 +36,7 @@ def _drifts() -> list[float | None]:
 
 def run(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
     """What is due at every step, the memo handed on."""
-    memo = _memo(component)
+    memo = first_memo(component)
     dues = []
     for k, drift in enumerate(subject["drifts"], 1):
         due, memo = component.due(k, watch(memo, "memo"), Signals(drift))
@@ -46,11 +46,6 @@ def run(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
 
 
 common_laws(Trial(SLOT, subjects, run, dtypes=False, device=False))
-
-
-def _memo(component: Any) -> Any:
-    init = getattr(component, "init", None)
-    return (init() or {}) if init is not None else {}
 
 
 def _dues(case: Case) -> Iterator[tuple[str, Due]]:
@@ -102,7 +97,7 @@ def factors_imply_inverse(case: Case) -> None:
 @law(SLOT, "Any drift will do: none, none at all, a large one, NaN of broken factors.", needs=_OWN)
 def takes_any_drift(case: Case) -> None:
     for drift in (None, 0.0, 1e-12, 1e12, float("inf"), float("nan")):
-        memo = _memo(case.component)
+        memo = first_memo(case.component)
         for k in (1, 2, 5, 20, 100):
             where = f"step {k}, drift {drift}"
             with hidden(where):
@@ -116,7 +111,7 @@ def takes_any_drift(case: Case) -> None:
 def takes_any_step(case: Case) -> None:
     for k in (10**6, 10**7, 10**9):
         with hidden(f"step {k}"):
-            due, _ = case.component.due(k, _memo(case.component), Signals(None))
+            due, _ = case.component.due(k, first_memo(case.component), Signals(None))
             flags = Due(*due)
         if flags.gamma and not flags.inverse:
             raise Broken(f"step {k}", "inverse=True where gamma=True", f"{flags}")

@@ -1,4 +1,4 @@
-"""What every test stands on: helpers that can be imported by name, one thread, a fixed seed."""
+"""What every test stands on: helpers imported by name, every plugin, one thread, a fixed seed."""
 
 import os
 import sys
@@ -17,3 +17,9 @@ torch.set_num_threads(1)
 def seed():
     """Every test starts from the same global random state."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def every_plugin(monkeypatch):
+    """The plugin is met through its entry point."""
+    monkeypatch.delenv("KFAC_LAB_PLUGINS", raising=False)
