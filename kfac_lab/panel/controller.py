@@ -237,10 +237,10 @@ class Controller:
             if self._going or self.state == "stopping":
                 self._kept = self._goal
                 self._going, self.state = False, "pausing"
-                said = "Pausing at the next step boundary."
+                self.message = "Pausing at the next step boundary."
             else:
-                said = "Nothing runs."
-        self._say(said)
+                self.message = "Nothing runs."
+        self.changed()
 
     def stop(self) -> None:
         """Ends at the next step boundary, with everything kept."""
@@ -248,12 +248,12 @@ class Controller:
             self._queued = self._kept = None
             if self._going or self.state == "pausing":
                 self._going, self.state = False, "stopping"
-                said = "Stopping at the next step boundary; everything is kept."
+                self.message = "Stopping at the next step boundary; everything is kept."
             else:
                 if self.state != "ready":
                     self.state = "stopped"
-                said = f"Stopped after step {self.run.step}; everything is kept."
-        self._say(said)
+                self.message = f"Stopped after step {self.run.step}; everything is kept."
+        self.changed()
 
     def apply(self, **parts: Any) -> None:
         """Swaps parts of the current run at the next step boundary; draws a mark.
@@ -469,8 +469,8 @@ class Controller:
     def _hand_in(self, command: Callable[[], str | None], message: str) -> None:
         self.wake()
         self._forget_error()
+        self._say(message)  # before the worker can say what has become of it
         self._commands.append(command)
-        self._say(message)
 
     def _go(self, steps: int | None, seconds: float | None) -> None:
         """Begins to make steps: at once, or after the commands that wait."""
@@ -486,12 +486,13 @@ class Controller:
                 if self._going:
                     return "It runs already."
                 self._goal = self._goal_of(steps, seconds)
+                self.message = f"{self.label}: started at step {self.run.step}."
                 self._going, self.state = True, "running"
-            return f"{self.label}: started at step {self.run.step}."
+            return None
 
         if self._commands or self._working:
-            self._commands.append(begin)
             self._say("Starting, after what was asked for before.")
+            self._commands.append(begin)
         else:
             self._say(begin() or self.message)
 

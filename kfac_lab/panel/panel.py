@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,9 @@ from kfac_lab.run import Run
 __all__ = ["Panel"]
 
 WIDTH, HEIGHT = 880, 390  # pixels of a picture
+BLANK = base64.b64decode(  # a PNG of one transparent pixel, until there is a picture
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNkYAAAAAYAAjCB0C8AAAAASUVORK5CYII="
+)
 STEPS = 100  # that Start makes unless told otherwise
 PARTS = tuple(slot for slot in SLOTS if slot != "method")
 MEANING = {
@@ -293,8 +297,9 @@ class Panel:
         size = {"width": f"{WIDTH}px", "height": f"{HEIGHT}px", "object_fit": "contain"}
         size["object_position"] = "left top"
         for _ in new:
-            self.images.append(widgets.Image(format="png", layout=widgets.Layout(**size)))
-            self.summaries.append(widgets.HTML())
+            image = widgets.Image(value=BLANK, format="png", layout=widgets.Layout(**size))
+            self.images.append(image)
+            self.summaries.append(widgets.HTML(_paragraph("Drawn at the next step boundary.")))
             page = widgets.VBox([self.images[-1], self.summaries[-1]])
             self.pages.children = (*self.pages.children, page)
         self._views += new
