@@ -137,3 +137,19 @@ def test_shared_modules_of_equal_geometry():
 
     _, rows_in, _ = check_rows(Shared(), torch.randn(5, 3, 4, dtype=torch.float64), 5)
     assert [a.shape[1] for a in rows_in] == [6, 6]
+
+
+@pytest.mark.parametrize("weights", [True, False])
+def test_attention_drops_out_as_torch_does(weights):
+    """In training the recorded call draws the mask that the module itself would have drawn."""
+    module = attention(dropout=0.5).double().train()
+    x = torch.randn(5, 3, 4, dtype=torch.float64)
+    layer, _ = kl.lab.claim(module, "").answer
+    torch.manual_seed(3)
+    plain, _ = module(x, x, x, need_weights=weights)
+    torch.manual_seed(3)
+    recorded = layer.record(module, (x, x, x), {"need_weights": weights}, None)
+    torch.testing.assert_close(recorded.output[0], plain, rtol=1e-12, atol=1e-12)
+    torch.manual_seed(4)
+    other = layer.record(module, (x, x, x), {"need_weights": weights}, None)
+    assert not torch.allclose(other.output[0], plain)
