@@ -32,13 +32,13 @@ class EntryInverse:
 
 @dataclass(frozen=True)
 class ProductDiagonal:
-    """Entry (o, i) of the curvature is E[g_o²]·E[ā_i²]; γ² is added, times ``scale``.
+    """Entry (o, i) of the curvature is E[g_o²]·E[ā_i²], at least ``floor`` times the largest.
 
     What is left of Ā ⊗ G where only the diagonals of the factors are kept (section 2): cheap at
     any width, blind to every correlation.
     """
 
-    scale: float = field(default=1.0, metadata={"low": 1e-6, "high": 1e6, "log": True})
+    floor: float = field(default=0.0, metadata={"low": 0.0, "high": 1.0})
 
     def wants(self) -> Sequence[str]:
         """Two vectors of each layer; the ledger averages them over the steps."""
@@ -46,18 +46,21 @@ class ProductDiagonal:
 
     def factorise(self, moments: Any, memo: Mapping[str, Any]) -> tuple[Tensor, Mapping[str, Any]]:
         """The curvature ``[d_out, d_in]``: free of γ, and memory of its own."""
-        return torch.outer(moments["G.diagonal"], moments["A.diagonal"]), memo
+        return self._curvature(moments), memo
 
     def damped(
         self, factored: Tensor, memo: Mapping[str, Any], strength: kl.Strength, previous: Any
     ) -> EntryInverse:
-        """1 / (curvature + scale·γ²)."""
-        damping = (self.scale * strength.gamma**2).to(factored.dtype)
-        return EntryInverse(1.0 / (factored + damping))
+        """1 / (curvature + γ²)."""
+        return EntryInverse(1.0 / (factored + (strength.gamma**2).to(factored.dtype)))
 
     def product(self, moments: Any, memo: Mapping[str, Any], matrix: Tensor) -> Tensor:
         """The undamped curvature times a matrix, for ``model="approximate_fisher"``."""
-        return torch.outer(moments["G.diagonal"], moments["A.diagonal"]) * matrix
+        return self._curvature(moments) * matrix
+
+    def _curvature(self, moments: Any) -> Tensor:
+        found = torch.outer(moments["G.diagonal"], moments["A.diagonal"])
+        return torch.maximum(found, self.floor * found.amax())
 
 
 @kl.hookimpl
