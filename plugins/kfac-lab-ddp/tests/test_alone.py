@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from ddp_scenarios import network, numbers, run_of
-from kfac_lab_ddp import Distributed, Sharded, ShardedFactors
+from kfac_lab_ddp import Distributed, Sharded, ShardedFactors, sharded
 
 import kfac_lab as kl
 from kfac_lab.core import linalg
@@ -157,3 +157,25 @@ def test_the_way_of_several_processes_gives_what_one_gives(monkeypatch):
     alone = after(structure="block_tridiagonal")
     monkeypatch.setattr(Sharded, "alone", lambda self: False)
     assert same_bits(after(structure="sharded(inner='block_tridiagonal')"), alone)
+
+
+def test_a_process_builds_its_own_share_and_no_more(monkeypatch):
+    """Of costs 3, 1, 2 the second of two processes has the last two."""
+    monkeypatch.setattr(Distributed, "size", 2)
+    monkeypatch.setattr(Distributed, "rank", 1)
+    handed = {}
+
+    def exchanged(collective, owners, mine, known, told, device):
+        handed.update(mine)
+        return [None] * len(owners), []
+
+    monkeypatch.setattr(sharded, "exchanged", exchanged)
+    built = []
+
+    def work(i):
+        built.append(i)
+        return f"result {i}"
+
+    sharded._shared_out("abc", [3.0, 1.0, 2.0], work, [None] * 3, torch.device("cpu"))
+    assert built == [1, 2]
+    assert handed == {1: "result 1", 2: "result 2"}
