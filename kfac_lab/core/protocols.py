@@ -223,7 +223,7 @@ class Estimator(Protocol):
     fraction: float  # τ1: S1 is the leading ⌈τ1 m⌉ rows of the batch
 
     def decay(self, k: int) -> float:
-        """ε of step k = 1, 2, …: moments ← ε·moments + (1−ε)·new."""
+        """ε of step k = 1, 2, …: moments ← ε·moments + (1−ε)·new; 0 at k = 1, they open at zero."""
         ...
 
     def cotangents(
