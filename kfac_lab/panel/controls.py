@@ -133,7 +133,9 @@ class Slot:
         self.widget = widgets.VBox(
             [widgets.HBox([self.choice, self._more]), self._main, self._rare],
             layout=widgets.Layout(
-                border_bottom="1px solid #e4e4e4", padding="4px 0", flex="0 0 auto"
+                border_bottom="1px solid var(--jp-border-color2, #e4e4e4)",
+                padding="4px 0",
+                flex="0 0 auto",
             ),
         )
         self.choice.observe(self._chosen, "value")

@@ -1,8 +1,9 @@
 """Training on the kernel's event loop: a task that awaits a thread, so that no cell ever waits.
 
 The task starts one thread for as long as there is work, and none is left when there is none. The
-thread trains and paints; only the loop touches widgets. What the thread has painted is handed over
-at most ten times a second, and not again before the loop has shown it.
+thread trains and paints; only the loop touches widgets. What the thread has to show is handed over
+at most ten times a second, and not again before the loop has shown it: numbers that often, pictures
+as often as their share of the time allows.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from kfac_lab.run import Run
 __all__ = ["INTERVAL", "Live"]
 
 INTERVAL = 0.1  # seconds between two updates, at least
-SHARE = 0.25  # of the time, at most, goes into painting
+SHARE = 0.025  # of the time, at most, goes into painting
 TICK = 0.25  # seconds between two looks at the interrupt
 
 
@@ -37,6 +38,7 @@ class Live:
         show: called on the loop with what was painted.
         changed: called on the loop where the controller's state or message changed.
         leave: called on the loop, once, where a run has ended: leaves ordinary output behind.
+        glance: called in the thread between two paintings, for ``show`` too: what costs nothing.
     """
 
     def __init__(
@@ -46,13 +48,16 @@ class Live:
         show: Callable[[Any], None],
         changed: Callable[[], None],
         leave: Callable[[bool], None],
+        glance: Callable[[], Any] | None = None,
     ) -> None:
         self.controller = controller
         self._paint, self._show, self._changed, self._leave = paint, show, changed, leave
+        self._glance = glance
         self._task: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._shown = True  # what was painted last has arrived
         self._next = 0.0  # when to paint again
+        self._next_glance = 0.0
         self._awaited = 0
         self._told: tuple[str, int] = ("", 0)  # which run at which step output has told of
         controller.wake, controller.boundary = self.wake, self._boundary
@@ -167,15 +172,21 @@ class Live:
             _call(loop, _settler(done.set_result, done, painted))
 
     def _boundary(self) -> None:
-        """After each step: paints where it is time and the loop has kept up."""
+        """After each step: shows what it is time for, if the loop has kept up."""
         now = time.monotonic()
-        if now < self._next or not self._shown or self._loop is None:
+        if not self._shown or self._loop is None:
             return
-        painted = self._paint()
-        took = time.monotonic() - now
-        self._next = now + max(INTERVAL, took / SHARE)
+        if now >= self._next:
+            seen = self._paint()
+            took = time.monotonic() - now
+            self._next = now + max(INTERVAL, took / SHARE)
+        elif now >= self._next_glance and self._glance is not None:
+            seen = self._glance()
+        else:
+            return
+        self._next_glance = now + INTERVAL
         self._shown = False
-        _call(self._loop, lambda: self._arrived(painted))
+        _call(self._loop, lambda: self._arrived(seen))
 
     def _tell(self) -> None:
         """The controller has changed; the loop shows it, at once where this is the loop."""

@@ -86,7 +86,9 @@ class Panel:
         self._rows()
         self._pages()
         self._lay_out()
-        self.live = Live(control, self._paint, self._show, self._changed, self._leave)
+        self.live = Live(
+            control, self._paint, self._show, self._changed, self._leave, control.status
+        )
         self.refresh()
         self._show(self._paint())
         after_cells(self.refresh)
@@ -374,7 +376,10 @@ class Panel:
             summary = f"{summary} (A view of {view.owner}.)"
         return Painted(index, png, summary, status)
 
-    def _show(self, painted: Painted) -> None:
+    def _show(self, painted: Painted | Status) -> None:
+        if isinstance(painted, Status):
+            self._status = painted
+            return self._changed()
         image, summary = self.images[painted.view], self.summaries[painted.view]
         image.value, summary.value = painted.png, _paragraph(painted.summary)
         self._status = painted.status
@@ -411,7 +416,8 @@ class Panel:
 # --- text for the page --------------------------------------------------------------------------
 
 
-_TRACE = "font-size:12px;max-height:18em;overflow:auto"
+#: scrolled to its end, where the part that raised stands
+_TRACE = "max-height:18em;overflow:auto;display:flex;flex-direction:column-reverse"
 
 
 def _line(text: str) -> str:
@@ -430,12 +436,13 @@ def _paragraph(text: str) -> str:
 
 def _message(control: Controller) -> str:
     """The message; below it the traceback of an error, or the last warning."""
-    colour = "color:#b3261e;" if control.error else ""
+    colour = "color:var(--jp-error-color1,#b3261e);" if control.error else ""
     second = ""
     if control.trace:
         second = (
-            "<details><summary>traceback</summary>"
-            f'<pre style="{_TRACE}">{html.escape(control.trace)}</pre></details>'
+            '<details style="color:var(--jp-content-font-color1)"><summary>traceback</summary>'
+            f'<div style="{_TRACE}"><pre style="margin:0;font-size:12px">'
+            f"{html.escape(control.trace)}</pre></div></details>"
         )
     elif control.warned and control.warned[-1] != control.message:
         second = f'<div style="opacity:0.75">Warned: {html.escape(control.warned[-1])}</div>'
