@@ -461,7 +461,7 @@ JUDGED: dict[str, tuple[str, str, str]] = {
     ),
     "goes uphill": (
         "momentum",
-        "descends",
+        "starts_downhill",
         but(
             MOMENTUM,
             "return restriction.minimiser(strength)",
