@@ -360,14 +360,19 @@ class Page:
         """A text field, number or drop-down, by its exact label."""
         return self.tab.get_by_label(name, exact=True).nth(panel)
 
+    # A page holds a widget's change back while an earlier one of that widget is under way, and a
+    # click overtakes it: what is typed or chosen is waited for.
+
     def fill(self, name: str, value: Any) -> None:
-        """Types into a field, and leaves it."""
+        """Types into the field steps, seconds or file of ``panel``."""
         self.field(name).fill(str(value))
         self.field(name).press("Tab")
+        self.kernel.until(f"panel.{name}.value == {value!r}")
 
-    def choose(self, name: str, option: str) -> None:
-        """Chooses in a drop-down."""
-        self.field(name).select_option(label=option)
+    def choose(self, slot: str, part: str) -> None:
+        """Chooses a part for a slot of ``panel``."""
+        self.field(slot).select_option(label=part)
+        self.kernel.until(f"panel.slots[{slot!r}].choice.value == {part!r}")
 
     def text(self) -> str:
         """All that the first cell's output says."""
@@ -384,6 +389,11 @@ class Page:
 
         seen = self.tab.locator("img.widget-image:visible").first
         return np.asarray(Image.open(io.BytesIO(seen.screenshot())).convert("RGB"))
+
+    def other_picture(self, before: np.ndarray) -> np.ndarray:
+        """Waits until the picture is another one than ``before``; they come after the numbers."""
+        wait(lambda: not np.array_equal(before, self.picture()), "the picture does not change")
+        return self.picture()
 
 
 def wait(condition: Callable[[], bool], complaint: str, patience: float = PATIENCE) -> None:
