@@ -23,7 +23,7 @@ __all__ = ["Control", "Slot", "labels"]
 
 RULES = "(rules)"  # a block that differs between layers
 KEPT = ("lam", "gamma")  # a swap keeps the run's λ and γ unless its text names them
-DECADES = 4  # of a logarithmic slider on each side of the default, where no bound says more
+DECADES = 6  # of a logarithmic slider on each side of the default, where no bound says more
 DECADE_STEP = 0.05
 WIDTH, LABEL = "312px", "92px"
 _STYLE = {"description_width": LABEL}

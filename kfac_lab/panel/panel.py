@@ -334,7 +334,7 @@ class Panel:
             (self.compared, "288px"),
             (self.steps, "148px"),
             (self.seconds, "148px"),
-            (self.mark, "300px"),
+            (self.mark, "460px"),
             (self.file, "200px"),
         ):
             widget.layout.width, widget.style = width, narrow
@@ -441,7 +441,7 @@ def _message(control: Controller) -> str:
     if control.trace:
         second = (
             '<details style="color:var(--jp-content-font-color1)"><summary>traceback</summary>'
-            f'<div style="{_TRACE}"><pre style="margin:0;font-size:12px">'
+            f'<div style="{_TRACE}"><pre style="margin:0;font-size:12px;flex:none">'
             f"{html.escape(control.trace)}</pre></div></details>"
         )
     elif control.warned and control.warned[-1] != control.message:
