@@ -336,9 +336,17 @@ class Page:
         """Saves the notebook and reads the outputs of its code cells."""
         path = self.lab.folder / self.name
         before = path.stat().st_mtime_ns
+        cells: list[dict[str, Any]] = []
+
+        def written() -> bool:
+            if path.stat().st_mtime_ns == before:
+                return False
+            with contextlib.suppress(json.JSONDecodeError):  # half of it
+                cells[:] = json.loads(path.read_text())["cells"]
+            return bool(cells)
+
         self.menu("File", "Save Notebook")
-        wait(lambda: path.stat().st_mtime_ns != before, "the notebook was not saved")
-        cells = json.loads(path.read_text())["cells"]
+        wait(written, "the notebook was not saved")
         return [cell["outputs"] for cell in cells if cell["cell_type"] == "code"]
 
     def printed(self) -> list[str]:
