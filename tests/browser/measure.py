@@ -148,7 +148,7 @@ def memory(page: Page, few: int = 1000, many: int = 10_000) -> None:
         told(f"after {step} steps", f"{held:.0f} MiB, figures {figures[0]}, pyplot's {figures[1]}")
 
 
-def cost(page: Page, blocks: int, steps: int = 50) -> None:
+def cost(page: Page, blocks: int, steps: int) -> None:
     """Steps with and without a panel, in turns, the same steps of the same run.
 
     The processor's time says more than the clock's on a machine that others use too.
@@ -177,7 +177,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--stops", type=int, default=50)
     parser.add_argument("--wait", type=float, default=5.0)
-    parser.add_argument("--blocks", type=int, default=6)
+    parser.add_argument("--blocks", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=200, help="of a block")
     parser.add_argument("--only", nargs="*", default=["stops", "messages", "memory", "cost"])
     given = parser.parse_args()
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or ""
@@ -193,7 +194,7 @@ def main() -> None:
             page.write(0, OPENING.format(tests=str(Path(__file__).parents[1])))
             works = {
                 "messages": lambda: messages(page),
-                "cost": lambda: cost(page, given.blocks),
+                "cost": lambda: cost(page, given.blocks, given.steps),
                 "memory": lambda: memory(page),
                 "stops": lambda: stops(page, given.stops, given.wait),
             }
