@@ -114,21 +114,21 @@ class History:
     @property
     def records(self) -> Sequence[StepRecord]:
         """The records, numbers read."""
-        self._settle()
+        self.settle()
         return tuple(self._records)
 
     def __getitem__(self, name: str) -> Column:
         if name not in COLUMNS:
             raise _NoColumn(f"history has no column {name!r}; it has {', '.join(COLUMNS)}")
-        self._settle()
+        self.settle()
         at = COLUMNS.index(name)
         return Column(name, np.array([row[at] for row in self._numbers], dtype=np.float64))
 
     def __contains__(self, name: object) -> bool:
         return name in COLUMNS
 
-    def _settle(self) -> None:
-        """Reads everything that is pending, in one transfer."""
+    def settle(self) -> None:
+        """Reads everything that is pending, in one transfer; numbers take less room than tensors."""
         with self._reading:
             self._read()
 
@@ -166,7 +166,7 @@ class History:
 
     def keep(self, count: int) -> None:
         """Reads what is pending and forgets all but the last ``count`` records."""
-        self._settle()
+        self.settle()
         excess = max(len(self._records) - count, 0)
         del self._records[:excess]
         del self._numbers[:excess]
@@ -181,7 +181,7 @@ class History:
 
     def copy(self) -> History:
         """A history of its own with the same content."""
-        self._settle()
+        self.settle()
         other = History()
         other._records, other._numbers = list(self._records), list(self._numbers)
         other.marks = list(self.marks)
@@ -199,7 +199,7 @@ class History:
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(COLUMNS)
-        self._settle()
+        self.settle()
         for row in self._numbers:
             writer.writerow(["" if math.isnan(v) else repr(v) for v in row])
         if path is not None:
@@ -222,7 +222,7 @@ class History:
 
     def state(self) -> dict[str, Any]:
         """What :meth:`restore` takes: plain lists and numbers."""
-        self._settle()
+        self.settle()
         return {
             "rows": [list(row) for row in self._numbers],
             "more": [

@@ -397,8 +397,12 @@ class Run:
         self.history.marks.append(mark)
 
     def _snapshot(self) -> None:
-        """Keeps the state for ``rewind``; thinned geometrically within a byte budget."""
+        """Keeps the state for ``rewind``; thinned geometrically within a byte budget.
+
+        The copy waits for the device anyway, so the records that nobody has read are read as well.
+        """
         state = move(self.stepper.state(), torch.device("cpu"))
+        self.history.settle()
         size = _bytes(state)
         records = len(self.history)
         self._snapshots = [s for s in self._snapshots if s.step != self.step]

@@ -677,3 +677,14 @@ def test_an_error_is_an_event_too(listener):
     with pytest.raises(ZeroDivisionError):
         run.advance(2)
     assert listener.seen == [("start", 0), ("error", "ZeroDivisionError")]
+
+
+def test_a_snapshot_reads_the_records_so_that_no_tensors_pile_up():
+    """A record as tensors takes about 9 kB, as numbers less than a third of that."""
+    every = run_module.SNAPSHOT_EVERY
+    run = kl.Run("digits", device="cpu").advance(every - 1)
+    assert isinstance(run.history._records[0].loss, torch.Tensor)
+    run.advance(2)
+    kept = [isinstance(record.loss, float) for record in run.history._records]
+    assert kept == [True] * every + [False]
+    assert not hasattr(run.history._records[0], "__dict__")

@@ -63,7 +63,7 @@ class Swap(NamedTuple):
     note: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StepRecord:
     """What one step saw. Numbers are 0-dim tensors until somebody reads them.
 
