@@ -128,7 +128,7 @@ class History:
         return name in COLUMNS
 
     def settle(self) -> None:
-        """Reads everything that is pending, in one transfer; numbers take less room than tensors."""
+        """Reads all that is pending, in one transfer; numbers need less room than tensors."""
         with self._reading:
             self._read()
 

@@ -40,6 +40,22 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+# a cell that registers a damping which raises
+BREAKING = """
+from dataclasses import dataclass
+
+@dataclass(frozen=True)
+class Breaking:
+    lam: float = 1.0
+    def init(self, problem):
+        return kl.Strength(self.lam, 1.0), {}
+    def candidates(self, strength, due):
+        raise ZeroDivisionError("as it was meant to")
+    def adapt(self, strength, memo, record):
+        return strength, memo
+
+kl.lab.register("damping", "breaking", Breaking)
+"""
 PATIENCE = 60.0  # seconds that anything may take on a busy machine; nothing waits that long
 SETTINGS = {
     "@jupyterlab/apputils-extension:notification": {

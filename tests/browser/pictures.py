@@ -11,7 +11,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from browser.driver import Page, browser, notebook, opened, server
+from browser.driver import BREAKING, Page, browser, notebook, opened, server
 
 CELL = """
 import kfac_lab as kl
@@ -19,21 +19,6 @@ import kfac_lab as kl
 run = kl.Run("digits", "paper", seed=0, device="cpu")
 panel = kl.Panel(run)
 panel
-"""
-BREAKING = """
-from dataclasses import dataclass
-
-@dataclass(frozen=True)
-class Breaking:
-    lam: float = 1.0
-    def init(self, problem):
-        return kl.Strength(self.lam, 1.0), {}
-    def candidates(self, strength, due):
-        raise ZeroDivisionError("as it was meant to")
-    def adapt(self, strength, memo, record):
-        return strength, memo
-
-kl.lab.register("damping", "breaking", Breaking)
 """
 TOOLS = "document.querySelectorAll('.jp-cell-toolbar').forEach(e => e.style.display = 'none')"
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from browser.driver import Lab, Page, notebook, opened, wait
+from browser.driver import BREAKING, Lab, Page, notebook, opened, wait
 
 FIRST = """
 import kfac_lab as kl
@@ -21,21 +21,6 @@ other
 THREADS = """
 import threading
 print("training:", sum(t.name == "kfac_lab panel" for t in threading.enumerate()))
-"""
-BREAKING = """
-from dataclasses import dataclass
-
-@dataclass(frozen=True)
-class Breaking:
-    lam: float = 1.0
-    def init(self, problem):
-        return kl.Strength(self.lam, 1.0), {}
-    def candidates(self, strength, due):
-        raise ZeroDivisionError("as it was meant to")
-    def adapt(self, strength, memo, record):
-        return strength, memo
-
-kl.lab.register("damping", "breaking", Breaking)
 """
 AWAITING = "await panel.live"
 HELD = "import time; time.sleep(600)"
