@@ -26,6 +26,7 @@ class Planned:
     seed: int
     steps: int
     evaluate: int  # the whole set is measured every so many steps
+    sweep: int | None = None  # after this step, one step at each γ in forks (figure 7)
 
     @property
     def key(self) -> str:
@@ -62,6 +63,7 @@ def _curves() -> list[Planned]:
 
 def _mnist() -> list[Planned]:
     plan = [_kfac("mnist", label, 0, 600) for label in _KFAC]
+    plan = [replace(p, sweep=500) if p.label == "block-tridiagonal" else p for p in plan]
     return plan + [_baseline("mnist", m, 0, n, 400) for m, n in _STEPS.items()]
 
 

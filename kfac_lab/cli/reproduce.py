@@ -25,7 +25,8 @@ from torch import nn
 
 import kfac_lab
 from kfac_lab.cli.experiments import Planned, planned
-from kfac_lab.cli.flops import run_flops
+from kfac_lab.cli.flops import run_flops, step_flops
+from kfac_lab.cli.sweep import STRENGTHS, WAYS, sweep
 from kfac_lab.cli.terminal import duration, table
 from kfac_lab.cli.train import has_test
 from kfac_lab.errors import CheckpointError
@@ -90,6 +91,8 @@ class Maker:
         saved = time.monotonic()
         every = max(1, self.one.evaluate // 4)
         while run.step < steps:
+            if run.step == self.one.sweep:
+                self._sweep(run)
             before = time.process_time()
             record = run.step_once()
             self._cpu += time.process_time() - before
@@ -139,6 +142,22 @@ class Maker:
             shown = f"train {line['train']}, loss {line.get('loss')}"
             print(f"{self.one.key}: step {run.step}, {shown}, {duration(self._cpu)}", flush=True)
         _append(self.path, line)
+
+    def _sweep(self, run: Run) -> None:
+        """A line of type "sweep" for each way of figure 7, then its points, one for each γ."""
+        keys = {way: f"{way}, seed {self.one.seed}" for way in WAYS}
+        _keep_lines(self.path, lambda line: line["run"] not in keys.values())
+        print(f"{self.one.key}: step {run.step}, one step at each γ", flush=True)
+        started = set()
+        for one in sweep(run):
+            if one.way not in started:
+                started.add(one.way)
+                head = {"type": "sweep", "run": keys[one.way], "label": one.way}
+                parts = {"momentum": WAYS[one.way], "schedule": "every_step"}
+                _append(self.path, {**head, "from": self.one.key, "step": run.step, **parts})
+            line = {"type": "point", "run": keys[one.way], "step": run.step + 1}
+            numbers = {k: _number(v) for k, v in one._asdict().items() if k != "way"}
+            _append(self.path, {**line, **numbers})
 
     def _save(self, run: Run) -> None:
         """The run first, then what says that it is whole; both by renaming."""
@@ -269,7 +288,12 @@ def _goal(one: Planned, options: argparse.Namespace) -> int:
 
 def _estimate(one: Planned, steps: int) -> float:
     sizes, available = _shape(one.problem)
-    return run_flops(sizes, Recipe.from_text(one.recipe), steps, available)
+    recipe = Recipe.from_text(one.recipe)
+    flops = run_flops(sizes, recipe, steps, available)
+    if one.sweep is not None and one.sweep < steps:
+        next_step = step_flops(sizes, recipe, one.sweep + 1, available)
+        flops += len(WAYS) * len(STRENGTHS) * next_step
+    return flops
 
 
 _SHAPES: dict[str, tuple[list[int], int]] = {}

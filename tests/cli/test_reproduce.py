@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import kfac_lab as kl
-from kfac_lab.cli import experiments, main
+from kfac_lab.cli import experiments, main, reproduce
 from kfac_lab.cli.experiments import Planned, planned
 from kfac_lab.cli.flops import run_flops, step_flops
 from kfac_lab.cli.reproduce import FIRST, Maker, fingerprint
+from kfac_lab.cli.sweep import STRENGTHS, WAYS
 from kfac_lab.run import Run
 from kfac_lab.study import points, read
 
@@ -188,6 +190,49 @@ def test_a_random_row_of_each_file_is_made_again(path, request):
             now = run.history[name][row["step"] - 1]
             if row[name] is not None:
                 assert now == pytest.approx(row[name], rel=1e-3), (name, row["step"])
+
+
+def test_the_sweep_of_figure_7_is_made_at_its_step_and_leaves_the_run_alone(tmp_path):
+    one = plan()
+    plain = lines_of(tmp_path / "plain", one, 30)
+    rows = lines_of(tmp_path / "swept", replace(one, sweep=20), 30)
+    swept = [x for x in rows if x["run"] != one.key]
+    assert without_time([x for x in rows if x["run"] == one.key]) == without_time(plain)
+    heads = [x for x in swept if x["type"] == "sweep"]
+    assert {x["label"]: x["momentum"] for x in heads} == WAYS
+    assert all((x["from"], x["step"]) == (one.key, 20) for x in heads)
+    run = Run("digits", kl.Recipe.from_text(one.recipe), one.seed, "cpu").advance(20)
+    before = run.evaluate("train", at="theta").loss
+    lam = run.fork().advance(1).history["lam"][-1]
+    for way, momentum in WAYS.items():
+        found = points(tmp_path / "swept" / "x.jsonl", way, one.seed)
+        assert found["gamma"] == pytest.approx(STRENGTHS)
+        assert found["lam"] == pytest.approx([lam] * len(STRENGTHS), rel=1e-5)
+        n = random.randrange(len(STRENGTHS))
+        parts = {"momentum": momentum, "schedule": "every_step"}
+        step = run.fork().swap(damping=f"constant(gamma={STRENGTHS[n]})", **parts).advance(1)
+        gained = before - step.evaluate("train", at="theta").loss
+        assert found["improvement"][n] == pytest.approx(gained, rel=1e-4, abs=1e-4)
+    assert set(points(tmp_path / "swept" / "x.jsonl", "no re-scaling", one.seed)["alpha"]) == {1.0}
+
+
+def test_a_sweep_that_was_cut_is_made_again(tmp_path, monkeypatch):
+    one = replace(plan(), sweep=6)
+    rows = iter(range(20))
+    append = reproduce._append
+
+    def killing(path, line):
+        if "gamma" in line and line["run"] != one.key and next(rows) == 17:
+            raise KeyboardInterrupt
+        append(path, line)
+
+    monkeypatch.setattr(reproduce, "_append", killing)
+    with pytest.raises(KeyboardInterrupt):
+        Maker(one, tmp_path / "x.jsonl", tmp_path / "work").make(8)
+    monkeypatch.undo()
+    lines = lines_of(tmp_path, one, 8)
+    made = [(x["run"], x["gamma"]) for x in lines if x["type"] == "point" and x["run"] != one.key]
+    assert len(made) == len(set(made)) == len(WAYS) * len(STRENGTHS)
 
 
 def test_lines_are_json_without_nan(tmp_path):
