@@ -22,8 +22,10 @@ const nameAll = root => {
   for (const slider of root.querySelectorAll('.widget-slider')) {
     const label = (slider.querySelector('.widget-label') || slider).textContent.trim();
     for (const handle of slider.querySelectorAll('[role=slider]')) set(handle, 'aria-label', label);
-    const readout = slider.querySelector('.widget-readout');
+    const readout = slider.querySelector('.widget-readout');  // an integer's; others have a box
     if (readout) { set(readout, 'role', 'textbox'); set(readout, 'aria-label', label + ' value') }
+    const box = slider.nextElementSibling?.querySelector('input[type=number]');
+    if (box) set(box, 'aria-label', label + ' value');
   }
   for (const picture of root.querySelectorAll('img.widget-image')) {
     const words = picture.parentElement.querySelector('[role=note]');

@@ -18,21 +18,18 @@ from kfac_lab.errors import RecipeError
 from kfac_lab.hooks import Recipe
 from kfac_lab.hooks.manager import Lab
 from kfac_lab.hooks.registry import Entry
+from kfac_lab.panel.sliders import Slider
 
 __all__ = ["Control", "Slot", "labels"]
 
 RULES = "(rules)"  # a block that differs between layers
 KEPT = ("lam", "gamma")  # a swap keeps the run's λ and γ unless its text names them
-DECADES = 6  # of a logarithmic slider on each side of the default, where no bound says more
-DECADE_STEP = 0.05
 WIDTH, LABEL = "312px", "92px"
 _STYLE = {"description_width": LABEL}
 
 
 class Control:
     """One field's widget. ``value`` is exact: what nobody moves stays as it was, to the last bit.
-
-    A browser sends a slider's value back as the nearest point of its grid, which is no choice.
 
     Attributes:
         field: the field's description.
@@ -44,12 +41,18 @@ class Control:
         self.field = field
         start = value if value is not None else _start(field)
         self._given = value if field.optional else start
-        self._input, self._read = _input(field, start)
+        made, self._read = _input(field, start)
+        if isinstance(made, Slider):
+            self._input, labelled, self.widget = made.box, made.slider, made.widget
+            self._input.tooltip = f"{label}: {tooltip(field)}"
+            self.widget.layout.width = WIDTH
+            self.inputs: list[Any] = [labelled, self._input]
+        else:
+            self._input = labelled = self.widget = made
+            self.inputs = [made]
         self._first = self._input.value
-        self._input.description = label
-        self._input.tooltip = tooltip(field)
-        self.inputs: list[Any] = [self._input]
-        self.widget: Any = self._input
+        labelled.description = label
+        labelled.tooltip = tooltip(field)
         self._none: Any = None
         if field.optional and field.kind != "choice":
             self._none = widgets.Checkbox(
@@ -59,14 +62,16 @@ class Control:
                 indent=False,
                 layout=widgets.Layout(width="64px"),
             )
-            self._input.disabled = value is None
-            self._input.layout.width = "248px"
-            self._none.observe(self._set_none, "value")
+            self.widget.layout.width = "248px"
+            self.widget = widgets.HBox([self.widget, self._none], layout=_layout())
+            self._able(not self._none.value)
+            self._none.observe(lambda change: self._able(not change["new"]), "value")
             self.inputs.append(self._none)
-            self.widget = widgets.HBox([self._input, self._none], layout=_layout())
 
-    def _set_none(self, change: Any) -> None:
-        self._input.disabled = change["new"]
+    def _able(self, able: bool) -> None:
+        for widget in self.inputs:
+            if widget is not self._none:
+                widget.disabled = not able
 
     @property
     def touched(self) -> bool:
@@ -269,48 +274,19 @@ def _number(field: Description, value: Any) -> Any:
             ceiling = int(high) if high is not None else 2**31 - 1
             return widgets.BoundedIntText(min=int(low), max=ceiling, **common)
         return widgets.IntText(**common)
-    if field.log and value != 0:  # such a slider has no 0
-        first, last = _decades(field, value)
-        return widgets.FloatLogSlider(
-            min=first, max=last, step=DECADE_STEP, base=10, readout_format=".4g", **common
-        )
-    if low is not None and high is not None:
-        step = _step(low, high, value)
-        return widgets.FloatSlider(min=low, max=high, step=step, readout_format=".4g", **common)
+    if (field.log and value != 0) or (low is not None and high is not None):  # log has no 0
+        log = bool(field.log and value != 0)
+        return Slider(value, field.default, low, high, log=log, style=_STYLE)
     if low is not None:
         return widgets.BoundedFloatText(min=low, max=1e300, **common)
     return widgets.FloatText(**common)
-
-
-def _decades(field: Description, value: float) -> tuple[float, float]:
-    """Exponents a few decades around a value and the default, within the bounds.
-
-    The value lies on the slider's grid, or its readout would show the nearest grid point instead.
-    """
-    positive = [v for v in (value, field.default) if _plain(v) and v and v > 0] or [1.0]
-    middle = math.log10(positive[0])
-    low = math.log10(min(positive)) - DECADES
-    high = math.log10(max(positive)) + DECADES
-    if field.low and field.low > 0:
-        low = max(low, math.log10(field.low))
-    if field.high is not None:
-        high = min(high, math.log10(field.high))
-    below, above = (math.floor(abs(end - middle) / DECADE_STEP + 1e-9) for end in (low, high))
-    return middle - below * DECADE_STEP, middle + above * DECADE_STEP
-
-
-def _step(low: float, high: float, value: float) -> float:
-    """About a 200th of the range, such that the value lies on the grid."""
-    step = (high - low) / 200
-    steps = max(round((value - low) / step), 1)
-    return (value - low) / steps if value > low else step
 
 
 def _start(field: Description) -> Any:
     """Where the widget of a value that is None, or not given, stands."""
     if field.choices:
         return field.default if field.default in field.choices else field.choices[0]
-    if _plain(field.default):
+    if field.default is not None and _plain(field.default):
         return field.default
     if field.kind in ("int", "float"):
         low = field.low if field.low else 1e-2 if field.log else field.low or 0
@@ -327,8 +303,8 @@ def _same(value: Any) -> Any:
 
 
 def _rounded(value: Any) -> Any:
-    """A number as somebody chose it: a slider's grid point without its binary tail."""
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+    """A number as somebody chose it, without a binary tail: 0.3 and not 0.1 + 0.2."""
+    return float(f"{value:.12g}") if isinstance(value, float) else value
 
 
 def _literal(text: str) -> Any:

@@ -2,8 +2,8 @@
 
 The task starts one thread for as long as there is work, and none is left when there is none. The
 thread trains and paints; only the loop touches widgets. What the thread has to show is handed over
-at most ten times a second, and not again before the loop has shown it: numbers that often, pictures
-as often as their share of the time allows.
+at most eight times a second, and not again before the loop has shown it: numbers that often,
+pictures as often as their share of the time allows.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from kfac_lab.run import Run
 
 __all__ = ["INTERVAL", "Live"]
 
-INTERVAL = 0.1  # seconds between two updates, at least
-SHARE = 0.02  # of the time, at most, goes into painting: measured by tests/browser/measure.py
+INTERVAL = 0.125  # seconds between two updates, at least
+SHARE = 0.01  # of the time, at most, goes into painting: measured by tests/browser/measure.py
 TICK = 0.25  # seconds between two looks at the interrupt
 
 

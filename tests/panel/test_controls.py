@@ -83,7 +83,7 @@ def test_the_widget_follows_the_field(many) -> None:
     slider = controls["strength"].inputs[0]
     assert 1e-3 <= 10**slider.min and 10**slider.max <= 10.0 * (1 + 1e-9)
     assert 10**slider.min < 2e-3 and 10**slider.max > 8.0
-    assert [len(controls[name].inputs) for name in ("perhaps", "maybe", "free")] == [2, 2, 1]
+    assert [len(controls[name].inputs) for name in ("perhaps", "maybe", "free")] == [3, 2, 1]
 
 
 def test_sliders_stand_on_their_grid(many) -> None:
@@ -121,8 +121,9 @@ def test_every_registered_component_has_controls(slot: str, name: str) -> None:
     row.choice.value = name
     assert list(row.controls) == [field.name for field in fields]
     for control in row.controls.values():
+        assert control.inputs[0].description
         for widget in control.inputs:
-            assert widget.description and widget.tooltip
+            assert widget.tooltip
         assert control.field.name in tooltip(control.field)
         assert not control.touched
     if not required:
@@ -149,6 +150,38 @@ def test_what_a_browser_sends_back_is_no_choice() -> None:
     for name in ("lam", "omega1"):
         row.controls[name].inputs[0].value *= 1 + 1e-15
     assert not row.touched and row.controls["lam"].value == 150
+
+
+@pytest.mark.parametrize("typed", [0.01, 0.0123456789, 3.0, 0.0])
+def test_what_is_typed_beside_a_slider_is_kept_to_its_last_digit(typed: float) -> None:
+    row = slot_of("levenberg_marquardt(lam=150)")
+    slider, box = row.controls["lam"].inputs
+    box.value = typed
+    assert row.controls["lam"].value == typed
+    if typed:
+        assert abs(math.log10(slider.value / typed)) < 0.026
+        exponent = round((math.log10(typed) - slider.min) / slider.step) * slider.step + slider.min
+        slider.value = 10**exponent  # the browser's answer: the grid point beside it
+        assert row.controls["lam"].value == typed and box.value == typed
+    assert row.text().startswith(f"levenberg_marquardt(lam={typed}")
+
+
+def test_a_slider_that_is_moved_moves_its_box() -> None:
+    row = slot_of("levenberg_marquardt(lam=150)")
+    slider, box = row.controls["lam"].inputs
+    slider.value = 10 ** (math.log10(150) + slider.step)
+    assert box.value == 168.3 == row.controls["lam"].value
+    slider.value = 150
+    assert box.value == 150 and not row.touched
+    slider, box = row.controls["omega1"].inputs
+    slider.value += slider.step
+    assert row.controls["omega1"].value == box.value == float(f"{slider.value:.4g}")
+
+
+def test_a_box_keeps_to_the_bounds_of_its_field(many) -> None:
+    row = slot_of(many)
+    row.controls["strength"].inputs[1].value = 1e9
+    assert row.controls["strength"].value == 10
 
 
 def test_text_names_what_was_moved(many) -> None:
@@ -197,10 +230,11 @@ def test_a_typo_is_refused_where_it_is_applied(many) -> None:
 
 def test_none_is_a_tick(many) -> None:
     control = slot_of(many).controls["perhaps"]
-    slider, tick = control.inputs
-    assert tick.value and slider.disabled and control.value is None
+    slider, box, tick = control.inputs
+    assert tick.value and slider.disabled and box.disabled and control.value is None
     tick.value = False
-    assert not slider.disabled and control.touched and control.value > 0
+    assert not slider.disabled and not box.disabled
+    assert control.touched and control.value > 0
     tick.value = True
     assert control.value is None and not control.touched
 
