@@ -15,7 +15,7 @@ __all__ = ["Slider"]
 
 DECADES = 6  # of a logarithmic slider on each side of the default, where no bound says more
 DECADE_STEP = 0.05
-BOX = "74px"
+BOX = "86px"
 
 
 class Slider:
