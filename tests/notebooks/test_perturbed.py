@@ -45,9 +45,9 @@ def validated(*paths: Path, **environment: str) -> subprocess.CompletedProcess:
     env = {k: v for k, v in os.environ.items() if k not in ("KFAC_LAB_DATA", "KFAC_LAB_PLUGINS")}
     command = [sys.executable, "-m", "pytest", "-q", "-x", "--nbval", *map(str, paths)]
     options = ["-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT)]
-    return subprocess.run(
-        [*command, *options], env={**env, **environment}, capture_output=True, text=True
-    )
+    whole = [*command, *options]
+    env |= environment
+    return subprocess.run(whole, env=env, cwd=ROOT, capture_output=True, text=True)
 
 
 def test_every_notebook_has_a_key_number():

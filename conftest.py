@@ -1,0 +1,10 @@
+"""For every pytest in this checkout, from whichever folder: nbval's sanitizer is the root's."""
+
+import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """nbval reads a relative path from the current folder; the one in ``addopts`` is the root's."""
+    given = getattr(config.option, "nbval_sanitize_with", None)
+    if given:
+        config.option.nbval_sanitize_with = str(config.rootpath / given)
