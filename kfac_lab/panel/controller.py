@@ -228,7 +228,7 @@ class Controller:
         """Makes one step."""
         if self._going:
             return self._say("It runs: Pause first, then Step.")
-        self._go(1, None)
+        self._go(1, None, aside=True)
 
     def pause(self) -> None:
         """Ends at the next step boundary; Start goes on from there."""
@@ -406,7 +406,8 @@ class Controller:
             nonlocal cut
             self._carry_out()
             self.boundary()
-            cut = not (self._going and threading.main_thread().is_alive())
+            asked = self._going and self._goal is goal  # a Start in between has a goal of its own
+            cut = not (asked and threading.main_thread().is_alive())
             return cut
 
         steps = None if goal.step is None else max(goal.step - run.step, 0)
@@ -417,9 +418,11 @@ class Controller:
             self._failed(error, stops=True)
             return
         with self._lock:
-            if self._going:
+            if self._going and self._goal is goal:
                 self._going = False
-                self.state, self._kept = ("stopping" if cut else "finished"), None
+                self.state = "stopping" if cut else "finished"
+                if self._kept is goal:
+                    self._kept = None
         if self.state == "finished":
             self._say(f"Finished: step {run.step}, {run.seconds:.1f} s of training.")
 
@@ -472,8 +475,11 @@ class Controller:
         self._say(message)  # before the worker can say what has become of it
         self._commands.append(command)
 
-    def _go(self, steps: int | None, seconds: float | None) -> None:
-        """Begins to make steps: at once, or after the commands that wait."""
+    def _go(self, steps: int | None, seconds: float | None, *, aside: bool = False) -> None:
+        """Begins to make steps: at once, or after the commands that wait.
+
+        What a Pause kept is still to be gone on with after a step ``aside``.
+        """
         self.wake()
         self._forget_error()
         turn = self._queued = object()  # that a Pause or a Stop takes away
@@ -486,6 +492,8 @@ class Controller:
                 if self._going:
                     return "It runs already."
                 self._goal = self._goal_of(steps, seconds)
+                if not aside and self._kept is not self._goal:
+                    self._kept = None
                 self.message = f"{self.label}: started at step {self.run.step}."
                 self._going, self.state = True, "running"
             return None
@@ -500,7 +508,8 @@ class Controller:
         """Where a Start ends; that of a Pause again where the same is asked for."""
         run, kept = self.run, self._kept
         if kept is not None and kept.asked == (steps, seconds):
-            if kept.step is None or kept.step > run.step:
+            ahead = kept.step is None or kept.step > run.step
+            if ahead and (kept.seconds is None or kept.seconds > run.seconds):
                 return kept
         return _Goal(
             (steps, seconds),

@@ -171,6 +171,69 @@ def test_what_is_asked_for_happens_in_that_order() -> None:
     same_run(kept, run_of().advance(2).swap(momentum="rescaled").advance(3))
 
 
+@pytest.mark.parametrize(
+    ("presses", "steps"),
+    [
+        ((("Pause", {}), ("Start", {"steps": 3})), 5),
+        ((("Stop", {}), ("Start", {"steps": 9})), 11),
+        ((("Pause", {}), ("Start", {"steps": 9})), 9),  # the same numbers go on
+        ((("Pause", {}), ("Step", {})), 3),
+        ((("Rewind", {"step": 1}), ("Start", {"steps": 3})), 4),
+        ((("Apply", {"damping": "tied"}), ("Stop", {}), ("Start", {"steps": 1})), 3),
+    ],
+)
+def test_a_start_in_between_makes_the_steps_that_it_asked_for(presses, steps) -> None:
+    """Within one step: what the Start before it had to make is given up."""
+    control = control_of()
+
+    def boundary() -> None:
+        if control.run.step == 2:
+            control.boundary = lambda: None
+            for name, arguments in presses:
+                control.press(name, **arguments)
+
+    control.boundary = boundary
+    pressing(control)("Start", steps=9)
+    assert control.run.step == steps and control.state == "finished"
+
+
+def test_another_run_chosen_and_started_while_one_trains() -> None:
+    control = control_of()
+    pressing(control)("Fork", label="other")
+
+    def boundary() -> None:
+        if control.run.step == 2:
+            control.boundary = lambda: None
+            control.select("other")
+            control.start(steps=3)
+
+    control.boundary = boundary
+    pressing(control)("Start", steps=9)
+    assert {label: run.step for label, run in control.runs.items()} == {"run": 3, "other": 3}
+
+
+def test_a_single_step_after_a_pause_leaves_its_end() -> None:
+    control = control_of()
+    control.boundary = lambda: control.press("Pause") if control.run.step == 2 else None
+    press = pressing(control)
+    press("Start", steps=6)
+    press("Step")
+    press("Start", steps=6)
+    assert control.run.step == 6
+    press("Start", steps=6)
+    assert control.run.step == 12
+
+
+def test_seconds_that_are_over_at_a_pause_begin_anew() -> None:
+    control = control_of()
+    control.boundary = lambda: control.press("Pause") if control.run.step == 1 else None
+    press = pressing(control)
+    press("Start", seconds=1e-9)
+    assert control.run.step == 1 and control.state == "paused"
+    press("Start", seconds=1e-9)
+    assert control.run.step == 2
+
+
 def test_a_start_that_waits_can_be_stopped_and_does_not_follow_a_failure() -> None:
     control = control_of()
     control.fork()
