@@ -80,10 +80,7 @@ class Control:
             return self._given is not None
         if self._none is not None and self._given is None:
             return True
-        now = self._input.value
-        if isinstance(now, float) and isinstance(self._first, float):
-            return not math.isclose(now, self._first, rel_tol=1e-6, abs_tol=1e-12)
-        return bool(now != self._first)
+        return bool(self._input.value != self._first)
 
     @property
     def value(self) -> Any:
@@ -260,7 +257,7 @@ def _input(field: Description, value: Any) -> tuple[Any, Callable[[Any], Any]]:
         layout, style = _layout(), _STYLE
         return widgets.Checkbox(value=bool(value), layout=layout, style=style), _same
     if field.kind in ("int", "float") and _plain(value, field.low, field.high):
-        return _number(field, value), _rounded
+        return _number(field, value), _same
     return widgets.Text(value=_written(value), layout=_layout(), style=_STYLE), _literal
 
 
@@ -290,6 +287,7 @@ def _start(field: Description) -> Any:
         return field.default
     if field.kind in ("int", "float"):
         low = field.low if field.low else 1e-2 if field.log else field.low or 0
+        low = low if field.high is None else min(low, field.high)
         return int(low) if field.kind == "int" else float(low)
     return {"bool": False, "str": ""}.get(field.kind, "")
 
@@ -300,11 +298,6 @@ def _layout() -> Any:
 
 def _same(value: Any) -> Any:
     return value
-
-
-def _rounded(value: Any) -> Any:
-    """A number as somebody chose it, without a binary tail: 0.3 and not 0.1 + 0.2."""
-    return float(f"{value:.12g}") if isinstance(value, float) else value
 
 
 def _literal(text: str) -> Any:

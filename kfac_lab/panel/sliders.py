@@ -45,7 +45,7 @@ class Slider:
         log: bool,
         style: Any,
     ) -> None:
-        self._log = log
+        self._log, self._first = log, value
         common = {"value": value, "readout": False, "style": style}
         common["layout"] = widgets.Layout(flex="1 1 auto", width="auto")
         if log:
@@ -71,18 +71,28 @@ class Slider:
 
     def _moved(self, change: Any) -> None:
         """The slider's value goes into the box, unless it is the box's as the grid has it."""
-        new, now = change["new"], self.box.value
-        if not self._log:
-            same = abs(new - now) <= 0.5 * self._grid
-        else:
-            same = now > 0 and abs(math.log10(new / now)) <= 0.5 * self._grid
-        if not same:
-            self.box.value = float(f"{new:.4g}")
+        new = change["new"]
+        if self._apart(new, self._held(self.box.value)) > 0.5:
+            back = self._apart(new, self._first) < 1e-6
+            self.box.value = self._first if back else float(f"{new:.4g}")
 
     def _typed(self, change: Any) -> None:
         new = change["new"]
         if new > 0 or not self._log:
-            self.slider.value = new  # within its ends
+            self.slider.value = self._held(new)
+
+    def _held(self, value: float) -> float:
+        """A value of the box as the slider can have it: within its ends."""
+        least, most = self.slider.min, self.slider.max
+        if self._log:
+            least, most = 10**least, 10**most
+        return float(min(max(value, least), most)) if value > 0 or not self._log else value
+
+    def _apart(self, one: float, other: float) -> float:
+        """How many points of the grid lie between two values."""
+        if not self._log:
+            return abs(one - other) / self._grid
+        return abs(math.log10(one / other)) / self._grid if one > 0 and other > 0 else math.inf
 
 
 def _decades(

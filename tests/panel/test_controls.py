@@ -152,7 +152,7 @@ def test_what_a_browser_sends_back_is_no_choice() -> None:
     assert not row.touched and row.controls["lam"].value == 150
 
 
-@pytest.mark.parametrize("typed", [0.01, 0.0123456789, 3.0, 0.0])
+@pytest.mark.parametrize("typed", [0.01, 0.0123456789, 0.12345678901234566, 150.0001, 3.0, 0.0])
 def test_what_is_typed_beside_a_slider_is_kept_to_its_last_digit(typed: float) -> None:
     row = slot_of("levenberg_marquardt(lam=150)")
     slider, box = row.controls["lam"].inputs
@@ -164,6 +164,30 @@ def test_what_is_typed_beside_a_slider_is_kept_to_its_last_digit(typed: float) -
         slider.value = 10**exponent  # the browser's answer: the grid point beside it
         assert row.controls["lam"].value == typed and box.value == typed
     assert row.text().startswith(f"levenberg_marquardt(lam={typed}")
+
+
+@pytest.mark.parametrize("typed", [1e12, 1e-12])
+def test_what_is_typed_beyond_the_ends_of_a_slider_is_kept(typed: float) -> None:
+    row = slot_of("levenberg_marquardt(lam=150)")
+    slider, box = row.controls["lam"].inputs
+    box.value = typed
+    end = slider.max if typed > 1 else slider.min
+    assert math.isclose(slider.value, 10**end, rel_tol=1e-9)
+    slider.value = 10**end * (1 + 1e-12)  # the browser's answer
+    assert box.value == typed == row.controls["lam"].value
+    slider.value = 10 ** (end - math.copysign(slider.step, math.log10(typed)))
+    assert 1e-4 < box.value < 1.5e8
+
+
+def test_a_slider_that_is_moved_back_is_where_it_was() -> None:
+    row = slot_of("levenberg_marquardt(lam=0.0123456789)")
+    for name in ("lam", "omega1"):
+        slider, box = row.controls[name].inputs
+        begin, given = slider.value, box.value
+        slider.value = begin * 1.3 if name == "lam" else begin + 2 * slider.step
+        assert box.value != given and row.touched
+        slider.value = begin * (1 + 1e-15)
+        assert box.value == given and not row.touched
 
 
 def test_a_slider_that_is_moved_moves_its_box() -> None:
@@ -186,7 +210,7 @@ def test_a_box_keeps_to_the_bounds_of_its_field(many) -> None:
 
 def test_text_names_what_was_moved(many) -> None:
     row = slot_of(many)
-    row.controls["strength"].value = 0.1 + 0.2  # a grid point with a binary tail
+    row.controls["strength"].value = 0.1 + 0.2
     row.controls["kind"].value = "hard"
     row.controls["pair"].value = (3, 4)
     row.controls["sure"].value = False
@@ -196,7 +220,7 @@ def test_text_names_what_was_moved(many) -> None:
     assert row.touched
     made = lab.component("damping", row.text())
     assert made == Many(
-        0.3, kind="hard", pair=(3, 4), sure=False, ceiling=7, perhaps=0.5, maybe=None
+        0.1 + 0.2, kind="hard", pair=(3, 4), sure=False, ceiling=7, perhaps=0.5, maybe=None
     )
 
 

@@ -83,7 +83,15 @@ def test_the_names_of_the_buttons() -> None:
 
 def test_every_control_is_labelled() -> None:
     panel = kl.Panel(run_of())
+    sliders = (widgets.FloatSlider, widgets.FloatLogSlider)
+    rows = [w.children for w in every(panel.widget) if isinstance(w, widgets.HBox)]
+    boxes = [row[1] for row in rows if isinstance(row[0], sliders)]  # named by their slider's label
+    assert boxes
     for widget in every(panel.widget):
+        if widget in boxes:
+            label = rows[[row[-1] is widget for row in rows].index(True)][0].description
+            assert widget.tooltip.startswith(f"{label}: ")
+            continue
         if isinstance(widget, (widgets.ValueWidget, widgets.Button)):
             if isinstance(widget, (widgets.HTML, widgets.Image)):
                 continue
