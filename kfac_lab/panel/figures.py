@@ -141,6 +141,7 @@ def panels(
     each: Mapping[str, Lines],
     *,
     x: str,
+    y: str = "",
     title: str,
     alt: str,
     note: str = "",
@@ -154,6 +155,7 @@ def panels(
     Args:
         each: title of the axes → their lines as for :func:`curves`; axes without any say "not run".
         x: label of the axes, with its unit.
+        y: label of the leftmost axes, likewise.
         title: of the whole.
         alt: the picture in words.
         note: a line beneath the title.
@@ -170,14 +172,14 @@ def panels(
     style.head(figure, title, note)
     places = style.place(figure, [1.0] * count, gap=0.8, right=2.3, top=1.18)
     looks = _looks(list(each.values()))
-    for axes, (name, lines), log in zip(places, each.items(), logs, strict=True):
+    for n, (axes, (name, lines), log) in enumerate(zip(places, each.items(), logs, strict=True)):
         axes.set_title(
             style.plain(name), fontsize=10, color=style.INK, pad=16 if marks else 6, loc="left"
         )
         if not any(len(xs) for xs, _ in lines.values()):
             style.say(axes, "not run")
             continue
-        style.clean(axes, x)
+        style.clean(axes, x, "" if n else y)
         _plot(axes, lines, looks, (levels or {}).get(name, {}), marks or {}, log_x=log_x, log_y=log)
     last = list(each)[-1]
     _legend(

@@ -96,6 +96,19 @@ def test_panels_share_the_looks_of_their_labels():
     assert texts_of(left) == texts_of(right) == ["here"]
 
 
+def test_the_leftmost_panel_carries_the_label_of_the_y_axis():
+    each = {"left": {"one": TWO["one"]}, "right": {"one": TWO["one"]}}
+    picture = figures.panels(each, x="step", y="loss, nats", title="t", alt="a")
+    left, right = picture.figure.axes
+    assert (left.get_ylabel(), right.get_ylabel()) == ("loss, nats", "")
+    assert left.get_xlabel() == right.get_xlabel() == "step"
+    picture.figure.draw_without_rendering()
+    box = left.yaxis.label.get_window_extent(picture.figure._get_renderer())
+    assert box.x0 >= 0
+    plain = figures.panels(each, x="step", title="t", alt="a")
+    assert [axes.get_ylabel() for axes in plain.figure.axes] == ["", ""]
+
+
 def test_a_panel_without_a_run_is_empty_and_labelled():
     picture = figures.panels(
         {"small": {"one": TWO["one"]}, "large": {"one": ([], [])}}, x="", title="", alt=""
