@@ -6,6 +6,7 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from kfac_lab.errors import RecipeError
 from kfac_lab.history import History
 from kfac_lab.run import Run
 
@@ -68,7 +69,7 @@ def differences(runs: Mapping[str, Run]) -> Table:
             "problem": run.problem.name,
             "seed": str(run.seed),
             "device": str(run.device),
-            **{slot: run.recipe.text_of(slot) for slot in run.recipe},
+            **{slot: _part(run, slot) for slot in run.recipe},
         }
         for label, run in runs.items()
     }
@@ -78,6 +79,13 @@ def differences(runs: Mapping[str, Run]) -> Table:
         if len({fact[name] for fact in facts.values() if name in fact}) > 1:
             rows.append((name, *(fact.get(name, "–") for fact in facts.values())))
     return Table(("differs in", *facts), rows)
+
+
+def _part(run: Run, slot: str) -> str:
+    try:
+        return run.recipe.text_of(slot)
+    except RecipeError:  # its class is not registered
+        return repr(run.recipe[slot])
 
 
 def _number(value: float | str) -> str:

@@ -20,9 +20,10 @@ from kfac_lab.hooks.manager import Lab
 from kfac_lab.hooks.registry import Entry
 from kfac_lab.panel.sliders import Slider
 
-__all__ = ["Control", "Slot", "labels"]
+__all__ = ["Control", "Slot", "close", "labels"]
 
 RULES = "(rules)"  # a block that differs between layers
+NAMELESS = "(own)"  # a component whose class nobody has registered
 KEPT = ("lam", "gamma")  # a swap keeps the run's λ and γ unless its text names them
 WIDTH, LABEL = "312px", "92px"
 _STYLE = {"description_width": LABEL}
@@ -148,7 +149,10 @@ class Slot:
         component = recipe[self.slot]
         name = RULES
         if self.slot != "block" or not hasattr(component, "pick"):
-            name = parse(recipe.text_of(self.slot)).name
+            try:
+                name = parse(recipe.text_of(self.slot)).name
+            except RecipeError:
+                name = NAMELESS
         self._current, self._component = name, component
         self.refresh()
         self.choice.value = name
@@ -156,15 +160,20 @@ class Slot:
 
     def refresh(self) -> None:
         """Reads the registry again: new components appear, a choice that is made stays."""
-        registry = self.lab.registry
+        registry, before = self.lab.registry, self._entries
         self._entries = {registry.written(e): e for e in self.lab.components(self.slot)}
-        names = [*([RULES] if self._current == RULES else []), *sorted(self._entries)]
+        names = sorted(self._entries)
+        if self._current in (RULES, NAMELESS):
+            names = [self._current, *names]
         if list(self.choice.options) != names:
             kept = self.choice.value
             self.choice.unobserve(self._chosen, "value")
             self.choice.options = names
             self.choice.value = kept if kept in names else names[0]
             self.choice.observe(self._chosen, "value")
+        entry, old = self._entries.get(self.choice.value), before.get(self.choice.value)
+        if entry and old and entry.component is not old.component:  # its cell has run again
+            self._build()
 
     @property
     def touched(self) -> bool:
@@ -208,12 +217,25 @@ class Slot:
                 value = getattr(component, field.name, default)
                 self.controls[field.name] = Control(field, shown[field.name], value)
         main, rare = _sorted(self.controls)
+        old = (*self._main.children, *self._rare.children)
         self._main.children = [control.widget for control in main]
         self._rare.children = [control.widget for control in rare]
+        for widget in old:
+            close(widget)
         self._more.layout.visibility = "visible" if rare else "hidden"
         entry = self._entries.get(name)
         summary = f": {entry.summary} ({entry.owner})" if entry else ""
         self.choice.tooltip = f"{self.slot} {name}{summary}"
+
+
+def close(widget: Any) -> None:
+    """Takes a widget, what is in it and what belongs to it off the kernel and the page."""
+    for part in (*getattr(widget, "children", ()), getattr(widget, "style", None), widget.layout):
+        if isinstance(part, widgets.DOMWidget):
+            close(part)
+        elif isinstance(part, widgets.Widget):
+            part.close()
+    widget.close()
 
 
 def labels(fields: Sequence[Description]) -> dict[str, str]:
@@ -263,6 +285,10 @@ def _input(field: Description, value: Any) -> tuple[Any, Callable[[Any], Any]]:
 
 def _number(field: Description, value: Any) -> Any:
     low, high = field.low, field.high
+    ranged = field.kind == "float" and low is not None and high is not None
+    if field.kind == "float" and ((field.log and value != 0) or ranged):  # log has no 0
+        log = bool(field.log and value != 0)
+        return Slider(value, field.default, low, high, log=log, style=_STYLE)
     common: dict[str, Any] = {"value": value, "layout": _layout(), "style": _STYLE}
     if field.kind == "int":
         if low is not None and high is not None and high - low <= 1000:
@@ -271,9 +297,6 @@ def _number(field: Description, value: Any) -> Any:
             ceiling = int(high) if high is not None else 2**31 - 1
             return widgets.BoundedIntText(min=int(low), max=ceiling, **common)
         return widgets.IntText(**common)
-    if (field.log and value != 0) or (low is not None and high is not None):  # log has no 0
-        log = bool(field.log and value != 0)
-        return Slider(value, field.default, low, high, log=log, style=_STYLE)
     if low is not None:
         return widgets.BoundedFloatText(min=low, max=1e300, **common)
     return widgets.FloatText(**common)

@@ -17,7 +17,7 @@ from kfac_lab.hooks.registry import SLOTS
 from kfac_lab.panel import compare, views
 from kfac_lab.panel.access import help_access
 from kfac_lab.panel.controller import BUTTONS, OWN, Controller, Status
-from kfac_lab.panel.controls import Slot
+from kfac_lab.panel.controls import Slot, close
 from kfac_lab.panel.live import Live
 from kfac_lab.panel.notebook import Cell, after_cells
 from kfac_lab.run import Run
@@ -77,6 +77,7 @@ class Panel:
     def __init__(self, run: Run, *, lab: Lab = process_lab) -> None:
         self.controller = control = Controller(run, lab=lab)
         control.pictures = self._pictures
+        self._closed = False
         self._left = Cell()  # where ordinary output goes
         self._status = control.status()
         self._known: tuple[Any, ...] = ()  # runs, recipe and marks that the controls show
@@ -149,10 +150,13 @@ class Panel:
         """Stops at the next step boundary and takes the widgets away."""
         self.controller.stop()
         self.live.close()
-        self.widget.close()
+        self._closed = True
+        close(self.widget)
 
     def refresh(self) -> None:
         """Reads the registry and the runs again; choices that were made stay."""
+        if self._closed:
+            return
         control = self.controller
         self._options(self.problem, control.problems(), control.run.named or OWN)
         self._options(self.recipe, control.recipes(), control.recipe())
@@ -326,7 +330,6 @@ class Panel:
         self.status = widgets.HTML()
         self.message = widgets.HTML()
         self.differences = widgets.HTML()
-        narrow = {"description_width": "56px"}
         for widget, width in (
             (self.problem, "212px"),
             (self.recipe, "212px"),
@@ -337,7 +340,7 @@ class Panel:
             (self.mark, "460px"),
             (self.file, "200px"),
         ):
-            widget.layout.width, widget.style = width, narrow
+            widget.layout.width, widget.style.description_width = width, "56px"
         row = widgets.Layout(flex_flow="row wrap", align_items="center")
         named = self.buttons
         first = [self.problem, self.recipe, self.device, self.compared]

@@ -6,6 +6,7 @@ import math
 import ipywidgets as widgets
 import pytest
 from invariants.helpers import recipe_of
+from ipywidgets.widgets.widget import _instances
 
 import kfac_lab as kl
 from kfac_lab.core.parameters import describe, parameter
@@ -263,6 +264,17 @@ def test_none_is_a_tick(many) -> None:
     assert control.value is None and not control.touched
 
 
+def test_controls_that_are_replaced_are_closed(many) -> None:
+    row = slot_of("levenberg_marquardt")
+    row.choice.value = many
+    row.choice.value = "levenberg_marquardt"
+    before = len(_instances)
+    for _ in range(2):
+        row.choice.value = many
+        row.choice.value = "levenberg_marquardt"
+    assert len(_instances) == before
+
+
 # ---- the rows ------------------------------------------------------------------------------------
 
 
@@ -280,6 +292,36 @@ def test_a_new_component_appears_on_refresh_and_a_choice_stays() -> None:
         assert next(iter(row.controls)) == "strength"
     finally:
         lab.registry.discard("notebook", "")
+
+
+def test_a_component_whose_cell_has_run_again_has_its_new_fields() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Other(Many):
+        newer: float = 1.0
+
+    lab.register("damping", "again", Many)
+    try:
+        row = slot_of("tied")
+        row.choice.value = "again"
+        assert "newer" not in row.controls
+        row.controls["free"].value = 7.0
+        row.refresh()
+        assert row.controls["free"].value == 7.0
+        lab.register("damping", "again", Other)
+        row.refresh()
+        assert "newer" in row.controls and row.choice.value == "again"
+    finally:
+        lab.registry.discard("notebook", "")
+
+
+def test_a_component_without_a_name_is_shown_as_ones_own() -> None:
+    row = Slot("damping", lab)
+    row.show(recipe_of(damping=Many()))
+    assert row.choice.value == "(own)" and not row.touched and row.controls == {}
+    row.choice.value = "tied"
+    assert row.text() == "tied"
+    row.show(recipe_of(damping="tied"))
+    assert "(own)" not in row.choice.options
 
 
 def test_rules_of_a_block() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import ipywidgets as widgets
 import pytest
 from invariants.helpers import run_of as any_run
+from ipywidgets.widgets.widget import _instances
 
 import kfac_lab as kl
 from kfac_lab.panel import compare
@@ -252,6 +253,38 @@ def test_a_swap_that_failed_can_be_handed_in_again() -> None:
         assert panel.run.recipe.text_of("damping") == "tied"
 
     asyncio.run(main())
+
+
+def test_a_part_that_nobody_registered_can_be_trained_and_swapped() -> None:
+    class Nameless(type(kl.lab.component("damping", "constant"))):
+        pass
+
+    async def main():
+        panel = kl.Panel(run_of(damping=Nameless()))
+        panel.start(steps=2)
+        panel.fork("kept")
+        panel.apply(damping="tied")
+        await panel.live
+        assert panel.run.step == 2 and "Nameless" in panel.differences.value
+        panel.buttons["Save"].click()
+        panel.apply(damping=Nameless())
+        await panel.live
+        assert panel.slots["damping"].choice.value == "(own)"
+        for name in ("Save", "Export"):
+            panel.buttons[name].click()
+            with pytest.raises(kl.RecipeError, match="register its class"):
+                await panel.live
+
+    asyncio.run(main())
+
+
+def test_a_panel_that_is_closed_leaves_no_widget() -> None:
+    before = len(_instances)
+    panel = kl.Panel(run_of())
+    assert len(_instances) > before + 100
+    panel.close()
+    panel.refresh()  # as after every cell
+    assert len(_instances) == before
 
 
 def test_the_pictures_keep_their_size() -> None:
