@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Picture", "chain", "curves", "images", "matrices", "panels", "table"]
 
+MATRIX = 280  # pixels along a matrix: 1,680 weights in tiles of six
+
 #: label → (x values, y values)
 Lines: TypeAlias = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 
@@ -57,6 +59,8 @@ def matrices(
 ) -> Picture:
     """Absolute values of matrices side by side on one scale; dashed lines between the blocks.
 
+    Of a matrix with more rows than there are pixels, each pixel shows the mean of its tile.
+
     Args:
         titled: title → square matrix (a Tensor or an array), all of one size.
         sizes: rows of each block; they add up to the matrix's.
@@ -69,12 +73,14 @@ def matrices(
 
     arrays = {name: _tiles(np.abs(np.asarray(m, dtype=np.float64))) for name, m in titled.items()}
     first = next(iter(arrays.values()))
-    top = float(np.quantile(first, 0.99)) if most is None else most
+    most = float(np.quantile(first, 0.99)) if most is None else most
     count = len(arrays)
-    figure = Figure(figsize=(3.05 * count + 0.9, 3.95))
+    # squares of whole pixels at whole pixels, so that all columns are drawn alike
+    side, gap, left, right, top, bottom = MATRIX / style.DPI, 0.22, 0.22, 0.86, 1.08, 0.2
+    figure = Figure(figsize=(left + side * count + gap * (count - 1) + right, top + side + bottom))
     style.head(figure, title, note)
     places = style.place(
-        figure, [1.0] * count, gap=0.22, left=0.22, right=0.86, top=1.08, bottom=0.2
+        figure, [1.0] * count, gap=gap, left=left, right=right, top=top, bottom=bottom
     )
     edges = np.cumsum([0, *sizes]) / sum(sizes)
     for axes, (name, array) in zip(places, arrays.items(), strict=True):
@@ -82,9 +88,10 @@ def matrices(
             array,
             cmap="gray",
             vmin=0,
-            vmax=top,
+            vmax=most,
             extent=(0, 1, 1, 0),
-            interpolation="nearest",
+            interpolation="antialiased",  # plain pixels where these are whole, else a filter
+            aspect="auto",
         )
         for at in edges[1:-1]:
             axes.axhline(at, color="#E69F00", linewidth=0.8, linestyle=(0, (4, 3)))
@@ -378,7 +385,7 @@ def _legend(
     )
 
 
-def _tiles(array: np.ndarray, side: int = 420) -> np.ndarray:
+def _tiles(array: np.ndarray, side: int = MATRIX) -> np.ndarray:
     """At most ``side`` pixels, each the mean of its tile."""
     count = len(array)
     if count <= side:

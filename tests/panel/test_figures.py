@@ -1,5 +1,6 @@
 """Pictures for notebooks: what is drawn is what was given."""
 
+import io
 import struct
 
 import pytest
@@ -133,8 +134,42 @@ def test_large_matrices_are_drawn_as_means_of_tiles():
     matrix = torch.arange(840.0 * 840).reshape(840, 840)
     picture = figures.matrices({"m": matrix}, [420, 420], title="", alt="", most=1.0)
     drawn = picture.figure.axes[0].images[0].get_array()
-    means = matrix.reshape(420, 2, 420, 2).mean((1, 3))
+    means = matrix.reshape(280, 3, 280, 3).mean((1, 3))
     assert np.allclose(drawn, means)
+
+
+def pixels_of(picture, axes):
+    """What a cell shows inside of axes [height, width], from 0, black, to 1, without the frame."""
+    from matplotlib.image import imread
+
+    whole = imread(io.BytesIO(picture._repr_png_()))[..., 0]
+    high, wide = whole.shape
+    x0, y0, x1, y1 = (
+        round(v * n) for v, n in zip(axes.get_position().extents, (wide, high) * 2, strict=True)
+    )
+    return whole[high - y1 + 2 : high - y0 - 2, x0 + 2 : x1 - 2]
+
+
+@pytest.mark.parametrize("rows", [4, 70, 100, 300, 420, 1000, 1680])
+@pytest.mark.parametrize("columns", [2, 3])
+def test_a_matrix_looks_the_same_in_every_column(rows, columns):
+    matrix = torch.rand(rows, rows, generator=torch.Generator().manual_seed(0))
+    matrix += torch.eye(rows)
+    titled = {f"column {n}": matrix for n in range(columns)}
+    picture = figures.matrices(titled, [rows], title="t", alt="a", most=2.0)
+    first, *others = (pixels_of(picture, axes) for axes in picture.figure.axes[:columns])
+    assert min(first.shape) > 200 and first.std() > 0.01
+    for other in others:
+        assert np.array_equal(other, first)
+
+
+def test_a_pixel_is_a_tile():
+    """Nothing is skipped, as it was where 420 tiles were drawn into 267 pixels."""
+    matrix = torch.rand(1680, 1680, generator=torch.Generator().manual_seed(0)) + torch.eye(1680)
+    picture = figures.matrices({"m": matrix}, [1680], title="", alt="", most=2.0)
+    tiles = matrix.reshape(280, 6, 280, 6).mean((1, 3))
+    drawn = pixels_of(picture, picture.figure.axes[0])
+    assert np.abs(drawn - tiles[2:-2, 2:-2].numpy() / 2).max() < 1 / 100
 
 
 def test_images_are_sheets_on_one_scale():
