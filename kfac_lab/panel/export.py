@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,10 @@ def script(run: Run) -> str:
 
 
 def _opening(run: Run) -> list[str]:
-    recipe = first_recipe(run).text(complete=True)
+    recipe = _quoted(first_recipe(run).text(complete=True), "'")
+    name = _quoted(run.problem.name, '"')
     lines = [
-        f'"""{run.problem.name}, {run.step} steps, every swap at its step."""',
+        f'"""{name}, {run.step} steps, every swap at its step."""',
         "",
         *(["import torch", ""] if run.device.type == "cpu" else []),
         "import kfac_lab as kl",
@@ -92,14 +94,21 @@ def _opening(run: Run) -> list[str]:
     return lines
 
 
+def _quoted(text: str, quote: str) -> str:
+    """Text as it stands between three such quotes in a program."""
+    return text.replace("\\", "\\\\").replace(quote * 3, f"\\{quote}" * 3)
+
+
 def _notes(run: Run) -> list[str]:
     """What a reader has to bring: parts that only a notebook knows."""
-    lab = run.recipe._lab
-    texts = [run.recipe.text(), *(t for m in run.history.marks for t in m.parts.values())]
+    first = first_recipe(run)
+    said = [("problem", run.named or ""), *((slot, first.text_of(slot)) for slot in first)]
+    said += [part for mark in run.history.marks for part in mark.parts.items()]
     mine = [
         entry
-        for entry in lab.registry.entries()
-        if entry.owner == "notebook" and any(entry.name in text for text in texts)
+        for entry in run.recipe._lab.registry.entries()
+        if entry.owner == "notebook"
+        and any(s == entry.slot and re.search(rf"\b{entry.name}\b", text) for s, text in said)
     ]
     return [f"# first: kl.lab.register({e.slot!r}, {e.name!r}, …)" for e in mine]
 
@@ -110,6 +119,6 @@ def _ending(run: Run) -> list[str]:
         loss: Any = run.history["loss"][-1]
         lines += [
             'run.history.to_csv("history_again.csv")',
-            f'print("the same last loss, {loss!r}:", run.history["loss"][-1] == {loss!r})',
+            f'print("the same last loss, {loss!r}:", repr(run.history["loss"][-1]) == "{loss!r}")',
         ]
     return lines

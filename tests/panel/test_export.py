@@ -1,6 +1,8 @@
 """An export: its files, and a script that makes the same numbers again."""
 
+import ast
 import csv
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -86,6 +88,59 @@ def test_a_part_from_a_notebook_is_noted() -> None:
         assert "# first: kl.lab.register('damping', 'my_own', …)" in script(run)
     finally:
         kl.lab.registry.discard("notebook", "")
+
+
+def test_a_part_from_a_notebook_that_was_swapped_away_and_a_problem_are_noted() -> None:
+    damping = type(kl.lab.component("damping", "constant"))
+    kl.lab.register("damping", "my_own", damping)
+    kl.lab.register("damping", "own", damping)  # is in the other's name
+    kl.lab.register("view", "tied", type("View", (), {"draw": print}))  # has the name of a part
+    kl.lab.register("problem", "mine", lambda seed=0, device="cpu": run_of().problem)
+    try:
+        run = kl.Run("mine", run_of(damping="my_own").recipe, device="cpu")
+        run.advance(1).swap(damping="tied")
+        notes = [line for line in script(run).splitlines() if line.startswith("# first")]
+        assert sorted(notes) == [
+            "# first: kl.lab.register('damping', 'my_own', …)",
+            "# first: kl.lab.register('problem', 'mine', …)",
+        ]
+    finally:
+        kl.lab.registry.discard("notebook", "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Worded(type(kl.lab.component("damping", "constant"))):
+    word: str = ""
+
+
+@pytest.mark.parametrize("word", ["it's", 'a"b', "'''", '"""', "back\\slash\\", "two\nlines", "ü"])
+def test_texts_with_quotes_and_the_like(word: str) -> None:
+    kl.lab.register("damping", "worded", Worded)
+    try:
+        run = run_of(damping=Worded(0.5, word=word))
+        run.problem.name = word
+        run.swap(damping="tied").swap(damping=Worded(0.25, word=word))
+        text = script(run)
+        assert ast.get_docstring(ast.parse(text), clean=False).startswith(word)
+        lines, known = text.splitlines(), {}
+        at = lines.index("RECIPE = '''")
+        exec("\n".join(lines[at : lines.index("'''", at) + 1]), known)
+        assert kl.Recipe.of(known["RECIPE"]) == first_recipe(run)
+        known["run"] = again = run_of(damping=Worded(0.5, word=word))
+        exec("\n".join(line for line in lines if line.startswith("run.swap")), known)
+        assert again.recipe == run.recipe and again.recipe["damping"].word == word
+    finally:
+        kl.lab.registry.discard("notebook", "")
+
+
+def test_a_last_loss_that_is_no_number() -> None:
+    run = run_of().advance(1)
+    assert run.history["loss"][0] > 0
+    step, _, *more = run.history._numbers[0]
+    run.history._numbers[0] = (step, float("nan"), *more)
+    last = script(run).splitlines()[-1]
+    exec(last, {"run": run})  # raises nothing
+    assert "nan" in last
 
 
 def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
