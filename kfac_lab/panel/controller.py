@@ -104,6 +104,7 @@ class Controller:
         changed: called where state or message changed; set by the panel.
         wake: called before work is handed in; set by whoever runs :meth:`work`.
         boundary: called by the worker after each step.
+        acted: called by the worker after commands were carried out.
         pictures: folder → paths: writes the pictures of an export; set by the panel.
 
     Methods that a button calls raise KfacLabError before anything changes; :meth:`press` shows the
@@ -127,6 +128,7 @@ class Controller:
         self.changed: Callable[[], None] = _nothing
         self.wake: Callable[[], None] = _nothing
         self.boundary: Callable[[], None] = _nothing
+        self.acted: Callable[[], None] = _nothing
         self.pictures: Callable[[Path], list[Path]] = lambda folder: []
         self._commands: deque[Callable[[], str | None]] = deque()
         self._working = False  # a command is being carried out
@@ -439,6 +441,7 @@ class Controller:
                 self._say(said or self.message)
             finally:
                 self._working = False
+            self.acted()
 
     def _settle(self) -> None:
         """What was to end has ended."""

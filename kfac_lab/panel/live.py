@@ -59,9 +59,9 @@ class Live:
         self._next = 0.0  # when to paint again
         self._next_glance = 0.0
         self._awaited = 0
-        self._told: tuple[str, int] = ("", 0)  # which run at which step output has told of
+        self._told: tuple[str, Any] = ("", None)  # which run and its last step output has told of
         controller.wake, controller.boundary = self.wake, self._boundary
-        controller.changed = self._tell
+        controller.changed, controller.acted = self._tell, self._soon
 
     # --- for those who wait ---------------------------------------------------------------------
 
@@ -149,14 +149,19 @@ class Live:
     def _leave_behind(self, *, here: bool) -> None:
         """Ordinary output, once, for a run that has ended with steps that nothing told of."""
         control = self.controller
-        news = (control.label, control.run.step)
-        if control.state in ("finished", "stopped", "error") and news != self._told and news[1]:
-            self._told = news
+        records = control.run.history.records
+        if control.state not in ("finished", "stopped", "error") or not records:
+            return
+        label, last = self._told
+        if label != control.label or last is not records[-1]:  # a step that is redone is another
+            self._told = (control.label, records[-1])
             self._leave(here)
 
     def _arrived(self, painted: Any) -> None:
-        self._show(painted)
-        self._shown = True
+        try:
+            self._show(painted)
+        finally:
+            self._shown = True
 
     # --- the thread's side ----------------------------------------------------------------------
 
@@ -188,12 +193,18 @@ class Live:
         self._shown = False
         _call(self._loop, lambda: self._arrived(seen))
 
+    def _soon(self) -> None:
+        """Commands have been carried out: their effect is painted, however long painting takes."""
+        self._next = min(self._next, self._next_glance)
+
     def _tell(self) -> None:
         """The controller has changed; the loop shows it, at once where this is the loop."""
         if self._loop is None or not self.running or _is_running_here(self._loop):
             self._changed()
         else:
             _call(self._loop, self._changed)
+        if not (self.running or self._awaited) and self._loop and _is_running_here(self._loop):
+            self._leave_behind(here=False)  # a Stop after a Pause
 
 
 def _ignore(*arguments: Any) -> None:

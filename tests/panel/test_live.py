@@ -148,6 +148,26 @@ def test_turning_to_a_view_draws_it() -> None:
     asyncio.run(main())
 
 
+def test_a_page_is_drawn_at_the_next_boundary_however_seldom_pictures_come(monkeypatch) -> None:
+    monkeypatch.setattr("kfac_lab.panel.live.SHARE", 1e-9)  # the next one in a few years
+
+    async def main():
+        panel = kl.Panel(run_of())
+        panel.start(steps=10**9)
+        await until(lambda: panel.run.step > 2)
+        for number in (1, 4):
+            assert "Drawn at the next step boundary" in panel.summaries[number].value
+            panel.view.value = number
+            await until(lambda number=number: "Drawn at" not in panel.summaries[number].value, 5.0)
+            assert panel.live.running
+        panel.apply(damping="tied")  # its mark is in the picture
+        await until(lambda: "tied" in panel.summaries[4].value, 5.0)
+        panel.stop()
+        await panel.live
+
+    asyncio.run(main())
+
+
 # ---- errors --------------------------------------------------------------------------------------
 
 
@@ -376,6 +396,37 @@ def test_ordinary_output_is_left_once_where_a_run_ends(monkeypatch) -> None:
 
     asyncio.run(main())
     assert left == [(b"\x89PNG", "2", True), (b"\x89PNG", "4", False), (b"\x89PNG", "4", False)]
+
+
+def test_output_is_left_for_steps_that_were_redone_and_for_a_stop_after_a_pause(
+    monkeypatch,
+) -> None:
+    left = []
+    monkeypatch.setattr(
+        "kfac_lab.panel.notebook.Cell.leave",
+        lambda self, png, tables, here: left.append((tables[0].rows[0][1], here)),
+    )
+
+    async def main():
+        panel = kl.Panel(run_of())
+        panel.start(steps=4)
+        await panel.live
+        panel.rewind(2)
+        panel.apply(damping="tied")
+        panel.start(steps=2)
+        await until(lambda: not panel.live.running)
+        assert left == [("4", True), ("4", False)]
+        panel.start(steps=10**6)
+        await until(lambda: panel.run.step > 5)
+        panel.pause()
+        await until(lambda: not panel.live.running)
+        assert len(left) == 2
+        panel.buttons["Stop"].click()
+        assert left[2:] == [(str(panel.run.step), False)] and panel.controller.state == "stopped"
+        panel.buttons["Stop"].click()
+        assert len(left) == 3
+
+    asyncio.run(main())
 
 
 def test_live_needs_no_widgets() -> None:
