@@ -251,25 +251,28 @@ def images(
     return Picture(figure, alt)
 
 
-def chain(labels: Sequence[str], *, title: str, alt: str) -> Picture:
+def chain(labels: Sequence[str], *, title: str, alt: str, note: str = "") -> Picture:
     """The graphical models of the tridiagonal inverse, undirected and directed (figure 3).
+
+    Undirected edges carry blocks of F̂⁻¹; directed ones Ψ, and their nodes Σ (section 3.3).
 
     Args:
         labels: what stands in the nodes, layer 1 first.
         title: of the whole.
         alt: the picture in words.
+        note: a line beneath the title.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8.8, 3.2))
-    style.head(figure, title)
-    places = style.place(figure, gap=0.3, left=0.2, right=0.2, top=0.7, bottom=0.1)
+    figure = Figure(figsize=(8.8, 3.6))
+    style.head(figure, title, note)
+    places = style.place(figure, gap=0.3, left=0.2, right=0.2, top=0.75, bottom=0.1)
     axes = places[0]
     axes.set_axis_off()
     count = len(labels)
     axes.set_xlim(-0.6, count - 0.4)
-    axes.set_ylim(-0.6, 1.6)
-    for row, (height, name) in enumerate(((1.0, "undirected"), (0.0, "directed"))):
+    axes.set_ylim(-0.55, 1.6)
+    for row, (height, name) in enumerate(((1.05, "undirected"), (0.0, "directed"))):
         axes.text(-0.55, height + 0.36, name, fontsize=9, color=style.GREY)
         for i, label in enumerate(labels):
             axes.text(
@@ -282,19 +285,23 @@ def chain(labels: Sequence[str], *, title: str, alt: str) -> Picture:
                 color=style.INK,
                 bbox={"boxstyle": "round,pad=0.45", "facecolor": "white", "edgecolor": "#0072B2"},
             )
-            if i + 1 == count:
+            here, above = i + 1, i + 2
+            last = here == count
+            if row:
+                given = rf"$\Sigma_{{{here}}}$" if last else rf"$\Sigma_{{{here}|{above}}}$"
+                axes.text(i, height - 0.34, given, ha="center", va="center", fontsize=10)
+            if last:
                 continue
             arrow = {
-                "arrowstyle": "-" if row == 0 else "<|-",
+                "arrowstyle": "<|-" if row else "-",
                 "color": "#D55E00" if row else "#0072B2",
                 "shrinkA": 24,
                 "shrinkB": 24,
             }
             axes.annotate("", (i + 1, height), (i, height), arrowprops=arrow)
-            text = (
-                f"block ({i + 1}, {i + 2}) of the inverse" if row == 0 else f"Ψ({i + 1}, {i + 2})"
-            )
-            axes.text(i + 0.5, height + 0.16, text, ha="center", fontsize=7.5, color=style.GREY)
+            pair = f"{{{here},{above}}}"
+            text = rf"$\Psi_{pair}$" if row else rf"$(\hat{{F}}^{{-1}})_{pair}$"
+            axes.text(i + 0.5, height + 0.14, text, ha="center", fontsize=10, color=style.INK)
     return Picture(figure, alt)
 
 

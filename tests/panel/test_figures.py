@@ -192,9 +192,21 @@ def test_signed_images_are_white_at_zero():
 
 
 def test_a_chain_names_every_node_and_edge():
-    picture = figures.chain(["a", "b", "c"], title="", alt="")
-    said = texts_of(picture.figure.axes[0])
-    assert said.count("b") == 2 and "Ψ(1, 2)" in said and "block (2, 3) of the inverse" in said
+    picture = figures.chain(["a", "b", "c"], title="t", alt="", note="three layers")
+    (axes,) = picture.figure.axes
+    said = texts_of(axes)
+    assert said.count("b") == 2
+    assert [t for t in said if "Psi" in t] == [r"$\Psi_{1,2}$", r"$\Psi_{2,3}$"]
+    nodes = [r"$\Sigma_{1|2}$", r"$\Sigma_{2|3}$", r"$\Sigma_{3}$"]
+    assert [t for t in said if "Sigma" in t] == nodes
+    edges = [r"$(\hat{F}^{-1})_{1,2}$", r"$(\hat{F}^{-1})_{2,3}$"]
+    assert [t for t in said if "hat" in t] == edges
+    assert "three layers" in [t.get_text() for t in picture.figure.texts]
+    arrows = [t for t in axes.texts if getattr(t, "arrow_patch", None) is not None]
+    directed = arrows[2:]
+    assert len(arrows) == 4
+    assert all(t.xyann[0] < t.xy[0] for t in directed)  # drawn from the lower layer, head there
+    assert all(t.arrowprops["arrowstyle"] == "<|-" for t in directed)
 
 
 def test_a_table_has_every_cell_and_nothing_is_cut_off():
