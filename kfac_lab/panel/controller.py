@@ -240,7 +240,7 @@ class Controller:
                 self._kept = self._goal
                 self._going, self.state = False, "pausing"
                 self.message = "Pausing at the next step boundary."
-            else:
+            elif self.state != "pausing":
                 self.message = "Nothing runs."
         self.changed()
 
@@ -251,7 +251,7 @@ class Controller:
             if self._going or self.state == "pausing":
                 self._going, self.state = False, "stopping"
                 self.message = "Stopping at the next step boundary; everything is kept."
-            else:
+            elif self.state != "stopping":
                 if self.state != "ready":
                     self.state = "stopped"
                 self.message = f"Stopped after step {self.run.step}; everything is kept."
@@ -288,7 +288,7 @@ class Controller:
 
         def fork() -> str:
             name = self._free(label or f"{self.label}, fork at {self.run.step}")
-            self.runs[name] = self.run.fork()
+            self.runs = {**self.runs, name: self.run.fork()}  # the other thread may be reading
             return f"Forked after step {self.run.step}: {name!r} is there to compare."
 
         self._hand_in(fork, "Forking at the next step boundary.")
@@ -323,17 +323,20 @@ class Controller:
         self._hand_in(save, f"Saving {path}.")
 
     def load(self, path: str | Path) -> None:
-        """Loads a saved run; it becomes the current one, and the others stay to compare."""
+        """Loads a saved run onto the current one's device.
+
+        It becomes the current one, and the others stay to compare.
+        """
 
         def load() -> str:
             run = self.run
             problem = None if run.named else run.fork().problem
             try:
-                loaded = type(run).load(path)
+                loaded = type(run).load(path, device=run.device)
             except KfacLabError:
                 if problem is None:
                     raise
-                loaded = type(run).load(path, problem)
+                loaded = type(run).load(path, problem, run.device)
             self._add(loaded, self._free(Path(path).stem))
             return f"Loaded {path}: step {loaded.step}."
 
@@ -355,14 +358,17 @@ class Controller:
             if other is None:  # made from objects: from the parameters as they are
                 other = run.fork().problem
             recipe_ = Recipe.named(recipe, lab=self.lab) if recipe not in (None, OWN) else None
-            made = type(run)(other, recipe_ or run.recipe, run.seed, device or run.device)
+            recipe_ = recipe_ or run.recipe
+            tf32 = run.tf32 and recipe_.method == "kfac"
+            made = type(run)(other, recipe_, run.seed, device or run.device, tf32=tf32)
             name = recipe_name(made.recipe, self.lab)
             name = self.label if name == OWN else name
             if made.problem.name != run.problem.name:
                 name = f"{made.problem.name}: {name.rpartition(': ')[2]}"
-            if run.step == 0:
-                del self.runs[old]
-            self._add(made, self._free(name))
+            replaced = run.step == 0
+            self._add(made, name if replaced and name == old else self._free(name))
+            if replaced and self.label != old:
+                self.runs = {label: each for label, each in self.runs.items() if label != old}
             return f"A new run: {self.label} on {made.device}."
 
         self._hand_in(make, "Making a new run.")
@@ -527,7 +533,7 @@ class Controller:
             self.state = "paused" if self.run.step else "ready"
 
     def _add(self, run: Run, label: str) -> None:
-        self.runs[label] = run
+        self.runs = {**self.runs, label: run}
         self.label = label
         self._halt()
 

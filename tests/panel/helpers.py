@@ -188,7 +188,7 @@ class NeverSaves(kl.Run):
 
 class NeverLoads(kl.Run):
     @classmethod
-    def load(cls, path: Any, problem: Any = None, **more: Any) -> Any:
+    def load(cls, path: Any, problem: Any = None, device: Any = None) -> Any:
         return cls(problem or problem_of(), recipe_of(), seed=0, device="cpu")
 
 

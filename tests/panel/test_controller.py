@@ -115,6 +115,61 @@ def test_rewind_goes_to_marks() -> None:
     assert list(control.run.history["loss"]) == loss
 
 
+@pytest.mark.parametrize(("button", "during"), [("Stop", "stopping"), ("Pause", "pausing")])
+def test_pressed_twice_it_still_waits_for_the_boundary(button: str, during: str) -> None:
+    control, seen = control_of(), []
+
+    def boundary() -> None:
+        for _ in range(2):
+            control.press(button)
+            seen.append((control.state, control.message.split(" at ")[0]))
+
+    control.boundary = boundary
+    pressing(control)("Start", steps=9)
+    assert seen == 2 * [(during, during.capitalize())] and control.run.step == 1
+
+
+def test_who_reads_the_runs_is_not_disturbed_by_another() -> None:
+    """The loop reads them while the worker adds one."""
+    control = control_of()
+    press = pressing(control)
+    labels = iter(control.runs.items())
+    free, read = control._free, []
+    control._free = lambda label: (read.append(control.run), free(label))[1]
+    press("New", recipe="no_momentum")  # takes the place of the one that has made no step
+    press("Start", steps=1)
+    press("Fork")
+    press("New", recipe="paper")
+    assert [label for label, _ in labels] == ["run"] and len(control.runs) == 3
+    assert "run" not in control.runs and all(read)
+
+
+def test_a_new_run_keeps_tf32_where_its_method_has_it() -> None:
+    control = Controller(kl.Run("digits", "paper", device="cpu", tf32=True))
+    press = pressing(control)
+    press("New", recipe="robust")
+    assert control.run.tf32 and control.label == "robust"
+    press("New", recipe="adam")
+    assert not control.run.tf32 and control.error is None
+
+
+def test_a_run_is_loaded_onto_the_device_of_the_current_one(tmp_path: Path) -> None:
+    devices = []
+
+    class Loads(kl.Run):
+        @classmethod
+        def load(cls, path, problem=None, device="auto"):
+            devices.append(str(device))
+            return super().load(path, problem, device)
+
+    for run in (run_of(Loads), Loads("digits", "paper", device="cpu")):
+        control = control_of(run)
+        pressing(control)("Save", path=tmp_path / "a.pt")
+        pressing(control)("Load", path=tmp_path / "a.pt")
+        assert control.error is None
+    assert set(devices) == {"cpu"}
+
+
 # ---- which run -----------------------------------------------------------------------------------
 
 
