@@ -208,7 +208,7 @@ class Controller:
         try:
             getattr(self, button.lower())(**arguments, **read())
         except Exception as error:
-            self._failed(error)
+            self.failed(error)
 
     def start(self, steps: int | None = None, seconds: float | None = None) -> None:
         """Trains for ``steps`` steps or ``seconds`` of training, whichever ends first.
@@ -309,8 +309,13 @@ class Controller:
         folder = Path(path)
 
         def write() -> str:
-            written = [*export.export(self.run, folder), *self.pictures(folder)]
-            return f"Exported to {folder}: {', '.join(p.name for p in written)}."
+            written = export.export(self.run, folder)
+            told = f"Exported to {folder}: {', '.join(p.name for p in written)}"
+            try:
+                pictures = self.pictures(folder)
+            except KfacLabError as error:
+                raise KfacLabError(f"{told}, but no picture: {error}") from error
+            return ", ".join([told, *(p.name for p in pictures)]) + "."
 
         self._hand_in(write, f"Exporting to {folder}.")
 
@@ -423,7 +428,7 @@ class Controller:
         try:
             run.advance(steps, seconds=seconds, until=until)
         except BaseException as error:
-            self._failed(error, stops=True)
+            self.failed(error, stops=True)
             return
         with self._lock:
             if self._going and self._goal is goal:
@@ -442,7 +447,7 @@ class Controller:
             try:
                 said = command()
             except BaseException as error:
-                self._failed(error)
+                self.failed(error)
             else:
                 self._say(said or self.message)
             finally:
@@ -458,7 +463,7 @@ class Controller:
             self.state = ended
         self._say(f"{ended.capitalize()} after step {self.run.step}; everything is kept.")
 
-    def _failed(self, error: BaseException, *, stops: bool = False) -> None:
+    def failed(self, error: BaseException, *, stops: bool = False) -> None:
         """Keeps an error to be shown; the run is as it was before the step or the command."""
         who = culprit(error, self.lab)
         refused = isinstance(error, KfacLabError) and not stops

@@ -137,7 +137,8 @@ class Live:
                     await asyncio.wait({done}, timeout=TICK)
                 thread.join()  # it has nothing left to do
                 self._shown = True
-                self._show(done.result())
+                if done.result() is not None:
+                    self._show(done.result())
         finally:
             _LIVE.discard(self)
             _unlisten()
@@ -167,14 +168,18 @@ class Live:
 
     def _work(self, loop: asyncio.AbstractEventLoop, done: asyncio.Future[Any]) -> None:
         self._next = 0.0
+        with _heard(self.controller.warn):
+            self.controller.work()
+            painted = self._seen(self._paint)
+        _call(loop, lambda: None if done.done() else done.set_result(painted))
+
+    def _seen(self, look: Callable[[], Any]) -> Any:
+        """What there is to show; where it cannot be made, None, and the error is the message."""
         try:
-            with _heard(self.controller.warn):
-                self.controller.work()
-                painted = self._paint()
-        except BaseException as error:  # of the panel itself: the one who waits is told
-            _call(loop, _settler(done.set_exception, done, error))
-        else:
-            _call(loop, _settler(done.set_result, done, painted))
+            return look()
+        except BaseException as error:  # also what would end the kernel's loop: SystemExit
+            self.controller.failed(error)
+            return None
 
     def _boundary(self) -> None:
         """After each step: shows what it is time for, if the loop has kept up."""
@@ -182,14 +187,16 @@ class Live:
         if not self._shown or self._loop is None:
             return
         if now >= self._next:
-            seen = self._paint()
+            seen = self._seen(self._paint)
             took = time.monotonic() - now
             self._next = now + max(INTERVAL, took / SHARE)
         elif now >= self._next_glance and self._glance is not None:
-            seen = self._glance()
+            seen = self._seen(self._glance)
         else:
             return
         self._next_glance = now + INTERVAL
+        if seen is None:
+            return
         self._shown = False
         _call(self._loop, lambda: self._arrived(seen))
 
@@ -216,11 +223,6 @@ def _is_running_here(loop: asyncio.AbstractEventLoop) -> bool:
         return asyncio.get_running_loop() is loop
     except RuntimeError:
         return False
-
-
-def _settler(settle: Callable[[Any], None], done: asyncio.Future[Any], value: Any) -> Any:
-    """Gives a future its value, unless nobody waits for it any more."""
-    return lambda: None if done.done() else settle(value)
 
 
 def _call(loop: asyncio.AbstractEventLoop, function: Callable[[], Any]) -> None:

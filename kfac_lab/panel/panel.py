@@ -162,7 +162,7 @@ class Panel:
         self._options(self.recipe, control.recipes(), control.recipe())
         self._options(self.device, _devices(control.run), str(control.run.device))
         self._options(self.compared, list(control.runs), control.label)
-        if control.lab.names("view") != sorted(view.name for view in self._views):
+        if self._drawing != self._registered():
             self._read_views()
         marks = [(mark.label, mark.step) for mark in control.marks()]
         if list(self.mark.options) != marks:
@@ -297,9 +297,11 @@ class Panel:
         self.view.observe(self._turn, "value")
 
     def _read_views(self) -> None:
-        """A page for each view; those that were there keep theirs."""
-        known = {view.name for view in self._views}
-        new = [v for v in views.all_views(self.controller.lab) if v.name not in known]
+        """A page for each view; those that were there keep theirs, with their class as it is now."""
+        self._drawing = self._registered()
+        found = {view.name: view for view in views.all_views(self.controller.lab)}
+        self._views = [found.pop(view.name, view) for view in self._views]
+        new = list(found.values())
         size = {"width": f"{WIDTH}px", "height": f"{HEIGHT}px", "object_fit": "contain"}
         size["object_position"] = "left top"
         for _ in new:
@@ -315,6 +317,11 @@ class Panel:
         self.view.value = self._open
         self._settling = False
         self._turn_to(self._open)
+
+    def _registered(self) -> dict[str, Any]:
+        """Name → class of the views that there are."""
+        lab = self.controller.lab
+        return {lab.registry.written(entry): entry.component for entry in lab.components("view")}
 
     def _turn(self, change: Any) -> None:
         if not self._settling:

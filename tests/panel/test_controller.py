@@ -129,6 +129,7 @@ def test_pressed_twice_it_still_waits_for_the_boundary(button: str, during: str)
     assert seen == 2 * [(during, during.capitalize())] and control.run.step == 1
 
 
+@pytest.mark.filterwarnings("ignore:a batch of 24:UserWarning")
 def test_who_reads_the_runs_is_not_disturbed_by_another() -> None:
     """The loop reads them while the worker adds one."""
     control = control_of()

@@ -219,6 +219,33 @@ def test_a_refused_command_is_raised_to_who_awaits() -> None:
     asyncio.run(main())
 
 
+def test_what_cannot_be_painted_is_told_and_the_steps_go_on() -> None:
+    """Also what would end the event loop, and with it the kernel."""
+
+    class Quits:
+        def draw(self, axes, history):
+            if len(history) > 1:
+                raise SystemExit("no more")
+
+    async def main():
+        panel = kl.Panel(run_of())
+        panel.view.value = len(panel.view.options) - 1
+        panel.start(steps=4)
+        await until(lambda: not panel.live.running)
+        assert "SystemExit: no more" in panel.message.value and "Traceback" in panel.message.value
+        assert panel.run.step == 4 and panel.controller.state == "finished"
+        panel.view.value = 0
+        panel.start(steps=1)
+        assert (await panel.live).step == 5
+
+    kl.lab.register("view", "quits", Quits)
+    try:
+        asyncio.run(main())
+    finally:
+        kl.lab.registry.discard("notebook", "")
+    assert threads() == []
+
+
 def test_warnings_of_steps_are_the_panels_and_those_of_others_are_not(capsys) -> None:
     class Warning_(kl.Run):
         def step_once(self):

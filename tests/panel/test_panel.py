@@ -156,6 +156,52 @@ def test_a_view_of_a_cell_appears_and_one_that_fails_says_whose_it_is() -> None:
         kl.lab.registry.discard("notebook", "")
 
 
+def test_a_view_whose_cell_has_run_again_is_the_new_one() -> None:
+    def view(name):
+        return type("View", (), {"title": name, "draw": lambda self, axes, h: axes.plot([1, 2])})
+
+    async def main():
+        panel = kl.Panel(run_of())
+        kl.lab.register("view", "mine", view("First"))
+        panel.refresh()
+        pages = len(panel.pages.children)
+        panel.view.value = pages - 1
+        await panel.live
+        assert "First" in panel.summaries[-1].value
+        kl.lab.register("view", "mine", view("Second"))
+        panel.refresh()
+        panel.step()
+        await panel.live
+        assert "Second" in panel.summaries[-1].value
+        assert len(panel.pages.children) == pages and panel.view.value == pages - 1
+
+    try:
+        asyncio.run(main())
+    finally:
+        kl.lab.registry.discard("notebook", "")
+
+
+def test_an_export_says_what_it_wrote_where_its_view_fails(tmp_path: Path) -> None:
+    class Broken:
+        def draw(self, axes, history):
+            raise ValueError("no ink")
+
+    async def main():
+        kl.lab.register("view", "broken", Broken)
+        panel = kl.Panel(run_of())
+        panel.view.value = len(panel.view.options) - 1
+        panel.file.value = str(tmp_path / "out")
+        panel.buttons["Export"].click()
+        with pytest.raises(kl.KfacLabError, match=r"run\.py, but no picture: .* no ink"):
+            await panel.live
+        assert (tmp_path / "out" / "run.py").is_file()
+
+    try:
+        asyncio.run(main())
+    finally:
+        kl.lab.registry.discard("notebook", "")
+
+
 def test_other_methods_show_their_slots_only() -> None:
     async def main():
         panel = kl.Panel(kl.Run("digits", "paper", device="cpu"))
