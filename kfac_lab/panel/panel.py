@@ -297,7 +297,7 @@ class Panel:
         self.view.observe(self._turn, "value")
 
     def _read_views(self) -> None:
-        """A page for each view; those that were there keep theirs, with their class as it is now."""
+        """A page for each view; those that were there keep theirs, with the class as it is now."""
         self._drawing = self._registered()
         found = {view.name: view for view in views.all_views(self.controller.lab)}
         self._views = [found.pop(view.name, view) for view in self._views]
