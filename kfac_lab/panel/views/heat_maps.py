@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -66,20 +67,21 @@ class HeatMaps:
         across, tall = width - left - right, height - bottom - top
         axes = figure.add_axes((left / width, bottom / height, across / width, tall / height))
         axes.set_axis_off()
-        side = min((tall - 2 * CAPTION) / 2, across / columns - 0.12)
-        pitch = (across - side) / (columns - 1)
+        # on whole pixels, or the same matrix would look different from column to column
+        side = _whole(min((tall - 2 * CAPTION) / 2, across / columns - 0.12))
+        pitch = _whole((across - side) / (columns - 1))
         image = None
         for factor in seen.factors:
             if factor.path not in paths:
                 continue
             column, row = paths.index(factor.path), "ĀG".index(factor.letter[0])
-            x, y = pitch * column, tall - (row + 1) * (side + CAPTION)
+            x, y = pitch * column, _whole(tall - (row + 1) * (side + CAPTION))
             image = axes.imshow(
                 relative(factor.matrix),
                 cmap=style.diverging(),
                 vmin=-1,
                 vmax=1,
-                interpolation="nearest",
+                interpolation="antialiased",
                 extent=(x, x + side, y, y + side),
                 gid=f"{factor.path} {factor.letter}",
             )
@@ -117,6 +119,11 @@ class HeatMaps:
                 f"of entries off the diagonal, relative to it, {told}"
             )
         return f"{self.title} at step {seen.step}. {'; '.join(parts)}."
+
+
+def _whole(inches: float) -> float:
+    """Down to a whole number of a picture's pixels."""
+    return math.floor(inches * style.DPI + 1e-6) / style.DPI
 
 
 def _write(axes: Axes, x: float, y: float, text: str, size: float = 8.5) -> None:

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from oracles import dense
 from torch import nn
 
@@ -110,6 +111,28 @@ def test_heat_maps_show_each_factor_relative_to_its_diagonal(runs, glance, drawn
         off = np.abs(expected[~np.eye(len(matrix), dtype=bool)]).mean()
         assert f"layer {factor.path}, {factor.letter}: {len(matrix)} rows" in text
         assert f"relative to it, {off:.4g}" in text
+
+
+@pytest.mark.parametrize("columns", [4, 6, 8])
+def test_the_same_factor_looks_the_same_in_every_column(columns, drawn) -> None:
+    rows = torch.randn(100, 128, generator=torch.Generator().manual_seed(0))
+    paths = [f"{n}" for n in range(columns)]
+    factors = tuple(Factor(path, "Ā", rows.t() @ rows, None) for path in paths)
+    shapes = tuple(Shape(path, 4, 128) for path in paths)
+    axes = drawn("factors", {}, Seen(1, "t", "kfac", "e", layers=shapes, factors=factors))[0]
+    canvas = FigureCanvasAgg(axes.figure)
+    canvas.draw()
+    page = np.asarray(canvas.buffer_rgba())
+    crops = []
+    for image in axes.get_images():
+        box = image.get_window_extent()
+        edges = np.array([box.x0, box.x1, len(page) - box.y1, len(page) - box.y0])
+        assert np.abs(edges - edges.round()).max() < 1e-3  # whole pixels
+        left, right, top, bottom = edges.round().astype(int)
+        crops.append(page[top + 1 : bottom - 1, left + 1 : right - 1])
+    assert len(crops) == columns and crops[0].std() > 5
+    for other in crops[1:]:
+        assert np.array_equal(other, crops[0])
 
 
 def test_a_wide_factor_is_shown_by_evenly_spaced_rows() -> None:
