@@ -185,8 +185,11 @@ class Kernel:
 
     def ask(self, expression: str) -> Any:
         """The value of an expression in the notebook's names; it must go through JSON."""
-        content = self._run("", {"it": f"__import__('json').dumps({expression})"})
-        answer = content["user_expressions"]["it"]
+        asked = {"it": f"__import__('json').dumps({expression})"}
+        found = (self._run("", asked).get("user_expressions", {}) for _ in range(5))
+        answer = next((one["it"] for one in found if "it" in one), None)
+        if answer is None:  # each time an interrupt of the kernel met the question itself
+            raise RuntimeError(f"{expression}: the kernel gave no answer")
         if answer["status"] != "ok":
             raise RuntimeError(f"{expression}: {answer['ename']}: {answer['evalue']}")
         return json.loads(_literal(answer["data"]["text/plain"]))
