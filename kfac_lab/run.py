@@ -353,25 +353,34 @@ class Run:
             other._snapshots = list(self._snapshots)
             return other
 
-    def rewind(self, step: int) -> Run:
+    @property
+    def earliest(self) -> int:
+        """The first step that :meth:`rewind` can go back to: 0, or where this run was loaded."""
+        return self._snapshots[0].step if self._snapshots else self.step
+
+    def rewind(self, step: int, *, until: Callable[[], bool] | None = None) -> Run:
         """Back to the state after ``step`` steps: the nearest snapshot, then an exact replay.
+
+        Args:
+            step: the step to go back to.
+            until: asked after each step that is replayed; where it says True, the run stays there,
+                at an earlier step.
 
         Raises:
             RecipeError: that step lies ahead, or before what this run holds.
         """
         with self._lock:
             step = whole_number("rewind", step)
-            first = self._snapshots[0].step if self._snapshots else self.step
-            if not first <= step <= self.step:
+            if not self.earliest <= step <= self.step:
                 raise RecipeError(
-                    f"rewind({step}): this run can go back to steps {first} to {self.step}"
+                    f"rewind({step}): this run can go back to steps {self.earliest} to {self.step}"
                 )
             if step == self.step:
                 return self
             marks = list(self.history.marks)
             snapshot = [s for s in self._snapshots if s.step <= step][-1]
             self._snapshots = [s for s in self._snapshots if s.step <= snapshot.step]
-            evaluations = [e for e in self.history.evaluations if e["step"] <= step]
+            evaluations = self.history.evaluations
             self._queue = []
             self.recipe = snapshot.recipe
             self.stepper = self._attached()
@@ -383,10 +392,10 @@ class Run:
             while True:  # a swap at the step itself belongs to it, as it does in a snapshot
                 while waiting and waiting[0].step == self.step:
                     self._replay_swap(waiting.pop(0))
-                if self.step == step:
+                if self.step == step or (until is not None and until()):
                     break
                 self.history.append(self.stepper.step())
-            self.history.evaluations = evaluations
+            self.history.evaluations = [e for e in evaluations if e["step"] <= self.step]
             return self
 
     def _replay_swap(self, mark: Swap) -> None:

@@ -285,6 +285,27 @@ def test_rewind_replays_swaps_and_keeps_what_was_before():
     same_run(run.advance(3), run_of().advance(3))
 
 
+def test_a_rewind_that_is_cut_short_stays_at_an_earlier_step(tmp_path):
+    run = run_of().advance(3)
+    run.evaluate("train")
+    run.swap(damping="tied")
+    run.advance(3)
+    run.evaluate("train")
+    whole = run.fork()
+    run.rewind(5, until=lambda: run.step == 4)
+    assert run.step == len(run.history) == 4 and [m.step for m in run.history.marks] == [3]
+    assert [e["step"] for e in run.history.evaluations] == [3]
+    same_run(run.advance(2), whole)
+    run.rewind(2, until=lambda: True)
+    assert run.step == 0 and run.history.evaluations == []
+    assert run.earliest == 0
+    run.advance(2).save(tmp_path / "run.pt")
+    loaded = kl.Run.load(tmp_path / "run.pt", problem=problem_of())
+    assert loaded.earliest == 2
+    with pytest.raises(kl.RecipeError, match="steps 2 to 2"):
+        loaded.rewind(1)
+
+
 def test_rewind_goes_back_only():
     run = run_of().advance(3)
     assert run.rewind(3).step == 3

@@ -132,6 +132,7 @@ class Controller:
         self.pictures: Callable[[Path], list[Path]] = lambda folder: []
         self._commands: deque[Callable[[], str | None]] = deque()
         self._working = False  # a command is being carried out
+        self._cut = False  # … and a Pause or a Stop came meanwhile
         self._going = False
         self._goal: _Goal | None = None
         self._kept: _Goal | None = None  # of a Pause
@@ -175,9 +176,15 @@ class Controller:
         )
 
     def marks(self) -> list[Mark]:
-        """Where Rewind can go: the start, and every swap of the current run."""
-        marks = [Mark("the start (step 0)", 0)]
+        """Where Rewind can go: the start, and every swap of the current run.
+
+        A run that was loaded starts where it was saved.
+        """
+        start = self.run.earliest
+        marks = [Mark(f"{'where it was loaded' if start else 'the start'} (step {start})", start)]
         for mark in self.run.history.marks:
+            if mark.step < start:
+                continue
             what = ", ".join(
                 f"{slot} {text.partition('(')[0]}" for slot, text in mark.parts.items()
             )
@@ -235,7 +242,7 @@ class Controller:
     def pause(self) -> None:
         """Ends at the next step boundary; Start goes on from there."""
         with self._lock:
-            self._queued = None
+            self._queued, self._cut = None, self._working
             if self._going or self.state == "stopping":
                 self._kept = self._goal
                 self._going, self.state = False, "pausing"
@@ -247,7 +254,7 @@ class Controller:
     def stop(self) -> None:
         """Ends at the next step boundary, with everything kept."""
         with self._lock:
-            self._queued = self._kept = None
+            self._queued, self._kept, self._cut = None, None, self._working
             if self._going or self.state == "pausing":
                 self._going, self.state = False, "stopping"
                 self.message = "Stopping at the next step boundary; everything is kept."
@@ -298,8 +305,11 @@ class Controller:
         step = whole_number("rewind", step)
 
         def rewind() -> str:
-            self.run.rewind(step)
+            self._cut = False
+            self.run.rewind(step, until=lambda: self._cut)
             self._halt()
+            if self.run.step < step:
+                return f"Rewinding was stopped at step {self.run.step}, on the way to {step}."
             return f"Back at step {self.run.step}."
 
         self._hand_in(rewind, f"Rewinding to step {step}: the steps since the snapshot are redone.")

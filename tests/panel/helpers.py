@@ -177,7 +177,7 @@ class NeverForks(kl.Run):
 
 
 class NeverRewinds(kl.Run):
-    def rewind(self, step: int) -> Any:
+    def rewind(self, step: int, **options: Any) -> Any:
         return self
 
 

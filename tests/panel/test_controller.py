@@ -115,6 +115,44 @@ def test_rewind_goes_to_marks() -> None:
     assert list(control.run.history["loss"]) == loss
 
 
+@pytest.mark.parametrize("button", ["Stop", "Pause"])
+def test_a_rewind_can_be_stopped(button: str, monkeypatch) -> None:
+    control = control_of()
+    press = pressing(control)
+    press("Start", steps=8)
+    loss = list(control.run.history["loss"])
+    work = type(control.run.stepper).step
+
+    def step(self):
+        if self.step_count == 2:
+            control.press(button)
+        return work(self)
+
+    monkeypatch.setattr(type(control.run.stepper), "step", step)
+    press("Rewind", step=6)
+    assert control.run.step == 3 and "stopped at step 3, on the way to 6" in control.message
+    assert control.state == "paused" and not control.busy
+    monkeypatch.undo()
+    press("Start", steps=5)
+    assert list(control.run.history["loss"]) == loss
+
+
+def test_a_loaded_run_has_the_marks_that_it_can_go_back_to(tmp_path) -> None:
+    control = control_of(kl.Run("digits", "paper", seed=0, device="cpu"))
+    press = pressing(control)
+    press("Start", steps=2)
+    press("Apply", momentum="rescaled")
+    press("Start", steps=2)
+    press("Save", path=tmp_path / "run.pt")
+    press("Load", path=tmp_path / "run.pt")
+    press("Start", steps=1)
+    press("Apply", damping="tied")
+    assert [mark.step for mark in control.marks()] == [4, 5]
+    for mark in control.marks()[::-1]:
+        press("Rewind", step=mark.step)
+        assert control.run.step == mark.step and control.error is None
+
+
 @pytest.mark.parametrize(("button", "during"), [("Stop", "stopping"), ("Pause", "pausing")])
 def test_pressed_twice_it_still_waits_for_the_boundary(button: str, during: str) -> None:
     control, seen = control_of(), []
