@@ -154,6 +154,7 @@ def panels(
     note: str = "",
     log_x: bool = False,
     log_y: bool | Sequence[bool] = True,
+    one_range: bool = False,
     levels: Mapping[str, Mapping[str, float]] | None = None,
     marks: Mapping[str, float] | None = None,
 ) -> Picture:
@@ -168,6 +169,7 @@ def panels(
         note: a line beneath the title.
         log_x: logarithmic axes.
         log_y: likewise; one for all, or one for each.
+        one_range: the y axes of all have the range of all lines.
         levels: title of the axes → their horizontal lines.
         marks: label → place of a thin vertical line, in all axes.
     """
@@ -179,6 +181,9 @@ def panels(
     style.head(figure, title, note)
     places = style.place(figure, [1.0] * count, gap=0.8, right=2.3, top=1.18)
     looks = _looks(list(each.values()))
+    held = (
+        [v for lines in each.values() for _, ys in lines.values() for v in ys] if one_range else []
+    )
     for n, (axes, (name, lines), log) in enumerate(zip(places, each.items(), logs, strict=True)):
         axes.set_title(
             style.plain(name), fontsize=10, color=style.INK, pad=16 if marks else 6, loc="left"
@@ -187,7 +192,10 @@ def panels(
             style.say(axes, "not run")
             continue
         style.clean(axes, x, "" if n else y)
-        _plot(axes, lines, looks, (levels or {}).get(name, {}), marks or {}, log_x=log_x, log_y=log)
+        heights = (levels or {}).get(name, {})
+        _plot(
+            axes, lines, looks, heights, marks or {}, log_x=log_x, log_y=log, held=every * one_range
+        )
     last = list(each)[-1]
     _legend(
         places[-1], list(each.values()), looks, offset=1.1 if (levels or {}).get(last) else 1.02
@@ -320,10 +328,11 @@ def _plot(
     *,
     log_x: bool,
     log_y: bool,
+    held: Sequence[float] = (),
 ) -> None:
-    """Lines, levels and marks in axes, and the axes' scales."""
+    """Lines, levels and marks in axes, and the axes' scales, which hold the values ``held`` too."""
     every_x: list[float] = []
-    every_y: list[float] = []
+    every_y: list[float] = list(held)
     for label, (xs, ys) in lines.items():
         look = looks[label]
         seen = np.isfinite(np.asarray(ys, dtype=np.float64))

@@ -8,6 +8,8 @@ import torch
 
 pytest.importorskip("matplotlib")
 
+import math
+
 import numpy as np
 
 from kfac_lab.panel import figures
@@ -95,6 +97,18 @@ def test_panels_share_the_looks_of_their_labels():
     assert lines_of(left)[0].get_color() != lines_of(right)[0].get_color()
     assert legend_of(right) == ["one", "other"] and left.get_legend() is None
     assert texts_of(left) == texts_of(right) == ["here"]
+
+
+@pytest.mark.parametrize("log", [True, False])
+def test_panels_of_one_range_have_it(log):
+    each = {"left": {"one": ([1, 2], [3.0, 2.0])}, "right": {"one": ([1, 2], [30.0, math.nan])}}
+    options = {"x": "x", "title": "t", "alt": "a", "log_y": log}
+    left, right = figures.panels(each, one_range=True, **options).figure.axes
+    assert left.get_ylim() == right.get_ylim()
+    assert left.get_ylim()[0] < 2 and left.get_ylim()[1] > 30
+    assert list(left.get_yticks()) == list(right.get_yticks())
+    left, right = figures.panels(each, **options).figure.axes
+    assert left.get_ylim() != right.get_ylim()
 
 
 def test_the_leftmost_panel_carries_the_label_of_the_y_axis():
