@@ -181,9 +181,7 @@ def panels(
     style.head(figure, title, note)
     places = style.place(figure, [1.0] * count, gap=0.8, right=2.3, top=1.18)
     looks = _looks(list(each.values()))
-    held = (
-        [v for lines in each.values() for _, ys in lines.values() for v in ys] if one_range else []
-    )
+    held = [v for part in each.values() for _, ys in part.values() for v in ys] * one_range
     for n, (axes, (name, lines), log) in enumerate(zip(places, each.items(), logs, strict=True)):
         axes.set_title(
             style.plain(name), fontsize=10, color=style.INK, pad=16 if marks else 6, loc="left"
@@ -193,9 +191,8 @@ def panels(
             continue
         style.clean(axes, x, "" if n else y)
         heights = (levels or {}).get(name, {})
-        _plot(
-            axes, lines, looks, heights, marks or {}, log_x=log_x, log_y=log, held=every * one_range
-        )
+        scales: dict[str, Any] = {"log_x": log_x, "log_y": log, "held": held}
+        _plot(axes, lines, looks, heights, marks or {}, **scales)
     last = list(each)[-1]
     _legend(
         places[-1], list(each.values()), looks, offset=1.1 if (levels or {}).get(last) else 1.02
