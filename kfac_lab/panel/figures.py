@@ -121,7 +121,7 @@ def curves(
     """Curves over a common axis, told apart by colour and by dashes; a label each.
 
     Args:
-        lines: label → (x values, y values); NaN leaves a gap; no values: a label "not run".
+        lines: label → (x values, y values); NaN is left out; no values: a label "not run".
         x: label of the axis, with its unit.
         y: likewise.
         title: of the whole.

@@ -104,6 +104,7 @@ def test_the_panel_of_the_tour(page: Page) -> None:
     # Export: the script makes the same numbers again
     page.fill("file", "exported")
     page.button("Export").click()
+    page.says("Exported to exported")
     until("not panel.live.running")
     folder = page.lab.folder / "exported"
     done = subprocess.run(
@@ -116,6 +117,7 @@ def test_the_panel_of_the_tour(page: Page) -> None:
 
     # Save, a step, Load: the saved run is current, the other one stays
     page.button("Save").click()
+    page.says("Saved ")
     until("not panel.live.running")
     assert (page.lab.folder / "exported.pt").is_file()
     page.button("Step").click()
