@@ -193,10 +193,14 @@ class Slot:
         values = {}
         for name, control in self.controls.items():
             value = control.value
-            quiet = self.slot == "damping" and name in KEPT
-            if control.touched or (not quiet and not _equal(value, control.field.default)):
+            if control.touched or (
+                not self._keeps(name) and not _equal(value, control.field.default)
+            ):
                 values[name] = value
         return unparse(self.choice.value, values)
+
+    def _keeps(self, name: str) -> bool:
+        return self.slot == "damping" and name in KEPT
 
     def _chosen(self, change: Any) -> None:
         self._build()
@@ -215,7 +219,12 @@ class Slot:
             for field in fields:
                 default = None if field.required else field.default
                 value = getattr(component, field.name, default)
-                self.controls[field.name] = Control(field, shown[field.name], value)
+                control = self.controls[field.name] = Control(field, shown[field.name], value)
+                if self._keeps(field.name):
+                    for widget in control.inputs:
+                        widget.tooltip += (
+                            f". Where it is left alone, the run keeps its {field.name}"
+                        )
         main, rare = _sorted(self.controls)
         old = (*self._main.children, *self._rare.children)
         self._main.children = [control.widget for control in main]

@@ -237,6 +237,8 @@ def test_lambda_and_gamma_are_named_only_where_they_were_moved() -> None:
     row.choice.value = "tied"
     assert row.text() == "tied"
     assert slot_of("tied(lam=10)").text() == "tied"
+    told = [row.controls[name].inputs[0].tooltip for name in ("lam",)]
+    assert all("the run keeps its lam" in one for one in told)
 
 
 def test_zero_on_a_logarithmic_slider_stays_zero() -> None:
