@@ -30,8 +30,8 @@ WRONG = {
         'opt.param_groups[0][\\"lr\\"] = 1.0',
     ),
     "notebooks/09_claims.ipynb": (
-        'final(small(\\"no_momentum\\", 150))',
-        'final(small(\\"paper\\", 150))',
+        'finals(\\"no_momentum\\", 150)',
+        'finals(\\"paper\\", 150)',
     ),
     "plugins/kfac-lab-example/trust_region.ipynb": (
         'swapped.swap(damping=\\"trust_region\\")',
