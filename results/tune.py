@@ -90,8 +90,9 @@ PLANS: dict[tuple[str, str], dict[str, Any]] = {
         "size": 50,
         "lr": [0.0003, 0.001, 0.003],
         "crossed": [{"mu_max": 0.95}],
-        "sizes": [100, 25],
+        "sizes": [100, 25, 10],
         "settings": [{"mu_max": 0.99}],
+        "late": [{"mu_max": 0.99}],
     },
 }
 
