@@ -171,7 +171,7 @@ _TUNED: dict[tuple[str, str], tuple[str, int]] = {
     ("nag", "mnist"): ("nag(lr=0.01, mu_max=0.95)", 50),
     ("adam", "mnist"): ("adam(lr=0.002, beta2=0.99, decay=0.3)", 50),
     ("muon", "mnist"): (f"muon(lr=0.01, {_MUON})", 200),
-    ("nag", "faces"): ("nag(lr=0.001, mu_max=0.99)", 25),
+    ("nag", "faces"): ("nag(lr=0.001, mu_max=0.95)", 25),
     ("nag", "*"): ("nag(lr=0.005, mu_max=0.95)", 100),
     ("adam", "*"): ("adam(lr=0.001)", 100),
     ("muon", "*"): ("muon(lr=0.02, adjust='match_rms_adamw', adam_lr=0.003)", 100),
