@@ -79,7 +79,7 @@ def _faces() -> list[Planned]:
 def _batch_sizes() -> list[Planned]:
     """Fixed m (figure 8), on CURVES; NAG with the rate that is tuned for its own small batch.
 
-    NAG's iterations are cheap, and its first thousand are a plateau: it gets ten times as many.
+    NAG's iterations are cheap, and its first hundreds are a plateau: it gets five times as many.
     """
     plan = []
     for m in (500, 1000, 2000, 4000):
@@ -88,7 +88,7 @@ def _batch_sizes() -> list[Planned]:
             plan.append(replace(one, label=f"{label}, m = {m}"))
         nag = Recipe.from_text(tuned("nag", "curves")).replace(batch=f"constant(size={m})")
         text = nag.text(complete=True)
-        plan.append(Planned(f"nag, m = {m}", "curves", text, 0, 2000, 100))
+        plan.append(Planned(f"nag, m = {m}", "curves", text, 0, 1000, 100))
     return plan
 
 
