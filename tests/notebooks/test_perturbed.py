@@ -19,7 +19,7 @@ WRONG = {
         "inverse_of_chain = study.chain_precision(*study.moments(seen))",
     ),
     "notebooks/04_damping.ipynb": ("constant(gamma={gamma})", "constant(gamma={2 * gamma})"),
-    "notebooks/05_autoencoders.ipynb": ("(100, 200, 300, 540)", "(100, 200, 320, 540)"),
+    "notebooks/05_autoencoders.ipynb": ("(100, 200, 300, 540, 1000)", "(100, 200, 320, 540, 1000)"),
     "notebooks/06_invariance.ipynb": (
         "constant(lam=0.0, gamma=0.0)",
         "constant(lam=0.0, gamma=0.1)",
