@@ -1,0 +1,48 @@
+"""Records the trajectories anew: `python tests/trajectories/record.py [NAME …]`.
+
+Do so only where numbers are meant to change, and say in the commit which and why.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).parent
+FILE = HERE / "recorded.json"
+
+
+def place() -> str:
+    """What digests depend on: the processor, torch and the number of threads."""
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        found = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        model = found[0].split(":", 1)[1].strip() if found else model
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{model}, {capability}, torch {torch.__version__}, 1 thread"
+
+
+def main(names: list[str]) -> None:
+    """Plays the cases and writes what they gave."""
+    from cases import cases, played
+
+    torch.set_num_threads(1)
+    recorded = json.loads(FILE.read_text()) if FILE.exists() and names else {"cases": {}}
+    if names and recorded["place"] != place():
+        sys.exit(f"recorded on {recorded['place']}, and this is {place()}: record all of them")
+    recorded["place"] = place()
+    for name, case in cases():
+        if not names or name in names:
+            losses, digest = played(case)
+            recorded["cases"][name] = {"losses": losses, "digest": digest}
+    FILE.write_text(json.dumps(recorded, indent=1, ensure_ascii=False) + "\n")
+    print(f"{len(recorded['cases'])} trajectories in {FILE.name}, recorded on {place()}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
