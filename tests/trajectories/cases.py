@@ -7,6 +7,7 @@ remembered by: a few losses to read, and the tensors that make its digest.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -26,7 +27,7 @@ def chain(*sizes: int, seed: int = 3, dtype: torch.dtype = torch.float64) -> nn.
     """Linear layers with tanh between them."""
     generator = torch.Generator().manual_seed(seed)
     parts: list[nn.Module] = []
-    for a, b in zip(sizes, sizes[1:], strict=False):
+    for a, b in itertools.pairwise(sizes):
         layer = nn.Linear(a, b)
         with torch.no_grad():
             layer.weight.copy_(torch.randn(b, a, generator=generator) / a**0.5)
