@@ -31,7 +31,7 @@ from kfac_lab.hooks import Recipe, lab
 
 RESULTS = Path(__file__).resolve().parent
 SECONDS = {"curves": 40.0, "mnist": 60.0, "faces": 240.0}
-COSTS = ("ns_steps", "hidden_only")  # settings that change what a step costs
+COSTS = ("ns_steps", "hidden_only", "every", "max_side")  # settings that change what a step costs
 COARSE = {"curves": 1 / 4, "mnist": 1 / 6, "faces": 1 / 8}  # shares that narrow the choice
 STRIDE = {"faces": 5}  # cases are in the order of the people, so a stride sees them all
 SEED = 0
@@ -41,6 +41,7 @@ LADDER = [m * 10.0**e for e in range(-6, 1) for m in (1, 2, 3, 5, 7)]
 # settings then tried one after the other, and those tried once more with the whole budget. MNIST
 # starts where CURVES ended.
 _MUON = {"adjust": "match_rms_adamw", "hidden_only": True, "adam_lr": 0.003, "momentum": 0.9}
+_SOAP = {"max_side": 512, "every": 10}
 PLANS: dict[tuple[str, str], dict[str, Any]] = {
     ("curves", "muon"): {
         "size": 100,
@@ -55,6 +56,7 @@ PLANS: dict[tuple[str, str], dict[str, Any]] = {
         "crossed": [{"mu_max": 0.99}],
         "sizes": [50, 250, 25],
         "settings": [{"mu_max": 0.9}, {"mu_max": 0.95}, {"final": 0.1}],
+        "late": [{"decay": 0.3}],
     },
     ("curves", "adam"): {
         "size": 100,
@@ -63,6 +65,13 @@ PLANS: dict[tuple[str, str], dict[str, Any]] = {
         "sizes": [50, 200, 25],
         "settings": [{"decay": 0.3}, {"beta2": 0.99}, {"beta1": 0.95}],
         "late": [{"decay": 0.3}],
+    },
+    ("curves", "soap"): {
+        "size": 100,
+        "lr": [0.001, 0.003, 0.01],
+        "crossed": [_SOAP],
+        "sizes": [50, 200],
+        "settings": [{"beta1": 0.9}, {"beta2": 0.99}, {"max_side": 300}, {"every": 5}],
     },
     ("mnist", "muon"): {
         "size": 100,
@@ -77,6 +86,7 @@ PLANS: dict[tuple[str, str], dict[str, Any]] = {
         "crossed": [{"mu_max": 0.95}],
         "sizes": [100, 25],
         "settings": [{"mu_max": 0.99}],
+        "late": [{"decay": 0.3}],
     },
     ("mnist", "adam"): {
         "size": 50,
@@ -85,6 +95,13 @@ PLANS: dict[tuple[str, str], dict[str, Any]] = {
         "sizes": [100, 25],
         "settings": [{"beta2": 0.999}],
         "late": [{"decay": 0.3}],
+    },
+    ("mnist", "soap"): {
+        "size": 100,
+        "lr": [0.001, 0.003, 0.01],
+        "crossed": [_SOAP],
+        "sizes": [50, 200],
+        "settings": [{"beta1": 0.9}, {"max_side": 300}],
     },
     ("faces", "nag"): {
         "size": 50,
@@ -318,7 +335,7 @@ def main() -> None:
     """Tunes the methods named, on the problems named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Text)
     parser.add_argument("problems", nargs="+", choices=sorted(SECONDS))
-    parser.add_argument("--methods", default="muon,nag,adam")
+    parser.add_argument("--methods", default="muon,nag,adam,soap")
     parser.add_argument("--coarse", action="store_true", help="only the quarter budget")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -11,7 +11,8 @@ from torch import nn
 
 import kfac_lab as kl
 from kfac_lab import baselines
-from kfac_lab.baselines import Adam, Muon, Nag, tuned
+from kfac_lab.baselines import Adam, Muon, Nag, Soap, tuned
+from kfac_lab.baselines.tuning import TUNED
 from kfac_lab.errors import CheckpointError, CoverageError, NumericalError, RecipeError
 from kfac_lab.paper.averaging import NoAverage, Polyak
 from kfac_lab.paper.schedules import Constant
@@ -21,8 +22,9 @@ METHODS = [
     Adam(lr=0.01, decay=0.5, total_steps=12),
     Muon(lr=0.01, adam_lr=0.003, decay=0.5, total_steps=12),
     Muon(lr=0.02, momentum=0.9, adjust="match_rms_adamw", hidden_only=True, ns_steps=3),
+    Soap(lr=0.01, every=3, decay=0.5, total_steps=12),
 ]
-METHOD_IDS = ["nag", "adam", "muon", "muon_hidden_only"]
+METHOD_IDS = ["nag", "adam", "muon", "muon_hidden_only", "soap"]
 every_method = pytest.mark.parametrize("method", METHODS, ids=METHOD_IDS)
 
 
@@ -170,8 +172,76 @@ def test_adam_and_muon_are_pytorchs_bit_for_bit(kind: str, dtype: torch.dtype) -
     assert equal(theta(plain), theta(ours))
 
 
+def soap_path(weights, gradient, method, steps):
+    """SOAP by vec and Kronecker products, a matrix in float64 (Vyas et al. 2024, algorithm 3)."""
+    w = weights.clone()
+    m = torch.zeros_like(w)
+    v = torch.zeros(w.numel(), dtype=w.dtype)
+    left = right = None
+    for k in range(steps):
+        g = gradient(w)
+        new_left, new_right = g @ g.T, g.T @ g
+        if k == 0:
+            left, right = new_left, new_right
+            ql, qr = torch.linalg.eigh(left)[1].flip(1), torch.linalg.eigh(right)[1].flip(1)
+            continue
+        b = method.shampoo_beta
+        left, right = b * left + (1 - b) * new_left, b * right + (1 - b) * new_right
+        if (k + 1) % method.every == 0:
+            ql, qr = torch.linalg.qr(left @ ql)[0], torch.linalg.qr(right @ qr)[0]
+        basis = torch.kron(ql, qr)  # rows stacked: vec(Q_Lᵀ G Q_R) = basisᵀ vec(G)
+        m = method.beta1 * m + (1 - method.beta1) * g
+        v = method.beta2 * v + (1 - method.beta2) * (basis.T @ g.flatten()) ** 2
+        step = (basis.T @ m.flatten()) / (1 - method.beta1**k)
+        step = step / ((v / (1 - method.beta2**k)).sqrt() + method.eps)
+        w = w - method.lr * (basis @ step).view_as(w)
+    return w
+
+
+def test_soap_is_adam_in_the_eigenbases() -> None:
+    torch.manual_seed(0)
+    target, start = torch.randn(4, 6).double(), torch.randn(4, 6).double()
+    weights = torch.rand(4, 6).double() + 0.5
+    method = Soap(lr=0.02, every=3, beta1=0.8, beta2=0.9, shampoo_beta=0.7)
+
+    def gradient(w):
+        return weights * (w - target).tanh()
+
+    p = start.clone()
+    settings = (method.lr, (method.beta1, method.beta2), method.shampoo_beta, method.every)
+    own = baselines.SoapOptimizer([p], *settings, method.max_side, method.eps)
+    for _ in range(14):
+        p.grad = gradient(p)
+        own.step()
+    expected = soap_path(start, gradient, method, 14)
+    torch.testing.assert_close(p, expected, rtol=1e-6, atol=1e-8)
+    assert (p - start).abs().max() > 0.1
+
+
+def test_soap_without_rotation_is_adam() -> None:
+    torch.manual_seed(0)
+    p, q = torch.randn(5, 3).double(), None
+    q = p.clone()
+    own = baselines.SoapOptimizer([p], 0.01, (0.9, 0.99), 0.95, 10, 1, 1e-8)
+    adam = torch.optim.Adam([q], lr=0.01, betas=(0.9, 0.99))
+    p.grad = torch.randn(5, 3).double()
+    own.step()  # makes bases, moves nothing
+    for _ in range(5):
+        p.grad = torch.randn(5, 3).double()
+        q.grad = p.grad.clone()
+        own.step()
+        adam.step()
+    torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-13)
+
+
+def test_nag_may_let_its_rate_decay() -> None:
+    stepper = attach(Nag(lr=0.01, decay=0.5), tiny(), total_steps=4)
+    assert [stepper.step().lr for _ in range(5)] == pytest.approx([0.01, 0.01, 0.01, 0.005, 0])
+
+
 def test_rates_need_an_end_to_decay() -> None:
-    for method in (Adam(decay=1.0), Muon(decay=1.0) if hasattr(torch.optim, "Muon") else Adam()):
+    muon = [Muon(decay=1.0)] if hasattr(torch.optim, "Muon") else []
+    for method in (Adam(decay=1.0), Soap(decay=1.0), *muon):
         endless = attach(method, tiny())
         assert [endless.step().lr for _ in range(4)] == [method.lr] * 4
         ending = attach(method, tiny(), total_steps=4)
@@ -236,7 +306,7 @@ def test_gradients_that_are_one_tensor_stay_apart(method) -> None:
     problem = kl.Problem(model=Shared(), likelihood="gaussian", inputs=x, targets=x, l2=0.5)
     _, _, found, _ = attach(method, problem, size=4, chunk=2)._evaluate(x, x, 1)
     g = (problem.model.b.detach() - x) / 4
-    if isinstance(method, Muon):
+    if isinstance(method, (Muon, Soap)):
         expected = [g, g + 0.5, torch.full((4, 4), 0.5)]
     else:
         expected = [g, g, torch.zeros(4, 4)]  # PyTorch's kernel adds the ℓ2 term
@@ -492,7 +562,7 @@ def test_a_tuned_recipe_is_a_recipe(name: str, problem: str) -> None:
 
 
 def test_an_unknown_baseline_says_what_there_is() -> None:
-    with pytest.raises(RecipeError, match="nag, adam, muon"):
+    with pytest.raises(RecipeError, match="nag, adam, muon, soap"):
         tuned("sgd", "curves")
 
 
@@ -500,7 +570,7 @@ def test_the_tuned_recipes_are_the_committed_tables() -> None:
     chosen = json.loads(TABLE.read_text())["chosen"]
     for key, point in chosen.items():
         problem, name = key.split("/")
-        assert baselines._TUNED[name, problem] == (point["text"], point["batch"])
+        assert TUNED[name, problem] == (point["text"], point["batch"])
 
 
 def test_no_chosen_rate_lies_on_the_edge_of_its_grid() -> None:

@@ -1,17 +1,4 @@
-"""The methods K-FAC is measured against: Nesterov momentum SGD, Adam and Muon (section 10.6).
-
-Each is a component (``nag``, ``adam``, ``muon``) whose ``attach`` gives a Stepper with the
-interface of ``engine.Engine``, so that the curves overlay. They use the recipe's ``batch`` and
-``average`` and nothing else of it. The updates are PyTorch's own optimisers, the fused kernels
-where the device has them: a step costs what it costs in a plain loop.
-
-Draws, passes and the average come before the commit; the commit is the optimiser's update in place,
-during which SIGINT waits. So whatever is raised in a step leaves the run as it was before the step.
-
-A method whose rate or momentum changes towards the end of the run needs to know the end: give
-``total_steps``, or ``total_seconds`` of training time. With the latter the rates depend on how fast
-the machine is, so such a run repeats itself only as exactly as its seconds do.
-"""
+"""What the baselines share: the step around an optimiser, the average, saving."""
 
 from __future__ import annotations
 
@@ -19,7 +6,6 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,173 +18,28 @@ from kfac_lab.core.parameters import component_name, parameter
 from kfac_lab.core.passes import square_norm
 from kfac_lab.core.problem import Problem
 from kfac_lab.core.state import Due, StepRecord, from_tree, move, to_tree
-from kfac_lab.errors import CheckpointError, CoverageError, NumericalError, RecipeError
+from kfac_lab.errors import CheckpointError, CoverageError, NumericalError
 
-__all__ = ["Adam", "Baseline", "Muon", "Nag", "nesterov_mu", "tuned"]
+__all__ = ["Baseline", "end_seconds", "end_steps", "fused_where_possible", "one_end"]
 
 _COUPLING = nn.modules.batchnorm._BatchNorm  # modules whose output mixes the cases of a batch
 
 
-# --- the components -------------------------------------------------------------------------------
-
-
-def nesterov_mu(t: int, mu_max: float) -> float:
-    """μ_t = min(1 − 2^(−1−log₂(⌊t/250⌋+1)), μ_max), t = 0, 1, 2, … (section 10.6)."""
-    return min(1 - 2.0 ** (-1 - math.log2(t // 250 + 1)), mu_max)
-
-
-def _end_steps() -> Any:
+def end_steps() -> Any:
+    """The field ``total_steps``."""
     return parameter(None, section="10.6", low=1, help="steps of the whole run, where it is known")
 
 
-def _end_seconds() -> Any:
+def end_seconds() -> Any:
+    """The field ``total_seconds``."""
     return parameter(None, section="10.6", low=0.0, help="training seconds of the whole run")
 
 
-def _one_end(component: Any) -> str | None:
+def one_end(component: Any) -> str | None:
+    """A sentence where a component names two ends."""
     if component.total_steps is not None and component.total_seconds is not None:
         return "the end of a run is total_steps or total_seconds, not both"
     return None
-
-
-@dataclass(frozen=True)
-class Nag:
-    """SGD with Nesterov momentum, constant ε and Sutskever's schedule for μ (section 10.6).
-
-    v ← μ_t v − ε ∇h(θ + μ_t v), θ ← θ + v. The module holds the look-ahead variable
-    φ_t = θ_t + μ_t v_t, where the gradient is taken: then one pass gives the gradient and the
-    record's loss at the module's own parameters, and the update is that of ``torch.optim.SGD``
-    with ``nesterov=True`` (its buffer b is −v/ε),
-
-        b ← μ_t b + ∇h(φ),   φ ← φ − ε (∇h(φ) + μ_{t+1} b).
-
-    PyTorch has μ_t in both places; where the schedule moves, every 250 steps, the difference
-    −ε (μ_{t+1} − μ_t) b is added.
-    """
-
-    lr: float = parameter(0.001, symbol="ε", section="10.6", low=0.0, log=True)
-    mu_max: float = parameter(0.99, symbol="μ_max", section="10.6", low=0.0, high=0.99999)
-    final: float = parameter(
-        0.0, section="10.6", low=0.0, high=1.0, help="last fraction of the run with μ ≤ 0.9"
-    )
-    total_steps: int | None = _end_steps()
-    total_seconds: float | None = _end_seconds()
-
-    def check(self) -> str | None:
-        """One end at most."""
-        return _one_end(self)
-
-    def mu(self, t: int, left: float) -> float:
-        """μ_t, where a fraction ``left`` of the run is still ahead."""
-        mu = nesterov_mu(t, self.mu_max)
-        return min(mu, 0.9) if left < self.final else mu
-
-    def attach(self, problem: Problem, recipe: Any, seed: int, **options: Any) -> Baseline:
-        """A Stepper for ``problem``; see :class:`Baseline`."""
-        return _NagStepper(self, problem, recipe, seed, **options)
-
-
-@dataclass(frozen=True)
-class Adam:
-    """``torch.optim.Adam``; with ``decay`` the last part of the run lowers ε linearly to 0."""
-
-    lr: float = parameter(0.001, symbol="ε", section="10.6", low=0.0, log=True)
-    beta1: float = parameter(0.9, symbol="β1", low=0.0, high=0.99999)
-    beta2: float = parameter(0.999, symbol="β2", low=0.0, high=0.9999999)
-    eps: float = parameter(1e-8, low=0.0, log=True, help="added to the root of the second moment")
-    decay: float = parameter(0.0, low=0.0, high=1.0, help="last fraction of the run, ε → 0")
-    total_steps: int | None = _end_steps()
-    total_seconds: float | None = _end_seconds()
-
-    def check(self) -> str | None:
-        """One end at most."""
-        return _one_end(self)
-
-    def attach(self, problem: Problem, recipe: Any, seed: int, **options: Any) -> Baseline:
-        """A Stepper for ``problem``; see :class:`Baseline`."""
-        return _AdamStepper(self, problem, recipe, seed, **options)
-
-
-@dataclass(frozen=True)
-class Muon:
-    """``torch.optim.Muon`` for matrices, Adam for everything else; both decay linearly to 0.
-
-    On a CPU most of a Muon step is the Newton–Schulz iteration on the widest matrices, the first
-    and the last; ``hidden_only`` leaves those to Adam, which is the custom for inputs and outputs.
-
-    The decay takes the last ``decay`` of the run and needs its end: without ``total_steps`` or
-    ``total_seconds`` the rates are constant. The ℓ2 term is part of h and of its gradient, as in
-    the other methods; Muon's own decoupled weight decay is off.
-    """
-
-    lr: float = parameter(0.01, symbol="ε", section="10.6", low=0.0, log=True)
-    momentum: float = parameter(0.95, symbol="μ", low=0.0, high=0.99999)
-    adam_lr: float = parameter(0.001, low=0.0, log=True, help="ε of Adam, for what is no matrix")
-    decay: float = parameter(0.3, low=0.0, high=1.0, help="last fraction of the run, ε → 0")
-    ns_steps: int = parameter(5, low=1, high=99, help="Newton–Schulz iterations")
-    adjust: str = parameter(
-        "original",
-        choices=("original", "match_rms_adamw"),
-        help="ε of a matrix [a, b] times √max(1, a/b), or times 0.2 √max(a, b)",
-    )
-    hidden_only: bool = parameter(False, help="the first and the last matrix go to Adam as well")
-    total_steps: int | None = _end_steps()
-    total_seconds: float | None = _end_seconds()
-
-    def check(self) -> str | None:
-        """One end at most."""
-        return _one_end(self)
-
-    def attach(self, problem: Problem, recipe: Any, seed: int, **options: Any) -> Baseline:
-        """A Stepper for ``problem``; see :class:`Baseline`.
-
-        Raises:
-            RecipeError: this PyTorch has no Muon.
-        """
-        return _MuonStepper(self, problem, recipe, seed, **options)
-
-
-# --- what the recipes of a problem were tuned to --------------------------------------------------
-
-_MUON = "adjust='match_rms_adamw', hidden_only=True, adam_lr=0.003, momentum=0.9"
-
-# (method, problem) → the method's text and the batch size; "*" is for every other problem.
-# results/tuning.md says how they were found.
-_TUNED: dict[tuple[str, str], tuple[str, int]] = {
-    ("nag", "curves"): ("nag(lr=0.02, mu_max=0.95)", 50),
-    ("adam", "curves"): ("adam(lr=0.001, beta2=0.99)", 50),
-    ("muon", "curves"): (f"muon(lr=0.02, {_MUON})", 100),
-    ("nag", "mnist"): ("nag(lr=0.01, mu_max=0.95)", 50),
-    ("adam", "mnist"): ("adam(lr=0.002, beta2=0.99, decay=0.3)", 50),
-    ("muon", "mnist"): (f"muon(lr=0.01, {_MUON})", 200),
-    ("nag", "faces"): ("nag(lr=0.001, mu_max=0.95)", 25),
-    ("nag", "*"): ("nag(lr=0.005, mu_max=0.95)", 100),
-    ("adam", "*"): ("adam(lr=0.001)", 100),
-    ("muon", "*"): ("muon(lr=0.02, adjust='match_rms_adamw', adam_lr=0.003)", 100),
-}
-
-
-def tuned(
-    method: str, problem: str, *, seconds: float | None = None, steps: int | None = None
-) -> str:
-    """The text of the tuned recipe of ``"nag"``, ``"adam"`` or ``"muon"`` for a named problem.
-
-    ``seconds`` or ``steps`` say how long the run will be, which those need whose rate or momentum
-    changes towards the end. A problem that nobody tuned for gets cautious values.
-
-    Raises:
-        RecipeError: there is no such baseline.
-    """
-    if (method, "*") not in _TUNED:
-        known = ", ".join(name for name, where in _TUNED if where == "*")
-        raise RecipeError(f"no baseline is called {method!r}: there are {known}")
-    text, size = _TUNED.get((method, problem), _TUNED[method, "*"])
-    end = "" if seconds is None else f", total_seconds={float(seconds)!r}"
-    end += "" if steps is None else f", total_steps={steps}"
-    return f"method = {text[:-1]}{end})\nbatch = constant(size={size})\naverage = polyak(xi=0.99)"
-
-
-# --- the steppers ---------------------------------------------------------------------------------
 
 
 class Baseline:
@@ -505,115 +346,12 @@ class Baseline:
         return rows
 
 
-class _NagStepper(Baseline):
-    """See :class:`Nag`."""
-
-    method: Nag
-
-    def _make(self) -> list[torch.optim.Optimizer]:
-        self._mu = self.method.mu(0, self._left(0, 0.0))  # μ_t, with which φ_t was made
-        sgd = _optimiser(
-            torch.optim.SGD,
-            self._theta,
-            lr=self.method.lr,
-            momentum=self.method.mu_max,
-            nesterov=self.method.mu_max > 0,
-            weight_decay=self.problem.l2,
-        )
-        return [sgd]
-
-    def _rates(self, k: int) -> tuple[float, float]:
-        self._optimisers[0].param_groups[0]["momentum"] = self._mu
-        return self.method.lr, self._mu
-
-    def _after(self) -> None:
-        mu = self.method.mu(self.step_count, self._left(self.step_count, self.seconds))
-        if mu != self._mu:
-            state = self._optimisers[0].state
-            momenta = [state[t]["momentum_buffer"] for t in self._theta]
-            torch._foreach_add_(self._theta, momenta, alpha=-self.method.lr * (mu - self._mu))
-            self._mu = mu
-
-    def _extra(self) -> dict[str, Any]:
-        return {"mu": self._mu}
-
-    def _restore(self, values: Mapping[str, Any]) -> None:
-        self._mu = values["mu"]
-
-
-class _AdamStepper(Baseline):
-    """See :class:`Adam`."""
-
-    method: Adam
-
-    def _make(self) -> list[torch.optim.Optimizer]:
-        m = self.method
-        adam = _optimiser(
-            torch.optim.Adam,
-            self._theta,
-            lr=m.lr,
-            betas=(m.beta1, m.beta2),
-            eps=m.eps,
-            weight_decay=self.problem.l2,
-        )
-        return [adam]
-
-    def _rates(self, k: int) -> tuple[float, float]:
-        lr = self.method.lr * self._faded(self.method.decay)
-        self._optimisers[0].param_groups[0]["lr"] = lr
-        return lr, float("nan")
-
-
-class _MuonStepper(Baseline):
-    """See :class:`Muon`."""
-
-    method: Muon
-    decouples_l2 = False
-
-    def _make(self) -> list[torch.optim.Optimizer]:
-        m = self.method
-        muon = getattr(torch.optim, "Muon", None)
-        if muon is None:
-            raise RecipeError(
-                f"method='muon' is torch.optim.Muon, which PyTorch {torch.__version__} does not "
-                "have: it came with 2.9; use method='adam' or 'nag'"
-            )
-        matrices = [t for t in self._theta if t.dim() == 2]
-        if m.hidden_only:
-            matrices = matrices[1:-1]
-        self._matrices = {id(t) for t in matrices}
-        others = [t for t in self._theta if id(t) not in self._matrices]
-        made: list[torch.optim.Optimizer] = []
-        if matrices:
-            made.append(
-                muon(
-                    matrices,
-                    lr=m.lr,
-                    weight_decay=0.0,
-                    momentum=m.momentum,
-                    ns_steps=m.ns_steps,
-                    adjust_lr_fn=m.adjust,
-                )
-            )
-        if others:
-            made.append(_optimiser(torch.optim.Adam, others, lr=m.adam_lr))
-        self._lrs = [m.lr] * bool(matrices) + [m.adam_lr] * bool(others)
-        return made
-
-    def _rates(self, k: int) -> tuple[float, float]:
-        faded = self._faded(self.method.decay)
-        for optimiser, lr in zip(self._optimisers, self._lrs, strict=True):
-            optimiser.param_groups[0]["lr"] = lr * faded
-        return self.method.lr * faded, self.method.momentum
-
-    def _mover(self, tensor: Tensor) -> str:
-        return "muon" if id(tensor) in self._matrices else "adam"
-
-
 # --- small helpers --------------------------------------------------------------------------------
 
 
-def _optimiser(kind: Any, tensors: list[Tensor], **settings: Any) -> torch.optim.Optimizer:
+def fused_where_possible(
+    kind: Any, tensors: list[Tensor], **settings: Any
+) -> torch.optim.Optimizer:
     """PyTorch's optimiser, by its fused kernel where this device and dtype have one."""
     fused = all(t.is_contiguous() for t in tensors) or None  # the kernels do not look at strides
     try:
