@@ -575,10 +575,11 @@ def kfac_claim_layer(module: Any, path: str) -> Any:
     """Claims a module: answers its Layer (``core.protocols.Layer``), or None for what is not yours.
 
     Asked at attach for every module with parameters, by exact type: a subclass may compute
-    something else. Outsiders go before built-ins; two outsiders that claim one module are an error
-    naming both, unless the recipe says ``layers={"ClassName": "dist/name"}``. A module with several
-    matrices is a tuple of Layers, each with the module that holds its parameters; a module that you
-    know but cannot serve is ``core.layers.Declined("why, and what to do")``.
+    something else (``core.claims.computes_as`` tells those that do not). Outsiders go before
+    built-ins; two outsiders that claim one module are an error naming both, unless the recipe says
+    ``layers={"ClassName": "dist/name"}``. A module with several matrices is a tuple of Layers, each
+    with the module that holds its parameters; a module that you know but cannot serve is
+    ``core.layers.Declined("why, and what to do")``.
 
     ```python
     import dataclasses

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from kfac_lab.core.claims import computes_as
 from kfac_lab.core.layers import Linear
 from kfac_lab.core.likelihood import Bernoulli, Categorical, Gaussian
 from kfac_lab.hooks import hookimpl
@@ -154,9 +155,9 @@ def kfac_register_recipes(register: Any) -> None:
 
 
 @hookimpl
-def kfac_claim_layer(module: nn.Module, path: str) -> Linear | None:
-    """``nn.Linear``, by exact type."""
-    return Linear(module, path) if type(module) is nn.Linear else None
+def kfac_claim_layer(module: Any, path: str) -> Linear | None:
+    """``nn.Linear``, and a subclass that computes as it does."""
+    return Linear(module, path) if computes_as(module) is nn.Linear else None
 
 
 @hookimpl

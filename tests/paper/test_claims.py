@@ -40,10 +40,23 @@ def test_losses_that_are_something_else(loss: nn.Module) -> None:
 
 
 def test_exact_types() -> None:
-    """A subclass of Linear may compute something else, so it is not claimed."""
+    """A subclass of Linear with a forward of its own may compute something else."""
 
     class Other(nn.Linear):
-        pass
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    class Same(nn.Linear):
+        def extra_repr(self) -> str:
+            return "the same"
+
+    class WithOtherWeight(nn.Linear):
+        weight = property(lambda self: torch.eye(2))  # type: ignore[assignment]
 
     assert isinstance(kfac_claim_layer(nn.Linear(2, 3), "x"), Linear)
-    assert kfac_claim_layer(Other(2, 3), "x") is None
+    assert isinstance(kfac_claim_layer(Same(2, 3), "x"), Linear)
+    for module in (Other(2, 3), nn.MultiheadAttention(2, 1).out_proj):
+        assert kfac_claim_layer(module, "x") is None
+    module = nn.Linear(2, 2)
+    module.__class__ = WithOtherWeight
+    assert kfac_claim_layer(module, "x") is None

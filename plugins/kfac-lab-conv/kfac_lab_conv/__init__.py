@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from kfac_lab import hookimpl
+from kfac_lab.core.claims import computes_as
 from kfac_lab_conv.layers import Convolution, TransposedConvolution
 from kfac_lab_conv.reduce import KroneckerReduce
 
@@ -25,10 +26,11 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 @hookimpl
 def kfac_claim_layer(module: Any, path: str) -> Convolution | TransposedConvolution | None:
-    """By exact type: a subclass may compute something else."""
-    if type(module) in _PLAIN:
+    """By exact type, and a subclass that overrides nothing of the computation."""
+    kind = computes_as(module)
+    if kind in _PLAIN:
         return Convolution(module, path)
-    if type(module) in _TRANSPOSED:
+    if kind in _TRANSPOSED:
         return TransposedConvolution(module, path)
     return None
 

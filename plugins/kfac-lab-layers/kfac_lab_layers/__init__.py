@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from kfac_lab import hookimpl
+from kfac_lab.core.claims import computes_as
 from kfac_lab_layers import attention, embedding, scale_shift
 from kfac_lab_layers.attention import InProjection, OutProjection
 from kfac_lab_layers.embedding import Embedding
@@ -25,5 +26,5 @@ CLAIMS: dict[type[nn.Module], Callable[[Any, str], Any]] = {
 @hookimpl
 def kfac_claim_layer(module: nn.Module, path: str) -> Any:
     """The Layer, or Layers, of a module that is claimed here; None for any other."""
-    claim = CLAIMS.get(type(module))
+    claim = CLAIMS.get(computes_as(module))
     return None if claim is None else claim(module, path)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kfac_lab.core.claims import computes_as
 from kfac_lab.core.layers import Recorded
 
 __all__ = ["NORMALISED", "ScaleShift"]
@@ -87,7 +88,7 @@ class ScaleShift:
         each = torch.cat(flat).expand(x.shape[0], -1)
         shape = self._broadcast(module, x)
         parts = [p.reshape(x.shape[0], *shape) for p in each.split([t.numel() for t in flat], 1)]
-        out = NORMALISED[type(module)](module, x) * parts[0]
+        out = NORMALISED[computes_as(module)](module, x) * parts[0]
         return Recorded(x, each, out + parts[1] if len(parts) > 1 else out)
 
     @staticmethod

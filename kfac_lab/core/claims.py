@@ -1,0 +1,60 @@
+"""Which of torch's modules a module is, for claims: its own type, or a parent it computes as."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+__all__ = ["computes_as"]
+
+# What a subclass may have of its own without computing anything else.
+_HARMLESS = frozenset(
+    {
+        "__init__",
+        "__repr__",
+        "__doc__",
+        "__module__",
+        "__qualname__",
+        "__annotations__",
+        "__annotate__",
+        "__annotate_func__",
+        "__annotations_cache__",
+        "__constants__",
+        "__firstlineno__",
+        "__static_attributes__",
+        "__slotnames__",
+        "__parameters__",
+        "__orig_bases__",
+        "extra_repr",
+        "reset_parameters",
+        "_get_name",
+        "_load_from_state_dict",
+        "_save_to_state_dict",
+        "_version",
+    }
+)
+# Its owner, MultiheadAttention, reads its weight and never calls it.
+_NEVER_CALLED = (nn.modules.linear.NonDynamicallyQuantizableLinear,)
+
+
+def computes_as(module: Any) -> type:
+    """The type whose claim fits ``module``: the nearest of torch's that computes what it does.
+
+    A subclass that overrides nothing of its parent's computation (no ``forward``, no method that
+    ``forward`` calls, no parameter made a property) is its parent. Anything else is its own type,
+    which nobody claims unless by that type.
+    """
+    own = type(module)
+    if isinstance(module, _NEVER_CALLED) or own.__module__.startswith("torch."):
+        return own
+    if "forward" in vars(module):  # replaced on the instance
+        return object
+    added: set[str] = set()
+    for kind in own.__mro__:
+        if kind.__module__.startswith("torch.nn.modules."):
+            parameters = {*module._parameters, *module._buffers}
+            changed = added - _HARMLESS
+            return own if changed & (set(dir(kind)) | parameters) else kind
+        added |= set(vars(kind))
+    return own
