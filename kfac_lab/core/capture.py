@@ -56,9 +56,17 @@ class Network:
     uses: tuple[Use, ...]
     frozen: tuple[str, ...]
     names: tuple[str, ...] = field(init=False)
+    _places: tuple[tuple[dict[str, Any], str], ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(n for use in self.uses for n in use.parameters))
+        # The dict of its module that holds each parameter: asked anew at every access, since a
+        # parameter may be replaced, but without a walk over the whole model.
+        places = [
+            (self.model.get_submodule(path)._parameters, own)
+            for path, _, own in (name.rpartition(".") for name in self.names)
+        ]
+        object.__setattr__(self, "_places", tuple(places))
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -68,8 +76,7 @@ class Network:
     @property
     def tensors(self) -> list[Tensor]:
         """The trained parameters, in the order of ``names``; always the module's own."""
-        found = dict(self.model.named_parameters())
-        return [found[name] for name in self.names]
+        return [held[own] for held, own in self._places]
 
     def pack(self, tensors: Sequence[Tensor]) -> Vec:
         """Tensors in the order of ``names`` as a Vec."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Vec"]
+__all__ = ["Part", "Vec"]
 
 
 class Vec:
@@ -23,6 +23,11 @@ class Vec:
 
     def __init__(self, matrices: Sequence[Tensor]) -> None:
         self.matrices: tuple[Tensor, ...] = tuple(matrices)
+
+    @property
+    def layers(self) -> Sequence[int]:
+        """The layers in which it may differ from zero, in order."""
+        return range(len(self.matrices))
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter(self.matrices)
@@ -53,7 +58,12 @@ class Vec:
 
     def dot(self, other: Vec) -> Tensor:
         """Inner product as a 0-dim float64 tensor."""
-        products = torch._foreach_mul(list(self.matrices), list(other.matrices))
+        shared = [i for i in self.layers if i in other.layers]
+        if not shared:
+            return self.matrices[0].new_zeros((), dtype=torch.float64)
+        products = torch._foreach_mul(
+            [self.matrices[i] for i in shared], [other.matrices[i] for i in shared]
+        )
         # Rows are summed in the matrices' precision, the row sums in float64: a row is short.
         rows = torch.cat([p.flatten(1).sum(1) if p.dim() > 1 else p for p in products])
         return rows.sum(dtype=torch.float64)
@@ -61,10 +71,18 @@ class Vec:
     @staticmethod
     def combine(coefficients: Tensor, basis: Sequence[Vec]) -> Vec:
         """Σ_j coefficients[j] · basis[j]; ``coefficients`` ``[k]`` are not read by the host."""
-        total = basis[0].scaled(coefficients[0])
-        for j in range(1, len(basis)):
-            torch._foreach_add_(list(total.matrices), list(basis[j].scaled(coefficients[j])))
-        return total
+        shares: list[list[Tensor]] = [[] for _ in basis[0].matrices]
+        for j, vector in enumerate(basis):
+            layers = vector.layers
+            own = [vector.matrices[i] for i in layers]
+            factor = coefficients[j].to(own[0].dtype) if own else coefficients[j]
+            for i, share in zip(layers, torch._foreach_mul(own, factor), strict=True):
+                shares[i].append(share)
+        total = [s[0] if s else m * 0 for s, m in zip(shares, basis[0].matrices, strict=True)]
+        for n in range(1, max(map(len, shares), default=0)):
+            more = [(t, s[n]) for t, s in zip(total, shares, strict=True) if len(s) > n]
+            torch._foreach_add_([t for t, _ in more], [s for _, s in more])
+        return Vec(total)
 
     @staticmethod
     def gram(basis: Sequence[Vec]) -> Tensor:
@@ -74,3 +92,24 @@ class Vec:
         return torch.stack(
             [torch.stack([entries[max(i, j), min(i, j)] for j in range(k)]) for i in range(k)]
         )
+
+
+class Part(Vec):
+    """A vector's share of some layers; in the others its matrices are zeros that take no memory.
+
+    It is a Vec like any other. Who looks at ``layers`` saves the work on the zeros.
+    """
+
+    __slots__ = ("_layers",)
+
+    def __init__(self, whole: Vec, layers: Sequence[int]) -> None:
+        self._layers = tuple(layers)
+        nothing = whole.matrices[0].new_zeros(())
+        super().__init__(
+            [m if i in self._layers else nothing.expand(m.shape) for i, m in enumerate(whole)]
+        )
+
+    @property
+    def layers(self) -> Sequence[int]:
+        """The layers it has a share of."""
+        return self._layers

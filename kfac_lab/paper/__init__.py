@@ -117,6 +117,7 @@ def kfac_register_momentums(register: Any) -> None:
     register(
         "norm_clip", momentum.NormClip, summary="fixed, in a trust region", reference=S + "12.9"
     )
+    register("normalised", momentum.Normalised, summary="each layer of RMS 1", reference=S + "12.9")
 
 
 @hookimpl
@@ -124,6 +125,9 @@ def kfac_register_schedules(register: Any) -> None:
     """When what is due."""
     register("periodic", schedules.Periodic, summary="T1, T2, T3 and burn-in", reference=S + "7.2")
     register("every_step", schedules.EveryStep, summary="everything, always", reference=S + "7.2")
+    register(
+        "growing", schedules.Growing, summary="inverses ever further apart", reference=S + "7.2"
+    )
     register("on_drift", schedules.OnDrift, summary="when factors have moved", reference=S + "7.4")
 
 

@@ -14,7 +14,7 @@ from kfac_lab.core.protocols import Restriction, Space
 from kfac_lab.core.state import Strength
 from kfac_lab.core.vector import Vec
 
-__all__ = ["ConjugateGradient", "Fixed", "NormClip", "Optimal", "Rescaled"]
+__all__ = ["ConjugateGradient", "Fixed", "NormClip", "Normalised", "Optimal", "Rescaled"]
 
 Memo = Mapping[str, Any]
 
@@ -146,6 +146,54 @@ class NormClip:
         first = lr * torch.clamp(clip, max=1.0)
         rest = _numbers(restriction.slope, [0.0, self.mu])[1:]
         return torch.cat([first.reshape(1), rest])
+
+
+@dataclass(frozen=True)
+class Normalised:
+    """δ = (1−μ) lr_k Δ̂ + μ (lr_k/lr_{k−1}) δ0, Δ̂ with every layer's Δ scaled to RMS 1.
+
+    So the rate is the mean size of an entry's step, as it is Adam's, and the curvature gives the
+    direction alone: each layer has a trust region of its own. With ``total_steps`` the rate rises
+    over the first ``warmup`` of the run and falls linearly to 0 at its end.
+    """
+
+    lr: float = parameter(0.01, symbol="α", section="12.9", low=0.0, log=True, help="RMS of a step")
+    mu: float = parameter(0.9, symbol="μ", section="12.9", low=0.0, high=0.99999, help="momentum")
+    warmup: float = parameter(0.0, low=0.0, high=1.0, help="first fraction of the run, lr rises")
+    total_steps: int | None = parameter(
+        None, low=1, help="steps of the whole run, where it is known; lr falls to 0"
+    )
+    adapts: ClassVar[bool] = False
+
+    def rate(self, step: int) -> float:
+        """lr_k."""
+        if self.total_steps is None:
+            return self.lr
+        done = (step - 0.5) / self.total_steps
+        rise = min(1.0, done / self.warmup) if self.warmup else 1.0
+        return self.lr * rise * max(1.0 - done, 0.0)
+
+    def basis(
+        self, space: Space, direction: Vec, previous: Vec | None, memo: Memo
+    ) -> tuple[Vec, ...]:
+        """(Δ̂,) or (Δ̂, δ0)."""
+        norms = torch._foreach_norm(list(direction.matrices))
+        tiny = torch.finfo(norms[0].dtype).tiny
+        scales = [
+            m.numel() ** 0.5 / torch.clamp(n, min=tiny)
+            for m, n in zip(direction, norms, strict=True)
+        ]
+        return _with_previous(
+            Vec([m * s for m, s in zip(direction, scales, strict=True)]), previous
+        )
+
+    def choose(self, restriction: Restriction, strength: Strength, step: int) -> Tensor:
+        """((1−μ) lr_k, μ lr_k/lr_{k−1})."""
+        now, before = self.rate(step), self.rate(step - 1) if step > 1 else 0.0
+        kept = self.mu * now / before if before else 0.0
+        # Without a δ0 the momentum starts full: its mean over so short a past is Δ̂ itself.
+        first = 1.0 - self.mu if restriction.slope.shape[0] > 1 else 1.0
+        return _numbers(restriction.slope, [first * now, kept])
 
 
 def _with_previous(direction: Vec, previous: Vec | None) -> tuple[Vec, ...]:

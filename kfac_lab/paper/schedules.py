@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from kfac_lab.core.parameters import parameter
 from kfac_lab.core.state import Due, Signals
 from kfac_lab.errors import RecipeError
 
-__all__ = ["Constant", "EveryStep", "Exponential", "OnDrift", "Periodic"]
+__all__ = ["Constant", "EveryStep", "Exponential", "Growing", "OnDrift", "Periodic"]
 
 Memo = Mapping[str, Any]
 
@@ -77,6 +78,49 @@ class OnDrift:
         return Due(
             True, refresh, refresh, refresh and step > self.burn_in, step % self.T1 == 0
         ), memo
+
+
+@dataclass(frozen=True)
+class Growing:
+    """Inverses at growing distances, statistics on some steps: for nets whose curvature settles.
+
+    After an inverse at step k the next is due at ``growth``·k, rounded up, but no later than T3
+    steps on: with 1.5 and 50 at 1, 2, 3, 5, 8, 12, 18, 27, 41, 62, 93, 140, 190, … So none is ever
+    older than a third of the run, and in the long run there is one every T3 steps. Statistics are
+    due at k ≤ ``first`` and every T_cov steps; λ at k ≤ ``eager`` and every T1 steps. γ is never
+    searched.
+    """
+
+    T3: int = parameter(50, symbol="T3", section="7.2", low=1, help="longest inverse period")
+    growth: float = parameter(
+        1.5, section="7.2", low=1.05, help="the next inverse is due at this multiple of k"
+    )
+    T_cov: int = parameter(1, section="7.2", low=1, help="statistics period")
+    first: int = parameter(10, section="7.2", low=1, help="statistics are due at k ≤ first")
+    T1: int = parameter(5, symbol="T1", section="5.5", low=1, help="λ period")
+    eager: int = parameter(0, section="5.5", low=0, help="λ is due at k ≤ eager")
+
+    def due(self, step: int, memo: Memo, signals: Signals) -> tuple[Due, Memo]:
+        """See ``core.protocols.Schedule``."""
+        refresh = _grows(step, self.growth, self.T3)
+        stats = step <= self.first or step % self.T_cov == 0
+        lam = step <= self.eager or step % self.T1 == 0
+        return Due(stats, refresh, refresh, False, lam), memo
+
+
+@lru_cache(maxsize=64)
+def _growing(growth: float, period: int) -> tuple[frozenset[int], int]:
+    """The refreshes up to the one from which on they are ``period`` steps apart, and that one."""
+    steps, k = [1], 1
+    while math.ceil(k * growth) < k + period:
+        k = max(k + 1, math.ceil(k * growth))
+        steps.append(k)
+    return frozenset(steps), k
+
+
+def _grows(step: int, growth: float, period: int) -> bool:
+    early, last = _growing(growth, period)
+    return step in early if step <= last else (step - last) % period == 0
 
 
 class _Cases(int):

@@ -3,7 +3,8 @@
 import pytest
 from oracles import schedules
 
-from kfac_lab.paper.schedules import Exponential
+from kfac_lab.core.state import Signals
+from kfac_lab.paper.schedules import Exponential, Growing
 
 
 @pytest.mark.parametrize(
@@ -24,3 +25,24 @@ def test_the_batch_grows_by_a_constant_factor_to_the_whole_set(available, first,
     for k in sorted(steps | {full_at - 1, full_at, full_at + 1}):
         expected = schedules.batch_size(k, available, first, full_at)
         assert batch.size(k, available) == expected, f"step {k}"
+
+
+def refreshes(schedule: Growing, steps: int) -> list[int]:
+    dues = [(k, schedule.due(k, {}, Signals())[0]) for k in range(1, steps + 1)]
+    assert all(due.factors == due.inverse and not due.gamma for _, due in dues)
+    return [k for k, due in dues if due.inverse]
+
+
+def test_inverses_at_growing_distances_as_written_out() -> None:
+    found = refreshes(Growing(T3=50, growth=1.5), 300)
+    assert found == [1, 2, 3, 5, 8, 12, 18, 27, 41, 62, 93, 140, 190, 240, 290]
+    assert refreshes(Growing(T3=5, growth=1.5), 40) == [1, 2, 3, 5, 8, 12, 17, 22, 27, 32, 37]
+    assert refreshes(Growing(T3=1), 9) == list(range(1, 10))
+    assert refreshes(Growing(T3=7, growth=1e9), 30) == [1, 8, 15, 22, 29]
+
+
+def test_statistics_and_lambda_have_periods_of_their_own() -> None:
+    schedule = Growing(T_cov=10, first=3, T1=4, eager=2)
+    dues = {k: schedule.due(k, {}, Signals())[0] for k in range(1, 31)}
+    assert [k for k, due in dues.items() if due.stats] == [1, 2, 3, 10, 20, 30]
+    assert [k for k, due in dues.items() if due.lam] == [1, 2, 4, 8, 12, 16, 20, 24, 28]

@@ -13,6 +13,7 @@ purpose.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from kfac_lab.core.restriction import Restriction
 from kfac_lab.core.state import StepRecord
+from kfac_lab.core.vector import Part, Vec
 from kfac_lab.testing.law import Broken, Case, law, try_last
 from kfac_lab.testing.laws.common import CHEAP, Trial, common_laws, exempt_unless, first_memo
 from kfac_lab.testing.steps import Bowl, bowl
@@ -88,7 +90,11 @@ def _step(
 # --- the basis ------------------------------------------------------------------------------------
 
 
-@law(SLOT, "The basis begins with the direction Δ itself.")
+@law(
+    SLOT,
+    "The basis begins with the direction Δ, whole or in parts; where adapts = False, each layer of "
+    "it may have a length of its own.",
+)
 def direction_first(case: Case) -> None:
     for subject in subjects(case):
         space = Bowl(subject)
@@ -97,7 +103,14 @@ def direction_first(case: Case) -> None:
         basis = case.component.basis(space, direction, given, first_memo(case.component))
         if not len(basis):
             raise Broken(subject.where, "at least Δ in the basis", "no vector")
-        for n, (wanted, got) in enumerate(zip(direction, basis[0], strict=True)):
+        parts = list(itertools.takewhile(lambda v: isinstance(v, Part), basis))
+        first = Vec.combine(torch.ones(len(parts)), parts) if parts else basis[0]
+        for n, (wanted, got) in enumerate(zip(direction, first, strict=True)):
+            if not getattr(case.component, "adapts", True):
+                length = (wanted * got).sum() / (wanted * wanted).sum()
+                close = bool(length > 0) and torch.allclose(got, wanted * length, rtol=1e-3)
+                if close:
+                    continue
             if not torch.equal(wanted, got):
                 gap = float((wanted - got).abs().max())
                 raise Broken(subject.where, "Δ as the first vector", f"{gap:.3g} off in layer {n}")

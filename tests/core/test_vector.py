@@ -1,0 +1,35 @@
+"""Vec and Part: a part is the vector that is zero elsewhere, whoever asks."""
+
+import torch
+
+from kfac_lab.core.vector import Part, Vec
+
+
+def vec(seed: int) -> Vec:
+    g = torch.Generator().manual_seed(seed)
+    shapes = ((3, 4), (2, 4), (5, 3))
+    return Vec([torch.randn(s, generator=g, dtype=torch.float64) for s in shapes])
+
+
+def dense(v: Vec) -> torch.Tensor:
+    return torch.cat([m.reshape(-1) for m in v])
+
+
+def test_a_part_is_zero_elsewhere_and_takes_no_memory_there() -> None:
+    whole = vec(0)
+    part = Part(whole, (1,))
+    assert [bool(m.any()) for m in part] == [False, True, False]
+    assert [tuple(m.shape) for m in part] == [tuple(m.shape) for m in whole]
+    assert part[0].untyped_storage().nbytes() == 8 and part[1] is whole[1]
+
+
+def test_inner_products_and_combinations_are_those_of_dense_vectors() -> None:
+    a, b = vec(0), vec(1)
+    basis = [Part(a, (0, 2)), Part(a, (1,)), b, Part(b, ())]
+    stacked = torch.stack([dense(v) for v in basis])
+    torch.testing.assert_close(Vec.gram(basis), stacked @ stacked.t(), rtol=1e-12, atol=1e-12)
+    c = torch.tensor([0.5, -2.0, 3.0, 7.0], dtype=torch.float64)
+    torch.testing.assert_close(dense(Vec.combine(c, basis)), c @ stacked, rtol=1e-12, atol=1e-12)
+    alone = Vec.combine(c[:1], basis[:1])
+    torch.testing.assert_close(dense(alone), 0.5 * stacked[0], rtol=0, atol=0)
+    assert float(Part(a, (0,)).dot(Part(a, (1,)))) == 0.0
