@@ -74,8 +74,10 @@ class Vec:
         shares: list[list[Tensor]] = [[] for _ in basis[0].matrices]
         for j, vector in enumerate(basis):
             layers = vector.layers
+            if not layers:
+                continue
             own = [vector.matrices[i] for i in layers]
-            factor = coefficients[j].to(own[0].dtype) if own else coefficients[j]
+            factor = coefficients[j].to(own[0].dtype)
             for i, share in zip(layers, torch._foreach_mul(own, factor), strict=True):
                 shares[i].append(share)
         total = [s[0] if s else m * 0 for s, m in zip(shares, basis[0].matrices, strict=True)]
