@@ -1,0 +1,74 @@
+"""What the engine says of an exhibit: coverage, and each block's trace, from one full-batch step."""
+
+import functools
+
+import torch
+
+import kfac_lab as kl
+from kfac_lab.hooks.manager import Lab
+
+
+@functools.cache
+def laboratory():
+    """A Lab with the installed plugins; the process's own has none under test."""
+    patch = __import__("pytest").MonkeyPatch()
+    with patch.context() as m:
+        m.delenv("KFAC_LAB_PLUGINS", raising=False)
+        lab = Lab()
+        lab.load()
+    return lab
+
+
+def recipe(cases, estimator="exact(fraction=1.0)", **slots):
+    """Full batches; nothing random but what the estimator draws."""
+    return kl.Recipe.named("paper", lab=laboratory()).replace(
+        estimator=estimator,
+        model="approximate_fisher",
+        batch=f"constant(size={cases})",
+        average="none",
+        momentum="rescaled",
+        **slots,
+    )
+
+
+def stepped(zoo, cases, steps=1, **slots):
+    """The engine after ``steps`` steps on the first ``cases`` cases, statistics at ε = 1 − 1/k.
+
+    Parameters do not move: the rate is 0.
+    """
+    from kfac_lab.engine import attach
+
+    problem = kl.Problem(
+        model=zoo.model,
+        likelihood=zoo.likelihood,
+        inputs=zoo.inputs[:cases],
+        targets=zoo.targets[:cases],
+    )
+    before = [p.detach().clone() for p in zoo.model.parameters()]
+    engine = attach(problem, recipe(cases, **slots), 0, lr=0.0)
+    for _ in range(steps):
+        engine.step()
+    for p, old in zip(zoo.model.parameters(), before, strict=True):
+        assert torch.equal(p, old)
+    return engine
+
+
+def traces(engine):
+    """Layer path → (trace of its block, names of its parameters); what a fallback has is left out.
+
+    Of a Kronecker block tr(Ā)·tr(G), whichever way the factors are kept.
+    """
+    table, found = engine.ledger.table(spare=False), {}
+    for i, use in enumerate(engine.network.uses):
+        if not use.modules:
+            continue
+        moments = table[i]
+        sides = [
+            moments[side].diagonal().sum() if side in moments else moments[f"{side}.diagonal"].sum()
+            for side in "AG"
+        ]
+        key = use.layer.path
+        while key in found:
+            key += "'"
+        found[key] = (float(sides[0] * sides[1]), use.parameters)
+    return found

@@ -1,0 +1,171 @@
+"""What a layer's curvature is, from per-case gradients: torch and nothing of the engine's.
+
+A case goes through the network alone, so which rows are its own is never a question. The Fisher is
+taken by all columns of a factor B of F_R (F_R = B Bᵀ), or by targets sampled from the model.
+"""
+
+import torch
+from torch.nn import functional
+
+COLUMNS = 4096  # more than that for one case is a mistake in a test
+
+
+def columns(outputs, kind):
+    """All columns of B for one case, ``[K, *outputs.shape]``; ``outputs`` are ``[1, ...]``."""
+    z = outputs.detach()
+    eye = torch.eye(z.numel(), dtype=z.dtype).view(-1, *z.shape)
+    assert len(eye) <= COLUMNS
+    if kind == "gaussian":
+        return eye
+    if kind == "bernoulli":
+        p = torch.sigmoid(z)
+        return eye * (p * (1 - p)).sqrt()
+    dimension = {"categorical": -1, "channels": 1}[kind]
+    p = torch.softmax(z, dimension)
+    # Of class c at a place: √p_c (p − e_c) there; Σ_c p_c (p − e_c)(p − e_c)ᵀ = diag p − p pᵀ.
+    here = eye.amax(dimension + 1 if dimension > 0 else dimension, keepdim=True)
+    weight = (p * eye).sum((*range(1, eye.dim()),), keepdim=True) / places(z, dimension)
+    return (p * here - eye) * weight.sqrt()
+
+
+def places(outputs, dimension):
+    """A case's categorical loss is the mean over so many; F_R is that of the mean."""
+    return outputs.numel() // len(outputs) // outputs.shape[dimension]
+
+
+def sampled(outputs, kind, generator):
+    """One cotangent with E[b bᵀ] = F_R: ∇_z of −log r(y|z), y drawn from the model.
+
+    For a loss that is the mean over places, 1/√places of it.
+    """
+    z = outputs.detach()
+    if kind == "gaussian":
+        return torch.randn(z.shape, generator=generator, dtype=z.dtype)
+    if kind == "bernoulli":
+        p = torch.sigmoid(z)
+        return p - (torch.rand(z.shape, generator=generator, dtype=z.dtype) < p).to(z.dtype)
+    dimension = {"categorical": -1, "channels": 1}[kind]
+    p = torch.softmax(z, dimension).movedim(dimension, -1)
+    drawn = torch.multinomial(p.reshape(-1, p.shape[-1]), 1, generator=generator)
+    hot = functional.one_hot(drawn.view(p.shape[:-1]), p.shape[-1]).to(z.dtype)
+    return (p - hot).movedim(-1, dimension) / places(z, dimension) ** 0.5
+
+
+def pulled(outputs, tensors, cotangents):
+    """Jᵀb for each cotangent: per tensor ``[K, *shape]``; zeros where nothing depends on it."""
+    found = [[] for _ in tensors]
+    for b in cotangents:
+        grads = torch.autograd.grad(outputs, tensors, b, retain_graph=True, allow_unused=True)
+        for into, t, g in zip(found, tensors, grads, strict=True):
+            into.append(torch.zeros_like(t) if g is None else g)
+    return [torch.stack(g) for g in found]
+
+
+def case_outputs(model, inputs, whole):
+    """Each case's outputs ``[1, ...]`` with their graph.
+
+    One at a time; of a model that couples its cases (a graph) out of one pass over the ``whole``.
+    """
+    if whole:
+        outputs = model(inputs)
+        for n in range(len(outputs)):
+            yield outputs[n : n + 1]
+        return
+    for n in range(len(inputs)):
+        yield model(inputs[n : n + 1])
+
+
+def fisher_diagonals(model, inputs, kind, whole=False):
+    """Name → the diagonal of the parameter's own Fisher block, of the parameter's shape."""
+    named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    total = {n: torch.zeros_like(p) for n, p in named.items()}
+    count = 0
+    for outputs in case_outputs(model, inputs, whole):
+        grads = pulled(outputs, list(named.values()), columns(outputs, kind))
+        count += 1
+        for name, g in zip(named, grads, strict=True):
+            total[name] += (g * g).sum(0)
+    return {name: (t / count).detach() for name, t in total.items()}
+
+
+def sampled_traces(model, inputs, kind, names, samples, whole=False):
+    """Monte Carlo: per-case ‖gradient‖² of ``names`` under targets from the model.
+
+    The mean over cases of the mean over samples estimates the trace of the block.
+
+    Returns the estimate and its standard error (of the sampling; the cases are what they are).
+    """
+    generator = torch.Generator().manual_seed(1)
+    named = dict(model.named_parameters())
+    tensors = [named[name] for name in names]
+    means, variances = [], []
+    for outputs in case_outputs(model, inputs, whole):
+        drawn = [sampled(outputs, kind, generator) for _ in range(samples)]
+        grads = pulled(outputs, tensors, drawn)
+        squares = sum((g * g).flatten(1).sum(1) for g in grads)
+        means.append(squares.mean())
+        variances.append(squares.var() / samples)
+    mean = torch.stack(means).mean()
+    error = torch.stack(variances).sum().sqrt() / len(means)
+    return float(mean), float(error)
+
+
+# --- rows, case by case ---------------------------------------------------------------------------
+
+
+class Rows:
+    """A layer's (ā, g) of one case that is alone in its batch: whatever is called is the case's.
+
+    Args:
+        module: the module whose calls are watched.
+        rows_of: its input → ``[S, d]``, without the homogeneous 1.
+        bias: whether a 1 is appended.
+    """
+
+    def __init__(self, module, rows_of, bias):
+        self.rows_of, self.bias = rows_of, bias
+        self.inputs, self.outputs = [], []
+        self.handle = module.register_forward_hook(self.hook, with_kwargs=True)
+
+    def hook(self, module, args, named, output):
+        self.inputs.append((args[0] if args else next(iter(named.values()))).detach())
+        out = output.clone()
+        self.outputs.append(out)
+        return out
+
+    def forget(self):
+        self.inputs, self.outputs = [], []
+
+    def a(self):
+        rows = torch.cat([self.rows_of(x) for x in self.inputs])
+        return torch.cat([rows, rows.new_ones(len(rows), 1)], 1) if self.bias else rows
+
+
+def expanded(model, inputs, kind, watched):
+    """tr(Ā)·tr(G) of each of ``watched`` (name → Rows), by section 12.3's expand, case by case.
+
+    Ā = (1/N) Σ_rows ā āᵀ and G = (1/R) Σ_rows g gᵀ, R counting the rows of all cases. With it the
+    number of rows of a case.
+    """
+    traces = {name: [0.0, 0.0, 0] for name in watched}
+    for n in range(len(inputs)):
+        for rows in watched.values():
+            rows.forget()
+        outputs = model(inputs[n : n + 1])
+        fired = {name: rows for name, rows in watched.items() if rows.outputs}
+        tensors = [t for rows in fired.values() for t in rows.outputs]
+        grads = iter(pulled(outputs, tensors, columns(outputs, kind)))
+        for name, rows in fired.items():
+            a = rows.a()
+            traces[name][0] += float((a * a).sum())
+            traces[name][2] += len(a)
+            for out in rows.outputs:
+                g = next(grads)
+                assert g.shape[1:] == out.shape
+                traces[name][1] += float((g * g).sum())
+    for rows in watched.values():
+        rows.handle.remove()
+    return {
+        name: (a / len(inputs) * g / max(count, 1), count / len(inputs))
+        for name, (a, g, count) in traces.items()
+    }
