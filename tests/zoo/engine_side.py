@@ -1,4 +1,4 @@
-"""What the engine says of an exhibit: coverage, and each block's trace, from one full-batch step."""
+"""The engine's side of an exhibit: coverage, and each block's trace, from one full-batch step."""
 
 import functools
 

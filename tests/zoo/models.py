@@ -351,7 +351,7 @@ def pinn():
 
 
 class Derivative(nn.Module):
-    """The same residual by ``torch.autograd.grad`` inside forward: its rows see another function."""
+    """The residual by ``torch.autograd.grad`` inside forward: its rows see another function."""
 
     def __init__(self):
         super().__init__()
