@@ -259,7 +259,7 @@ def test_what_each_has_of_its_own_leaves_them_together(kind):
     assert all(torch.equal(one[key], other[key]) for key in one)
     masks = []
     for engine in engines:
-        with engine.passes._mask(1, 0, torch.device("cpu")):
+        with engine.passes.function.mask(1, 0, torch.device("cpu")):
             masks.append(torch.rand(4))
     assert not torch.equal(*masks)
 

@@ -1,0 +1,13 @@
+"""The passes of a step over its batch: gradient, statistics, tangents and the trial objective.
+
+Everything here asks a *back end* for one chunk of cases at a time and gets a *trace* of it:
+outputs, rows in, rows out, gradient, tangents (``trace.py``). Two back ends give the same numbers:
+the sequential plan (``sequential.py``), where one forward pass serves all of these, and autograd
+(``general.py``), which takes any model. What is done with a trace is written once: ``passes.py``.
+"""
+
+from kfac_lab.core.passes.evaluated import Evaluated, Observed
+from kfac_lab.core.passes.passes import Passes, subset
+from kfac_lab.core.passes.sums import square_norm
+
+__all__ = ["Evaluated", "Observed", "Passes", "square_norm", "subset"]

@@ -1,0 +1,60 @@
+"""What one batch looked like from θ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from kfac_lab.core.likelihood import Likelihood
+from kfac_lab.core.passes.trace import Trace
+from kfac_lab.core.vector import Vec
+
+if TYPE_CHECKING:
+    from kfac_lab.core.passes.passes import Passes
+
+__all__ = ["Evaluated", "Observed"]
+
+
+@dataclass(frozen=True, eq=False)
+class Observed:
+    """What an ``observe`` of a block is given, per layer: rows and cotangents of the whole S1."""
+
+    rows: list[Tensor | None]  # [N, S, d_in]
+    cotangents: list[Tensor | None]  # [C, N, S, d_out]
+
+
+@dataclass(eq=False)
+class Evaluated:
+    """One batch seen from θ: what ``Model.restrict`` and ``Space`` ask (see protocols)."""
+
+    passes: Passes
+    likelihood: Likelihood
+    inputs: Tensor
+    targets: Tensor
+    order: Tensor | None
+    step: int
+    rows: int  # |S2|
+    loss: Tensor
+    error: Tensor
+    gradient: Vec
+    buffers: dict[str, Tensor]
+    theta: list[Tensor]
+    kept: list[Trace] = field(default_factory=list)  # of S2, for the tangents
+    approximate: Callable[[Vec], Vec] | None = None
+    cases: list[tuple[Tensor, Tensor]] | None = None  # per layer: ā [m, d_in] and g [m, d_out]
+
+    def tangents(self, basis: Sequence[Vec]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Chunks of (outputs, J·v per v) over S2."""
+        yield from self.passes.tangents(self, basis)
+
+    def approximate_product(self, vector: Vec) -> Vec:
+        """F̆ v by the undamped blocks."""
+        assert self.approximate is not None
+        return self.approximate(vector)
+
+    def fisher(self, vector: Vec) -> Vec:
+        """F v with the exact Fisher on S2."""
+        return self.passes.fisher(self, vector)

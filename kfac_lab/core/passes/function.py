@@ -1,0 +1,67 @@
+"""The network as a function: of other parameters and buffers, with its own randomness."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kfac_lab.core import seeds
+from kfac_lab.core.capture import Network, called
+
+__all__ = ["Function"]
+
+_COUPLING = nn.modules.batchnorm._BatchNorm
+
+
+class Function:
+    """Calls the network.
+
+    Args:
+        chunk: how many cases go through the network at a time.
+    """
+
+    def __init__(self, network: Network, seed: int, chunk: int) -> None:
+        self.network, self.seed, self.chunk = network, seed, chunk
+        self.rank = 0  # of this process; a collective sets it
+        self.buffered = bool(dict(network.model.named_buffers()))
+
+    @property
+    def model(self) -> nn.Module:
+        """The module."""
+        return self.network.model
+
+    def buffers(self) -> dict[str, Tensor]:
+        """Copies of the module's buffers: every pass works on copies."""
+        if not self.buffered:
+            return {}
+        return {name: b.clone() for name, b in self.model.named_buffers()}
+
+    def __call__(self, theta: list[Tensor] | None, buffers: dict[str, Tensor], x: Tensor) -> Any:
+        """The model's outputs at ``theta``, or where it is; ``buffers`` are updated in place."""
+        if theta is None and not buffers:
+            return self.model(x)
+        named = dict(buffers)
+        if theta is not None:
+            named.update(self.network.named(theta))
+        return called(self.model, named, x)
+
+    def mask(self, step: int, start: int, device: torch.device) -> Any:
+        """The network's own randomness, a function of (seed, step, chunk, process)."""
+        if device.type == "meta":
+            return contextlib.nullcontext()
+        purpose = f"model/{start}" if self.rank == 0 else f"model/{start}/{self.rank}"
+        return seeds.forked(self.seed, purpose, step, device)
+
+    def chunks(self, rows: int) -> Iterator[slice]:
+        """Cases that go through together: all where the network couples them."""
+        size = rows if self.couples() else self.chunk
+        for start in range(0, rows, size):
+            yield slice(start, min(start + size, rows))
+
+    def couples(self) -> bool:
+        """Whether a case's outputs depend on the others, as under BatchNorm in training mode."""
+        return self.model.training and any(isinstance(m, _COUPLING) for m in self.model.modules())

@@ -1,0 +1,309 @@
+"""Runs the network over a batch, chunk by chunk, so that a full-batch stage fits in bounded memory
+(section 7.4).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kfac_lab.core import seeds
+from kfac_lab.core.capture import Network, Recorder, chains_of
+from kfac_lab.core.likelihood import Likelihood
+from kfac_lab.core.moments import Accumulation
+from kfac_lab.core.passes import probe
+from kfac_lab.core.passes.evaluated import Evaluated, Observed
+from kfac_lab.core.passes.function import Function
+from kfac_lab.core.passes.general import Autograd
+from kfac_lab.core.passes.sequential import Sequential
+from kfac_lab.core.passes.statistics import Statistics
+from kfac_lab.core.passes.sums import Objective
+from kfac_lab.core.passes.trace import BackEnd, Trace
+from kfac_lab.core.plan import Plan
+from kfac_lab.core.problem import Drawn
+from kfac_lab.core.protocols import Estimator
+from kfac_lab.core.vector import Vec
+from kfac_lab.errors import RecipeError
+
+__all__ = ["Passes", "subset"]
+
+
+def subset(component: Any, rows: int, processes: int = 1) -> int:
+    """How many leading rows serve: ⌈fraction·m⌉, or more where ``component.rows(m)`` says so.
+
+    With several processes m is what all of them have, and each takes an equal share.
+    """
+    chooser = getattr(component, "rows", None)
+    whole = rows * processes
+    count = chooser(whole) if chooser is not None else math.ceil(component.fraction * whole)
+    return max(1, min(rows, math.ceil(count / processes)))
+
+
+class Passes:
+    """Runs the network; made once at attach.
+
+    Args:
+        chunk: how many cases go through the network at a time.
+    """
+
+    def __init__(
+        self, network: Network, likelihood: Likelihood, l2: float, seed: int, chunk: int = 5000
+    ) -> None:
+        self.network, self.likelihood, self.l2 = network, likelihood, l2
+        self.function = Function(network, seed, chunk)
+        self.plan = Plan.of(network)
+        self.fired: list[int] | None = None
+        self.chains: list[list[int]] = []
+        self.tangent_path = "explicit" if self.plan is not None else "unknown"
+        self.processes = 1  # a collective sets it
+        self.predictions = 1  # of one case
+
+    @property
+    def seed(self) -> int:
+        """Of everything that is drawn here."""
+        return self.function.seed
+
+    @seed.setter
+    def seed(self, seed: int) -> None:
+        self.function.seed = seed
+
+    @property
+    def rank(self) -> int:
+        """Which of the processes this is."""
+        return self.function.rank
+
+    @rank.setter
+    def rank(self, rank: int) -> None:
+        self.function.rank = rank
+
+    def back_end(self) -> BackEnd:
+        """Who takes the cases through the network now: hooks of the user's switch the plan off."""
+        if self.plan is not None and self.plan.usable():
+            return Sequential(self.plan)
+        return Autograd(self.function, self.tangent_path)
+
+    def uniforms(self, purpose: str, step: int, shape: Sequence[int], like: Tensor) -> Tensor:
+        """This process's rows of the step's uniforms; those of the whole S1 are drawn."""
+        whole = (shape[0] * self.processes, *shape[1:])
+        drawn = seeds.uniforms(self.seed, purpose, step, whole, like.device, like.dtype)
+        return drawn[self.rank :: self.processes]
+
+    def share(self, drawn: Drawn) -> Drawn:
+        """This process's cases of a batch that every process has drawn: every P-th of P processes.
+
+        So the leading rows of all shares together are the leading rows of the batch, S1 and S2.
+        Equal shares make the mean over processes the mean over cases: what is left over at the
+        batch's end is left out.
+
+        Raises:
+            RecipeError: there are more processes than cases.
+        """
+        if self.processes == 1:
+            return drawn
+        count = drawn.inputs.shape[0] // self.processes
+        if not count:
+            raise RecipeError(
+                f"a batch of {drawn.inputs.shape[0]} has no case for each of {self.processes} "
+                "processes: give a larger one"
+            )
+        own = slice(self.rank, count * self.processes, self.processes)
+        if drawn.order is None:
+            return Drawn(drawn.inputs[own], drawn.targets[own], None)
+        rows = drawn.order[own].to(drawn.inputs.device)
+        return Drawn(drawn.inputs.index_select(0, rows), drawn.targets.index_select(0, rows), None)
+
+    def probe(self, inputs: Tensor, targets: Tensor, tangents: bool) -> None:
+        """Finds the firing order, the chains and the tangent path on two cases; changes nothing.
+
+        Raises:
+            CoverageError: a claimed layer did not fire.
+            DataError: the model does not take the inputs, or its outputs do not fit the targets.
+            RecipeError: no way to forward-mode products through this model, naming the module.
+        """
+        if self.fired is not None and (not tangents or self.tangent_path != "unknown"):
+            return
+        inputs, function = inputs[:2], self.function
+        recorder = Recorder(self.network)
+        with torch.no_grad(), recorder.recording(), self._randomness(0, inputs):
+            count = probe.check_cases(function, self.likelihood, inputs, targets[:2])
+        probe.check_fired(recorder, function)
+        self.predictions, self.fired = count, recorder.fired
+        self.chains = chains_of(recorder.fired, recorder.shapes())
+        if tangents and self.tangent_path == "unknown":
+            self.tangent_path = probe.choose_tangents(function, inputs)
+
+    # --- the passes of a step -------------------------------------------------------------------
+
+    def evaluate(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        order: Tensor | None,
+        step: int,
+        model_rows: int,
+        statistics: tuple[int, Estimator, Accumulation] | None,
+        observe: Sequence[bool],
+        by_case: bool = False,
+        tangents: bool = True,
+    ) -> tuple[Evaluated, Observed | None]:
+        """h, ∇h and the error on the batch; statistics on S1 into ``statistics``' accumulation.
+
+        ``model_rows`` is |S2|; ``observe`` says which layers' rows are wanted whole; ``by_case``
+        asks for each case's own rows of the gradient too, on the explicit plan (section 7.4);
+        without ``tangents`` no activations are kept for them.
+        """
+        m, theta = inputs.shape[0], [t.detach() for t in self.network.tensors]
+        back, buffers = self.back_end(), self.function.buffers()
+        gather = None if statistics is None else self._statistics(statistics, observe, step)
+        s1 = 0 if gather is None else gather.cases
+        # Rows that all take part need no order, and share the main pass.
+        own_s1, own_s2 = (order is not None and 0 < rows < m for rows in (s1, model_rows))
+        order = order.to(inputs.device) if order is not None and (own_s1 or own_s2) else None
+        shared = s1 if back.shares and not own_s1 else 0
+        keep = tangents and back.shares and not own_s2 and model_rows <= 2 * self.function.chunk
+        leading = max(shared, model_rows if keep else 0)
+        objective = Objective(self.likelihood, self.l2)
+        total: list[Tensor] = []
+        kept: list[Trace] = []
+        cases: list[tuple[Tensor, Tensor]] | None = None
+        for part in self.function.chunks(m):
+            x, y = inputs[part], targets[part]
+            trace = back.forward(x, buffers, step, part.start)
+            objective.add(trace.outputs, y, errors=True)
+            cotangent = self.likelihood.gradient(trace.outputs, y)
+            cases = trace.by_case(cotangent) if by_case and m <= self.function.chunk else None
+            if cases is not None:
+                grads = self.network.unpack(Vec([g.t() @ a for a, g in cases]))
+            else:
+                grads = trace.gradient(cotangent)
+            if total:
+                torch._foreach_add_(total, grads)
+            else:
+                total = grads
+            if leading > part.start:
+                head = trace.head(leading - part.start)
+                if gather is not None and shared > part.start:
+                    gather.take(head.head(shared - part.start), y, part.start)
+                if keep and model_rows > part.start:
+                    kept.append(head.head(model_rows - part.start))
+            del trace  # and its graph, before the next
+        if gather is not None and not shared:
+            self._observe(back, gather, inputs, targets, order if own_s1 else None, step)
+        with torch.no_grad():
+            torch._foreach_div_(total, float(m))
+            if self.l2:
+                torch._foreach_add_(total, torch._foreach_mul(theta, self.l2))
+            gradient = self.network.pack(total)
+        evaluated = Evaluated(
+            passes=self,
+            likelihood=self.likelihood,
+            inputs=inputs,
+            targets=targets,
+            order=order if own_s2 else None,
+            step=step,
+            rows=model_rows,
+            loss=objective.value(theta, m),
+            error=objective.error(m),
+            gradient=gradient,
+            buffers=buffers,
+            theta=theta,
+            kept=kept,
+            cases=cases,
+        )
+        return evaluated, None if gather is None else gather.observed()
+
+    def observe(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        order: Tensor | None,
+        step: int,
+        statistics: tuple[int, Estimator, Accumulation],
+        observe: Sequence[bool],
+    ) -> Observed | None:
+        """Statistics on S1 by a pass of their own, for a batch whose gradient is known already.
+
+        The arguments are those of :meth:`evaluate`.
+        """
+        gather = self._statistics(statistics, observe, step)
+        if order is not None:
+            order = order.to(inputs.device) if gather.cases < inputs.shape[0] else None
+        self._observe(self.back_end(), gather, inputs, targets, order, step)
+        return gather.observed()
+
+    def _statistics(
+        self, given: tuple[int, Estimator, Accumulation], observe: Sequence[bool], step: int
+    ) -> Statistics:
+        def uniforms(purpose: str, shape: Sequence[int], like: Tensor) -> Tensor:
+            return self.uniforms(purpose, step, shape, like)
+
+        return Statistics(self.network, self.likelihood, given, observe, uniforms)
+
+    def _observe(
+        self,
+        back: BackEnd,
+        gather: Statistics,
+        inputs: Tensor,
+        targets: Tensor,
+        order: Tensor | None,
+        step: int,
+    ) -> None:
+        """S1 by a pass of its own: its cases are the leading ones, or the leading of ``order``."""
+        if order is not None:
+            rows = order[: gather.cases]
+            inputs, targets = inputs.index_select(0, rows), targets.index_select(0, rows)
+        for part in self.function.chunks(gather.cases):
+            gather.take(back.record(inputs[part], step, part.start), targets[part], part.start)
+
+    def objective(self, theta: list[Tensor], inputs: Tensor, targets: Tensor, step: int) -> Tensor:
+        """h(θ) on the same batch and with the same dropout as the step's main pass."""
+        objective, function = Objective(self.likelihood, self.l2), self.function
+        with torch.no_grad():
+            for part in function.chunks(inputs.shape[0]):
+                buffers = function.buffers()
+                with self._randomness(step, inputs, part.start):
+                    outputs = function(theta, buffers, inputs[part])
+                objective.add(outputs, targets[part])
+            return objective.value(theta, inputs.shape[0])
+
+    def _randomness(self, step: int, inputs: Tensor, start: int = 0) -> Any:
+        return self.back_end().randomness(step, start, inputs.device)
+
+    # --- products with the exact Fisher -----------------------------------------------------------
+
+    def tangents(self, seen: Evaluated, basis: Sequence[Vec]) -> Iterator[tuple[Tensor, Tensor]]:
+        """See :meth:`Evaluated.tangents`."""
+        if seen.kept:
+            for trace in seen.kept:
+                with torch.no_grad():
+                    yield trace.outputs, trace.products(basis)
+            return
+        back = self.back_end()
+        for x, start in self._s2(seen):
+            yield back.products(x, seen.theta, basis, seen.step, start)
+
+    def _s2(self, seen: Evaluated) -> Iterator[tuple[Tensor, int]]:
+        for part in self.function.chunks(seen.rows):
+            if seen.order is None:
+                yield seen.inputs[part], part.start
+            else:
+                yield seen.inputs.index_select(0, seen.order[: seen.rows][part]), part.start
+
+    def fisher(self, seen: Evaluated, vector: Vec) -> Vec:
+        """F v = E[Jᵀ F_R J v] over S2."""
+        back = self.back_end()
+        total: list[Tensor] = []
+        products = self.tangents(seen, [vector])
+        for (x, start), (_, product) in zip(self._s2(seen), products, strict=True):
+            trace = back.forward(x, self.function.buffers(), seen.step, start)
+            grads = trace.gradient(self.likelihood.fisher(trace.outputs, product[0]))
+            if total:
+                torch._foreach_add_(total, grads)
+            else:
+                total = grads
+        torch._foreach_div_(total, float(seen.rows))
+        return self.network.pack(total)

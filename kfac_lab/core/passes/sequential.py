@@ -1,0 +1,95 @@
+"""The fast back end: one walk through a sequential network serves gradient, rows and tangents."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kfac_lab.core.passes.general import gradients
+from kfac_lab.core.plan import Plan
+from kfac_lab.core.vector import Vec
+
+__all__ = ["Sequential", "Walked"]
+
+
+class Walked:
+    """A trace: the activations of every leaf, and φ' where rows or tangents asked for it."""
+
+    def __init__(self, plan: Plan, values: list[Tensor]) -> None:
+        self._plan, self._live = plan, values[-1]
+        self._values = [v.detach() for v in values]
+        self._slopes: list[Tensor | None] | None = None
+        self.outputs = self._values[-1]
+
+    def head(self, count: int) -> Walked:
+        """See ``Trace``: with φ' at hand, so that heads of heads share it."""
+        found = Walked(self._plan, [v[:count] for v in self._values])
+        if self._slopes is not None:
+            found._slopes = [d[:count] if d is not None else None for d in self._slopes]
+        else:
+            found._slopes = found._derivatives()
+        return found
+
+    def _derivatives(self) -> list[Tensor | None]:
+        if self._slopes is None:
+            with torch.no_grad():
+                self._slopes = self._plan.derivatives(self._values)
+        return self._slopes
+
+    def gradient(self, cotangent: Tensor) -> list[Tensor]:
+        """See ``Trace``."""
+        return gradients(self._live, self._plan.network.tensors, cotangent)
+
+    def by_case(self, cotangent: Tensor) -> list[tuple[Tensor, Tensor]] | None:
+        """See ``Trace``."""
+        return self._plan.by_case(self._values, cotangent)
+
+    def rows_in(self) -> list[Tensor | None]:
+        """See ``Trace``."""
+        with torch.no_grad():
+            return self._plan.rows_in(self._values)
+
+    def rows_out(self, cotangent: Tensor) -> list[Tensor | None]:
+        """See ``Trace``."""
+        with torch.no_grad():
+            return self._plan.rows_out(self._values, self._derivatives(), cotangent)
+
+    def products(self, basis: Sequence[Vec]) -> Tensor:
+        """See ``Trace``."""
+        with torch.no_grad():
+            matrices = [v.matrices for v in basis]
+            return self._plan.tangent(self._values, self._derivatives(), matrices)
+
+
+class Sequential:
+    """See ``BackEnd``."""
+
+    shares = True
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+
+    def randomness(self, step: int, start: int, device: torch.device) -> Any:
+        """None is drawn: the plan has no leaf that would."""
+        return contextlib.nullcontext()
+
+    def forward(self, inputs: Tensor, buffers: dict[str, Tensor], step: int, start: int) -> Walked:
+        """One forward pass with its graph."""
+        with torch.enable_grad():
+            return Walked(self._plan, self._plan.forward(inputs))
+
+    def record(self, inputs: Tensor, step: int, start: int) -> Walked:
+        """One forward pass without."""
+        with torch.no_grad():
+            return Walked(self._plan, self._plan.forward(inputs))
+
+    def products(
+        self, inputs: Tensor, theta: list[Tensor], basis: Sequence[Vec], step: int, start: int
+    ) -> tuple[Tensor, Tensor]:
+        """By the layers' own tangents (section 7.3)."""
+        walked = self.record(inputs, step, start)
+        return walked.outputs, walked.products(basis)

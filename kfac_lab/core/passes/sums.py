@@ -1,0 +1,43 @@
+"""h as a mean over cases that come in chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from kfac_lab.core.likelihood import Likelihood
+
+__all__ = ["Objective", "square_norm"]
+
+
+def square_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """Σ‖t‖² as a 0-dim float64 tensor."""
+    norms = torch.stack(torch._foreach_norm(list(tensors))).to(torch.float64)
+    return norms.square().sum()
+
+
+class Objective:
+    """h = mean loss + ½η‖θ‖², gathered chunk by chunk in float64 (sections 1 and 5.7)."""
+
+    def __init__(self, likelihood: Likelihood, l2: float) -> None:
+        self._likelihood, self._l2 = likelihood, l2
+        self._losses: list[Tensor] = []
+        self._errors: list[Tensor] = []
+
+    def add(self, outputs: Tensor, targets: Tensor, errors: bool = False) -> None:
+        """Another chunk's cases."""
+        self._losses.append(self._likelihood.loss(outputs, targets).sum(dtype=torch.float64))
+        if errors:
+            error = self._likelihood.error(outputs, targets)
+            self._errors.append(error.sum(dtype=torch.float64))
+
+    def value(self, theta: list[Tensor], cases: int) -> Tensor:
+        """h(θ), 0-dim float64."""
+        loss = torch.stack(self._losses).sum() / cases
+        return loss + 0.5 * self._l2 * square_norm(theta) if self._l2 else loss
+
+    def error(self, cases: int) -> Tensor:
+        """The mean error, 0-dim float64."""
+        return torch.stack(self._errors).sum() / cases
