@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from kfac_lab.core.likelihood import Likelihood
+from kfac_lab.core.likelihood import Labelled, Likelihood
 from kfac_lab.core.parameters import parameter
 
 __all__ = ["Empirical", "Exact", "Sampled"]
@@ -70,5 +70,8 @@ class Empirical(_Estimator):
     def cotangents(
         self, likelihood: Likelihood, outputs: Tensor, targets: Tensor, draw: Draw
     ) -> Iterator[Tensor]:
-        """One cotangent, the gradient at the true targets."""
-        yield likelihood.gradient(outputs, targets)
+        """One cotangent: what ``sampled`` would have, had it drawn the true targets."""
+        if isinstance(likelihood, Labelled):
+            yield likelihood.label_gradient(outputs, targets)
+        else:
+            yield likelihood.gradient(outputs, targets)

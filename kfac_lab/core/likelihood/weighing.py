@@ -1,0 +1,229 @@
+"""A likelihood with weights on its predictions, and a likelihood on one batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kfac_lab.core.cases import Weighed
+from kfac_lab.core.likelihood.protocol import Examined, Flaw, Likelihood, Weighted
+from kfac_lab.errors import DataError
+
+__all__ = ["Criterion", "Given", "times"]
+
+Weight = Tensor | float | None
+
+
+def times(values: Tensor, weight: Weight) -> Tensor:
+    """The product; ``values`` themselves where the weight is None, which stands for 1."""
+    return values if weight is None else values * weight
+
+
+def root(weight: Weight) -> Weight:
+    """√w."""
+    if weight is None:
+        return None
+    return torch.sqrt(weight) if isinstance(weight, Tensor) else math.sqrt(weight)
+
+
+def _both(a: Weight, b: Weight) -> Weight:
+    if a is None:
+        return b
+    return a if b is None else a * b
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """A likelihood on some cases whose targets are known: what an estimator is handed.
+
+    Every prediction has its weight w: F_R is w times that of ``likelihood``, B and sampled
+    gradients are √w times its.
+    """
+
+    likelihood: Likelihood  # with what depends on targets
+    bare: Likelihood  # its Fisher, at weight 1
+    weight: Weight  # w, times the cases' own
+    cases: Weight = None  # the cases' own weights, shaped to the outputs
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        found = self.likelihood.loss(outputs, targets)
+        return times(found, self.cases.reshape(-1) if isinstance(self.cases, Tensor) else None)
+
+    def gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return times(self.likelihood.gradient(outputs, targets), self.cases)
+
+    def label_gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """As of ``Weighted``."""
+        if isinstance(self.likelihood, Weighted):
+            found = self.likelihood.label_gradient(outputs, targets)
+        else:
+            found = self.likelihood.gradient(outputs, targets)
+        return times(found, root(self.cases))
+
+    def sampled_gradient(self, outputs: Tensor, uniforms: Tensor) -> Tensor:
+        return times(self.bare.sampled_gradient(outputs, uniforms), root(self.weight))
+
+    def factor_transposed(self, outputs: Tensor, tangents: Tensor) -> Tensor:
+        return self.bare.factor_transposed(outputs, times(tangents, root(self.weight)))
+
+    def fisher(self, outputs: Tensor, tangents: Tensor) -> Tensor:
+        return times(self.bare.fisher(outputs, tangents), self.weight)
+
+    def factor_columns(self, outputs: Tensor) -> int:
+        return self.bare.factor_columns(outputs)
+
+    def factor_column(self, outputs: Tensor, column: int) -> Tensor:
+        return times(self.bare.factor_column(outputs, column), root(self.weight))
+
+    def error(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        found = self.likelihood.error(outputs, targets)
+        return times(found, self.cases.reshape(-1) if isinstance(self.cases, Tensor) else None)
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        return self.likelihood.mean(outputs)
+
+
+class Criterion:
+    """A likelihood on the targets of one batch: h, ∇h and F of the loss as its owner means it.
+
+    Args:
+        likelihood: of the model's outputs.
+        targets: of the whole batch, this process's share; None where nobody knows them.
+        cases: how many cases the batch has, this process's share.
+        processes: how many processes share it equally.
+        mean: averages tensors over processes, in place.
+
+    ``loss`` and the rest take rows of the batch, with their targets; the mean of ``loss`` over the
+    batch is h. A likelihood that is not ``Weighted`` is passed through, with not one more
+    operation.
+    """
+
+    def __init__(
+        self,
+        likelihood: Likelihood,
+        targets: Any,
+        cases: int,
+        processes: int = 1,
+        mean: Callable[[list[Tensor]], Any] | None = None,
+    ) -> None:
+        if isinstance(likelihood, Weighted):
+            totals = list(likelihood.totals(_plain(targets))) if targets is not None else []
+            if totals and processes > 1 and mean is not None:
+                mean(totals)
+                totals = [t * processes for t in totals]
+            if targets is not None:
+                _check_any(totals)
+                likelihood = likelihood.on_batch(cases * processes, iter(totals))
+        self.likelihood = likelihood
+
+    @property
+    def bare(self) -> Likelihood:
+        """For ``Evaluation.likelihood``: its tangents have the roots of the weights in them."""
+        return self.likelihood.bare if isinstance(self.likelihood, Weighted) else self.likelihood
+
+    def given(self, outputs: Tensor, targets: Any) -> Likelihood:
+        """The likelihood of some rows, whose targets may be unknown."""
+        own = targets.weights if isinstance(targets, Weighed) else None
+        known = _plain(targets)
+        if not isinstance(self.likelihood, Weighted):
+            if own is None:
+                return self.likelihood
+            alone = _shaped(own, outputs)
+            return Given(self.likelihood, self.likelihood, alone, alone)
+        shaped: Tensor | None = None if own is None else _shaped(own, outputs)
+        weight = self.likelihood.weights(outputs, known)
+        return Given(self.likelihood, self.likelihood.bare, _both(weight, shaped), shaped)
+
+    def loss(self, outputs: Tensor, targets: Any) -> Tensor:
+        """Per case ``[n]``; examines the targets.
+
+        Raises:
+            DataError: on the CPU, targets that are none. On an accelerator the loss is NaN then,
+                which the step's flag tells.
+        """
+        found = self.likelihood.loss(outputs, _plain(targets))
+        if isinstance(targets, Weighed):
+            found = found * targets.weights.to(found.dtype)
+        bad = examined(self.likelihood, outputs, targets)
+        return found if bad is None else torch.where(bad, float("nan"), found)
+
+    def gradient(self, outputs: Tensor, targets: Any) -> Tensor:
+        """∇_z of each case's loss."""
+        found = self.likelihood.gradient(outputs, _plain(targets))
+        if isinstance(targets, Weighed):
+            found = found * _shaped(targets.weights, outputs)
+        return found
+
+    def error(self, outputs: Tensor, targets: Any) -> Tensor:
+        """Per case ``[n]``, weighted as the loss is."""
+        found = self.likelihood.error(outputs, _plain(targets))
+        if isinstance(targets, Weighed):
+            found = found * targets.weights.to(found.dtype)
+        return found
+
+    def rooted(self, outputs: Tensor, targets: Any, tangents: Tensor) -> Tensor:
+        """√w J v for J v ``[k, n, ...]``."""
+        found = self.given(outputs, targets)
+        return times(tangents, root(found.weight)) if isinstance(found, Given) else tangents
+
+
+def examined(likelihood: Likelihood, outputs: Tensor | None, targets: Any) -> Tensor | None:
+    """Looks at targets: raises on the CPU; elsewhere a flag that is true where they are none.
+
+    Raises:
+        DataError: what is wrong with them, on the CPU.
+    """
+    known = _plain(targets)
+    if known is None:
+        return None
+    flaws = list(likelihood.flaws(outputs, known)) if isinstance(likelihood, Examined) else []
+    if isinstance(targets, Weighed):
+        flaws += weight_flaws(targets.weights)
+    if not flaws:
+        return None
+    if all(flaw.bad.device.type == "cpu" for flaw in flaws):
+        for flaw in flaws:
+            if bool(flaw.bad):
+                raise DataError(flaw.says())
+        return None
+    return torch.stack([flaw.bad.reshape(()) for flaw in flaws]).any()
+
+
+def weight_flaws(weights: Tensor) -> Sequence[Flaw]:
+    """Weights of cases are finite and not below 0."""
+    if weights.is_meta or not weights.numel():
+        return []
+    bad = ~((weights >= 0) & (weights < math.inf)).all()
+    return [
+        Flaw(
+            bad,
+            lambda: (
+                "weights of cases are at least 0 and finite, and these go from "
+                f"{float(weights.min()):g} to {float(weights.max()):g}"
+            ),
+        )
+    ]
+
+
+def _check_any(totals: Sequence[Tensor]) -> None:
+    for total in totals:
+        if total.device.type == "cpu" and not float(total) > 0:
+            raise DataError(
+                "no target of the batch counts: all are ignored, or of classes of weight 0, and "
+                "torch's mean over them is 0/0; leave such batches out"
+            )
+
+
+def _plain(targets: Any) -> Any:
+    if isinstance(targets, Weighed):
+        targets = targets.targets
+    return targets
+
+
+def _shaped(weights: Tensor, outputs: Tensor) -> Tensor:
+    return weights.to(outputs.dtype).reshape(-1, *[1] * (outputs.dim() - 1))
