@@ -15,9 +15,21 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kfac_lab.core import linalg
+from kfac_lab.core import files, linalg
+from kfac_lab.core.schema import (
+    check,
+    entries,
+    flag,
+    listed,
+    maybe,
+    number,
+    record,
+    table,
+    text,
+    whole,
+)
 from kfac_lab.core.state import Due, StepRecord, Swap
-from kfac_lab.errors import KfacLabError
+from kfac_lab.errors import CheckpointError, KfacLabError
 
 __all__ = ["COLUMNS", "Column", "History"]
 
@@ -42,6 +54,35 @@ COLUMNS = (
     "kept_inverse",
     "void",
 )
+
+
+_FIRST = COLUMNS[:19]  # of histories that do not say theirs; new columns go to the end
+
+SCHEMA = record(
+    {
+        "rows": listed(listed(number())),
+        "more": listed(
+            record(
+                {
+                    "due": entries(flag, flag, flag, flag, flag),
+                    "candidates": listed(entries(number(), number(), number())),
+                    "coefficients": maybe(listed(number())),
+                    "jitter": table(number()),
+                    "verbs": table(number()),
+                }
+            )
+        ),
+        "marks": listed(entries(whole(), table(text()), table(text()), text())),
+        "evaluations": listed(
+            record(
+                {"step": whole(), "split": text(100), "at": text(100), "error": number()},
+                optional={"seconds": number(0.0), "cases": whole(), "loss": number()},
+            )
+        ),
+    },
+    optional={"columns": listed(text(100))},
+)
+"""What :meth:`History.state` gives."""
 
 
 class _NoColumn(KfacLabError, KeyError):
@@ -93,97 +134,70 @@ class History:
     """
 
     def __init__(self) -> None:
-        self._records: list[StepRecord] = []
-        self._numbers: list[tuple[float, ...]] = []
+        # Each record with its row of numbers, None where nobody has read it yet: one list, so that
+        # every change of it is one operation.
+        self._steps: list[tuple[StepRecord, tuple[float, ...] | None]] = []
         self._reading = threading.Lock()  # a panel reads while another thread trains
         self.marks: list[Swap] = []
         self.evaluations: list[dict[str, Any]] = []
 
     def append(self, record: StepRecord) -> None:
         """Adds a step's record; nothing is read."""
-        self._records.append(record)
+        self._steps.append((record, None))
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._steps)
 
     @property
     def step(self) -> int:
         """k of the last record; 0 where there is none."""
-        return self._records[-1].step if self._records else 0
+        return self._steps[-1][0].step if self._steps else 0
 
     @property
     def records(self) -> Sequence[StepRecord]:
         """The records, numbers read."""
-        self.settle()
-        return tuple(self._records)
+        return tuple(record for record, _ in self._read())
 
     def __getitem__(self, name: str) -> Column:
         if name not in COLUMNS:
             raise _NoColumn(f"history has no column {name!r}; it has {', '.join(COLUMNS)}")
-        self.settle()
         at = COLUMNS.index(name)
-        return Column(name, np.array([row[at] for row in self._numbers], dtype=np.float64))
+        return Column(name, np.array([row[at] for _, row in self._read()], dtype=np.float64))
 
     def __contains__(self, name: object) -> bool:
         return name in COLUMNS
 
     def settle(self) -> None:
         """Reads all that is pending, in one transfer; numbers need less room than tensors."""
-        with self._reading:
-            self._read()
+        self._read()
 
-    def _read(self) -> None:
-        pending = self._records[len(self._numbers) :]
-        if not pending:
-            return
-        flat: list[Any] = [getattr(r, name) for r in pending for name in COLUMNS]
-        extra: list[Any] = []
-        for r in pending:
-            extra += [x for candidate in r.candidates for x in candidate]
-            extra += list(r.coefficients) if r.coefficients is not None else []
-        tensors = [v for v in flat + extra if isinstance(v, Tensor)]
-        values = iter(linalg.host(tensors) if tensors else ())
-        numbers = [next(values) if isinstance(v, Tensor) else float(v) for v in flat]
-        extras = [next(values) if isinstance(v, Tensor) else float(v) for v in extra]
-        width, at = len(COLUMNS), 0
-        for n, r in enumerate(pending):
-            row = tuple(numbers[n * width : (n + 1) * width])
-            self._numbers.append(row)
-            plain: dict[str, Any] = dict(zip(COLUMNS, row, strict=True))
-            for name in ("step", "batch", "kept_inverse"):
-                plain[name] = int(plain[name])
-            tried = len(r.candidates)
-            triples = extras[at : at + 3 * tried]
-            at += 3 * tried
-            plain["candidates"] = tuple(
-                (triples[3 * j], triples[3 * j + 1], triples[3 * j + 2]) for j in range(tried)
-            )
-            if r.coefficients is not None:
-                count = len(r.coefficients)
-                plain["coefficients"] = tuple(extras[at : at + count])
-                at += count
-            self._records[len(self._numbers) - 1] = replace(r, **plain)
+    def _read(self) -> list[tuple[StepRecord, tuple[float, ...]]]:
+        """Every record with its row."""
+        with self._reading:
+            end = len(self._steps)
+            start = end
+            while start and self._steps[start - 1][1] is None:
+                start -= 1
+            if start < end:
+                self._steps[start:end] = _numbers([r for r, _ in self._steps[start:end]])
+            return self._steps[:end]  # type: ignore[return-value]
 
     def keep(self, count: int) -> None:
         """Reads what is pending and forgets all but the last ``count`` records."""
         self.settle()
-        excess = max(len(self._records) - count, 0)
-        del self._records[:excess]
-        del self._numbers[:excess]
+        del self._steps[: max(len(self._steps) - count, 0)]
 
     def truncate(self, count: int) -> None:
         """Forgets all but the first ``count`` records, and later marks and evaluations."""
-        last = self._records[count - 1].step if count else 0
-        del self._records[count:]
-        del self._numbers[count:]
+        last = self._steps[count - 1][0].step if count else 0
+        del self._steps[count:]
         self.marks = [m for m in self.marks if m.step <= last]
         self.evaluations = [e for e in self.evaluations if e["step"] <= last]
 
     def copy(self) -> History:
         """A history of its own with the same content."""
-        self.settle()
         other = History()
-        other._records, other._numbers = list(self._records), list(self._numbers)
+        other._steps = list(self._read())
         other.marks = list(self.marks)
         other.evaluations = [dict(e) for e in self.evaluations]
         return other
@@ -195,15 +209,18 @@ class History:
         return {name: list(self[name]) for name in COLUMNS}
 
     def to_csv(self, path: str | Path | None = None) -> str:
-        """The columns as CSV text, one line per step; written to ``path`` where given."""
+        """The columns as CSV text, one line per step; written to ``path`` where given.
+
+        Raises:
+            CheckpointError: the file cannot be written; an older one there is as it was.
+        """
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(COLUMNS)
-        self.settle()
-        for row in self._numbers:
+        for _, row in self._read():
             writer.writerow(["" if math.isnan(v) else repr(v) for v in row])
         if path is not None:
-            Path(path).write_text(out.getvalue())
+            files.write(path, out.getvalue())
         return out.getvalue()
 
     def to_dataframe(self) -> Any:
@@ -222,9 +239,10 @@ class History:
 
     def state(self) -> dict[str, Any]:
         """What :meth:`restore` takes: plain lists and numbers."""
-        self.settle()
+        steps = self._read()
         return {
-            "rows": [list(row) for row in self._numbers],
+            "columns": list(COLUMNS),
+            "rows": [list(row) for _, row in steps],
             "more": [
                 {
                     "due": list(r.due),
@@ -233,7 +251,7 @@ class History:
                     "jitter": dict(r.jitter),
                     "verbs": dict(r.verbs),
                 }
-                for r in self._records
+                for r, _ in steps
             ],
             "marks": [[m.step, dict(m.parts), dict(m.before), m.note] for m in self.marks],
             "evaluations": [dict(e) for e in self.evaluations],
@@ -241,29 +259,86 @@ class History:
 
     @classmethod
     def restore(cls, state: Mapping[str, Any]) -> History:
-        """A history from what :meth:`state` gave."""
+        """A history from what :meth:`state` gave.
+
+        Raises:
+            CheckpointError: a field of it is not what it has to be.
+        """
+        check(state, SCHEMA, "the history")
+        columns = state.get("columns", _FIRST)
+        if len(state["rows"]) != len(state["more"]):
+            raise CheckpointError(
+                f"the history is damaged: {len(state['rows'])} rows of numbers came with "
+                f"{len(state['more'])} records"
+            )
         history = cls()
         for row, more in zip(state["rows"], state["more"], strict=True):
-            plain: dict[str, Any] = dict(zip(COLUMNS, row, strict=True))
-            for name in ("step", "batch", "kept_inverse"):
+            if len(row) != len(columns):
+                raise CheckpointError(
+                    f"the history is damaged: a row has {len(row)} numbers for {len(columns)} "
+                    "columns"
+                )
+            known = dict(zip(columns, row, strict=True))
+            values = tuple(float(known.get(name, math.nan)) for name in COLUMNS)
+            plain: dict[str, Any] = dict(zip(COLUMNS, values, strict=True))
+            for name in _WHOLE:
+                if not 0 <= plain[name] < 2**53 or plain[name] % 1:
+                    raise CheckpointError(
+                        f"the history is damaged: a row's {name} is {plain[name]}"
+                    )
                 plain[name] = int(plain[name])
             coefficients = more["coefficients"]
-            history._records.append(
-                StepRecord(
-                    **plain,
-                    due=Due(*more["due"]),
-                    candidates=tuple((c[0], c[1], c[2]) for c in more["candidates"]),
-                    coefficients=tuple(coefficients) if coefficients is not None else None,
-                    jitter=more["jitter"],
-                    verbs=more["verbs"],
-                )
+            record = StepRecord(
+                **plain,
+                due=Due(*more["due"]),
+                candidates=tuple((c[0], c[1], c[2]) for c in more["candidates"]),
+                coefficients=tuple(coefficients) if coefficients is not None else None,
+                jitter=dict(more["jitter"]),
+                verbs=dict(more["verbs"]),
             )
-            history._numbers.append(tuple(row))
+            history._steps.append((record, values))
         history.marks = [Swap(s, p, b, n) for s, p, b, n in state["marks"]]
         history.evaluations = [dict(e) for e in state["evaluations"]]
         return history
 
     def __repr__(self) -> str:
-        if not self._records:
+        if not self._steps:
             return "History(no steps)"
         return f"History({len(self)} steps, last loss {self['loss'][-1]:.6g})"
+
+
+_WHOLE = ("step", "batch", "kept_inverse")
+
+
+def _numbers(
+    pending: Sequence[StepRecord],
+) -> list[tuple[StepRecord, tuple[float, ...]]]:
+    """Records with their numbers read, all in one transfer, each with its row."""
+    flat: list[Any] = [getattr(r, name) for r in pending for name in COLUMNS]
+    extra: list[Any] = []
+    for r in pending:
+        extra += [x for candidate in r.candidates for x in candidate]
+        extra += list(r.coefficients) if r.coefficients is not None else []
+    tensors = [v for v in flat + extra if isinstance(v, Tensor)]
+    values = iter(linalg.host(tensors) if tensors else ())
+    numbers = [next(values) if isinstance(v, Tensor) else float(v) for v in flat]
+    extras = [next(values) if isinstance(v, Tensor) else float(v) for v in extra]
+    width, at = len(COLUMNS), 0
+    found = []
+    for n, r in enumerate(pending):
+        row = tuple(numbers[n * width : (n + 1) * width])
+        plain: dict[str, Any] = dict(zip(COLUMNS, row, strict=True))
+        for name in _WHOLE:
+            plain[name] = int(plain[name])
+        tried = len(r.candidates)
+        triples = extras[at : at + 3 * tried]
+        at += 3 * tried
+        plain["candidates"] = tuple(
+            (triples[3 * j], triples[3 * j + 1], triples[3 * j + 2]) for j in range(tried)
+        )
+        if r.coefficients is not None:
+            count = len(r.coefficients)
+            plain["coefficients"] = tuple(extras[at : at + count])
+            at += count
+        found.append((replace(r, **plain), row))
+    return found

@@ -19,8 +19,9 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import kfac_lab as kl
-from kfac_lab import run as run_module
+from kfac_lab.core import archive, files
 from kfac_lab.hooks import lab
+from kfac_lab.run import evaluation, snapshots
 
 pytestmark = pytest.mark.filterwarnings("ignore:a batch of 16:UserWarning")
 
@@ -168,7 +169,7 @@ def test_evaluate_at_theta_average_and_best(scored, split):
 def test_chunked_is_unchunked(scored, at, monkeypatch):
     whole = scored.evaluate("train", at=at)
     for chunk in (1, 7, 23, 24):
-        monkeypatch.setattr(run_module, "CHUNK", chunk)
+        monkeypatch.setattr(evaluation, "CHUNK", chunk)
         part = scored.evaluate("train", at=at)
         assert (part.loss, part.error) == pytest.approx((whole.loss, whole.error), rel=1e-6)
 
@@ -316,10 +317,10 @@ def test_rewind_goes_back_only():
 
 
 def test_rewind_goes_to_the_nearest_snapshot(monkeypatch):
-    monkeypatch.setattr(run_module, "SNAPSHOT_EVERY", 5)
+    monkeypatch.setattr(snapshots, "SNAPSHOT_EVERY", 5)
     run, twin = run_of(), run_of()
     run.advance(13)
-    assert [s.step for s in run._snapshots] == [0, 5, 10]
+    assert [s.step for s in run._now.snapshots] == [0, 5, 10]
     made = []
     work = type(run.stepper).step
     monkeypatch.setattr(
@@ -331,15 +332,15 @@ def test_rewind_goes_to_the_nearest_snapshot(monkeypatch):
 
 
 def test_snapshots_stay_within_their_budget_and_rewind_still_works(monkeypatch):
-    monkeypatch.setattr(run_module, "SNAPSHOT_EVERY", 1)
+    monkeypatch.setattr(snapshots, "SNAPSHOT_EVERY", 1)
     run = run_of()
-    size = run.advance(3)._snapshots[-1].size
-    monkeypatch.setattr(run_module, "SNAPSHOT_BUDGET", 6 * size)
+    size = run.advance(3)._now.snapshots[-1].size
+    monkeypatch.setattr(snapshots, "SNAPSHOT_BUDGET", 6 * size)
     run.advance(4)
     run.swap(damping="tied")
     run.advance(33)
-    steps = [s.step for s in run._snapshots]
-    assert sum(s.size for s in run._snapshots) <= 6 * size and len(steps) >= 4
+    steps = [s.step for s in run._now.snapshots]
+    assert sum(s.size for s in run._now.snapshots) <= 6 * size and len(steps) >= 4
     assert steps[0] == 0 and steps[-1] == 40 and 7 in steps  # the ends, and the mark
     twin = run_of().advance(7)
     twin.swap(damping="tied")
@@ -358,9 +359,9 @@ def test_swaps_are_replayed_where_no_snapshot_holds_them(monkeypatch):
     run = made().rewind(7)  # its own snapshot holds the second swap already
     states[7] = run
     states[5] = made().rewind(5)
-    monkeypatch.setattr(run_module, "SNAPSHOT_BUDGET", 0)
+    monkeypatch.setattr(snapshots, "SNAPSHOT_BUDGET", 0)
     run = made().advance(6)
-    run._snapshots = run._snapshots[:1]
+    run._now = run._now._replace(snapshots=run._now.snapshots[:1])
     for step in (9, 7, 5):
         fork = run.fork().rewind(step)
         assert fork.step == len(fork.history) == step
@@ -423,8 +424,7 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path, monkeypatch, stage):
     run.advance(1)
 
     def half(content, file):
-        with open(file, "wb") as out:
-            out.write(old[: len(old) // 2])
+        file.write(old[: len(old) // 2])
         raise OSError("no space left")
 
     def broken(*args):
@@ -433,7 +433,7 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path, monkeypatch, stage):
     if stage == "write":
         monkeypatch.setattr(torch, "save", half)
     else:
-        monkeypatch.setattr(run_module.os, "replace", broken)
+        monkeypatch.setattr(files.os, "replace", broken)
     with pytest.raises(kl.CheckpointError, match=r"run\.pt cannot be written: no space"):
         run.save(path)
     assert path.read_bytes() == old
@@ -445,8 +445,9 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path, monkeypatch, stage):
 
 def damaged(path, change):
     content = torch.load(path, weights_only=True)
+    del content["digests"]
     change(content)
-    torch.save(content, path)
+    archive.save(path, content)
 
 
 class Small(nn.Sequential):
@@ -471,10 +472,10 @@ def load_errors():
             problem_of,
             "not a saved run",
         ),
-        "not ours": (lambda path: torch.save({"a": 1}, path), problem_of, "not a run saved by"),
-        "a tensor": (lambda path: torch.save(torch.ones(2), path), problem_of, "not a run saved"),
+        "not ours": (lambda path: torch.save({"a": 1}, path), problem_of, "not a saved run"),
+        "a tensor": (lambda path: torch.save(torch.ones(2), path), problem_of, "not a saved run"),
         "later version": (
-            lambda path: damaged(path, lambda c: c.update(kfac_lab=2)),
+            lambda path: damaged(path, lambda c: c.update(kfac_lab=3)),
             problem_of,
             "not a run saved by this version",
         ),
@@ -702,10 +703,96 @@ def test_an_error_is_an_event_too(listener):
 
 def test_a_snapshot_reads_the_records_so_that_no_tensors_pile_up():
     """A record as tensors takes about 9 kB, as numbers less than a third of that."""
-    every = run_module.SNAPSHOT_EVERY
+    every = snapshots.SNAPSHOT_EVERY
     run = kl.Run("digits", device="cpu").advance(every - 1)
-    assert isinstance(run.history._records[0].loss, torch.Tensor)
+    assert isinstance(run.history._steps[0][0].loss, torch.Tensor)
     run.advance(2)
-    kept = [isinstance(record.loss, float) for record in run.history._records]
+    kept = [isinstance(record.loss, float) for record, _ in run.history._steps]
     assert kept == [True] * every + [False]
-    assert not hasattr(run.history._records[0], "__dict__")
+    assert not hasattr(run.history._steps[0][0], "__dict__")
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, MemoryError, RuntimeError])
+def test_a_rewind_that_fails_leaves_the_run_as_it_was(monkeypatch, raised):
+    run, twin = (run_of().advance(4) for _ in range(2))
+    for each in (run, twin):
+        each.swap(structure="block_tridiagonal")
+        each.advance(3)
+
+    def broken(self, state):
+        raise raised("cut off")
+
+    with monkeypatch.context() as patch, pytest.raises(raised):
+        patch.setattr(type(run.stepper), "load", broken)
+        run.rewind(2)
+    with pytest.raises(kl.RecipeError, match="until=3 must be a function"):
+        run.rewind(2, until=3)
+    with pytest.raises(ZeroDivisionError):
+        run.rewind(2, until=lambda: 1 // 0)
+    assert run.step == len(run.history) == 7 and run.recipe == twin.recipe
+    same_run(run.advance(2), twin.advance(2))
+
+
+def test_a_swap_that_is_cut_off_has_happened_or_not(monkeypatch):
+    run = run_of().advance(2)
+    work, cut = type(run.stepper).swap, []
+
+    def late(self, recipe, named):
+        work(self, recipe, named)
+        if not cut:
+            cut.append(1)
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(type(run.stepper), "swap", late)
+        run.swap(damping="tied")
+    assert run._queue == []
+    assert run.recipe.text_of("damping") == run.stepper.recipe.text_of("damping") == "tied"
+    assert [m.parts for m in run.history.marks] == [{"damping": "tied"}]
+
+
+def test_autosave(tmp_path):
+    path = tmp_path / "auto.pt"
+    run = run_of().autosave(path, every=3).advance(2)
+    assert not path.exists()
+    run.advance(5)
+    saved = kl.Run.load(path, problem=problem_of(), device="cpu")
+    assert saved.step == 6
+    same_run(saved.advance(3), run.advance(2))
+    path.unlink()
+    run.autosave(None).advance(3)
+    assert not path.exists()
+    run.autosave(path, seconds=0).advance(1)
+    assert path.exists()
+
+
+def test_an_autosave_that_fails_is_a_warning_and_the_last_file_stays(tmp_path, monkeypatch):
+    path = tmp_path / "auto.pt"
+    run = run_of().autosave(path, every=1).advance(1)
+    old = path.read_bytes()
+
+    def broken(*args):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch, pytest.warns(UserWarning, match="step 2 is not saved"):
+        patch.setattr(files.os, "replace", broken)
+        run.advance(1)
+    assert run.step == 2 and path.read_bytes() == old
+    run.advance(1)
+    assert kl.Run.load(path, problem=problem_of(), device="cpu").step == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({}, "one of them"),
+        ({"every": 1, "seconds": 1.0}, "one of them"),
+        ({"every": 0}, "at least 1"),
+        ({"seconds": float("nan")}, "number of seconds"),
+    ],
+)
+def test_what_autosave_does_not_take(tmp_path, arguments, error):
+    with pytest.raises(kl.RecipeError, match=error):
+        run_of().autosave(tmp_path / "a.pt", **arguments)
+    with pytest.raises(kl.CheckpointError, match="cannot be written"):
+        run_of().autosave(tmp_path, every=1)

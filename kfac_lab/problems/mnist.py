@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -117,9 +118,9 @@ def _read_idx(path: Path, name: str) -> np.ndarray:
     """One idx file, checked. The header is 0, 0, 8 (uint8), the rank, and the sizes, big-endian."""
     _, shape, digest = _FILES[name]
     try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
+        size = 4 + 4 * len(shape) + math.prod(shape)
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            content = file.read(size + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(
             f"{path} cannot be read: {error}; replace it with an undamaged copy"
@@ -134,7 +135,8 @@ def _read_idx(path: Path, name: str) -> np.ndarray:
 
 def _fetch_once() -> cache.Arrays:
     """The arrays through scikit-learn; kept in the cache, since its parser is slow."""
-    return cache.cached("mnist", "mnist_784 version 1", _LAYOUT, _fetch)
+    known = {name: digest for name, (_, _, digest) in _FILES.items()}
+    return cache.cached("mnist", "mnist_784 version 1", _LAYOUT, _fetch, known)
 
 
 def _fetch() -> cache.Arrays:

@@ -21,9 +21,9 @@ import torch
 from torch import nn
 
 import kfac_lab as kl
-from kfac_lab import run as run_module
 from kfac_lab.errors import PluginError
 from kfac_lab.hooks import Lab, PluginWarning, manager
+from kfac_lab.run import run as run_module
 from kfac_lab.testing.check import report
 
 LOADER, NOTE, ATTACH, RUN, KIT = "loader", "loader, a note", "attach", "run", "kit"

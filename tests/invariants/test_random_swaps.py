@@ -23,10 +23,10 @@ import torch
 import kfac_lab as kl
 from invariants.grid import PARTS
 from invariants.helpers import numbers, problem_of, run_of, same, state_of
-from kfac_lab import run as run_module
 from kfac_lab.core.state import Strength
 from kfac_lab.engine import Engine
 from kfac_lab.paper import damping
+from kfac_lab.run import snapshots
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -161,7 +161,7 @@ def through(what: Sequence) -> None:
     """Plays a sequence, watches it, goes back in it, fails in it, and compares to the last bit."""
     with pytest.MonkeyPatch.context() as patch:
         if what.thin:  # so that going back has swaps to replay
-            patch.setattr(run_module, "SNAPSHOT_BUDGET", 1)
+            patch.setattr(snapshots, "SNAPSHOT_BUDGET", 1)
         run = start(what)
         seen = play(run, what, Seen())
         assert [(m.step, dict(m.parts), dict(m.before)) for m in run.history.marks] == seen.marks

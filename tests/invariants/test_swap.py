@@ -9,9 +9,9 @@ import torch
 
 import kfac_lab as kl
 from invariants.helpers import image, numbers, problem_of, recipe_of, run_of, same, same_run
-from kfac_lab import run as run_module
 from kfac_lab.core.state import Strength
 from kfac_lab.paper import averaging, damping
+from kfac_lab.run import swapping
 
 pytestmark = pytest.mark.filterwarnings("ignore:a batch of 16:UserWarning")
 STEADY = "periodic(T1=2, T2=50, T3=50, burn_in=1)"
@@ -455,7 +455,7 @@ def test_swaps_that_wait_build_on_each_other():
 
 def test_a_swap_that_comes_while_another_is_carried_out_builds_on_it(monkeypatch):
     """From another thread, between the queue's being emptied and the recipe's being there."""
-    run, asked, work = steady(), [], run_module.carried_out
+    run, asked, work = steady(), [], swapping.carried_out
 
     def carried_out(*args):
         if not asked:
@@ -465,7 +465,7 @@ def test_a_swap_that_comes_while_another_is_carried_out_builds_on_it(monkeypatch
             thread.join()
         return work(*args)
 
-    monkeypatch.setattr(run_module, "carried_out", carried_out)
+    monkeypatch.setattr(swapping, "carried_out", carried_out)
     run.swap(damping="tied")
     run.advance(1)
     assert run.recipe.text_of("damping") == "tied"

@@ -136,8 +136,8 @@ def test_texts_with_quotes_and_the_like(word: str) -> None:
 def test_a_last_loss_that_is_no_number() -> None:
     run = run_of().advance(1)
     assert run.history["loss"][0] > 0
-    step, _, *more = run.history._numbers[0]
-    run.history._numbers[0] = (step, float("nan"), *more)
+    record, (step, _, *more) = run.history._steps[0]
+    run.history._steps[0] = (record, (step, float("nan"), *more))
     last = script(run).splitlines()[-1]
     exec(last, {"run": run})  # raises nothing
     assert "nan" in last

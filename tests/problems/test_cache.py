@@ -1,6 +1,9 @@
 """The cache gives back what was put in, or nothing."""
 
+import hashlib
+import io
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -99,3 +102,32 @@ def test_a_relative_cache_home_is_ignored(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache.folder() == tmp_path / ".cache" / "kfac_lab"
     assert not os.path.exists("relative")
+
+
+def test_known_content_is_compared_and_damage_mends_itself(home, build):
+    known = {
+        name: hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
+        for name, array in build().items()
+    }
+    build.calls = 0
+    path = cache.path_of("thing", "one")
+    path.parent.mkdir(parents=True)
+    zeros = {name: np.zeros(shape, dtype) for name, (dtype, shape) in LAYOUT.items()}
+    for digests in (known, None):
+        np.savez(path, **zeros)  # names, types and shapes are right
+        assert same(cache.cached("thing", "one", LAYOUT, build, digests), build())
+        assert same(cache.load(path, LAYOUT, digests), build())
+    cache.store(path, zeros)  # with digests of its own, which are not the known ones
+    assert cache.load(path, LAYOUT, known) is None
+
+
+def test_nothing_is_allocated_for_another_shape(home):
+    path = cache.path_of("thing", "one")
+    path.parent.mkdir(parents=True)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "|u1", "fortran_order": False, "shape": (10**13,)}
+    )
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("values.npy", header.getvalue())
+    assert cache.load(path, LAYOUT) is None

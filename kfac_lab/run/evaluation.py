@@ -1,0 +1,95 @@
+"""Loss and error of a problem's model over a whole set, in chunks."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from kfac_lab.core import linalg
+from kfac_lab.core.capture import called
+from kfac_lab.core.passes import square_norm
+from kfac_lab.core.problem import Problem
+from kfac_lab.errors import DataError
+
+__all__ = ["CHUNK", "Measured", "evaluating", "measured"]
+
+CHUNK = 5000  # cases at a time
+
+
+class Measured(NamedTuple):
+    """h over the cases, ℓ2 included, and the mean error per case."""
+
+    loss: float
+    error: float
+
+
+def measured(
+    problem: Problem,
+    split: str,
+    cases: int | None = None,
+    theta: Sequence[Tensor] | None = None,
+    names: Sequence[str] = (),
+) -> Measured:
+    """Loss and error of ``problem.model`` on the first ``cases`` of a set, or on all.
+
+    ``theta``, in the order of ``names``, stands in for the model's own parameters where given.
+
+    Raises:
+        RecipeError: there is no such set.
+        DataError: the model does not take its cases.
+    """
+    whole, read = problem.split(split)
+    count = whole if cases is None else min(cases, whole)
+    own = {n: p.detach() for n, p in problem.model.named_parameters() if p.requires_grad}
+    tensors = list(own.values()) if theta is None else list(theta)
+    call: Callable[[Tensor], Tensor] = problem.model
+    if theta is not None:
+        replacing = dict(zip(names, theta, strict=True))
+
+        def call(x: Tensor) -> Tensor:
+            out: Tensor = called(problem.model, replacing, x)
+            return out
+
+    losses, errors = [], []
+    with torch.no_grad(), evaluating(problem.model):
+        for start in range(0, count, CHUNK):
+            x, y = read(start, min(start + CHUNK, count))
+            try:
+                z = call(x)
+                losses.append(problem.likelihood.loss(z, y).sum(dtype=torch.float64))
+                errors.append(problem.likelihood.error(z, y).sum(dtype=torch.float64))
+            except RuntimeError as error:
+                if isinstance(error, torch.cuda.OutOfMemoryError):
+                    raise
+                raise DataError(
+                    f"the model and its loss do not take the {split} cases, inputs "
+                    f"{tuple(x.shape[1:])} {x.dtype} and targets {tuple(y.shape[1:])} {y.dtype}: "
+                    f"{str(error).splitlines()[0]}"
+                ) from error
+        loss = torch.stack(losses).sum() / count + 0.5 * problem.l2 * square_norm(tensors)
+        mean = torch.stack(errors).sum() / count
+    return Measured(*linalg.host([loss, mean]))
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; every module's own mode is back afterwards."""
+    modes = [(m, m.training) for m in model.modules()]
+    try:
+        try:
+            model.eval()
+            yield
+        finally:
+            _restore(modes)
+    except BaseException:
+        _restore(modes)  # again: what was raised may have been raised in the line above
+        raise
+
+
+def _restore(modes: list[tuple[nn.Module, bool]]) -> None:
+    for module, training in modes:
+        module.training = training
