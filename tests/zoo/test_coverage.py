@@ -19,8 +19,6 @@ UNCLAIMED = {
     "whisper": "an Embedding with its own forward",
     "convnext": "layer scales and a LayerNorm with its own forward",
     "swin": "tables of relative positions",
-    "lstm_tagger": "LSTM",
-    "lstm_tagger_time_first": "LSTM",
     "unet": "nn.CrossEntropyLoss has its classes in dimension 1",
     "experts": "an expert that got no case of the probe is an error",
     "gcn": "the probe takes two cases of a graph that is one",

@@ -9,17 +9,20 @@ from torch import nn
 
 from kfac_lab import hookimpl
 from kfac_lab.core.claims import computes_as
-from kfac_lab_layers import attention, embedding, scale_shift
+from kfac_lab_layers import attention, embedding, recurrent, scale_shift
 from kfac_lab_layers.attention import InProjection, OutProjection
 from kfac_lab_layers.embedding import Embedding
+from kfac_lab_layers.recurrent import Gates
 from kfac_lab_layers.scale_shift import ScaleShift
 
-__all__ = ["Embedding", "InProjection", "OutProjection", "ScaleShift", "kfac_claim_layer"]
+__all__ = ["Embedding", "Gates", "InProjection", "OutProjection", "ScaleShift", "kfac_claim_layer"]
 
 CLAIMS: dict[type[nn.Module], Callable[[Any, str], Any]] = {
     nn.Embedding: embedding.claim,
     nn.MultiheadAttention: attention.claim,
     **dict.fromkeys(scale_shift.NORMALISED, ScaleShift),
+    **dict.fromkeys((nn.LSTM, nn.GRU, nn.RNN), recurrent.claim),
+    **dict.fromkeys((nn.LSTMCell, nn.GRUCell, nn.RNNCell), recurrent.claim_cell),
 }
 
 
