@@ -32,6 +32,14 @@ from kfac_lab.core.state import (
     StepRecord,
     Strength,
 )
+from kfac_lab.core.traits import (
+    SLOT_TRAITS,
+    BlockTraits,
+    ModelTraits,
+    PreconditionerTraits,
+    StructureTraits,
+    traits,
+)
 from kfac_lab.core.vector import Vec
 from kfac_lab.errors import NumericalError, RecipeError
 
@@ -136,6 +144,7 @@ class Engine:
         self.network = Network.of(problem.model, recipe.claim, recipe.fallback is not None)
         self.passes = Passes(self.network, problem.likelihood, problem.l2, self.seed, chunk)
         self.parts: dict[str, Any] = {}
+        self.part_traits: dict[str, Any] = {}  # slot → what its part declares, read when it comes
         self.blocks: tuple[Any, ...] = ()
         self._warned: set[str] = set()
         self._pending_ok: list[tuple[int, Tensor]] = []
@@ -178,8 +187,10 @@ class Engine:
     def _adopt(self, recipe: Any) -> None:
         parts, self.blocks = self.check(recipe)
         self.parts, self.recipe = parts, recipe
-        self.passes.rank = int(getattr(parts["collective"], "rank", 0))
-        self.passes.processes = int(getattr(parts["collective"], "size", 1))
+        self.part_traits = {slot: traits(part, SLOT_TRAITS[slot]) for slot, part in parts.items()}
+        self.block_traits = tuple(traits(block, BlockTraits) for block in self.blocks)
+        self.passes.rank = int(self.part_traits["collective"].rank)
+        self.passes.processes = int(self.part_traits["collective"].size)
 
     def check(self, recipe: Any) -> tuple[dict[str, Any], tuple[Any, ...]]:
         """The parts and the blocks of a recipe for this problem; nothing changes.
@@ -199,17 +210,16 @@ class Engine:
                 blocks.append(recipe.fallback_block)
             else:
                 blocks.append(recipe.block_for(use.layer.path, use.layer.module))
-        if not getattr(parts["model"], "needs_tangents", True) and getattr(
-            parts["model"], "grounded", True
-        ):
-            lacking = {type(b).__name__ for b in blocks if not hasattr(b, "product")}
+        model = traits(parts["model"], ModelTraits)
+        if not model.needs_tangents and model.grounded:
+            lacking = {type(b).__name__ for b in blocks if not traits(b, BlockTraits).product}
             if lacking:
                 raise RecipeError(
                     f"model={type(parts['model']).__name__} needs the blocks' undamped product, "
                     f"which {', '.join(sorted(lacking))} does not have: give it product(moments, "
                     "memo, matrix), or use model='exact_fisher'"
                 )
-        if getattr(parts["structure"], "low_rank", False):
+        if traits(parts["structure"], StructureTraits).by_case:
             if self.problem.l2:
                 raise RecipeError(
                     f"low_rank=True and l2={self.problem.l2} do not go together: ηθ is of full "
@@ -223,12 +233,12 @@ class Engine:
         return parts, tuple(blocks)
 
     def _fresh_memo(self, slot: str) -> Mapping[str, Any]:
-        init = getattr(self.parts[slot], "init", None)
+        init = self.part_traits[slot].init
         return (init() or {}) if init is not None else {}
 
     @staticmethod
     def _block_memo(block: Any) -> Mapping[str, Any]:
-        init = getattr(block, "init", None)
+        init = traits(block, BlockTraits).init
         return (init() or {}) if init is not None else {}
 
     def _strength(self, strength: Strength) -> Strength:
@@ -244,14 +254,13 @@ class Engine:
 
     def _bind(self, inputs: Tensor, targets: Tensor) -> None:
         """Finds firing order, chains and the tangent path; opens the ledger."""
-        needs_tangents = getattr(self.parts["model"], "needs_tangents", True)
-        self.passes.probe(inputs, targets, needs_tangents)
+        self.passes.probe(inputs, targets, self.part_traits["model"].needs_tangents)
         if self.ledger is None:
             self.ledger = self._open_ledger()
 
     def _lacks_tangents(self) -> bool:
         return self.passes.tangent_path == "unknown" and bool(
-            getattr(self.parts["model"], "needs_tangents", True)
+            self.part_traits["model"].needs_tangents
         )
 
     def _open_ledger(self) -> Ledger:
@@ -304,6 +313,7 @@ class Engine:
             RecipeError: the new recipe cannot work on this problem; nothing has changed then.
         """
         before = self.parts, self.blocks, self.recipe
+        declared = self.part_traits, self.block_traits
         of_collective = self.passes.rank, self.passes.processes
         ledger, state = self.ledger, self.state_
         rebuilt = bool({"structure", "block", "fallback"} & set(named))
@@ -321,7 +331,7 @@ class Engine:
             block_memos, ages = state.block_memos, self._ages
             if rebuilt:
                 same = [
-                    old == new or (type(old) is type(new) and not _observes(new))
+                    old == new or (type(old) is type(new) and not traits(new, BlockTraits).observes)
                     for old, new in zip(before[1], self.blocks, strict=True)
                 ]
                 block_memos = tuple(
@@ -331,6 +341,7 @@ class Engine:
                 ages = tuple(age if kept else 0 for kept, age in zip(same, self._ages, strict=True))
         except BaseException:
             self.parts, self.blocks, self.recipe = before
+            self.part_traits, self.block_traits = declared
             self.passes.rank, self.passes.processes = of_collective
             raise
         state.strength, state.memos, state.block_memos = strength, memos, block_memos
@@ -362,7 +373,7 @@ class Engine:
             lam = fresh.lam if "lam" in named["damping"] else state.strength.lam
             gamma = fresh.gamma if "gamma" in named["damping"] else state.strength.gamma
             strength = Strength(lam, gamma, state.strength.eta)
-            follow = getattr(damping, "on_swap", None)  # e.g. tied: γ follows the kept λ
+            follow = self.part_traits["damping"].on_swap  # e.g. tied: γ follows the kept λ
             strength = self._strength(follow(strength) if follow is not None else strength)
             memos["damping"] = memo or {}
         for slot in ("momentum", "schedule"):
@@ -415,9 +426,9 @@ class Engine:
                 k,
                 s2,
                 (s1, parts["estimator"], accumulation) if accumulation is not None else None,
-                [_observes(b) for b in self.blocks],
-                by_case=getattr(parts["structure"], "low_rank", False) and processes == 1,
-                tangents=getattr(parts["model"], "needs_tangents", True),
+                [b.observes for b in self.block_traits],
+                by_case=self.part_traits["structure"].by_case and processes == 1,
+                tangents=self.part_traits["model"].needs_tangents,
             )
         with clock("observe"), torch.no_grad():
             block_memos = self._digest(accumulation, observed, 1.0 - epsilon)
@@ -454,7 +465,7 @@ class Engine:
                     strength, damping_memo = parts["damping"].adapt(strength, damping_memo, record)
                     strength = self._strength(strength)
             with clock("average"):
-                update = getattr(parts["momentum"], "update", None)
+                update = self.part_traits["momentum"].update
                 momentum_memo = state.memos["momentum"]
                 if update is not None:
                     momentum_memo = update(momentum_memo, chosen.coefficients, record)
@@ -515,7 +526,7 @@ class Engine:
                     *drawn,
                     k,
                     (s1, parts["estimator"], accumulation),
-                    [_observes(b) for b in self.blocks],
+                    [b.observes for b in self.block_traits],
                 )
         ledger = self.ledger
         if ledger is None:
@@ -572,14 +583,14 @@ class Engine:
     def _due(self, k: int) -> tuple[Due, Mapping[str, Any]]:
         schedule, state = self.parts["schedule"], self.state_
         drift = None
-        period = getattr(schedule, "check", None)
-        if isinstance(period, int) and k % period == 0 and self._reference is not None:
+        period = self.part_traits["schedule"].drift_period
+        if period is not None and k % period == 0 and self._reference is not None:
             (drift,) = self._read([self._drift()])
         due, memo = schedule.due(k, state.memos["schedule"], Signals(drift))
         due = Due(*(bool(flag) for flag in due))
         if not self._grounded and self._needs_rho:
             # A rule that does not say whether it follows ρ may: better one warning too many.
-            if (due.lam or due.gamma) and getattr(self.parts["damping"], "follows_rho", True):
+            if (due.lam or due.gamma) and self.part_traits["damping"].follows_rho is not False:
                 self._warn(
                     "ground",
                     "λ and γ stay where they are: with this model and momentum the reduction "
@@ -596,16 +607,13 @@ class Engine:
 
     @property
     def _needs_rho(self) -> bool:
-        """Whether the λ rule looks at ρ; one that goes by the step says ``needs_rho = False``."""
-        return bool(getattr(self.parts["damping"], "needs_rho", True))
+        """Whether the λ rule looks at ρ; one that goes by the step says ``needs_rho=False``."""
+        return bool(self.part_traits["damping"].needs_rho)
 
     @property
     def _grounded(self) -> bool:
         """Whether the model and the momentum give adaptation a ground (section 6)."""
-        return bool(
-            getattr(self.parts["model"], "grounded", True)
-            and getattr(self.parts["momentum"], "adapts", True)
-        )
+        return bool(self.part_traits["model"].grounded and self.part_traits["momentum"].adapts)
 
     def _drift(self) -> Tensor:
         """The largest relative change of a diagonal moment since the last refresh."""
@@ -624,7 +632,7 @@ class Engine:
 
     def _referred(self, side: Mapping[Any, Tensor]) -> dict[Any, Tensor] | None:
         """Copies of the diagonal moments, where the schedule asks how far they have moved."""
-        if not isinstance(getattr(self.parts["schedule"], "check", None), int):
+        if self.part_traits["schedule"].drift_period is None:
             return None
         return {key: v.clone() for key, v in side.items() if key[1] == key[2]}
 
@@ -632,9 +640,9 @@ class Engine:
         memos = list(self.state_.block_memos)
         if observed is None:
             return tuple(memos)
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(self.block_traits):
             rows, cotangents = observed.rows[i], observed.cotangents[i]
-            if _observes(block) and rows is not None and cotangents is not None:
+            if block.observe is not None and rows is not None and cotangents is not None:
                 age = self._ages[i]  # a running mean at first, like a moment that a swap opens
                 own = weight if age is None else max(weight, 1.0 / (age + 1))
                 memos[i] = block.observe(memos[i], rows, cotangents, own)
@@ -662,9 +670,9 @@ class Engine:
     def _approximate(self, table: Table, memos: Sequence[Any], vector: Vec) -> Vec:
         return Vec(
             [
-                block.product(table[i], memo, matrix)
+                block.product(table[i], memo, matrix)  # type: ignore[misc] # see ``check``
                 for i, (block, memo, matrix) in enumerate(
-                    zip(self.blocks, memos, vector, strict=True)
+                    zip(self.block_traits, memos, vector, strict=True)
                 )
             ]
         )
@@ -742,7 +750,7 @@ class Engine:
             chosen = trials[int(read[0])]
             tried += trials
             again = None
-            retry = getattr(damping, "retry", None)
+            retry = self.part_traits["damping"].retry
             if retry is not None and self._grounded and tries < _RETRIES:
                 draft = self._record(
                     k, due, evaluated, chosen, tried, evaluated.inputs.shape[0], None, None
@@ -759,8 +767,9 @@ class Engine:
     ) -> _Candidate:
         momentum = self.parts["momentum"]
         with clock("propose"):
-            if evaluated.cases is not None and hasattr(inverse, "apply_cases"):
-                direction = -inverse.apply_cases(evaluated.cases, evaluated.gradient)
+            by_cases = traits(inverse, PreconditionerTraits).apply_cases
+            if evaluated.cases is not None and by_cases is not None:
+                direction = -by_cases(evaluated.cases, evaluated.gradient)
             else:
                 direction = -inverse.apply(evaluated.gradient)
             space = _Space(evaluated, inverse, strength, self.parts["collective"])
@@ -931,7 +940,7 @@ class Engine:
             warnings.warn(message, stacklevel=4)
 
     def _warn_small(self, m: int, s1: int, s2: int) -> None:
-        if m < 500 and getattr(self.parts["momentum"], "adapts", True) and min(s1, s2) < m:
+        if m < 500 and self.part_traits["momentum"].adapts and min(s1, s2) < m:
             self._warn(
                 "small",
                 f"a batch of {m} leaves {min(s1, s2)} cases for the curvature: adaptive α and μ "
@@ -989,11 +998,6 @@ class _Outcome:
     block_memos: tuple[Any, ...]
     kept: int
     jitter: dict[str, float]
-
-
-def _observes(block: Any) -> bool:
-    """Whether a block wants the rows themselves; ``observes`` says so where that depends."""
-    return hasattr(block, "observe") and bool(getattr(block, "observes", True))
 
 
 def _best(values: Sequence[Tensor]) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+from kfac_lab.core.traits import ModelTraits, RowsTraits, traits
 from kfac_lab.hooks import Recipe
 
 __all__ = ["run_flops", "step_flops"]
@@ -51,7 +52,7 @@ def step_flops(sizes: Sequence[int], recipe: Recipe, k: int, available: int) -> 
         total += tries * cubes * (_INVERSE + (_LINK if tridiagonal else 0.0))
     through = float(sum(2 * a * b * (a + b) for a, b in layers))  # task 6
     total += tries * through * (3.0 if tridiagonal else 1.0)
-    if getattr(recipe["model"], "needs_tangents", True):  # task 7
+    if traits(recipe["model"], ModelTraits).needs_tangents:  # task 7
         s2 = _rows(recipe["model"], m)
         directions = 1 if type(recipe["momentum"]).__name__ == "Rescaled" else 2
         total += tries * directions * 2.0 * s2 * (2 * weights - first)
@@ -61,7 +62,7 @@ def step_flops(sizes: Sequence[int], recipe: Recipe, k: int, available: int) -> 
 
 
 def _rows(component: Any, m: int) -> int:
-    chooser = getattr(component, "rows", None)
+    chooser = traits(component, RowsTraits).rows
     wanted = chooser(m) if chooser is not None else math.ceil(component.fraction * m)
     return max(1, min(m, int(wanted)))
 

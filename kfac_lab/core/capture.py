@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kfac_lab.core.layers import Declined, Tensors, plain_call
 from kfac_lab.core.protocols import Layer
+from kfac_lab.core.traits import LayerTraits, traits
 from kfac_lab.core.vector import Vec
 from kfac_lab.errors import CoverageError, RecipeError
 
@@ -241,7 +242,7 @@ class Recorder:
                 handle.remove()
 
     def _hook(self, index: int) -> Callable[[nn.Module, Any, Any, Any], Any]:
-        record = getattr(self._network.uses[index].layer, "record", plain_call)
+        record = traits(self._network.uses[index].layer, LayerTraits).record or plain_call
 
         def hook(module: nn.Module, args: Any, named: Any, output: Any) -> Any:
             self.fired.append(index)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kfac_lab.core.layers import dense
 from kfac_lab.core.protocols import Layer
+from kfac_lab.core.traits import LayerTraits, traits
 from kfac_lab.errors import RecipeError
 
 __all__ = ["Accumulation", "Ledger", "Table"]
@@ -202,7 +203,7 @@ class Ledger:
         like: Tensor,
     ) -> None:
         self.links = tuple(links)
-        self.groups = tuple(int(getattr(layer, "groups", 1)) for layer in layers)
+        self.groups = tuple(int(traits(layer, LayerTraits).groups) for layer in layers)
         self._nothing = like.new_zeros(())
         self.current: dict[Key, Tensor] = {}
         for i, names in enumerate(wants):

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from kfac_lab.core.capture import Network
+from kfac_lab.core.traits import LayerTraits, traits
 
 __all__ = ["Plan"]
 
@@ -189,7 +190,8 @@ def _collect(
         return all(_collect(child, index, network, leaves) for child in module)
     if id(module) in index:
         layer = network.uses[index[id(module)]].layer
-        if not (hasattr(layer, "tangent") and hasattr(layer, "pullback")):
+        products = traits(layer, LayerTraits)
+        if products.tangent is None or products.pullback is None:
             return False
         leaves.append(_Leaf(module, index[id(module)]))
         return True

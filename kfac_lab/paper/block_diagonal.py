@@ -12,6 +12,7 @@ from kfac_lab.core import linalg
 from kfac_lab.core.parameters import parameter
 from kfac_lab.core.protocols import Block, BlockInverse, Layer, Memo, MomentTable
 from kfac_lab.core.state import Strength
+from kfac_lab.core.traits import PreconditionerTraits, StructureTraits, traits
 from kfac_lab.core.vector import Vec
 from kfac_lab.paper.kronecker import KroneckerInverse, low_rank_apply
 
@@ -65,6 +66,11 @@ class BlockDiagonal:
         help="P∇h by cases in layers wider than the batch; needs l2=0 and a sequential network",
     )
 
+    @property
+    def traits(self) -> StructureTraits:
+        """The gradient by its cases' rows where ``low_rank`` says so."""
+        return StructureTraits(by_case=self.low_rank)
+
     def pairs(self, chains: Sequence[Sequence[int]]) -> Sequence[tuple[int, int]]:
         """No cross moments."""
         return ()
@@ -115,8 +121,8 @@ def damped_blocks(
     ``previous`` is the preconditioner in use; where it is of a structure without ``inverses``, or
     of another number of layers, the blocks start cold.
     """
-    before = getattr(previous, "inverses", None)
-    if not isinstance(before, tuple) or len(before) != len(factored.parts):
+    before = traits(previous, PreconditionerTraits).inverses
+    if before is None or len(before) != len(factored.parts):
         before = (None,) * len(factored.parts)
     inverses = []
     for block, path, part, memo, last in zip(

@@ -13,6 +13,7 @@ from torch import Tensor
 from kfac_lab.core import linalg
 from kfac_lab.core.parameters import parameter
 from kfac_lab.core.state import Due, StepRecord, Strength
+from kfac_lab.core.traits import DampingTraits
 
 __all__ = ["Constant", "LevenbergMarquardt", "Scheduled", "Steered", "Tied"]
 
@@ -56,7 +57,11 @@ class _Rule:
     )
     lam_min: float = parameter(0.0, section="5.5", low=0.0, log=True)
     lam_max: float = parameter(math.inf, section="5.5", low=0.0, log=True)
-    follows_rho: ClassVar[bool] = True
+
+    @property
+    def traits(self) -> DampingTraits:
+        """λ falls with ρ, and stays where ρ is between the bounds."""
+        return DampingTraits(follows_rho=True, band=(self.lower, self.upper))
 
     def check(self) -> str | None:
         """Bounds in their order."""
@@ -245,7 +250,7 @@ class Constant:
     gamma: float | None = parameter(
         None, symbol="γ", section="5.3", low=0.0, log=True, help="None is √(λ+η)"
     )
-    follows_rho: ClassVar[bool] = False
+    traits: ClassVar[DampingTraits] = DampingTraits(follows_rho=False)
 
     def init(self, problem: Any) -> tuple[Strength, Memo]:
         """λ and γ as given."""
@@ -266,8 +271,7 @@ class Scheduled:
     """λ falls from ``lam`` to ``lam_end`` geometrically over ``steps`` steps; γ = √(λ+η)."""
 
     lam: float = parameter(1.0, symbol="λ", section="5.3", low=1e-30, log=True)
-    needs_rho: ClassVar[bool] = False
-    follows_rho: ClassVar[bool] = False
+    traits: ClassVar[DampingTraits] = DampingTraits(needs_rho=False, follows_rho=False)
     lam_end: float = parameter(1e-3, symbol="λ", section="5.3", low=1e-30, log=True)
     steps: int = parameter(500, section="5.3", low=1)
 

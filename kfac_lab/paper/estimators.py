@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kfac_lab.core.likelihood import Labelled, Likelihood
 from kfac_lab.core.parameters import parameter
+from kfac_lab.core.traits import EstimatorTraits
 
 __all__ = ["Empirical", "Exact", "Sampled"]
 
@@ -65,7 +66,7 @@ class Exact(_Estimator):
 class Empirical(_Estimator):
     """g from the labels: the "empirical Fisher", which is no Gauss–Newton matrix (section 1.3)."""
 
-    unbiased: ClassVar[bool] = False  # of F_R
+    traits: ClassVar[EstimatorTraits] = EstimatorTraits(unbiased=False)  # of F_R
 
     def cotangents(
         self, likelihood: Likelihood, outputs: Tensor, targets: Tensor, draw: Draw

@@ -16,6 +16,7 @@ from kfac_lab.core.linalg import Eigen
 from kfac_lab.core.parameters import parameter
 from kfac_lab.core.protocols import BlockInverse, Memo, Moments
 from kfac_lab.core.state import Strength
+from kfac_lab.core.traits import BlockTraits
 from kfac_lab.paper import low_rank
 from kfac_lab.paper.low_rank import Factor, LowRank
 
@@ -166,9 +167,9 @@ class Kronecker:
         return (*of_a[self.factor_a], "G" if self.factor_g == DENSE else "G.diagonal")
 
     @property
-    def observes(self) -> bool:
+    def traits(self) -> BlockTraits:
         """Only sketches need the rows themselves."""
-        return LOWRANK in (self.factor_a, self.factor_g)
+        return BlockTraits(observes=LOWRANK in (self.factor_a, self.factor_g))
 
     def observe(self, memo: Memo, rows: Tensor, cotangents: Tensor, weight: float) -> Memo:
         """Sketches of the factors kept as low rank plus diagonal: Y ← (1−w) Y + w M Ω.

@@ -12,6 +12,7 @@ from torch import Tensor
 from kfac_lab.core.parameters import parameter
 from kfac_lab.core.protocols import Restriction, Space
 from kfac_lab.core.state import Strength
+from kfac_lab.core.traits import MomentumTraits
 from kfac_lab.core.vector import Vec
 
 __all__ = ["ConjugateGradient", "Fixed", "NormClip", "Normalised", "Optimal", "Rescaled"]
@@ -29,7 +30,7 @@ class Optimal:
     """
 
     cases: int = parameter(0, section="6", low=0, help="the least batch for which δ0 takes part")
-    minimises: ClassVar[bool] = True
+    traits: ClassVar[MomentumTraits] = MomentumTraits(minimises=True)
 
     def basis(
         self, space: Space, direction: Vec, previous: Vec | None, memo: Memo
@@ -46,7 +47,7 @@ class Optimal:
 class Rescaled:
     """δ = αΔ, α from the quadratic model (section 5.4)."""
 
-    minimises: ClassVar[bool] = True
+    traits: ClassVar[MomentumTraits] = MomentumTraits(minimises=True)
 
     def basis(
         self, space: Space, direction: Vec, previous: Vec | None, memo: Memo
@@ -68,7 +69,7 @@ class ConjugateGradient:
 
     steps: int = parameter(2, section="5.4", low=1, high=50, help="dimension of the Krylov space")
     momentum: bool = parameter(True, section="6", help="δ0 joins the basis")
-    minimises: ClassVar[bool] = True
+    traits: ClassVar[MomentumTraits] = MomentumTraits(minimises=True)
 
     def basis(
         self, space: Space, direction: Vec, previous: Vec | None, memo: Memo
@@ -105,7 +106,7 @@ class Fixed:
     lr: float = parameter(0.1, symbol="α", section="6", low=0.0, log=True, help="learning rate")
     mu: float = parameter(0.9, symbol="μ", section="6", low=0.0, high=1.0, help="momentum")
     decay: float = parameter(1.0, section="10.10", low=0.0, high=1.0, help="of lr, per step")
-    adapts: ClassVar[bool] = False
+    traits: ClassVar[MomentumTraits] = MomentumTraits(adapts=False)
 
     def basis(
         self, space: Space, direction: Vec, previous: Vec | None, memo: Memo
@@ -130,7 +131,7 @@ class NormClip:
     kappa: float = parameter(1e-3, symbol="κ", section="12.9", low=0.0, log=True)
     mu: float = parameter(0.9, symbol="μ", section="12.9", low=0.0, high=1.0, help="momentum")
     decay: float = parameter(1.0, section="10.10", low=0.0, high=1.0, help="of lr, per step")
-    adapts: ClassVar[bool] = False
+    traits: ClassVar[MomentumTraits] = MomentumTraits(adapts=False)
 
     def basis(
         self, space: Space, direction: Vec, previous: Vec | None, memo: Memo

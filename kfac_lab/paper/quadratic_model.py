@@ -13,6 +13,7 @@ from torch import Tensor
 from kfac_lab.core.parameters import parameter
 from kfac_lab.core.protocols import Evaluation
 from kfac_lab.core.restriction import Restriction
+from kfac_lab.core.traits import ModelTraits
 from kfac_lab.core.vector import Vec
 
 __all__ = ["ApproximateFisher", "ExactFisher", "NoModel"]
@@ -36,7 +37,7 @@ class ExactFisher:
     minimum: int = parameter(
         0, section="7.4", low=0, help="at least this many rows, or the whole batch"
     )
-    exact: ClassVar[bool] = True
+    traits: ClassVar[ModelTraits] = ModelTraits(exact=True)
 
     def rows(self, m: int) -> int:
         """|S2| for a batch of m."""
@@ -64,7 +65,7 @@ class ApproximateFisher:
     """Curvature from the undamped blocks F̆: for models without forward-mode products."""
 
     fraction: ClassVar[float] = 1.0
-    needs_tangents: ClassVar[bool] = False
+    traits: ClassVar[ModelTraits] = ModelTraits(needs_tangents=False)
 
     def restrict(self, evaluation: Evaluation, basis: Sequence[Vec]) -> Restriction:
         """M on the span of ``basis``, F̆ in place of F."""
@@ -80,8 +81,7 @@ class NoModel:
     """Curvature 0: for fixed coefficients, where nobody asks the model."""
 
     fraction: ClassVar[float] = 1.0
-    needs_tangents: ClassVar[bool] = False
-    grounded: ClassVar[bool] = False
+    traits: ClassVar[ModelTraits] = ModelTraits(needs_tangents=False, grounded=False)
 
     def restrict(self, evaluation: Evaluation, basis: Sequence[Vec]) -> Restriction:
         """The linear part of M alone."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from kfac_lab.core.parameters import parameter
 from kfac_lab.core.state import Due, Signals
+from kfac_lab.core.traits import ScheduleTraits
 from kfac_lab.errors import RecipeError
 
 __all__ = ["Constant", "EveryStep", "Exponential", "Growing", "OnDrift", "Periodic"]
@@ -70,6 +71,11 @@ class OnDrift:
     check: int = parameter(5, section="7.4", low=1, help="steps between looks")
     T1: int = parameter(5, symbol="T1", section="5.5", low=1, help="λ period")
     burn_in: int = parameter(3, section="7.2", low=0, help="the inverse is due at k ≤ burn_in")
+
+    @property
+    def traits(self) -> ScheduleTraits:
+        """It looks at the drift every ``check`` steps."""
+        return ScheduleTraits(drift_period=self.check)
 
     def due(self, step: int, memo: Memo, signals: Signals) -> tuple[Due, Memo]:
         """See ``core.protocols.Schedule``."""

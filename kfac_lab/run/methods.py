@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from kfac_lab import engine
-from kfac_lab.core.plain import MORE, Plain
+from kfac_lab.core.plain import Plain
 from kfac_lab.core.problem import Problem
+from kfac_lab.core.traits import StepperTraits, traits
 from kfac_lab.hooks import Recipe, hookimpl
 
 __all__ = ["Kfac", "attached", "kfac_register_methods"]
@@ -38,5 +39,5 @@ def attached(problem: Problem, recipe: Recipe, seed: int, tf32: bool = False) ->
     """A new stepper for a problem, by the recipe's method; the model is as it was."""
     options = {"tf32": True} if tf32 else {}
     made = recipe["method"].attach(problem, recipe, seed, **options)
-    complete = all(hasattr(made, name) for name in MORE)
-    return made if complete else Plain(made, problem, recipe.method)
+    plain = traits(made, StepperTraits).lacks
+    return Plain(made, problem, recipe.method) if plain else made

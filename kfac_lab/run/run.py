@@ -16,6 +16,7 @@ from kfac_lab.core.exchange import exchange
 from kfac_lab.core.parameters import whole_number
 from kfac_lab.core.problem import Problem
 from kfac_lab.core.state import StepRecord, Swap, move
+from kfac_lab.core.traits import StepperTraits, traits
 from kfac_lab.errors import CheckpointError, DataError, RecipeError
 from kfac_lab.history import History
 from kfac_lab.hooks import Recipe
@@ -258,7 +259,7 @@ class Run:
         for waiting in list(self._queue):
             base = base.replace(**waiting)
         plan = planned(base, parts)
-        check = getattr(self.stepper, "check", None)
+        check = traits(self.stepper, StepperTraits).check
         if check is not None:  # now, and not at the boundary in whichever thread trains
             check(plan.recipe)
         try:

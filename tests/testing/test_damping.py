@@ -138,7 +138,7 @@ def test_the_box_obeys(text):
 
 def test_what_is_exempt_says_why():
     found = {r.law: r.why for r in tried("damping", "constant").results if r.status == "exempt"}
-    assert found["lambda_falls_when_good"] == "it does not say follows_rho = True"
+    assert found["lambda_falls_when_good"] == "it does not say follows_rho=True"
     assert found["retry_ends"] == "it has no retry"
     assert "goes_by_the_step" not in {
         r.law for r in tried("damping", "scheduled").results if r.status == "exempt"

@@ -26,6 +26,7 @@ from kfac_lab.core.passes.trace import BackEnd, Trace
 from kfac_lab.core.plan import Plan
 from kfac_lab.core.problem import Drawn
 from kfac_lab.core.protocols import Estimator
+from kfac_lab.core.traits import RowsTraits, traits
 from kfac_lab.core.vector import Vec
 from kfac_lab.errors import RecipeError
 
@@ -37,7 +38,7 @@ def subset(component: Any, rows: int, processes: int = 1) -> int:
 
     With several processes m is what all of them have, and each takes an equal share.
     """
-    chooser = getattr(component, "rows", None)
+    chooser = traits(component, RowsTraits).rows
     whole = rows * processes
     count = chooser(whole) if chooser is not None else math.ceil(component.fraction * whole)
     return max(1, min(rows, math.ceil(count / processes)))

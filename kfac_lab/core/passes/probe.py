@@ -9,6 +9,7 @@ from kfac_lab.core.capture import Recorder
 from kfac_lab.core.likelihood import Likelihood
 from kfac_lab.core.passes.function import Function
 from kfac_lab.core.passes.products import PATHS, jacobian_products
+from kfac_lab.core.traits import LikelihoodTraits, traits
 from kfac_lab.core.vector import Vec
 from kfac_lab.errors import CoverageError, DataError, RecipeError
 
@@ -39,7 +40,7 @@ def check_cases(function: Function, likelihood: Likelihood, inputs: Tensor, targ
         )
     if isinstance(targets, Tensor):  # a Preconditioner may have none
         likelihood.loss(outputs, targets)
-    count = getattr(likelihood, "predictions", None)
+    count = traits(likelihood, LikelihoodTraits).predictions
     return 1 if count is None else int(count(outputs))
 
 

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from kfac_lab.core.moments import NAMES
 from kfac_lab.core.state import Strength, from_tree, to_tree
+from kfac_lab.core.traits import BlockTraits, traits
 from kfac_lab.testing import dense
 from kfac_lab.testing.law import Broken, Case, law
 from kfac_lab.testing.laws.common import (
@@ -109,16 +110,17 @@ def awkward(case: Case) -> Sequence[Subject]:
 
 def observes(block: Any) -> bool:
     """Whether a block is shown the rows themselves."""
-    return hasattr(block, "observe") and bool(getattr(block, "observes", True))
+    return traits(block, BlockTraits).observe is not None
 
 
 def seen(block: Any, subject: Subject, watch: Watch | None = None) -> Mapping[str, Any]:
     """The memo after two observations of the subject's rows."""
     watch = watch or Watch()
-    memo = watch(first_memo(block), "the memo of init")
-    if observes(block):
+    memo = watch(first_memo(block, "block"), "the memo of init")
+    observe = traits(block, BlockTraits).observe
+    if observe is not None:
         for weight in (1.0, 0.5):
-            memo = block.observe(memo, subject["rows"], subject["cotangents"], weight)
+            memo = observe(memo, subject["rows"], subject["cotangents"], weight)
             watch(memo, f"the memo of observe with weight {weight}")
     return memo
 
@@ -153,8 +155,9 @@ def run(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
         "dense": first.dense(),
         "factors": first.factors(),
     }
-    if hasattr(component, "product"):
-        results["product"] = component.product(subject["moments"], after, subject["matrix"])
+    product = traits(component, BlockTraits).product
+    if product is not None:
+        results["product"] = product(subject["moments"], after, subject["matrix"])
     return results
 
 
@@ -164,7 +167,9 @@ common_laws(
 
 P_LAWS = (*CHEAP, "shapes", "linear")
 DENSE = (*P_LAWS, "symmetric", "positive_definite")
-_product = exempt_unless(lambda block: hasattr(block, "product"), "it has no product")
+_product = exempt_unless(
+    lambda block: traits(block, BlockTraits).product is not None, "it has no product"
+)
 
 
 def shape_of(subject: Subject) -> tuple[int, int]:
@@ -358,7 +363,7 @@ _observes = exempt_unless(observes, "it has no observe")
 
 def _after(case: Case, subject: Subject, *shown: tuple[Tensor, Tensor, float]) -> Tensor:
     """P of the subject's moments after rows, cotangents and weights were shown."""
-    memo = first_memo(case.component)
+    memo = first_memo(case.component, "block")
     for rows, cotangents, weight in shown:
         memo = case.component.observe(memo, rows, cotangents, weight)
     found, memo = case.component.factorise(subject["moments"], memo)

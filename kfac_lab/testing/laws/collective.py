@@ -9,7 +9,7 @@ are left out: a run of one process calls no method of it):
 * ``owner_valid``: owner gives one rank below size for each key.
 * ``owner_keeps``: after broadcast_ from this process its tensors hold what they held.
 * ``two_processes``: two processes of torch.distributed agree on means and on what owners send
-  (only where the class says ``processes = True``: it uses torch.distributed).
+  (only where the class says ``processes=True``: it uses torch.distributed).
 """
 
 # ruff: noqa: D103 - a law says itself what it demands
@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from kfac_lab.core.traits import CollectiveTraits, traits
 from kfac_lab.testing.law import Broken, Case, law
 from kfac_lab.testing.laws.common import CHEAP, Trial, common_laws, exempt_unless, same_to_the_bit
 from kfac_lab.testing.processes import two_processes_agree
@@ -50,7 +51,7 @@ def run(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
     averaged, sent = ([t.clone() for t in subject["tensors"]] for _ in range(2))
     component.mean_(averaged)
     owners = component.owner(subject["keys"], subject["costs"])
-    component.broadcast_(sent, int(getattr(component, "rank", 0)))
+    component.broadcast_(sent, int(traits(component, CollectiveTraits).rank))
     return {"mean_": averaged, "owner": [int(rank) for rank in owners], "broadcast_": sent}
 
 
@@ -60,7 +61,7 @@ common_laws(Trial(SLOT, subjects, run, problem=None))
 
 def size_of(collective: Any) -> int:
     """How many processes there are."""
-    return int(getattr(collective, "size", 1))
+    return int(traits(collective, CollectiveTraits).size)
 
 
 _one = exempt_unless(lambda collective: size_of(collective) == 1, "there are several processes")
@@ -68,7 +69,7 @@ _one = exempt_unless(lambda collective: size_of(collective) == 1, "there are sev
 
 @law(SLOT, "rank is one of 0 … size − 1.", needs=("runs",))
 def rank_in_range(case: Case) -> None:
-    size, rank = size_of(case.component), int(getattr(case.component, "rank", 0))
+    size, rank = size_of(case.component), int(traits(case.component, CollectiveTraits).rank)
     if not 0 <= rank < size:
         raise Broken(f"size={size}", f"a rank from 0 to {size - 1}", f"{rank}")
 
@@ -88,7 +89,9 @@ def _in_place(case: Case, name: str) -> None:
         if name == "mean_":
             back = case.component.mean_(given)
         else:
-            back = case.component.broadcast_(given, int(getattr(case.component, "rank", 0)))
+            back = case.component.broadcast_(
+                given, int(traits(case.component, CollectiveTraits).rank)
+            )
         if back is not None:
             raise Broken(subject.where, f"nothing returned by {name}", type(back).__name__)
         if [(id(t), t.data_ptr()) for t in given] != before:
@@ -120,7 +123,7 @@ def owner_valid(case: Case) -> None:
 def owner_keeps(case: Case) -> None:
     for subject in subjects(case):
         found = [t.clone() for t in subject["tensors"]]
-        case.component.broadcast_(found, int(getattr(case.component, "rank", 0)))
+        case.component.broadcast_(found, int(traits(case.component, CollectiveTraits).rank))
         same_to_the_bit(subject.where, "the owner's values", list(subject["tensors"]), found)
 
 
@@ -130,11 +133,11 @@ def owner_keeps(case: Case) -> None:
     needs=(*CHEAP, "rank_in_range", "owner_valid", "owner_keeps", "mean_in_place"),
     applies=exempt_unless(
         lambda collective: (
-            getattr(collective, "processes", False)
+            traits(collective, CollectiveTraits).processes
             and torch.distributed.is_available()
             and not torch.distributed.is_initialized()
         ),
-        "it does not say processes = True, or torch.distributed is in use already",
+        "it does not say processes=True, or torch.distributed is in use already",
     ),
 )
 def two_processes(case: Case) -> None:

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from kfac_lab.core import parameters
 from kfac_lab.core.problem import Problem
+from kfac_lab.core.traits import SLOT_TRAITS, traits
 from kfac_lab.engine import Engine, attach
 from kfac_lab.errors import RecipeError
 from kfac_lab.hooks.manager import Lab
@@ -282,10 +283,10 @@ def _whole(trial: Trial) -> Run:
     return run
 
 
-def first_memo(component: Any) -> Mapping[str, Any]:
-    """What ``init`` gives, {} without one."""
-    init = getattr(component, "init", None)
-    return (init() or {}) if init is not None else {}
+def first_memo(component: Any, slot: str) -> Mapping[str, Any]:
+    """What ``init`` of a momentum, a schedule or a block gives, {} without one."""
+    declared: Any = traits(component, SLOT_TRAITS[slot])
+    return (declared.init() or {}) if declared.init is not None else {}
 
 
 def own_lab() -> Lab:

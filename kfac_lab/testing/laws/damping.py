@@ -6,7 +6,7 @@ Beside the common ones: ``starts_valid``, ``stays_valid``, ``scalars_double``, `
 ``lambda_falls_when_good``, ``lambda_grows_when_bad``, ``goes_by_the_step``, ``swap_keeps_lambda``,
 ``retry_valid``, ``retry_ends``.
 
-The direction of λ is judged only where the component says ``follows_rho = True``.
+The direction of λ is judged only where the component says ``follows_rho=True``.
 """
 
 # ruff: noqa: D103 - a law says itself what it demands
@@ -23,8 +23,15 @@ import torch
 from torch import Tensor
 
 from kfac_lab.core.state import Due, StepRecord, Strength
+from kfac_lab.core.traits import DampingTraits, traits
 from kfac_lab.testing.law import Broken, Case, law, try_last
-from kfac_lab.testing.laws.common import CHEAP, Trial, common_laws, same_to_the_bit
+from kfac_lab.testing.laws.common import (
+    CHEAP,
+    Trial,
+    common_laws,
+    exempt_unless,
+    same_to_the_bit,
+)
 from kfac_lab.testing.steps import engine_strength, number, record, strength, toy_problem
 from kfac_lab.testing.subjects import Subject
 from kfac_lab.testing.trees import Watch
@@ -83,16 +90,15 @@ def _refresh(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any
     """retry and on_swap, where it has them: at those a read through ``linalg.host`` is allowed."""
     given: Strength = subject["strength"]
     results: dict[str, Any] = {}
-    if hasattr(component, "retry"):
+    declared = traits(component, DampingTraits)
+    if declared.retry is not None:
         memo = component.init(toy_problem(subject["l2"], given.eta.device))[1] or {}
         first = next(iter(subject["records"].values()))
         draft = replace(first, rho=NAN, actual=NAN, due=SEARCH)
         watch(memo, "memo")
-        results["retry"] = component.retry(
-            watch(given, "strength"), memo, watch(draft, "record"), 0
-        )
-    if hasattr(component, "on_swap"):
-        results["on_swap"] = component.on_swap(watch(given, "strength"))
+        results["retry"] = declared.retry(watch(given, "strength"), memo, watch(draft, "record"), 0)
+    if declared.on_swap is not None:
+        results["on_swap"] = declared.on_swap(watch(given, "strength"))
     return results
 
 
@@ -239,8 +245,8 @@ def bounds_kept(case: Case) -> None:
 
 
 def _follows(case: Case) -> str | None:
-    follows = getattr(case.component, "follows_rho", False)
-    return None if follows else "it does not say follows_rho = True"
+    follows = traits(case.component, DampingTraits).follows_rho
+    return None if follows else "it does not say follows_rho=True"
 
 
 @law(
@@ -282,7 +288,7 @@ def _direction(case: Case, rhos: Sequence[float], sign: int) -> None:
 
 @law(
     "damping",
-    "needs_rho = False means it: the new strength is the same whatever ρ was.",
+    "needs_rho=False means it: the new strength is the same whatever ρ was.",
     needs=(*CHEAP, "stays_valid"),
     applies=lambda case: "it needs ρ" if _needs_rho(case.component) else None,
 )
@@ -303,19 +309,23 @@ def goes_by_the_step(case: Case) -> None:
     "damping",
     "A swap keeps λ; γ is finite and not negative.",
     needs=CHEAP,
-    applies=lambda case: None if hasattr(case.component, "on_swap") else "it has no on_swap",
+    applies=exempt_unless(
+        lambda damping: traits(damping, DampingTraits).on_swap is not None, "it has no on_swap"
+    ),
 )
 def swap_keeps_lambda(case: Case) -> None:
+    on_swap = traits(case.component, DampingTraits).on_swap
+    assert on_swap is not None
     for kept in (strength(150.0, 3.0), strength(1e-3, 0.5), strength(0.0, 1.0)):
         where = f"the kept λ={float(kept.lam):g}, γ={float(kept.gamma):g}"
-        given = case.component.on_swap(Strength(*kept))
+        given = on_swap(Strength(*kept))
         _valid(where, given)
         if float(given.lam) != float(kept.lam):
             raise Broken(where, f"λ={float(kept.lam):g}", f"λ={float(given.lam):g}")
 
 
 def _retries(case: Case) -> str | None:
-    return None if hasattr(case.component, "retry") else "it has no retry"
+    return None if traits(case.component, DampingTraits).retry else "it has no retry"
 
 
 @law("damping", "What retry asks for has finite λ ≥ 0 and γ ≥ 0.", applies=_retries)
@@ -351,6 +361,8 @@ def _searches(case: Case) -> Iterator[tuple[str, Iterator[Strength]]]:
 def _search(component: Any, step: int, c: float, loss: float) -> Iterator[Strength]:
     start, memo = component.init(toy_problem(1e-5))
     now = engine_strength(start, number(1e-5))
+    retry = traits(component, DampingTraits).retry
+    assert retry is not None
     tried: list[tuple[Tensor, Tensor, Tensor]] = []
     for tries in range(60):
         lam = float(now.lam)
@@ -358,7 +370,7 @@ def _search(component: Any, step: int, c: float, loss: float) -> Iterator[Streng
         tried.append((now.lam, now.gamma, number(value)))
         draft = record(NAN, lam or 1.0, step=step, loss=loss, predicted=value)
         draft = replace(draft, candidates=tuple(tried), lam=now.lam, gamma=now.gamma, due=SEARCH)
-        again = component.retry(now, memo or {}, draft, tries)
+        again = retry(now, memo or {}, draft, tries)
         if again is None:
             return
         yield again
@@ -405,7 +417,7 @@ def _lives(case: Case) -> Iterator[tuple[str, Strength]]:
 
 
 def _needs_rho(component: Any) -> bool:
-    return bool(getattr(component, "needs_rho", True))
+    return traits(component, DampingTraits).needs_rho
 
 
 def _bounded(component: Any) -> list[str]:

@@ -7,7 +7,7 @@ Besides the common ones:
 * ``starts_afresh``: ε is 0 at step 1.
 * ``one_shape``: there is at least one cotangent, each of the outputs' shape.
 * ``second_moment``: Σ of the cotangents' outer products has the mean F_R of their case, also with
-  positions (exempt: ``unbiased`` is False, as for the labels' own gradients).
+  positions (exempt: ``unbiased=False``, as for the labels' own gradients).
 * ``draws_through_draw``: what asks for no uniforms is no sample: it gives F_R itself.
 """
 
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from kfac_lab.core.likelihood import Bernoulli, Categorical, Gaussian, Likelihood
+from kfac_lab.core.traits import EstimatorTraits, traits
 from kfac_lab.testing import dense
 from kfac_lab.testing.law import Broken, Case, law
 from kfac_lab.testing.laws.common import CHEAP, Trial, common_laws, exempt_unless, near
@@ -37,8 +38,8 @@ FEW: tuple[tuple[Likelihood, Tensor], ...] = (
     (Categorical(), normal(2, 2, 2, seed=9)),
 )
 _biased = exempt_unless(
-    lambda component: getattr(component, "unbiased", True),
-    "unbiased = False says that it does not estimate F_R",
+    lambda component: traits(component, EstimatorTraits).unbiased,
+    "unbiased=False says that it does not estimate F_R",
 )
 
 

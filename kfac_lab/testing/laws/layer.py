@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from kfac_lab.core.layers import dense
 from kfac_lab.core.problem import Problem
+from kfac_lab.core.traits import LayerTraits, traits
 from kfac_lab.engine import Engine
 from kfac_lab.hooks import hookimpl
 from kfac_lab.testing.law import Broken, Case, law
@@ -115,7 +116,8 @@ def run(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
 
 
 def _has(layer: Any, name: str) -> bool:
-    return callable(getattr(layer, name, None))
+    found = traits(layer, LayerTraits)
+    return {"tangent": found.tangent, "pullback": found.pullback}[name] is not None
 
 
 class _Claims:

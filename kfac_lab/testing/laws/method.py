@@ -20,6 +20,7 @@ import torch
 from kfac_lab.core.plain import MORE
 from kfac_lab.core.problem import Problem
 from kfac_lab.core.state import StepRecord
+from kfac_lab.core.traits import StepperTraits, traits
 from kfac_lab.hooks.recipe import Recipe
 from kfac_lab.paper.averaging import Polyak
 from kfac_lab.run import Kfac
@@ -221,7 +222,8 @@ def resumes(case: Case) -> None:
 )
 def all_six_or_none(case: Case) -> None:
     _, stepper = _attached(case.component)
-    there = [name for name in MORE if hasattr(stepper, name)]
-    if there and len(there) != len(MORE):
-        lacking = ", ".join(name for name in MORE if name not in there)
+    lacks = traits(stepper, StepperTraits).lacks
+    there = [name for name in MORE if name not in lacks]
+    if there and lacks:
+        lacking = ", ".join(lacks)
         raise Broken("its stepper", f"{lacking} beside {', '.join(there)}", "none")

@@ -14,7 +14,7 @@ Besides the common ones:
 * ``model_optimal``: no coefficients have a lower value than the minimiser's.
 * ``fixed_respected``: held coefficients stay, the others are optimal beside them.
 * ``curvature_is_fisher``: curvature is vᵀFv of the exact Fisher on S2 (only where the model says
-  ``exact = True``).
+  ``exact=True``).
 """
 
 # ruff: noqa: D103 - a law says itself what it demands
@@ -29,6 +29,7 @@ from torch import Tensor
 
 from kfac_lab.core.likelihood import Bernoulli, Categorical, Likelihood
 from kfac_lab.core.state import Strength
+from kfac_lab.core.traits import ModelTraits, traits
 from kfac_lab.core.vector import Vec
 from kfac_lab.testing import dense
 from kfac_lab.testing.law import Broken, Case, law
@@ -307,7 +308,7 @@ def fixed_respected(case: Case) -> None:
     "curvature is vᵀFv of the exact Fisher on S2.",
     needs=(*SHAPED, "curvature_symmetric", "curvature_positive", "basis_change", "mean_over_cases"),
     applies=exempt_unless(
-        lambda model: getattr(model, "exact", False), "it does not say exact = True"
+        lambda model: traits(model, ModelTraits).exact, "it does not say exact=True"
     ),
 )
 def curvature_is_fisher(case: Case) -> None:

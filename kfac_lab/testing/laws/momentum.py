@@ -4,8 +4,8 @@ Beside the common ones: ``direction_first``, ``basis_fits``, ``first_step``, ``o
 ``finite_when_singular``, ``finite_at_a_minimum``, ``starts_downhill``, ``descends``,
 ``signs_right``, ``model_optimal``.
 
-``descends`` and ``signs_right`` are asked of all that do not say ``adapts = False``;
-``model_optimal`` only of those that say ``minimises = True``: one may hold a coefficient back on
+``descends`` and ``signs_right`` are asked of all that do not say ``adapts=False``;
+``model_optimal`` only of those that say ``minimises=True``: one may hold a coefficient back on
 purpose.
 """
 
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from kfac_lab.core.restriction import Restriction
 from kfac_lab.core.state import StepRecord
+from kfac_lab.core.traits import MomentumTraits, traits
 from kfac_lab.core.vector import Part, Vec
 from kfac_lab.testing.law import Broken, Case, law, try_last
 from kfac_lab.testing.laws.common import CHEAP, Trial, common_laws, exempt_unless, first_memo
@@ -32,12 +33,12 @@ from kfac_lab.testing.trees import Watch, moved
 
 SLOT = "momentum"
 _adapts = exempt_unless(
-    lambda component: getattr(component, "adapts", True),
-    "adapts = False says that the coefficients are not the model's",
+    lambda component: traits(component, MomentumTraits).adapts,
+    "adapts=False says that the coefficients are not the model's",
 )
 _minimises = exempt_unless(
-    lambda component: getattr(component, "minimises", False),
-    "it does not say minimises = True",
+    lambda component: traits(component, MomentumTraits).minimises,
+    "it does not say minimises=True",
 )
 
 
@@ -53,7 +54,7 @@ def subjects(case: Case) -> Sequence[Subject]:
 def run(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
     """Three steps: the last two have a δ0, which is what the step before has made of its basis."""
     space = Bowl(subject)
-    memo = first_memo(component)
+    memo = first_memo(component, "momentum")
     results: dict[str, Any] = {"basis": [], "coefficients": [], "memos": []}
     direction = watch(-space.precondition(space.gradient), "direction")
     for step in (1, 2, 50, 1_000_000):
@@ -63,10 +64,11 @@ def run(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
         chosen = component.choose(restriction, space.strength, step)
         results["basis"].append(tuple(basis))
         results["coefficients"].append(watch(chosen, "coefficients"))
-        if hasattr(component, "update"):
+        update = traits(component, MomentumTraits).update
+        if update is not None:
             given: StepRecord = moved(subject["record"], lambda t: t.double())
             draft = watch(replace(given, step=step), "record")
-            memo = component.update(memo, chosen, draft) or {}
+            memo = update(memo, chosen, draft) or {}
             results["memos"].append(memo)
     return results
 
@@ -81,7 +83,7 @@ def _step(
     space = Bowl(subject)
     direction = -space.precondition(space.gradient)
     previous = None if first else subject["previous"]
-    basis = tuple(component.basis(space, direction, previous, first_memo(component)))
+    basis = tuple(component.basis(space, direction, previous, first_memo(component, "momentum")))
     restriction = space.restrict(basis)
     chosen = component.choose(restriction, space.strength, 1 if first else 2)
     return space, basis, restriction, chosen
@@ -100,13 +102,15 @@ def direction_first(case: Case) -> None:
         space = Bowl(subject)
         direction = -space.precondition(space.gradient)
         given = subject["previous"]
-        basis = case.component.basis(space, direction, given, first_memo(case.component))
+        basis = case.component.basis(
+            space, direction, given, first_memo(case.component, "momentum")
+        )
         if not len(basis):
             raise Broken(subject.where, "at least Δ in the basis", "no vector")
         parts = list(itertools.takewhile(lambda v: isinstance(v, Part), basis))
         first = Vec.combine(torch.ones(len(parts)), parts) if parts else basis[0]
         for n, (wanted, got) in enumerate(zip(direction, first, strict=True)):
-            if not getattr(case.component, "adapts", True):
+            if not traits(case.component, MomentumTraits).adapts:
                 length = (wanted * got).sum() / (wanted * wanted).sum()
                 close = bool(length > 0) and torch.allclose(got, wanted * length, rtol=1e-3)
                 if close:
@@ -251,7 +255,7 @@ def signs_right(case: Case) -> None:
 
 @law(
     SLOT,
-    "Where it says minimises = True, no coefficients near the chosen ones have a lower M.",
+    "Where it says minimises=True, no coefficients near the chosen ones have a lower M.",
     needs=(*_OWN, "descends", "signs_right"),
     applies=_minimises,
 )

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from kfac_lab.core.layers import Declined, dense
 from kfac_lab.core.problem import Problem
+from kfac_lab.core.traits import LayerTraits, traits
 from kfac_lab.engine import attach
 from kfac_lab.errors import PluginError
 from kfac_lab.hooks import specs
@@ -348,7 +349,7 @@ def plain(called: Called, layer: Any) -> Tensor | None:
     if layer.module is not called.module or len(args) != 1 or not isinstance(args[0], Tensor):
         return None
     first: Tensor = args[0]
-    if hasattr(layer, "record"):
+    if traits(layer, LayerTraits).record is not None:
         recorded = layer.record(called.module, args, {}, called.module(*args))
         if recorded.inputs is not first or recorded.watched is not recorded.output:
             return None
@@ -376,7 +377,7 @@ def gradient_from_calls(case: Case) -> None:
         given = called.args or ()
         if layer.module is not called.module:
             continue  # then another module's call records it
-        if not hasattr(layer, "record"):
+        if traits(layer, LayerTraits).record is None:
             told = "record(module, args, named, output), as rows_in takes one tensor"
             raise Broken(f"{where}, called with {len(given)} arguments", told, "none")
         with hidden(where):

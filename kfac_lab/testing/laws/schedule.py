@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kfac_lab.core.state import Due, Signals
+from kfac_lab.core.traits import ScheduleTraits, traits
 from kfac_lab.testing.law import Broken, Case, law, try_last
 from kfac_lab.testing.laws.common import CHEAP, Trial, common_laws, first_memo, hidden
 from kfac_lab.testing.subjects import Subject
@@ -36,7 +37,7 @@ def _drifts() -> list[float | None]:
 
 def run(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
     """What is due at every step, the memo handed on."""
-    memo = first_memo(component)
+    memo = first_memo(component, "schedule")
     dues = []
     for k, drift in enumerate(subject["drifts"], 1):
         due, memo = component.due(k, watch(memo, "memo"), Signals(drift))
@@ -97,7 +98,7 @@ def factors_imply_inverse(case: Case) -> None:
 @law(SLOT, "Any drift will do: none, none at all, a large one, NaN of broken factors.", needs=_OWN)
 def takes_any_drift(case: Case) -> None:
     for drift in (None, 0.0, 1e-12, 1e12, float("inf"), float("nan")):
-        memo = first_memo(case.component)
+        memo = first_memo(case.component, "schedule")
         for k in (1, 2, 5, 20, 100):
             where = f"step {k}, drift {drift}"
             with hidden(where):
@@ -111,7 +112,7 @@ def takes_any_drift(case: Case) -> None:
 def takes_any_step(case: Case) -> None:
     for k in (10**6, 10**7, 10**9):
         with hidden(f"step {k}"):
-            due, _ = case.component.due(k, first_memo(case.component), Signals(None))
+            due, _ = case.component.due(k, first_memo(case.component, "schedule"), Signals(None))
             flags = Due(*due)
         if flags.gamma and not flags.inverse:
             raise Broken(f"step {k}", "inverse=True where gamma=True", f"{flags}")
@@ -147,9 +148,8 @@ def drift_is_measured(case: Case) -> None:
 
 
 def _period(component: Any) -> Any:
-    """``check`` where it is the period; a method of that name is the rule across fields."""
-    period = getattr(component, "check", None)
-    return None if callable(period) else period
+    """Every how many steps it wants to know the drift, or None."""
+    return traits(component, ScheduleTraits).drift_period
 
 
 for _name in ("trains", "resumes"):

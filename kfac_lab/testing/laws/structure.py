@@ -15,7 +15,7 @@ Besides the common ones:
 * ``previous_is_a_hint``: damped gives the same P from whatever was in use before.
 * ``saved``: the factorisation and P are saved without pickle and give the same.
 
-The four in the middle do not bind a structure that says ``keeps_blocks = False``: one that scales
+The four in the middle do not bind a structure that says ``keeps_blocks=False``: one that scales
 the blocks' inverses, or couples them in a way of its own.
 """
 
@@ -32,6 +32,7 @@ from torch import Tensor
 
 from kfac_lab.core.problem import Problem
 from kfac_lab.core.state import Strength
+from kfac_lab.core.traits import StructureTraits, traits
 from kfac_lab.core.vector import Vec
 from kfac_lab.paper.diagonal import Diagonal, Identity
 from kfac_lab.paper.kronecker import Kronecker
@@ -160,16 +161,16 @@ def run(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
 
 
 def problem(case: Case) -> Problem:
-    """The tiny problem; without ℓ2 for ``low_rank``, which does not go with it."""
-    return tiny_problem(l2=0.0 if getattr(case.component, "low_rank", False) else 1e-3)
+    """The tiny problem; without ℓ2 for ``by_case``, which does not go with it."""
+    return tiny_problem(l2=0.0 if traits(case.component, StructureTraits).by_case else 1e-3)
 
 
 common_laws(Trial(SLOT, subjects, run, awkward=awkward, door=True, problem=problem))
 
 DENSE = (*CHEAP, "linear", "symmetric", "positive_definite")
 _keeps = exempt_unless(
-    lambda structure: getattr(structure, "keeps_blocks", True),
-    "keeps_blocks = False says that P is not made of the blocks' inverses alone",
+    lambda structure: traits(structure, StructureTraits).keeps_blocks,
+    "keeps_blocks=False says that P is not made of the blocks' inverses alone",
 )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 import kfac_lab as kl
 from kfac_lab.core.protocols import Memo, Moments
 from kfac_lab.core.state import Strength
+from kfac_lab.core.traits import BlockTraits, traits
 
 __all__ = ["KroneckerReduce"]
 
@@ -45,9 +46,8 @@ class KroneckerReduce:
     def check(self) -> str | None:
         """Whether the inner block goes by Ā and G alone."""
         inner = self._inner()
-        wants = set(inner.wants())
-        observes = hasattr(inner, "observe") and getattr(inner, "observes", True)
-        if hasattr(inner, "product") and not observes and wants == {"A", "G"}:
+        given = traits(inner, BlockTraits)
+        if given.product and not given.observe and set(inner.wants()) == {"A", "G"}:
             return None
         return (
             f"inner={self.inner!r} must be a block of the dense factors A and G, with a product "

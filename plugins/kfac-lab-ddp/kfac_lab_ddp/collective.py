@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from kfac_lab.core.parameters import parameter
+from kfac_lab.core.traits import CollectiveTraits
 
 __all__ = ["Distributed"]
 
@@ -24,7 +25,7 @@ class Distributed:
     timeout that ``init_process_group`` was given.
     """
 
-    processes: ClassVar[bool] = True  # the laws try it in two of them
+    traits: ClassVar[CollectiveTraits] = CollectiveTraits(processes=True)
 
     bucket: int = parameter(
         64, section="12.6", low=1, help="MiB of tensors that travel as one message"

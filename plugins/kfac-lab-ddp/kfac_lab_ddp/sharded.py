@@ -20,6 +20,7 @@ from kfac_lab.core import linalg
 from kfac_lab.core.parameters import parameter
 from kfac_lab.core.protocols import Block, Layer, Memo, MomentTable, Preconditioner
 from kfac_lab.core.state import Strength
+from kfac_lab.core.traits import PreconditionerTraits, StructureTraits, forwarded, traits
 from kfac_lab_ddp.collective import Distributed
 from kfac_lab_ddp.exchange import Told, exchanged
 
@@ -85,9 +86,9 @@ class Sharded:
         return None
 
     @property
-    def low_rank(self) -> bool:
+    def traits(self) -> StructureTraits:
         """The inner structure's."""
-        return bool(getattr(self._structure(), "low_rank", False))
+        return forwarded(self._structure(), StructureTraits)
 
     def pairs(self, chains: Sequence[Sequence[int]]) -> Sequence[tuple[int, int]]:
         """The inner structure's."""
@@ -138,8 +139,8 @@ class Sharded:
         if not isinstance(factored, ShardedFactors):
             alone: Preconditioner = inner.damped(factored, memos, strength, previous)
             return alone
-        before = getattr(previous, "inverses", None)
-        if not isinstance(before, tuple) or len(before) != len(factored.parts):
+        before = traits(previous, PreconditionerTraits).inverses
+        if before is None or len(before) != len(factored.parts):
             before = (None,) * len(factored.parts)
         known = [
             (part, memo, last)

@@ -66,7 +66,7 @@ def test_messages_to_nobody():
 
 
 def test_the_low_rank_products_are_the_inner_structures():
-    assert not Sharded().low_rank and Sharded("block_diagonal(low_rank=True)").low_rank
+    assert not Sharded().traits.by_case and Sharded("block_diagonal(low_rank=True)").traits.by_case
     parts = {"estimator": "sampled(fraction=1.0)", "batch": "constant(size=4)"}
 
     def deltas(structure):
