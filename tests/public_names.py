@@ -11,7 +11,7 @@ import importlib
 import inspect
 import json
 import pkgutil
-import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +56,14 @@ def members(name: str) -> list[str]:
     for base in found.__mro__:
         if base.__module__.startswith("kfac_lab"):
             names |= {*vars(base), *inspect.get_annotations(base)}
-            names |= set(re.findall(r"self\.(\w+)(?:: [^=\n]+)? = ", inspect.getsource(base)))
+            tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
+            stored = (n for n in ast.walk(tree) if isinstance(n, ast.Attribute))
+            names |= {n.attr for n in stored if isinstance(n.ctx, ast.Store) and _self(n.value)}
     return sorted(n for n in names if not n.startswith("_"))
+
+
+def _self(node: ast.expr) -> bool:
+    return isinstance(node, ast.Name) and node.id == "self"
 
 
 def commands() -> list[str]:

@@ -164,7 +164,7 @@ class Normalised:
     total_steps: int | None = parameter(
         None, low=1, help="steps of the whole run, where it is known; lr falls to 0"
     )
-    adapts: ClassVar[bool] = False
+    traits: ClassVar[MomentumTraits] = MomentumTraits(adapts=False)
 
     def rate(self, step: int) -> float:
         """lr_k."""
