@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-__all__ = ["computes_as"]
+__all__ = ["ByStructure", "computes_as"]
+
+
+@dataclass(frozen=True)
+class ByStructure:
+    """A claim's answer that goes by what a module was seen to compute, whatever it is called.
+
+    It yields to a claim by type, whoever makes that.
+
+    Args:
+        answer: a Layer, or a tuple of Layers.
+    """
+
+    answer: Any
+
 
 # What a subclass may have of its own without computing anything else.
 _HARMLESS = frozenset(

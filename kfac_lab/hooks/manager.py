@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import pluggy
 
+from kfac_lab.core.claims import ByStructure
 from kfac_lab.core.parameters import build, did_you_mean, parse, validate
 from kfac_lab.errors import KfacLabError, PluginError, RecipeError
 from kfac_lab.hooks import specs
@@ -490,12 +491,18 @@ class Lab:
                 continue
             side = builtins if record.builtin else outsiders
             side += [Claim(answer, record.qualified) for answer in answers[:1]]
+        if len(outsiders) > 1 or builtins:  # what goes by structure yields to what goes by type
+            by_type = [claim for claim in outsiders if not isinstance(claim.answer, ByStructure)]
+            outsiders = by_type if by_type or builtins else outsiders
         if preferred is not None and not outsiders + builtins:
             raise PluginError(f"the recipe gives {what} to {preferred!r}, which does not claim it")
         if len(outsiders) > 1:
             owners = " and ".join(claim.owner for claim in outsiders)
             raise PluginError(f"{what} is claimed by {owners}; {remedy}")
-        found = outsiders + builtins
+        found = [
+            c._replace(answer=c.answer.answer) if isinstance(c.answer, ByStructure) else c
+            for c in outsiders + builtins
+        ]
         return found[0] if found else None
 
     # --- events ---

@@ -27,6 +27,7 @@ import pluggy
 import torch
 from torch import Tensor, nn
 
+from kfac_lab.core.claims import ByStructure
 from kfac_lab.core.layers import Declined, dense
 from kfac_lab.core.problem import Problem
 from kfac_lab.core.traits import LayerTraits, traits
@@ -233,7 +234,8 @@ def claimed(case: Case, example: Example) -> Iterator[tuple[Called, tuple[Any, .
 
 
 def _answer(case: Case, module: nn.Module, path: str) -> Any:
-    return _asked(case, "kfac_claim_layer", module=module, path=path)
+    answer = _asked(case, "kfac_claim_layer", module=module, path=path)
+    return answer.answer if isinstance(answer, ByStructure) else answer
 
 
 def _asked(case: Case, hook: str, **arguments: Any) -> Any:

@@ -101,7 +101,8 @@ class ScaleShift:
 
     def rows_in(self, inputs: Tensor) -> Tensor:
         """1 for each case: ``[N, 1, 1]``."""
-        return self.module.weight.new_ones((inputs.shape[0], 1, 1))
+        own: Tensor = getattr(self.module, self.names[0])
+        return own.new_ones((inputs.shape[0], 1, 1))
 
     def rows_out(self, gradients: Tensor) -> Tensor:
         """Each case's own gradient: ``[N, 1, P]``."""
