@@ -5,8 +5,8 @@
     kl.testing.check(MyLayer(module, ""), inputs=x)
     kl.testing.check_plugin("my-distribution")    # all that it registers and claims
 
-The laws of a slot stand in ``laws/``, one file per slot; ``broken/`` holds, for each law, a
-component that breaks this law and no other.
+The laws of a slot stand in ``laws/``, one file per slot. The package's own tests hold for each law
+a component that breaks it and no other.
 """
 
 from __future__ import annotations

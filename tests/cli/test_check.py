@@ -11,7 +11,7 @@ from kfac_lab.testing.plugin import Source
 
 
 def test_a_component_that_obeys(command) -> None:
-    done = command("check", "kfac_lab.testing.broken.batch:Sound")
+    done = command("check", "broken.batch:Sound")
     assert done.code == 0 and "\x1b" not in done.out
     head, row = done.out.splitlines()[:2]
     assert head.split() == ["slot", "component", "obeyed", "broken", "exempt", "not", "tried"]
@@ -20,16 +20,14 @@ def test_a_component_that_obeys(command) -> None:
 
 
 def test_a_component_that_does_not(command) -> None:
-    done = command(
-        "check", "kfac_lab.testing.broken.batch:_More", "kfac_lab.paper.schedules:Constant"
-    )
+    done = command("check", "broken.batch:_More", "kfac_lab.paper.schedules:Constant")
     assert done.code == 1
     assert "within_the_set: A batch has at most as many cases as there are. But on" in done.out
     assert done.out.endswith("1 of 2 broke a law\n")
 
 
 def test_a_plugin_with_its_parts(command, monkeypatch) -> None:
-    from kfac_lab.testing.broken.plugin import sound
+    from broken.plugin import sound
 
     monkeypatch.setitem(sys.modules, "tried_by_check", sound())
     monkeypatch.setattr(sys.modules["tried_by_check"], "__spec__", types.SimpleNamespace())

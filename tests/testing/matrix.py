@@ -1,9 +1,9 @@
 """The kit's own proof, in groups of slots: each group is a file, so that two workers share them."""
 
 import pytest
+from broken import broken_for
 
 from kfac_lab.testing import report
-from kfac_lab.testing.broken import broken_for
 from kfac_lab.testing.law import LAWS
 
 GROUPS = {
@@ -23,7 +23,7 @@ def every_law(group):
 def breaks_that_law_alone(slot, name):
     """The broken component of a law breaks it, and no other, and the report says so."""
     made = broken_for(slot)
-    assert name in made, f"broken/{slot}.py has nothing that breaks {name}"
+    assert name in made, f"tests/broken/{slot}.py has nothing that breaks {name}"
     component, extra = made[name](), {}
     if isinstance(component, tuple):
         component, extra = component

@@ -1,10 +1,10 @@
 """The laws of collectives: solo obeys; one of torch.distributed is tried between two processes."""
 
 import pytest
+from broken.collective import Summing
 
 from kfac_lab.hooks import Lab
 from kfac_lab.testing import check, report
-from kfac_lab.testing.broken.collective import Summing
 from kfac_lab.testing.law import Broken
 from kfac_lab.testing.processes import compare, two_processes_agree
 
@@ -26,7 +26,7 @@ def test_two_processes_need_a_class_that_can_be_imported():
 def test_two_processes_that_agree(monkeypatch, tmp_path):
     (tmp_path / "averaging_of_two.py").write_text(
         "import dataclasses, torch\n"
-        "from kfac_lab.testing.broken.collective import Summing\n"
+        "from broken.collective import Summing\n"
         "@dataclasses.dataclass(frozen=True)\n"
         "class Averaging(Summing):\n"
         "    def mean_(self, tensors):\n"

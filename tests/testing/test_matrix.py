@@ -1,9 +1,9 @@
 """The matrix of laws and broken components is whole."""
 
 import pytest
+from broken import broken_for
 from testing.matrix import GROUPS
 
-from kfac_lab.testing.broken import broken_for
 from kfac_lab.testing.law import LAWS
 
 

@@ -6,13 +6,13 @@ from importlib.metadata import entry_points
 
 import pytest
 import torch
+from broken.damping import Sound, _Unbounded
+from broken.plugin import sound
 from hooks.test_specs import HOOKS, example
 from torch import nn
 
 import kfac_lab as kl
 from kfac_lab.testing import check_plugin
-from kfac_lab.testing.broken.damping import Sound, _Unbounded
-from kfac_lab.testing.broken.plugin import sound
 from kfac_lab.testing.catalogue import calls, modules
 from kfac_lab.testing.plugin import plugin_reports, sources
 
@@ -115,7 +115,7 @@ def test_nothing_is_left_behind():
 
 
 def test_an_installed_distribution_is_found_by_any_of_its_names(tmp_path, monkeypatch):
-    source = "import kfac_lab as kl\nfrom kfac_lab.testing.broken.damping import Sound\n\n"
+    source = "import kfac_lab as kl\nfrom broken.damping import Sound\n\n"
     source += "@kl.hookimpl\ndef kfac_register_dampings(register):\n    register('own', Sound)\n"
     (tmp_path / "kfac_lab_tried.py").write_text(source)
     info = tmp_path / "kfac_lab_tried-1.0.dist-info"

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from broken.problem import sound
 from testing.registered import example, names, status, tried
 
 import kfac_lab as kl
 from kfac_lab.errors import DataError
 from kfac_lab.testing import report
-from kfac_lab.testing.broken.problem import sound
 
 SMALL = ("digits", "digits_classifier", "digits_small")
 

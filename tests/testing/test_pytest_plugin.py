@@ -4,12 +4,14 @@ import os
 import subprocess
 import sys
 from importlib.metadata import entry_points
+from pathlib import Path
 
+TREE = str(Path(__file__).resolve().parents[1])  # where the broken components stand
 TESTS = """
 import kfac_lab as kl
 import pytest
 import torch
-from kfac_lab.testing.broken.damping import Sound, _Unbounded
+from broken.damping import Sound, _Unbounded
 
 
 def test_check(kfac_lab_check):
@@ -46,13 +48,14 @@ def test_nothing_heavy_is_imported():
 def test_the_fixtures_are_there_and_nothing_heavy_before_they_are_used(tmp_path):
     (tmp_path / "test_1.py").write_text(LIGHT)
     (tmp_path / "test_2.py").write_text(TESTS)
+    path = os.pathsep.join([TREE, *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
     others = ("cacheprovider", "anyio", "hypothesispytest", "nbval", "xdist")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", *(f"-pno:{name}" for name in others), "."],
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
     )
     assert done.returncode == 0, done.stdout
     assert " passed" in done.stdout and "skipped" not in done.stdout

@@ -1,10 +1,10 @@
 """The laws of a named recipe: the box's and the hook's example."""
 
 import pytest
+from broken.recipe import SOUND
 from testing.registered import box, example, names, tried
 
 import kfac_lab as kl
-from kfac_lab.testing.broken.recipe import SOUND
 
 
 @pytest.mark.parametrize("name", names("recipe"))

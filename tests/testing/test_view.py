@@ -4,10 +4,10 @@ import builtins
 import importlib.util
 
 import pytest
+from broken.view import Sound, SoundPicture
 from testing.registered import example, names, status, tried
 
 from kfac_lab.testing import check, report, slot_of
-from kfac_lab.testing.broken.view import Sound, SoundPicture
 
 pytest.importorskip("matplotlib")
 

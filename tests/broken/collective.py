@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from kfac_lab.testing.broken.common import Misread, counted, first_of
+from broken.common import Misread, counted, first_of
 
 __all__ = ["BROKEN", "Sound"]
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from broken.common import Misread, Remembers, counted, first_of, named
 from kfac_lab.core.linalg import damped_inverse
 from kfac_lab.core.state import Strength
-from kfac_lab.testing.broken.common import Misread, Remembers, counted, first_of, named
 from kfac_lab.testing.dense import of_map
 
 __all__ = ["BROKEN", "Inverse", "Sound"]

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from broken.common import Misread, Remembers, counted, first_of, named
 from kfac_lab.core.state import Strength
 from kfac_lab.core.vector import Vec
 from kfac_lab.paper.block_tridiagonal import BlockTridiagonal
-from kfac_lab.testing.broken.common import Misread, Remembers, counted, first_of, named
 
 __all__ = ["BROKEN", "Inverse", "Sound"]
 

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from broken.common import Misread, Remembers, counted, first_of
 from kfac_lab.core.restriction import Restriction
 from kfac_lab.core.state import Strength
 from kfac_lab.core.vector import Vec
-from kfac_lab.testing.broken.common import Misread, Remembers, counted, first_of
 
 __all__ = ["BROKEN", "Sound"]
 

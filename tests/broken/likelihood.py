@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from broken.common import Remembers, counted, first_of
 from kfac_lab.core.likelihood import Gaussian
-from kfac_lab.testing.broken.common import Remembers, counted, first_of
 
 __all__ = ["BROKEN", "Sound"]
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from kfac_lab.testing.broken.common import counted
+from broken.common import counted
 from kfac_lab.testing.subjects import normal
 
 __all__ = ["BROKEN", "Sound"]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kfac_lab.testing.broken.common import Misread, Remembers, counted, first_of
+from broken.common import Misread, Remembers, counted, first_of
 
 __all__ = ["BROKEN", "Sound"]
 
