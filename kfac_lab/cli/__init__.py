@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,7 +80,7 @@ def _demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     demo.add_argument("--problem", default="curves", help="which problem (default curves)")
     demo.add_argument(
         "--threads",
-        type=_count,
+        type=_threads,
         default=1,
         help="CPU threads, the same for every method (default 1, so that numbers compare between "
         "machines)",
@@ -117,13 +118,24 @@ def _train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         help="another part after that step, such as 60:structure=block_tridiagonal",
     )
     keeping = train.add_argument_group("files")
-    keeping.add_argument("--save", type=Path, metavar="FILE", help="keep the run at the end")
+    keeping.add_argument(
+        "--save",
+        type=Path,
+        metavar="FILE",
+        help="keep the run: on its way, and where it ends",
+    )
+    keeping.add_argument(
+        "--save-every",
+        type=_every,
+        metavar="N",
+        help="save after so many steps, or so often: 200, 30s, 5m, 1h (default: every half minute)",
+    )
     keeping.add_argument("--resume", type=Path, metavar="FILE", help="go on with a saved run")
     keeping.add_argument("--csv", type=Path, metavar="FILE", help="the history, a line per step")
     keeping.add_argument("--plot", type=Path, metavar="FILE", help="a picture of the history")
     train.add_argument("--seed", type=int, help="of every draw (default 0)")
     train.add_argument("--device", type=_device, default="auto", help="auto, cpu, cuda, …")
-    train.add_argument("--threads", type=_count, help="CPU threads (default: torch's choice)")
+    train.add_argument("--threads", type=_threads, help="CPU threads (default: torch's choice)")
     train.add_argument(
         "--evaluate",
         type=_count,
@@ -150,7 +162,7 @@ def _bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         "--batch", type=_count, nargs="+", default=[1000, 5000], help="sizes (default 1000 5000)"
     )
     bench.add_argument("--steps", type=_count, default=40, help="of each (default 40)")
-    bench.add_argument("--threads", type=_count, default=1, help="CPU threads (default 1)")
+    bench.add_argument("--threads", type=_threads, default=1, help="CPU threads (default 1)")
     bench.set_defaults(run=_run_bench)
 
 
@@ -165,7 +177,7 @@ def _reproduce(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     make.add_argument("--only", action="append", metavar="METHOD", help="this method; repeatable")
     make.add_argument("--seed", type=int, help="this seed alone")
     make.add_argument("--until", type=_count, metavar="STEP", help="no run beyond this step")
-    make.add_argument("--threads", type=_count, default=1, help="CPU threads (default 1)")
+    make.add_argument("--threads", type=_threads, default=1, help="CPU threads (default 1)")
     make.add_argument("--estimate", action="store_true", help="say what it would cost, and end")
     make.set_defaults(run=_run_reproduce)
 
@@ -283,9 +295,36 @@ def _run_new_plugin(options: argparse.Namespace) -> int:
 
 
 def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    if not re.fullmatch("[0-9]{1,18}", text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{_short(text)} is not a whole number above 0")
     return int(text)
+
+
+def _threads(text: str) -> int:
+    count, most = _count(text), max(64, 4 * (os.cpu_count() or 1))
+    if count > most:  # the libraries beneath do not survive as many as they are asked for
+        raise argparse.ArgumentTypeError(
+            f"{text} threads are too many: this machine has {os.cpu_count()} cores, and takes at "
+            f"most {most}"
+        )
+    return count
+
+
+def _every(text: str) -> tuple[float, str]:
+    """("steps" | "seconds") and how many."""
+    found = re.fullmatch(r"([0-9]{1,9})(s|m|h)?", text)
+    if found is None or int(found[1]) < 1:
+        raise argparse.ArgumentTypeError(
+            f"{_short(text)} is neither a number of steps, such as 200, nor a time, such as 30s, "
+            "5m or 1h"
+        )
+    if found[2] is None:
+        return int(found[1]), "steps"
+    return int(found[1]) * {"s": 1.0, "m": 60.0, "h": 3600.0}[found[2]], "seconds"
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:39] + "…")
 
 
 def _seconds(text: str) -> float:
@@ -304,8 +343,8 @@ def _device(text: str) -> str:
     import torch
 
     try:
-        torch.empty(0, device=torch.device(text))
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=torch.device(text)).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise argparse.ArgumentTypeError(f"{text!r} cannot be used here: {reason}") from None
     return text
@@ -320,6 +359,6 @@ def _part(text: str) -> tuple[str, str]:
 
 def _swap(text: str) -> tuple[int, str, str]:
     step, colon, rest = text.partition(":")
-    if not colon or not step.strip().isdigit():
+    if not colon or not re.fullmatch(" *[0-9]{1,18} *", step):
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form step:slot=text")
     return int(step), *_part(rest)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from kfac_lab.baselines import tuned
+from kfac_lab.cli.about import error_unit
 from kfac_lab.cli.picture import available, race_picture
 from kfac_lab.cli.race import Lane, Race, threads, time_to
 from kfac_lab.cli.terminal import Live, bar, chart, duration, number, paint, table, ticks
-from kfac_lab.cli.train import error_unit
+from kfac_lab.core import files
 from kfac_lab.hooks import Recipe
 
 __all__ = ["LANES", "demo", "entries", "levels", "verdict", "write_csv"]
@@ -69,16 +71,16 @@ def demo(options: argparse.Namespace) -> int:
         text = "\n".join(
             [f"{race.problem.title}: {setting}", "", *_table(race), "", *verdict(race)]
         )
-        files = [options.out / f"{name}.{kind}" for kind in ("png", "csv", "txt")]
-        race_picture(race, setting, files[0])
-        write_csv(race, files[1])
+        paths = [options.out / f"{name}.{kind}" for kind in ("png", "csv", "txt")]
+        race_picture(race, setting, paths[0])
+        write_csv(race, paths[1])
         recipes = [
             "\n".join([f"{lane.label}:", *(f"  {line}" for line in _recipe_lines(lane))])
             for lane in race.lanes
         ]
-        files[2].write_text("\n\n".join([text, *recipes]) + "\n", encoding="utf-8")
+        files.write(paths[2], "\n\n".join([text, *recipes]) + "\n")
         live.say("\n" + text + "\n")
-        live.say(f"wrote {', '.join(map(str, files))}")
+        live.say(f"wrote {', '.join(map(str, paths))}")
     return INTERRUPTED if interrupted else 0
 
 
@@ -172,7 +174,7 @@ class _Screen:
 
 def write_csv(race: Race, path: Path) -> None:
     """Every measurement, a line each; the last ones of a method are on whole sets."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with io.StringIO(newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["method", "seconds", "step", "split", "cases", "error", "loss"])
         whole = race.problem.split("train")[0]
@@ -191,6 +193,7 @@ def write_csv(race: Race, path: Path) -> None:
                     score.loss,
                 ]
                 writer.writerow([lane.method, *row])
+        files.write(path, file.getvalue())
 
 
 def levels(race: Race) -> list[float]:

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from kfac_lab.cli.about import error_unit
 from kfac_lab.cli.race import Lane, Race
 from kfac_lab.cli.terminal import number, ticks
-from kfac_lab.errors import KfacLabError
+from kfac_lab.core import files
+from kfac_lab.errors import KfacLabError, RecipeError
 from kfac_lab.run import Run
 
 if TYPE_CHECKING:
@@ -44,14 +46,22 @@ STYLES = {
 _OTHER = Style("#7a7a7a")
 
 
-def available() -> None:
-    """Says early that pictures cannot be drawn.
+def available(path: Path | None = None) -> None:
+    """Says early that pictures cannot be drawn, or not into a file of that name.
 
     Raises:
         KfacLabError: matplotlib is not installed.
+        RecipeError: it writes no files with this ending.
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise KfacLabError("pictures need matplotlib: pip install 'kfac-lab[lab]'")
+    if path is None:
+        return
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = FigureCanvasBase.filetypes
+    if path.suffix[1:].lower() not in known:
+        raise RecipeError(f"no picture can be written as {path.name!r}: use .png, .pdf or .svg")
 
 
 def _figure(size: tuple[float, float]) -> Figure:
@@ -142,12 +152,16 @@ def race_picture(race: Race, setting: str, path: Path) -> None:
         color=GREY,
         va="center",
     )
-    figure.savefig(path)
+    _written(figure, path)
+
+
+def _written(figure: Figure, path: str | Path) -> None:
+    """The picture as a file, by its ending; whole or not at all."""
+    kind = Path(path).suffix[1:].lower() or "png"
+    files.write(path, lambda file: figure.savefig(file, format=kind))
 
 
 def _unit(race: Race) -> str:
-    from kfac_lab.cli.train import error_unit
-
     return error_unit(race.lanes[0].run)
 
 
@@ -378,4 +392,4 @@ def history_picture(run: Run, path: Path) -> None:
         va="center",
         ha="right",
     )
-    figure.savefig(path)
+    _written(figure, path)

@@ -1,8 +1,10 @@
 """``kfac-lab reproduce``: the long experiments, a line per point, resumable after any kill.
 
 What a run has made stands in ``RESULTS/NAME.jsonl``: a line of type "run" with all that it takes to
-make it again, then lines of type "point". Its latest snapshot stands in the work folder; a run that
-was killed goes on from there, and the points after it are made again.
+make it again, then lines of type "point". Its latest snapshot stands in the work folder, one file
+that holds the run and its lines up to there: a run that was killed goes on from it, the lines in
+the results are made those of the snapshot, and the points after it are made again. One process at a
+time makes a run.
 """
 
 from __future__ import annotations
@@ -15,8 +17,7 @@ import platform
 import re
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,20 @@ import torch
 from torch import nn
 
 import kfac_lab
+from kfac_lab.cli.about import has_test
+from kfac_lab.cli.ending import Ending, ending
 from kfac_lab.cli.experiments import Planned, planned
 from kfac_lab.cli.flops import run_flops, step_flops
 from kfac_lab.cli.sweep import STRENGTHS, WAYS, sweep
 from kfac_lab.cli.terminal import duration, table
-from kfac_lab.cli.train import has_test
-from kfac_lab.errors import CheckpointError
+from kfac_lab.core import files
+from kfac_lab.core.parameters import did_you_mean
+from kfac_lab.errors import CheckpointError, RecipeError
 from kfac_lab.history import COLUMNS
 from kfac_lab.hooks import Recipe
 from kfac_lab.problems import cache
 from kfac_lab.run import Run
-from kfac_lab.study.results import read
+from kfac_lab.study.results import read, read_whole
 
 __all__ = ["fingerprint", "reproduce"]
 
@@ -45,7 +49,7 @@ SAVE_EVERY = 60.0  # seconds of computing between two snapshots
 def reproduce(options: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
     torch.set_num_threads(options.threads)
-    plan = [p for p in planned(options.name) if _chosen(p, options)]
+    plan = _chosen(planned(options.name), options)
     path = options.results / f"{options.name}.jsonl"
     work = _work_folder(options)
     total = 0.0
@@ -64,8 +68,12 @@ def reproduce(options: argparse.Namespace) -> int:
     )
     if options.estimate:
         return 0
-    for one in plan:
-        Maker(one, path, work / _slug(one.key)).make(_goal(one, options))
+    with ending() as ended:
+        for one in plan:
+            Maker(one, path, work / _slug(one.key), ended).make(_goal(one, options))
+            if ended:
+                print(f"{ended.name}: {one.key} is kept", flush=True)
+                return ended.code
     return 0
 
 
@@ -76,21 +84,38 @@ class Maker:
         one: the plan.
         path: the experiment's file.
         folder: where its snapshot is kept.
+        ended: says whether a signal asks it to end.
     """
 
-    def __init__(self, one: Planned, path: Path, folder: Path) -> None:
+    def __init__(self, one: Planned, path: Path, folder: Path, ended: Ending | None = None) -> None:
         self.one, self.path, self.folder = one, path, folder
+        self._ended = ended or Ending()
         self._cpu = 0.0  # of training, over all processes that this run has had
+        self._lines: list[str] = []  # of this run, as they stand in the file
 
     def make(self, steps: int) -> None:
-        """Goes on to step ``steps``."""
+        """Goes on to step ``steps``, or to where it is told to end.
+
+        Raises:
+            CheckpointError: another process makes this run, or its folder holds another one.
+        """
         if _made(self.path, self.one) >= steps:
             return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"{error.filename} cannot be made: {error.strerror}") from error
+        own = self.path.with_name(f".{self.path.name}.{_slug(self.one.key)}.lock")
+        with files.locked(self.folder / ".lock", wait=False), files.locked(own, wait=False):
+            self._make(steps)
+
+    def _make(self, steps: int) -> None:
         run = self._started()
         print(f"{self.one.key}: from step {run.step}", flush=True)
-        saved = time.monotonic()
+        saved, at = time.monotonic(), run.step
         every = max(1, self.one.evaluate // 4)
-        while run.step < steps:
+        while run.step < steps and not self._ended:
             if run.step == self.one.sweep:
                 self._sweep(run)
             before = time.process_time()
@@ -102,26 +127,45 @@ class Maker:
                 self._append(run, record, measured)
             if time.monotonic() - saved > SAVE_EVERY or k == steps:
                 self._save(run)
-                saved = time.monotonic()
+                saved, at = time.monotonic(), k
+        if at < run.step:
+            self._save(run)
 
     def _started(self) -> Run:
         snapshot = self.folder / "run.pt"
         if snapshot.exists():
             run = Run.load(snapshot)
-            kept = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
-            if kept["step"] != run.step or kept["recipe"] != self.one.recipe:
+            notes = run.notes or _notes_of_before(self.folder, run)
+            if notes.get("recipe") != self.one.recipe or run.seed != self.one.seed:
                 raise CheckpointError(
                     f"{self.folder} holds another run than {self.one.key} as it is planned now: "
                     "remove the folder, and its lines from the results, to begin again"
                 )
-            self._cpu = float(kept["cpu_seconds"])
-            _keep_lines(self.path, lambda line: line["run"] != self.one.key or _until(line, run))
+            self._cpu = float(notes["cpu_seconds"])
+            own = [line for line in read(self.path) if line["run"] == self.one.key]
+            self._lines = [json.dumps(x, ensure_ascii=False) for x in own if _until(x, run)]
+            if "lines" in notes:
+                self._lines = str(notes["lines"]).splitlines()
+            self._restore_lines()
             return run
         run = Run(self.one.problem, Recipe.from_text(self.one.recipe), self.one.seed, "cpu")
-        _keep_lines(self.path, lambda line: line["run"] != self.one.key)
         head = {"type": "run", "run": self.one.key, "label": self.one.label}
-        _append(self.path, {**head, **_circumstances(run, self.one)})
+        head |= _circumstances(run, self.one)
+        self._lines = [json.dumps(head, ensure_ascii=False)]
+        self._restore_lines()
         return run
+
+    def _restore_lines(self) -> None:
+        """Makes the run's lines in the file those of the snapshot; a file that has them stays."""
+        wanted = [json.loads(line) for line in self._lines]
+        with files.locked(_lock_of(self.path)):
+            lines, whole = read_whole(self.path)
+            own = [line for line in lines if line["run"] == self.one.key]
+            if own == wanted and whole:
+                return
+            others = [line for line in lines if line["run"] != self.one.key]
+            at = next((n for n, x in enumerate(lines) if x["run"] == self.one.key), len(others))
+            _write(self.path, [*others[:at], *wanted, *others[at:]])
 
     def _append(self, run: Run, record: Any, measured: bool) -> None:
         line: dict[str, Any] = {
@@ -142,6 +186,7 @@ class Maker:
             shown = f"train {line['train']}, loss {line.get('loss')}"
             print(f"{self.one.key}: step {run.step}, {shown}, {duration(self._cpu)}", flush=True)
         _append(self.path, line)
+        self._lines.append(json.dumps(line, ensure_ascii=False))
 
     def _sweep(self, run: Run) -> None:
         """A line of type "sweep" for each way of figure 7, then its points, one for each γ."""
@@ -160,11 +205,28 @@ class Maker:
             _append(self.path, {**line, **numbers})
 
     def _save(self, run: Run) -> None:
-        """The run first, then what says that it is whole; both by renaming."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """The run and its lines, in one file: there is nothing between before and after."""
+        run.notes = {
+            "recipe": self.one.recipe,
+            "cpu_seconds": self._cpu,
+            "lines": "\n".join(self._lines),
+        }
         run.save(self.folder / "run.pt")
-        kept = {"step": run.step, "cpu_seconds": self._cpu, "recipe": self.one.recipe}
-        _write(self.folder / "run.json", json.dumps(kept))
+
+
+def _notes_of_before(folder: Path, run: Run) -> dict[str, Any]:
+    """What an older version kept in a file beside the run."""
+    try:
+        found = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        sound = found["step"] == run.step and float(found["cpu_seconds"]) >= 0
+    except (OSError, ValueError, KeyError, TypeError):
+        sound = False
+    if not sound:
+        raise CheckpointError(
+            f"{folder} holds a run without its times, by an older version: remove the folder to "
+            "begin again"
+        )
+    return dict(found)
 
 
 # --- the file -------------------------------------------------------------------------------------
@@ -179,40 +241,27 @@ def _until(line: Mapping[str, Any], run: Run) -> bool:
     return line["type"] == "run" or line["step"] <= run.step
 
 
+def _lock_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
+
+
 def _append(path: Path, line: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(path), path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    with files.locked(_lock_of(path)):
+        files.append(path, json.dumps(line, ensure_ascii=False))
 
 
-def _keep_lines(path: Path, wanted: Any) -> None:
+def _keep_lines(path: Path, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
     """Leaves out the lines that are not ``wanted``."""
-    with _alone(path):
-        lines = read(path)
+    with files.locked(_lock_of(path)):
+        lines, whole = read_whole(path)
         kept = [line for line in lines if wanted(line)]
-        if len(kept) < len(lines):
-            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
-            _write(path, text)
+        if len(kept) < len(lines) or not whole:
+            _write(path, kept)
 
 
-def _write(path: Path, text: str) -> None:
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_text(text, encoding="utf-8")
-    os.replace(fresh, path)
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """One process at a time may write the file; where the system has no such lock, all may."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f".{path.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def _write(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    files.write(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
 # --- what stands in a line ------------------------------------------------------------------------
@@ -277,9 +326,24 @@ def _number(value: Any) -> float | None:
 # --- the plan -------------------------------------------------------------------------------------
 
 
-def _chosen(one: Planned, options: argparse.Namespace) -> bool:
-    wanted = options.only or [one.label]
-    return one.label in wanted and (options.seed is None or one.seed == options.seed)
+def _chosen(plan: Sequence[Planned], options: argparse.Namespace) -> list[Planned]:
+    """The runs of a plan that the options ask for.
+
+    Raises:
+        RecipeError: there is none of that method or seed.
+    """
+    labels = list(dict.fromkeys(one.label for one in plan))
+    for label in options.only or ():
+        if label not in labels:
+            raise RecipeError(
+                f"{options.name} has no method {label!r}{did_you_mean(label, labels)}; it has "
+                + ", ".join(labels)
+            )
+    found = [one for one in plan if one.label in (options.only or labels)]
+    seeds = sorted({one.seed for one in found})
+    if options.seed is not None and options.seed not in seeds:
+        raise RecipeError(f"there is no run of seed {options.seed}: they have {seeds}")
+    return [one for one in found if options.seed in (None, one.seed)]
 
 
 def _goal(one: Planned, options: argparse.Namespace) -> int:

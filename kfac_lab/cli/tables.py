@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kfac_lab.cli.terminal import Live, paint, table
+from kfac_lab.core import files
 from kfac_lab.core.parameters import Description, describe, did_you_mean
 from kfac_lab.errors import KfacLabError, RecipeError
 from kfac_lab.hooks import lab
@@ -25,7 +26,7 @@ def components(options: argparse.Namespace) -> int:
     entries = _entries(options.slot)
     if options.into is not None:
         page = options.into.read_text(encoding="utf-8")
-        options.into.write_text(between(page, markdown(entries), options.into), encoding="utf-8")
+        files.write(options.into, between(page, markdown(entries), options.into))
         print(f"wrote {options.into}")
     elif options.markdown:
         print(markdown(entries))

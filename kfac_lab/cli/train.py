@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import signal
-import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from kfac_lab.cli.about import error_unit, has_test
+from kfac_lab.cli.ending import Ending, ending
+from kfac_lab.cli.keeping import Keeper, complain, undisturbed, writable
 from kfac_lab.cli.terminal import Live, bar, duration, number, paint, table
-from kfac_lab.core.likelihood import Categorical
-from kfac_lab.errors import KfacLabError, RecipeError
+from kfac_lab.errors import RecipeError
 from kfac_lab.hooks import Recipe
 from kfac_lab.run import Run, Score
 
@@ -41,44 +39,55 @@ def train(options: argparse.Namespace) -> int:
     for path in (options.save, options.csv, options.plot):
         if path is not None:
             writable(path)
+    if options.save_every is not None and options.save is None:
+        raise RecipeError("--save-every needs --save FILE: it says how often that is written")
     if options.plot is not None:
         from kfac_lab.cli.picture import available
 
-        available()
+        available(options.plot)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     live = Live(quiet=options.quiet)
-    with live:
+    with live, ending() as ended:
         run = _start(options, live)
-        swaps = _planned(run, options.swaps)
+        swaps = _planned(run, options)
         live.note(paint(_headline(run, options), bold=True))
         progress = _Progress(run, live, options.steps, options.seconds)
+        keeper = Keeper(run, options, live)
         interrupted = False
         try:
-            _advance(run, swaps, options, progress)
+            _advance(run, swaps, options, progress, keeper, ended)
         except KeyboardInterrupt:
             interrupted = True
-        except KfacLabError:
-            _keep(run, options, live)  # what there was before the step that failed
+        except Exception:
+            keeper.write(told=True)  # what there was before the step that failed
             raise
         progress.show(last=True)
         live.keep()
-        if interrupted:
-            live.note(f"Interrupted after step {run.step}; all of it is kept.")
-        _keep(run, options, live)
+        if interrupted or ended:
+            word = ended.name if ended else "Interrupted"
+            kept = "; all of it is kept" if options.save is not None or not ended else ""
+            live.note(f"{word} after step {run.step}{kept}.")
+        for step, parts in swaps:
+            if step > run.step:
+                names = ", ".join(f"{step}:{slot}={text}" for slot, text in parts.items())
+                live.say(f"note: --swap {names} was not reached")
+        failed = keeper.write(told=True)
         scores: dict[str, Score] = {}
         try:
             for split in ("train", "test") if has_test(run) else ("train",):
-                scores[split] = run.evaluate(split, at="best")
+                if not ended:  # whoever ends it is in a hurry
+                    scores[split] = run.evaluate(split, at="best")
         except KeyboardInterrupt:
             interrupted = True
         except RecipeError as error:  # a callable has no training set
             live.note(f"note: {error}")
         live.say("\n".join(_table(run, scores)))
-        if options.save is not None:
-            with _undisturbed():
+        if options.save is not None and scores and not failed:
+            with undisturbed():
                 run.save(options.save)  # with the last evaluations
-    return INTERRUPTED if interrupted else 0
+        complain(failed)
+    return ended.code if ended else INTERRUPTED if interrupted else 0
 
 
 # --- the start ------------------------------------------------------------------------------------
@@ -126,15 +135,20 @@ def _agrees(run: Run, options: argparse.Namespace) -> None:
         )
 
 
-def _planned(run: Run, swaps: Sequence[tuple[int, str, str]]) -> list[tuple[int, dict[str, str]]]:
+def _planned(run: Run, options: argparse.Namespace) -> list[tuple[int, dict[str, str]]]:
     """The swaps by step, each checked now as far as the recipe goes."""
     plan: dict[int, dict[str, str]] = {}
-    for step, slot, text in sorted(swaps, key=lambda swap: swap[0]):
+    for step, slot, text in sorted(options.swaps, key=lambda swap: swap[0]):
         if step < run.step:
             done = [slot for mark in run.history.marks if mark.step == step for slot in mark.parts]
             if slot in done:
                 continue  # the run was resumed with the command line that began it
             raise RecipeError(f"--swap {step}:{slot}=…: the run is at step {run.step} already")
+        if options.steps is not None and step > options.steps and options.save is None:
+            raise RecipeError(
+                f"--swap {step}:{slot}=…: the run ends at step {options.steps}, and nothing goes "
+                "on from there; give more --steps, or --save FILE to resume with the same swaps"
+            )
         if slot in plan.setdefault(step, {}):
             raise RecipeError(f"--swap gives {slot} twice at step {step}")
         plan[step][slot] = text
@@ -168,11 +182,19 @@ def _advance(
     swaps: list[tuple[int, dict[str, str]]],
     options: argparse.Namespace,
     progress: _Progress,
+    keeper: Keeper,
+    ended: Ending,
 ) -> None:
     """Step after step to the end, with stops where parts are swapped and errors measured."""
     waiting = list(swaps)
     every = options.evaluate
-    while True:
+
+    def after(record: Any) -> bool:
+        progress.step(record)
+        keeper.step()
+        return bool(ended)
+
+    while not ended:
         while waiting and waiting[0][0] == run.step:
             run.swap(**waiting.pop(0)[1])
         seconds_left = None if options.seconds is None else options.seconds - run.seconds
@@ -185,10 +207,8 @@ def _advance(
             if run.step >= options.steps:
                 return
             stops.append(options.steps)
-        run.advance(
-            min(stops) - run.step if stops else None, seconds=seconds_left, until=progress.step
-        )
-        if every is not None and run.step % every == 0:
+        run.advance(min(stops) - run.step if stops else None, seconds=seconds_left, until=after)
+        if every is not None and run.step % every == 0 and not ended:
             progress.measured = run.evaluate("train", at="best")
             progress.show(last=not progress.live.tty)
 
@@ -204,12 +224,11 @@ class _Progress:
         self._pace: deque[tuple[int, float]] = deque(maxlen=50)  # (step, seconds) of late
         self._told: tuple[int, int | None] = (-1, None)  # the steps that the last line was about
 
-    def step(self, record: Any) -> bool:
-        """For ``Run.advance(until=…)``: never ends the run."""
+    def step(self, record: Any) -> None:
+        """After every step."""
         self._pace.append((record.step, record.seconds))
         if self.live.due():
             self.show()
-        return False
 
     def show(self, last: bool = False) -> None:
         """Draws; ``last`` writes the plain line too, whether or not it is time for one."""
@@ -281,58 +300,6 @@ class _Progress:
 
 
 # --- the end --------------------------------------------------------------------------------------
-
-
-def has_test(run: Run) -> bool:
-    """Whether the problem has held-out cases."""
-    return run.problem.test is not None
-
-
-def error_unit(run: Run) -> str:
-    """What an error of this problem is."""
-    if isinstance(run.problem.likelihood, Categorical):
-        return "% wrong"
-    return "squared error per case, summed over outputs"
-
-
-def writable(path: Path) -> None:
-    """Said before the training, not after it.
-
-    Raises:
-        RecipeError: the file's folder does not exist, or the path is a folder.
-    """
-    if path.is_dir():
-        raise RecipeError(f"{path} is a folder: name a file in it")
-    if not path.parent.is_dir():
-        raise RecipeError(f"there is no folder {path.parent} to write {path.name} into")
-
-
-def _keep(run: Run, options: argparse.Namespace, live: Live) -> None:
-    """Writes the files that were asked for; an interrupt waits meanwhile."""
-    with _undisturbed():
-        if options.save is not None:
-            live.note(f"saved {run.save(options.save)}")
-        if options.csv is not None:
-            run.history.to_csv(options.csv)
-            live.note(f"wrote {options.csv}")
-        if options.plot is not None and len(run.history):
-            from kfac_lab.cli.picture import history_picture
-
-            history_picture(run, options.plot)
-            live.note(f"wrote {options.plot}")
-
-
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Ctrl-C waits until the end of the block, and is then forgotten."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, lambda number, frame: None)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _table(run: Run, scores: dict[str, Score]) -> list[str]:

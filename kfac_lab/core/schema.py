@@ -22,6 +22,7 @@ __all__ = [
     "Schema",
     "anything",
     "check",
+    "either",
     "entries",
     "flag",
     "listed",
@@ -117,6 +118,22 @@ def maybe(inner: Schema) -> Schema:
     def schema(value: Any, path: str) -> None:
         if value is not None:
             inner(value, path)
+
+    return schema
+
+
+def either(*inner: Schema) -> Schema:
+    """What any of ``inner`` takes."""
+
+    def schema(value: Any, path: str) -> None:
+        odd: Odd | None = None
+        for each in inner:
+            try:
+                return each(value, path)
+            except Odd as error:
+                odd = error
+        assert odd is not None
+        raise odd
 
     return schema
 

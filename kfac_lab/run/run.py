@@ -67,6 +67,7 @@ class Run:
         seed: of every draw.
         named: the problem's registered name, or None where it was made from objects.
         tf32: whether K-FAC's float32 products may be TF32.
+        notes: texts and numbers by names, for whoever keeps the run: saved and loaded with it.
 
     Args:
         problem: a registered name such as ``"curves"``, or a Problem.
@@ -123,6 +124,7 @@ class Run:
         self._queue: list[Mapping[str, Any]] = []  # parts of swaps that wait
         self._wanted: set[int] = set()  # the threads that want to make a step, or are at it
         self._autosave: Autosave | None = None
+        self.notes: dict[str, str | float] = {}
         self._replay: Any = None  # the stepper of a rewind under way
 
     def _attached(self, problem: Problem, recipe: Recipe) -> Any:
@@ -324,6 +326,7 @@ class Run:
             other: Run = object.__new__(Run)
             other._fill(problem, self.named, self.seed, self.tf32)
             other._now = _Now(now.recipe, stepper, now.history.copy(), now.snapshots)
+            other.notes = dict(self.notes)
             return other
 
     def _copied_problem(self) -> Problem:
@@ -485,6 +488,7 @@ class Run:
                 "seed": self.seed,
                 "tf32": self.tf32,
                 "where": saving.where(self.device),
+                "notes": dict(self.notes),
                 "stepper": move(self.stepper.state(), torch.device("cpu")),
                 "history": self.history.state(),
             }
@@ -544,7 +548,7 @@ class Run:
 
             def commit() -> None:
                 loaded.stepper.load(content["stepper"])
-                run._now = loaded
+                run._now, run.notes = loaded, dict(content.get("notes", {}))
 
             exchange(commit)
         except (CheckpointError, DataError, MemoryError, torch.cuda.OutOfMemoryError):

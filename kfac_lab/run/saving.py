@@ -11,7 +11,18 @@ from typing import Any
 import torch
 
 from kfac_lab.core import archive
-from kfac_lab.core.schema import anything, check, flag, maybe, record, table, text, whole
+from kfac_lab.core.schema import (
+    anything,
+    check,
+    either,
+    flag,
+    maybe,
+    number,
+    record,
+    table,
+    text,
+    whole,
+)
 from kfac_lab.errors import CheckpointError
 from kfac_lab.history import SCHEMA as HISTORY
 
@@ -39,7 +50,7 @@ _RUN = record(
         "stepper": table(anything),
         "history": HISTORY,
     },
-    optional={"digests": table(text(64))},
+    optional={"digests": table(text(64)), "notes": table(either(text(1 << 28), number()))},
 )
 
 

@@ -6,16 +6,43 @@ import json
 from pathlib import Path
 from typing import Any
 
+from kfac_lab.core import files
+
 __all__ = ["points", "read", "runs"]
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a results file; none where there is no file."""
-    path = Path(path)
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines if line.strip()]
+    """The lines of a results file; none where there is no file.
+
+    A line that was torn, by a kill or a full disk, is left out.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    return read_whole(path)[0]
+
+
+def read_whole(path: str | Path) -> tuple[list[dict[str, Any]], bool]:
+    """The lines, and whether they are all there is in the file."""
+    found, whole = [], True
+    for text in files.read_lines(path):
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            line = None
+        if isinstance(line, dict) and _sound(line):
+            found.append(line)
+        elif text.strip():
+            whole = False
+    return found, whole
+
+
+def _sound(line: dict[str, Any]) -> bool:
+    return (
+        isinstance(line.get("type"), str)
+        and isinstance(line.get("run"), str)
+        and (line["type"] != "point" or type(line.get("step")) is int)
+    )
 
 
 def points(path: str | Path, label: str, seed: int = 0) -> dict[str, list[float]]:
