@@ -118,6 +118,35 @@ class Linear:
             result.view(-1, self.d_out).addmm_(flat, self.module.weight.detach().t())
         return result.view(shape)
 
+    def partial_tangent(
+        self, matrices: Sequence[Tensor | None], inputs: Tensor, tangents: Tensor | None
+    ) -> Tensor:
+        """``tangent`` where a matrix may be None for 0, and ``tangents`` are of the first vectors
+        alone: 0 for the others.
+        """
+        rows = inputs.reshape(-1, inputs.shape[-1])
+        result = rows.new_empty((len(matrices), rows.shape[0], self.d_out))
+        moving = 0 if tangents is None else len(tangents)
+        if tangents is not None:
+            flat = tangents.reshape(-1, tangents.shape[-1])
+            torch.mm(
+                flat, self.module.weight.detach().t(), out=result[:moving].view(-1, self.d_out)
+            )
+        for j, matrix in enumerate(matrices):
+            own = result[j]
+            if matrix is None:
+                if j >= moving:
+                    own.zero_()
+                continue
+            weight, bias = (matrix, None) if self.module.bias is None else self.unpack(matrix)
+            if j < moving:
+                own.addmm_(rows, weight.t())
+            else:
+                torch.mm(rows, weight.t(), out=own)
+            if bias is not None:
+                own.add_(bias)
+        return result.view((len(matrices), *inputs.shape[:-1], self.d_out))
+
     def pullback(self, gradients: Tensor, inputs: Tensor | None = None) -> Tensor:
         """The gradient at the inputs from that at the outputs; ``inputs`` are not needed."""
         return gradients @ self.module.weight.detach()

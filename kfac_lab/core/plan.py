@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from kfac_lab.core.capture import Network
 from kfac_lab.core.traits import LayerTraits, traits
+from kfac_lab.core.vector import Vec
 
 __all__ = ["Plan"]
 
@@ -155,16 +156,23 @@ class Plan:
         self,
         values: Sequence[Tensor],
         derivatives: Sequence[Tensor | None],
-        basis: Sequence[Sequence[Tensor]],
+        basis: Sequence[Vec],
     ) -> Tensor:
-        """J v for each v of ``basis`` (its matrices by layer): ``[k, n, ...]`` (section 7.3)."""
+        """J v for each v of ``basis``: ``[k, n, ...]`` (section 7.3).
+
+        A vector enters at the first of its ``layers`` and costs nothing before.
+        """
         moving: Tensor | None = None
+        order: list[int] = []  # which vector each row of ``moving`` belongs to
         for n, leaf in enumerate(self.leaves):
             derivative = derivatives[n]
             if leaf.layer is not None:
-                layer: Any = self.network.uses[leaf.layer].layer
-                matrices = [vector[leaf.layer] for vector in basis]
-                moving = layer.tangent(matrices, values[n], moving)
+                here = {j for j, vector in enumerate(basis) if leaf.layer in vector.layers}
+                order += [j for j in sorted(here) if j not in order]
+                if order:
+                    matrices = [basis[j][leaf.layer] if j in here else None for j in order]
+                    layer = self.network.uses[leaf.layer].layer
+                    moving = _through(layer, matrices, values[n], moving)
             elif moving is None:
                 continue
             elif derivative is not None:
@@ -172,7 +180,32 @@ class Plan:
             else:
                 moving = _push(leaf.module, values[n], moving)
         assert moving is not None
-        return moving
+        if order == list(range(len(basis))):
+            return moving
+        result = moving.new_zeros((len(basis), *moving.shape[1:]))
+        for row, j in enumerate(order):
+            result[j] = moving[row]
+        return result
+
+
+def _through(
+    layer: Any, matrices: Sequence[Tensor | None], inputs: Tensor, tangents: Tensor | None
+) -> Tensor:
+    """A layer's tangent where some vectors have no matrix here, and the last ones only begin."""
+    whole = [m for m in matrices if m is not None]
+    if len(whole) == len(matrices) and (tangents is None or len(tangents) == len(matrices)):
+        found: Tensor = layer.tangent(whole, inputs, tangents)
+        return found
+    partial = traits(layer, LayerTraits).partial_tangent
+    if partial is not None:
+        found = partial(matrices, inputs, tangents)
+        return found
+    nothing = inputs.new_zeros((layer.d_out, layer.d_in))
+    if tangents is not None:
+        begun = tangents.new_zeros((len(matrices) - len(tangents), *tangents.shape[1:]))
+        tangents = torch.cat([tangents, begun])
+    found = layer.tangent([nothing if m is None else m for m in matrices], inputs, tangents)
+    return found
 
 
 def _push(module: nn.Module, at: Tensor, tangents: Tensor) -> Tensor:

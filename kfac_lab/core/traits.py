@@ -233,6 +233,7 @@ class LayerTraits(Traits):
     record: Method | None = _method()  # one call while rows are recorded
     tangent: Method | None = _method()  # with ``pullback``: the explicit plan
     pullback: Method | None = _method()
+    partial_tangent: Method | None = _method()  # where matrices may be None, and tangents fewer
     groups: int = _attribute(1)  # blocks of a matrix with positions [S, groups]
 
 

@@ -18,6 +18,8 @@ from kfac_lab.core.vector import Vec
 
 __all__ = ["ApproximateFisher", "ExactFisher", "NoModel"]
 
+CASES = 32  # of one product of tangents
+
 
 def _rows(fraction: float, minimum: int, m: int) -> int:
     return max(math.ceil(fraction * m), min(m, minimum))
@@ -47,17 +49,30 @@ class ExactFisher:
         """M on the span of ``basis``, the exact Fisher on S2."""
         k = len(basis)
         gram, slope = _linear(evaluation, basis)
-        total: dict[tuple[int, int], Tensor] = {}
+        total = torch.zeros_like(gram)
         for outputs, tangents in evaluation.tangents(basis):
             rooted = evaluation.likelihood.factor_transposed(outputs, tangents)
             rooted = rooted.reshape(k, outputs.shape[0], -1)
-            for i in range(k):
-                for j in range(i + 1):
-                    part = (rooted[i] * rooted[j]).sum(1).sum(dtype=torch.float64)
-                    total[i, j] = total[i, j] + part if (i, j) in total else part
-        rows = [[total[max(i, j), min(i, j)] for j in range(k)] for i in range(k)]
-        curvature = torch.stack([torch.stack(row) for row in rows]) / evaluation.rows
-        return Restriction(curvature, gram, slope)
+            total = total + (_inner(rooted) if k <= 2 else _product(rooted))
+        return Restriction(total / evaluation.rows, gram, slope)
+
+
+def _inner(rooted: Tensor) -> Tensor:
+    """All inner products of k tangents ``[k, n, out]``, summed over cases in float64."""
+    k = len(rooted)
+    entries = {
+        (i, j): (rooted[i] * rooted[j]).sum(1).sum(dtype=torch.float64)
+        for i in range(k)
+        for j in range(i + 1)
+    }
+    rows = [[entries[max(i, j), min(i, j)] for j in range(k)] for i in range(k)]
+    return torch.stack([torch.stack(row) for row in rows])
+
+
+def _product(rooted: Tensor) -> Tensor:
+    """The same as products of matrices, some cases at a time: their sums in float64."""
+    parts = [part.reshape(len(rooted), -1) for part in rooted.split(CASES, dim=1)]
+    return torch.stack([part @ part.t() for part in parts]).sum(0, dtype=torch.float64)
 
 
 @dataclass(frozen=True)

@@ -61,8 +61,7 @@ class Walked:
     def products(self, basis: Sequence[Vec]) -> Tensor:
         """See ``Trace``."""
         with torch.no_grad():
-            matrices = [v.matrices for v in basis]
-            return self._plan.tangent(self._values, self._derivatives(), matrices)
+            return self._plan.tangent(self._values, self._derivatives(), basis)
 
 
 class Sequential:
