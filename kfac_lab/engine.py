@@ -142,7 +142,9 @@ class Engine:
         self.tf32 = bool(tf32)
         self.problem, self.recipe, self.seed, self.lr = problem, recipe, int(seed), float(lr)
         self.network = Network.of(problem.model, recipe.claim, recipe.fallback is not None)
-        self.passes = Passes(self.network, problem.likelihood, problem.l2, self.seed, chunk)
+        self.passes = Passes(
+            self.network, problem.likelihood, problem.l2, self.seed, chunk, problem.outputs
+        )
         self.parts: dict[str, Any] = {}
         self.part_traits: dict[str, Any] = {}  # slot → what its part declares, read when it comes
         self.blocks: tuple[Any, ...] = ()
@@ -191,6 +193,7 @@ class Engine:
         self.block_traits = tuple(traits(block, BlockTraits) for block in self.blocks)
         self.passes.rank = int(self.part_traits["collective"].rank)
         self.passes.processes = int(self.part_traits["collective"].size)
+        self.passes.mean = parts["collective"].mean_
 
     def check(self, recipe: Any) -> tuple[dict[str, Any], tuple[Any, ...]]:
         """The parts and the blocks of a recipe for this problem; nothing changes.
@@ -314,7 +317,7 @@ class Engine:
         """
         before = self.parts, self.blocks, self.recipe
         declared = self.part_traits, self.block_traits
-        of_collective = self.passes.rank, self.passes.processes
+        of_collective = self.passes.rank, self.passes.processes, self.passes.mean
         ledger, state = self.ledger, self.state_
         rebuilt = bool({"structure", "block", "fallback"} & set(named))
         try:
@@ -342,7 +345,7 @@ class Engine:
         except BaseException:
             self.parts, self.blocks, self.recipe = before
             self.part_traits, self.block_traits = declared
-            self.passes.rank, self.passes.processes = of_collective
+            self.passes.rank, self.passes.processes, self.passes.mean = of_collective
             raise
         state.strength, state.memos, state.block_memos = strength, memos, block_memos
         self._ages = ages
@@ -457,7 +460,7 @@ class Engine:
                 strength = self._strength(strength)
             elif due.lam:
                 with clock("judge"):
-                    after = self.passes.objective(trial, drawn.inputs, drawn.targets, k)
+                    after = self.passes.objective(trial, drawn.inputs, drawn.targets, k, evaluated)
                     if processes > 1:
                         parts["collective"].mean_([after])
                     actual = after - evaluated.loss
@@ -533,9 +536,11 @@ class Engine:
             raise RecipeError(f"step {k}: the schedule asks for no statistics before an inverse")
         with torch.no_grad():
             block_memos = self._digest(accumulation, observed, 1.0 - epsilon)
+            criterion = self.passes.criterion(None, 0)
             evaluated = Evaluated(
                 passes=self.passes,
-                likelihood=self.problem.likelihood,
+                likelihood=criterion.bare,
+                criterion=criterion,
                 inputs=gradient[0] if drawn is None else drawn.inputs,
                 targets=gradient[0] if drawn is None else drawn.targets,
                 order=None,

@@ -11,7 +11,7 @@ import contextlib
 import math
 import weakref
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from numbers import Real
 from typing import Any, NoReturn, TypeAlias
@@ -21,13 +21,14 @@ from torch import Tensor, nn
 
 from kfac_lab import engine as _engine
 from kfac_lab.core import linalg, seeds
-from kfac_lab.core.likelihood import Likelihood, resolve
+from kfac_lab.core.cases import Call, Cases, Unlabelled, as_cases, concatenated, tensors_of
+from kfac_lab.core.likelihood import Likelihood, Selector
 from kfac_lab.core.parameters import whole_number
-from kfac_lab.core.problem import Drawn, Problem
+from kfac_lab.core.problem import Drawn, Problem, weighed
 from kfac_lab.core.state import Due, StepRecord
 from kfac_lab.errors import CheckpointError, DataError, KfacLabError, RecipeError
 from kfac_lab.history import History
-from kfac_lab.hooks import Recipe, lab
+from kfac_lab.hooks import Recipe
 from kfac_lab.run import Coverage, carried_out, planned, warn_elsewhere, where
 
 __all__ = ["KFAC", "Preconditioner"]
@@ -52,13 +53,16 @@ class KFAC(torch.optim.Optimizer):
 
     Args:
         model: the network; its outputs are the likelihood's parameters (logits).
-        likelihood: ``"gaussian"``, ``"bernoulli"``, ``"categorical"``, a Likelihood, or a torch
-            loss such as ``nn.CrossEntropyLoss()``.
+        likelihood: ``"gaussian"``, ``"bernoulli"``, ``"categorical"``, … as ``Problem`` takes them:
+            a Likelihood, a ``Joint`` of several, or a torch loss such as ``nn.CrossEntropyLoss()``,
+            which is then h itself, weights and mean included.
         recipe: a name, a text or a Recipe; its batch slot has no say.
         l2: η of the term ½η‖θ‖² of the objective, biases included (section 5.7).
         seed: of the sampled targets, the choice of rows and the model's own dropout.
         lr: factor on δ.
         tf32: lets float32 products be TF32 where the device has it; they are full else.
+        outputs: which of the model's outputs the likelihood is of: a name (``"logits"``), a
+            number, or a function of what the model gives.
 
     Raises:
         RecipeError: something that cannot work; nothing was changed.
@@ -68,18 +72,19 @@ class KFAC(torch.optim.Optimizer):
     def __init__(
         self,
         model: nn.Module,
-        likelihood: str | Likelihood | nn.Module = "categorical",
+        likelihood: str | Likelihood | nn.Module | Callable[..., Any] = "categorical",
         recipe: str | Recipe = "robust",
         l2: float = 0.0,  # η
         seed: int = 0,
         lr: float = 1.0,
         *,
         tf32: bool = False,
+        outputs: Selector = None,
     ) -> None:
         _check_model("KFAC", model)
         _check_rate(lr)
         chosen = _recipe("KFAC", recipe)
-        problem = _problem(model, likelihood, l2)
+        problem = _problem(model, likelihood, l2, outputs)
         self._engine = _engine.attach(problem, chosen, whole_number("seed", seed), tf32=tf32)
         self.history = History()
         self._unread = 0
@@ -91,9 +96,18 @@ class KFAC(torch.optim.Optimizer):
     # --- stepping -------------------------------------------------------------------------------
 
     def step(  # type: ignore[override]
-        self, inputs: Any = None, targets: Any = None, *, closure: Any = None
+        self,
+        inputs: Any = None,
+        targets: Any = None,
+        *,
+        weights: Tensor | None = None,
+        closure: Any = None,
     ) -> StepRecord:
         """One step of the algorithm on a batch: ``inputs`` and ``targets`` ``[m, ...]``.
+
+        Either may be a tuple or a dict of tensors: ``inputs`` are then the arguments, or the named
+        arguments, of the model. ``weights`` ``[m]``, at least 0, multiply each case's loss; h stays
+        the mean over cases.
 
         Returns the step's record; its numbers are 0-dim tensors until somebody reads them.
 
@@ -113,12 +127,14 @@ class KFAC(torch.optim.Optimizer):
                 "gradient itself and takes no notice of loss.backward()"
             )
         engine = self._engine
-        rows = _check_batch("KFAC.step", engine, inputs, targets)
+        inputs, targets = _batch("KFAC.step", engine, inputs, targets)
+        rows = len(inputs)
+        targets = weighed(targets, _placed("KFAC.step", engine, "weights", weights))
         rate = self.param_groups[0]["lr"]
         _check_rate(rate)
         engine.lr = float(rate)
         order = seeds.permutation(engine.seed, "rows", engine.step_count + 1, rows)
-        kind = f"shape {tuple(inputs.shape[1:])} and {inputs.dtype}"
+        kind = _kind_of(inputs)
         try:
             with _own_precision(engine.device):
                 record = engine.step_on(Drawn(inputs.detach(), targets.detach(), order))
@@ -278,12 +294,14 @@ class Preconditioner:
 
     Args:
         model: the module that your loop calls.
-        likelihood: as for :class:`KFAC`; it says what the model's targets are drawn from.
+        likelihood: as for :class:`KFAC`; it says what the model's targets are drawn from, and how
+            your loss is scaled.
         recipe: a name, a text or a Recipe.
         seed: of the sampled targets and the choice of rows.
         kl_clip: κ; the result is scaled by ν = min(1, √(κ / Σ lr²⟨U, V⟩)) with V the gradient and U
             the preconditioned one (section 12.9). None leaves it alone.
         optimizer: where the clip reads each parameter's ``lr``; or give ``step(lr=…)``.
+        outputs: as for :class:`KFAC`.
 
     Raises:
         RecipeError: something that cannot work.
@@ -293,11 +311,13 @@ class Preconditioner:
     def __init__(
         self,
         model: nn.Module,
-        likelihood: str | Likelihood | nn.Module = "categorical",
+        likelihood: str | Likelihood | nn.Module | Callable[..., Any] = "categorical",
         recipe: str | Recipe = "small_batch",
         seed: int = 0,
         kl_clip: float | None = None,  # κ
         optimizer: torch.optim.Optimizer | None = None,
+        *,
+        outputs: Selector = None,
     ) -> None:
         _check_model("Preconditioner", model)
         if kl_clip is not None and not (isinstance(kl_clip, Real) and float(kl_clip) > 0):
@@ -306,7 +326,7 @@ class Preconditioner:
         chosen = chosen.replace(model="none", momentum="fixed(lr=1.0, mu=0.0)", average="none")
         if not isinstance(optimizer, (torch.optim.Optimizer, type(None))):
             raise RecipeError(f"optimizer={optimizer!r} must be the torch optimiser of your loop")
-        problem = _problem(model, likelihood, 0.0)
+        problem = _problem(model, likelihood, 0.0, outputs)
         self._engine = _engine.attach(problem, chosen, whole_number("seed", seed))
         self.kl_clip, self.optimizer = kl_clip, optimizer
         self._tap = _Tap()
@@ -319,14 +339,17 @@ class Preconditioner:
     def step(
         self,
         loss_scale: float | Tensor = 1.0,
-        targets: Tensor | None = None,
+        targets: Any = None,
         *,
         lr: float | None = None,
+        weights: Tensor | None = None,
     ) -> StepRecord:
         """Turns every ``p.grad`` into the preconditioned gradient, in place.
 
         ``loss_scale`` is what the loss was multiplied by; the gradient is divided by it first.
-        ``targets`` are the labels of the cases, which only the estimator ``empirical`` asks for.
+        ``targets`` are the labels of the cases: the estimator ``empirical`` asks for them, and a
+        loss that weighs or ignores some of them has its exact scale by them (without, every
+        prediction counts as the mean one does). ``weights`` are those of the cases in your loss.
         ``lr`` is for the clip, where there is no ``optimizer``. A parameter without a gradient
         stays without one.
 
@@ -350,7 +373,7 @@ class Preconditioner:
             raise RecipeError("there is no gradient: call loss.backward() before pre.step()")
         rates = self._rates(parameters, lr)
         k = engine.step_count + 1
-        drawn = self._tap.drawn(engine.seed, k, targets, engine.parts["estimator"])
+        drawn = self._tap.drawn(engine.seed, k, targets, engine.parts["estimator"], weights)
         if drawn is not None and drawn.inputs.device != engine.device:
             raise RecipeError(
                 f"the model was last called with inputs on {drawn.inputs.device}, and its "
@@ -455,7 +478,7 @@ class _Tap:
 
     def __init__(self, open: bool = True) -> None:
         self._open = open
-        self._seen: deque[Tensor] = deque(maxlen=ACCUMULATED)
+        self._seen: deque[Any] = deque(maxlen=ACCUMULATED)  # tensors or Cases
         self._odd: str | None = None
 
     def __reduce__(self) -> Any:
@@ -464,72 +487,70 @@ class _Tap:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not (self._open and module.training and torch.is_grad_enabled()):
             return
-        if len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and args[0].dim():
-            if len(args[0]):
-                self._seen.append(args[0].detach())
-        else:
+        try:
+            if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
+                inputs: Any = args[0]
+            else:
+                inputs = Cases(Call(args, dict(kwargs)))
+            if not inputs.dim():
+                raise DataError("inputs are one number without cases")
+        except DataError as error:
             names = [*(type(a).__name__ for a in args), *(f"{name}=…" for name in kwargs)]
-            self._odd = f"{type(module).__name__}({', '.join(names)})"
+            self._odd = f"{type(module).__name__}({', '.join(names)}): {error}"
+        else:
+            if len(inputs):
+                self._seen.append(inputs.detach())
 
     def forget(self) -> None:
         """Lets go of all that was seen."""
         self._seen.clear()
         self._odd = None
 
-    def drawn(self, seed: int, step: int, targets: Any, estimator: Any) -> Drawn | None:
+    def drawn(
+        self, seed: int, step: int, targets: Any, estimator: Any, weights: Any = None
+    ) -> Drawn | None:
         """The cases seen, in the order of the passes, and a permutation that says S1."""
         if self._odd is not None:
             raise RecipeError(
-                f"a Preconditioner follows models of one input tensor, and the model was called as "
-                f"{self._odd}: wrap it in a module whose forward takes one tensor of cases"
+                "a Preconditioner follows models whose arguments are tensors of cases, and the "
+                f"model was called as {self._odd}; wrap it in a module whose forward takes such"
             )
         if not self._seen:
             return None
         last = self._seen[-1]
-        parts = [x for x in self._seen if x.shape[1:] == last.shape[1:] and x.dtype == last.dtype]
-        inputs = torch.cat(parts) if len(parts) > 1 else last
+        kind = _kind_of(last)
+        inputs = concatenated([x for x in self._seen if _kind_of(x) == kind])
         rows = inputs.shape[0]
         if targets is None:
-            targets = _Unlabelled(type(estimator).__name__)
-        elif not isinstance(targets, Tensor) or not targets.dim() or len(targets) != rows:
-            count = f"{len(targets)} rows" if hasattr(targets, "__len__") else "no rows"
-            raise RecipeError(
-                f"targets have {count}, and the model has seen {rows} cases since the last step: "
-                "give one for each, in the same order"
-            )
-        return Drawn(inputs, targets, seeds.permutation(seed, "rows", step, rows))
+            targets = _unlabelled(type(estimator).__name__)
+        elif isinstance(targets, (Tensor, Mapping, tuple)):
+            targets = as_cases(targets, "targets")
+        for name, given in (("targets", targets), ("weights", weights)):
+            if given is None or isinstance(given, Unlabelled):
+                continue
+            count = len(given) if isinstance(given, (Tensor, Cases)) and given.dim() else "no"
+            if count != rows:
+                raise RecipeError(
+                    f"{name} have {count} rows, and the model has seen {rows} cases since the "
+                    "last step: give one for each, in the same order"
+                )
+        return Drawn(inputs, weighed(targets, weights), seeds.permutation(seed, "rows", step, rows))
 
 
-class _Unlabelled:
-    """Stands where labels would be; whoever looks at them is told that there are none."""
-
-    def __init__(self, estimator: str) -> None:
-        self._estimator = estimator
-
-    def __getitem__(self, rows: Any) -> _Unlabelled:
-        return self
-
-    def index_select(self, dimension: int, rows: Tensor) -> _Unlabelled:
-        """Some of nothing."""
-        return self
-
-    def _refuse(self) -> NoReturn:
+def _unlabelled(estimator: str) -> Unlabelled:
+    def refuse() -> NoReturn:
         raise RecipeError(
-            f"the estimator {self._estimator} asks for labels: pre.step(targets=…), or use "
+            f"the estimator {estimator} asks for labels: pre.step(targets=…), or use "
             "estimator='sampled'"
         )
 
-    def __getattr__(self, name: str) -> NoReturn:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        self._refuse()
+    return Unlabelled(refuse)
 
-    @classmethod
-    def __torch_function__(
-        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        values = [*args, *(kwargs or {}).values()]
-        next(v for v in values if isinstance(v, cls))._refuse()
+
+def _kind_of(inputs: Any) -> str:
+    """The shape and type of a case."""
+    parts = inputs.tensors if isinstance(inputs, Cases) else [inputs]
+    return ", ".join(f"shape {tuple(t.shape[1:])} and {t.dtype}" for t in parts)
 
 
 # --- what both faces do ---------------------------------------------------------------------------
@@ -557,18 +578,15 @@ def _check_model(who: str, model: Any) -> None:
         raise RecipeError(f"{who} takes the model as it is before torch.compile: model._orig_mod")
 
 
-def _problem(model: nn.Module, likelihood: Any, l2: float) -> Problem:
+def _problem(model: nn.Module, likelihood: Any, l2: float, outputs: Selector) -> Problem:
     """A Problem without cases: its batches come from the loop."""
-    if not isinstance(likelihood, (str, Likelihood)):
-        claimed = lab.claim_likelihood(likelihood)
-        if claimed is None and isinstance(likelihood, nn.Module):
-            raise RecipeError(
-                f"nobody claims the loss {likelihood!r} as a likelihood: use 'gaussian', "
-                "'bernoulli', 'categorical', or an object with the methods of Likelihood"
-            )
-        likelihood = claimed if claimed is not None else likelihood
     return Problem(
-        model=model, likelihood=resolve(likelihood), data=_no_cases, l2=l2, name="own loop"
+        model=model,
+        likelihood=likelihood,
+        data=_no_cases,
+        l2=l2,
+        outputs=outputs,
+        name="own loop",
     )
 
 
@@ -601,30 +619,46 @@ def _check_place(who: str, engine: _engine.Engine) -> torch.device:
     return here
 
 
-def _check_batch(who: str, engine: _engine.Engine, inputs: Any, targets: Any) -> int:
-    """The number of cases of a batch.
+def _placed(who: str, engine: _engine.Engine, name: str, value: Any) -> Any:
+    """The value, every tensor of which is on the model's device."""
+    here = engine.device
+    for tensor in tensors_of(value.tree if isinstance(value, Cases) else value):
+        if tensor.device != here:
+            raise RecipeError(
+                f"{who}: {name} are on {tensor.device} and the model is on {here}: move them there"
+            )
+    return value
+
+
+def _batch(who: str, engine: _engine.Engine, inputs: Any, targets: Any) -> tuple[Any, Any]:
+    """A batch: inputs and targets, each a tensor or Cases.
 
     Raises:
-        RecipeError: it is not two tensors of the same cases on the model's device.
+        RecipeError: they are not tensors of the same cases on the model's device.
+        DataError: a tuple or dict whose tensors have not the same cases.
     """
-    here = _check_place(who, engine)
+    _check_place(who, engine)
+    found = []
     for name, value in (("inputs", inputs), ("targets", targets)):
-        if not isinstance(value, Tensor):
-            raise RecipeError(f"{who} takes tensors, and {name} is a {type(value).__name__}")
-        if value.dim() == 0:
-            raise RecipeError(f"{who} takes a batch, and {name} is one number without cases")
-        if value.device != here:
+        try:
+            cases = as_cases(value, name)
+        except DataError as error:
+            if isinstance(value, (Mapping, tuple, list)):
+                raise
             raise RecipeError(
-                f"{who}: {name} are on {value.device} and the model is on {here}: move them there"
-            )
-    rows = inputs.shape[0]
-    if len(targets) != rows:
+                f"{who} takes tensors, and {name} is a {type(value).__name__}"
+            ) from error
+        if cases.dim() == 0:
+            raise RecipeError(f"{who} takes a batch, and {name} is one number without cases")
+        found.append(_placed(who, engine, name, cases))
+    rows = len(found[0])
+    if len(found[1]) != rows:
         raise RecipeError(
-            f"{who} takes cases one for one: {rows} inputs came with {len(targets)} targets"
+            f"{who} takes cases one for one: {rows} inputs came with {len(found[1])} targets"
         )
     if rows == 0:
         raise RecipeError(f"{who} needs at least one case, and the batch is empty")
-    return int(rows)
+    return found[0], found[1]
 
 
 def _described(engine: _engine.Engine) -> str:

@@ -76,7 +76,7 @@ class Two(nn.Module):
     [
         ({"model": network(5)}, r"does not take inputs of shape \(2, 6\)"),
         ({"inputs": X.double()}, "does not take inputs .* torch.float64"),
-        ({"model": Two()}, "gives tuple .* one tensor"),
+        ({"model": Two()}, "gives a tuple .* one tensor"),
         ({"targets": CLASSES.float()}, r"real targets are probabilities .* targets.long\(\)"),
         ({"targets": CLASSES.int()}, r"class numbers are torch.int64.* targets.long\(\)"),
         ({"targets": REAL.long()}, r"class numbers of shape \(2, 3\)"),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kfac_lab.core import linalg, seeds
 from kfac_lab.core.capture import CoverageRow, called
 from kfac_lab.core.commit import uninterrupted
+from kfac_lab.core.likelihood import Criterion, Outputs
 from kfac_lab.core.parameters import component_name, parameter
 from kfac_lab.core.passes import square_norm
 from kfac_lab.core.problem import Problem
@@ -177,11 +178,12 @@ class Baseline:
         """What follows the update and depends on how far the run has come."""
 
     def _evaluate(
-        self, inputs: Tensor, targets: Tensor, k: int
+        self, inputs: Any, targets: Any, k: int
     ) -> tuple[Tensor, Tensor, list[Tensor], dict[str, Tensor]]:
         """h, the error, ∇h and the module's buffers after the pass."""
         problem, theta = self.problem, self._parameters
-        model, likelihood = problem.model, problem.likelihood
+        model, read = problem.model, Outputs(problem.likelihood, problem.outputs)
+        batch = Criterion(problem.likelihood, targets, inputs.shape[0])
         for alias, own in zip(self._theta, theta, strict=True):
             alias.data = own.data  # where someone gave the module other memory
         m = inputs.shape[0]
@@ -192,11 +194,11 @@ class Baseline:
         for at in range(0, m, size):
             x, y = inputs[at : at + size], targets[at : at + size]
             with torch.enable_grad(), self._mask(k, at, x.device):
-                z = called(model, buffers, x) if buffers else model(x)
-            outputs = z.detach()
-            losses.append(likelihood.loss(outputs, y).sum(dtype=torch.float64))
-            errors.append(likelihood.error(outputs, y).sum(dtype=torch.float64))
-            cotangent = likelihood.gradient(outputs, y) / m
+                z = read(called(model, buffers, x) if buffers else problem.called(x))
+            outputs, criterion = z.detach(), batch.of(read.likelihood)
+            losses.append(criterion.loss(outputs, y).sum(dtype=torch.float64))
+            errors.append(criterion.error(outputs, y).sum(dtype=torch.float64))
+            cotangent = criterion.gradient(outputs, y) / m
             found = torch.autograd.grad(z, theta, cotangent, allow_unused=True)
             grads = [_like(g, t) for g, t in zip(found, self._theta, strict=True)]
             total = grads if total is None else list(torch._foreach_add(total, grads))

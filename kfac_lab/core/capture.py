@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kfac_lab.core.cases import call_arguments
 from kfac_lab.core.layers import Declined, Tensors, plain_call
 from kfac_lab.core.protocols import Layer
 from kfac_lab.core.traits import LayerTraits, traits
@@ -201,7 +202,8 @@ def called(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor) -> A
             canonical = first.setdefault(id(tensor), name)
             if canonical != name and canonical in tensors:
                 named[name] = tensors[canonical]
-    return torch.func.functional_call(model, named, (inputs,), tie_weights=False)
+    args, kwargs = call_arguments(inputs)
+    return torch.func.functional_call(model, named, args, kwargs, tie_weights=False)
 
 
 def _reach(module: nn.Module, name: str) -> nn.Parameter:

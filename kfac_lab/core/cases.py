@@ -8,14 +8,26 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
 
 from kfac_lab.errors import DataError
 
-__all__ = ["Cases", "Weighed", "as_cases", "call_arguments", "concatenated", "mapped", "tensors_of"]
+__all__ = [
+    "Call",
+    "Cases",
+    "Unlabelled",
+    "Weighed",
+    "as_cases",
+    "bare",
+    "call_arguments",
+    "concatenated",
+    "labels",
+    "mapped",
+    "tensors_of",
+]
 
 _Self = TypeVar("_Self", bound="_Cut")
 
@@ -98,7 +110,7 @@ class _Cut:
 
 
 class Cases(_Cut):
-    """A tuple, dict or dataclass of tensors ``[n, ...]``, nested or not; None and numbers are kept.
+    """Tensors ``[n, ...]`` in a tuple, dict or dataclass, nested or not; all else is kept.
 
     Raises:
         DataError: there is no tensor, or they have not the same number of cases.
@@ -127,6 +139,36 @@ class Cases(_Cut):
         return f"Cases({', '.join(str(tuple(t.shape)) for t in self.tensors)})"
 
 
+class Unlabelled:
+    """Stands where labels would be; whoever looks at them is told that there are none.
+
+    Args:
+        refuse: raises what there is to say.
+    """
+
+    def __init__(self, refuse: Callable[[], NoReturn]) -> None:
+        self._refuse = refuse
+
+    def __getitem__(self, rows: Any) -> Unlabelled:
+        return self
+
+    def index_select(self, dimension: int, rows: Tensor) -> Unlabelled:
+        """Some of nothing."""
+        return self
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        self._refuse()
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        values = [*args, *(kwargs or {}).values()]
+        next(v for v in values if isinstance(v, cls))._refuse()
+
+
 class Weighed(_Cut):
     """Targets with a weight for each case: h is the mean over cases of weight times loss."""
 
@@ -140,6 +182,21 @@ class Weighed(_Cut):
         return self.weights
 
 
+def labels(targets: Any) -> Any:
+    """Targets as a likelihood takes them: without weights of cases, tuples and dicts as they were;
+    None where nobody knows them.
+    """
+    targets = bare(targets)
+    return None if isinstance(targets, Unlabelled) else targets
+
+
+def bare(targets: Any) -> Any:
+    """Targets without weights of cases, tuples and dicts as they were."""
+    if isinstance(targets, Weighed):
+        targets = targets.targets
+    return targets.tree if isinstance(targets, Cases) else targets
+
+
 def as_cases(value: Any, name: str) -> Any:
     """A tensor as it is; a tuple, dict or dataclass of tensors as Cases.
 
@@ -148,6 +205,8 @@ def as_cases(value: Any, name: str) -> Any:
     """
     if isinstance(value, (Tensor, _Cut)):
         return value
+    if isinstance(value, (tuple, list)) and len(value) == 1 and isinstance(value[0], Tensor):
+        return value[0]
     tree = (Mapping, tuple, list)
     kept = dataclasses.is_dataclass(value) and not isinstance(value, type)
     if isinstance(value, tree) or kept:
@@ -158,9 +217,18 @@ def as_cases(value: Any, name: str) -> Any:
     )
 
 
+class Call(NamedTuple):
+    """The arguments of a call, of either kind."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
 def call_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """How a model is called: a tuple is its arguments, a dict its named arguments."""
     tree = inputs.tree if isinstance(inputs, Cases) else inputs
+    if isinstance(tree, Call):
+        return tree.args, tree.kwargs
     if isinstance(tree, Mapping):
         return (), {str(name): value for name, value in tree.items()}
     if isinstance(tree, (tuple, list)) and not hasattr(tree, "_fields"):

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from kfac_lab.core import seeds
-from kfac_lab.core.likelihood import Bernoulli, Likelihood, resolve
+from kfac_lab.core.cases import Unlabelled, Weighed, as_cases, call_arguments
+from kfac_lab.core.likelihood import Likelihood, Outputs, Selector, examined, resolve
 from kfac_lab.errors import DataError, RecipeError
 
 __all__ = ["Drawn", "Problem", "Split"]
@@ -22,21 +23,21 @@ __all__ = ["Drawn", "Problem", "Split"]
 class Split:
     """A set of cases: ``inputs`` ``[n, ...]`` and ``targets`` ``[n, ...]``.
 
+    Either may be a tuple, a dict or a dataclass of such tensors, kept as ``core.cases.Cases``.
+
     Raises:
         DataError: these are not tensors of the same cases, or there are none.
     """
 
-    inputs: Tensor
-    targets: Tensor
+    inputs: Any
+    targets: Any
 
     def __post_init__(self) -> None:
-        for name, value in (("inputs", self.inputs), ("targets", self.targets)):
-            if not isinstance(value, Tensor) or not value.dim():
-                what = "a single number" if isinstance(value, Tensor) else type(value).__name__
-                raise DataError(
-                    f"{name} must be a tensor of cases [n, ...], not {what}: torch.as_tensor "
-                    "makes one of an array or a list"
-                )
+        for name in ("inputs", "targets"):
+            value = as_cases(getattr(self, name), name)
+            if isinstance(value, Tensor) and not value.dim():
+                raise DataError(f"{name} must be a tensor of cases [n, ...], not a single number")
+            object.__setattr__(self, name, value)
         if len(self.inputs) != len(self.targets):
             raise DataError(
                 f"inputs and targets are cases one for one: {len(self.inputs)} inputs came with "
@@ -53,8 +54,8 @@ class Drawn(NamedTuple):
     """A batch. ``order`` is None where its leading rows are random already; else a permutation
     whose leading entries say which rows serve as S1 and S2."""
 
-    inputs: Tensor
-    targets: Tensor
+    inputs: Any  # a tensor, or Cases
+    targets: Any  # likewise; Weighed where the cases have weights
     order: Tensor | None
 
 
@@ -65,12 +66,20 @@ class Problem:
         model: the network; its outputs are the parameter z of the likelihood (logits). It is
             trained in place.
         likelihood: ``"gaussian"``, ``"gaussian(scale='full')"``, ``"bernoulli"``,
-            ``"categorical"``, an object with the methods of ``Likelihood``, or a torch loss such
-            as ``nn.CrossEntropyLoss()``.
-        inputs: the training inputs ``[n, ...]``.
-        targets: the training targets ``[n, ...]``.
+            ``"categorical"``, ``"poisson"``, ``"heteroscedastic_gaussian"``, an object with the
+            methods of ``Likelihood``, a ``Joint`` of several, or a torch loss such as
+            ``nn.CrossEntropyLoss()``: h is then that loss on the batch, its weights and its mean
+            included.
+        inputs: the training inputs ``[n, ...]``, or a tuple (the model's arguments) or dict (its
+            named arguments) of such tensors.
+        targets: the training targets ``[n, ...]``, or a tuple or dict of them.
         data: in place of ``inputs`` and ``targets``, a map-style dataset (``len`` and indexing
-            give one case) or a callable ``(step, size) -> (inputs, targets)``.
+            give one case) or a callable ``(step, size) -> (inputs, targets)``; either may give
+            weights as a third.
+        weights: of the cases ``[n]``, at least 0; every case's loss is multiplied by its own, and h
+            stays the mean over cases.
+        outputs: which of the model's outputs the likelihood is of: a name (``"logits"``), a
+            number, or a function of what the model gives.
         l2: η of the term ½η‖θ‖², biases included.
         test: held-out cases, a Split or a pair of tensors.
         name: a short name for files and tables.
@@ -85,12 +94,14 @@ class Problem:
         self,
         *,
         model: nn.Module,
-        likelihood: str | Likelihood | nn.Module,
-        inputs: Tensor | None = None,
-        targets: Tensor | None = None,
+        likelihood: str | Likelihood | nn.Module | Callable[..., Any],
+        inputs: Any = None,
+        targets: Any = None,
         data: Any = None,
+        weights: Tensor | None = None,
+        outputs: Selector = None,
         l2: float = 0.0,  # η
-        test: Split | tuple[Tensor, Tensor] | None = None,
+        test: Split | tuple[Any, Any] | None = None,
         name: str = "custom",
         title: str | None = None,
     ) -> None:
@@ -105,14 +116,19 @@ class Problem:
             raise RecipeError(f"l2={l2!r} must be at least 0 and finite (η, section 5.7)")
         self.model = model
         self.likelihood: Likelihood = resolve(likelihood)
+        Outputs(self.likelihood, outputs)
+        self.outputs = outputs
         if inputs is not None and targets is not None:
-            Split(inputs, targets)
-            self._check_probabilities(targets)
+            cases = Split(inputs, targets)
+            inputs, targets = cases.inputs, cases.targets
+            if not targets.is_meta:
+                raise_if_bad(self.likelihood, targets)
         else:
             _check_source(data)
         self.inputs = inputs
         self.targets = targets
         self.data = data
+        self.weights = None if weights is None else _weights(weights, inputs)
         self.l2 = float(l2)
         if isinstance(test, (tuple, list)) and len(test) == 2:
             test = Split(*test)
@@ -147,19 +163,33 @@ class Problem:
         """
         available = self.available
         if available is None:
-            source: Callable[[int, int], tuple[Tensor, Tensor]] = self.data
+            source: Callable[[int, int], tuple[Any, ...]] = self.data
             inputs, targets = _pair(source(step, size), "the callable")
             order = seeds.permutation(seed, "rows", step, len(inputs))
             return Drawn(inputs.to(self.device), targets.to(self.device), order)
         chosen = seeds.permutation(seed, "batch", step, available)[: min(size, available)]
         if self.inputs is not None and self.targets is not None:
             inputs = self.inputs.index_select(0, _sent(chosen, self.inputs.device))
-            targets = self.targets.index_select(0, _sent(chosen, self.targets.device))
+            every = self._labelled(self.targets)
+            targets = every.index_select(0, _sent(chosen, every.device))
         else:
             inputs, targets = self._collate(chosen.tolist())
         return Drawn(inputs.to(self.device), targets.to(self.device), None)
 
-    def split(self, name: str) -> tuple[int, Callable[[int, int], tuple[Tensor, Tensor]]]:
+    def _labelled(self, targets: Any) -> Any:
+        """The training targets, with the cases' weights where they have any."""
+        if self.weights is None:
+            return targets
+        return Weighed(targets, self.weights.to(targets.device))
+
+    def called(self, inputs: Any) -> Any:
+        """What the model gives for a batch of inputs: a tuple is its arguments, a dict its named
+        arguments.
+        """
+        args, kwargs = call_arguments(inputs)
+        return self.model(*args, **kwargs)
+
+    def split(self, name: str) -> tuple[int, Callable[[int, int], tuple[Any, Any]]]:
         """The number of cases of ``"train"`` or ``"test"``, and a reader of rows [start, stop).
 
         Raises:
@@ -173,7 +203,7 @@ class Problem:
             test = self.test
             return len(test), lambda a, b: self._there(test.inputs[a:b], test.targets[a:b])
         if self.inputs is not None and self.targets is not None:
-            inputs, targets = self.inputs, self.targets
+            inputs, targets = self.inputs, self._labelled(self.targets)
             return len(inputs), lambda a, b: self._there(inputs[a:b], targets[a:b])
         if self.available is None:
             raise RecipeError(
@@ -182,23 +212,13 @@ class Problem:
             )
         return self.available, lambda a, b: self._there(*self._collate(range(a, b)))
 
-    def _there(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def _there(self, inputs: Any, targets: Any) -> tuple[Any, Any]:
         return inputs.to(self.device), targets.to(self.device)
 
-    def _collate(self, rows: Any) -> tuple[Tensor, Tensor]:
+    def _collate(self, rows: Any) -> tuple[Any, Any]:
         from torch.utils.data import default_collate
 
         return _pair(default_collate([self.data[int(i)] for i in rows]), "the data set")
-
-    def _check_probabilities(self, targets: Tensor) -> None:
-        """Bernoulli's targets lie in [0, 1]: h has no minimum otherwise."""
-        if isinstance(self.likelihood, Bernoulli) and not targets.is_meta:
-            low, high = (float(bound) for bound in targets.aminmax())
-            if low < 0 or high > 1:
-                raise DataError(
-                    f"likelihood 'bernoulli' needs targets in [0, 1], and these go from {low:g} to "
-                    f"{high:g}: scale them, or use 'gaussian'"
-                )
 
 
 def _check_source(data: Any) -> None:
@@ -215,14 +235,51 @@ def _check_source(data: Any) -> None:
         raise DataError("data holds no case; give at least one")
 
 
-def _pair(found: Any, who: str) -> tuple[Tensor, Tensor]:
+def raise_if_bad(likelihood: Likelihood, targets: Any) -> None:
+    """Looks at targets on the host, wherever they are.
+
+    Raises:
+        DataError: they are none of the likelihood's, as far as targets alone tell.
+    """
+    flag = examined(likelihood, None, targets)
+    if flag is not None and bool(flag):
+        examined(likelihood, None, targets.to("cpu"))
+
+
+def _weights(weights: Any, cases: Any) -> Tensor:
+    """Weights of cases ``[n]``."""
+    if not isinstance(weights, Tensor) or not weights.is_floating_point() or weights.dim() != 1:
+        what = (
+            f"{tuple(weights.shape)} of {weights.dtype}"
+            if isinstance(weights, Tensor)
+            else type(weights).__name__
+        )
+        raise DataError(f"weights are one real number for each case, a tensor [n], not {what}")
+    if cases is not None and len(weights) != len(cases):
+        raise DataError(f"{len(weights)} weights came with {len(cases)} cases: give one for each")
+    return weights.detach()
+
+
+def weighed(targets: Any, weights: Any) -> Any:
+    """Targets with the weights of their cases, which may be None.
+
+    Raises:
+        DataError: weights that are not a real number for each case.
+    """
+    if weights is None:
+        return targets
+    cases = None if isinstance(targets, Unlabelled) else targets
+    return Weighed(targets, _weights(weights, cases))
+
+
+def _pair(found: Any, who: str) -> tuple[Any, Any]:
     """What a source of cases gave, as inputs and targets."""
-    if not isinstance(found, (tuple, list)) or len(found) != 2:
+    if not isinstance(found, (tuple, list)) or len(found) not in (2, 3):
         raise DataError(
             f"{who} in data gives a {type(found).__name__}, and has to give a pair: inputs, targets"
         )
-    cases = Split(*found)
-    return cases.inputs, cases.targets
+    cases = Split(*found[:2])
+    return cases.inputs, weighed(cases.targets, found[2] if len(found) == 3 else None)
 
 
 def _sent(rows: Tensor, device: torch.device) -> Tensor:

@@ -8,7 +8,7 @@ from torch import nn
 
 from kfac_lab.core.claims import computes_as
 from kfac_lab.core.layers import Linear
-from kfac_lab.core.likelihood import Bernoulli, Categorical, Gaussian
+from kfac_lab.core.likelihood import of_torch
 from kfac_lab.hooks import hookimpl
 from kfac_lab.paper import (
     averaging,
@@ -166,15 +166,5 @@ def kfac_claim_layer(module: Any, path: str) -> Linear | None:
 
 @hookimpl
 def kfac_claim_likelihood(loss: Any) -> Any:
-    """torch's losses, by exact type and without weights, smoothing or ignored classes.
-
-    Their reduction is a matter of h, which is a mean over cases.
-    """
-    if type(loss) is nn.MSELoss:
-        return Gaussian("full")
-    if type(loss) is nn.BCEWithLogitsLoss and loss.weight is None and loss.pos_weight is None:
-        return Bernoulli()
-    if type(loss) is nn.CrossEntropyLoss and loss.weight is None:
-        plain = loss.label_smoothing == 0 and loss.ignore_index == -100
-        return Categorical() if plain else None
-    return None
+    """torch's losses that are log-likelihoods, by exact type, with all their options."""
+    return of_torch(loss)

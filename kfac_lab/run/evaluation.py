@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from kfac_lab.core import linalg
 from kfac_lab.core.capture import called
+from kfac_lab.core.likelihood import Criterion, Outputs
 from kfac_lab.core.passes import square_norm
 from kfac_lab.core.problem import Problem
 from kfac_lab.errors import DataError
@@ -46,22 +47,24 @@ def measured(
     count = whole if cases is None else min(cases, whole)
     own = {n: p.detach() for n, p in problem.model.named_parameters() if p.requires_grad}
     tensors = list(own.values()) if theta is None else list(theta)
-    call: Callable[[Tensor], Tensor] = problem.model
-    if theta is not None:
-        replacing = dict(zip(names, theta, strict=True))
+    outputs = Outputs(problem.likelihood, problem.outputs)
+    replacing = None if theta is None else dict(zip(names, theta, strict=True))
 
-        def call(x: Tensor) -> Tensor:
-            out: Tensor = called(problem.model, replacing, x)
-            return out
+    def call(x: Any) -> Tensor:
+        given = problem.called(x) if replacing is None else called(problem.model, replacing, x)
+        return outputs(given)
 
+    parts = [(at, min(at + CHUNK, count)) for at in range(0, count, CHUNK)]
+    whole_set = Criterion.over(outputs.likelihood, (read(*part)[1] for part in parts), count)
     losses, errors = [], []
     with torch.no_grad(), evaluating(problem.model):
-        for start in range(0, count, CHUNK):
-            x, y = read(start, min(start + CHUNK, count))
+        for part in parts:
+            x, y = read(*part)
             try:
                 z = call(x)
-                losses.append(problem.likelihood.loss(z, y).sum(dtype=torch.float64))
-                errors.append(problem.likelihood.error(z, y).sum(dtype=torch.float64))
+                criterion = whole_set.of(outputs.likelihood)
+                losses.append(criterion.loss(z, y).sum(dtype=torch.float64))
+                errors.append(criterion.error(z, y).sum(dtype=torch.float64))
             except RuntimeError as error:
                 if isinstance(error, torch.cuda.OutOfMemoryError):
                     raise

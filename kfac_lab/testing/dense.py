@@ -18,7 +18,8 @@ def predictive(likelihood: Any, z: Tensor) -> distributions.Distribution | None:
     """R(y|z) of one case, by torch.distributions; None for a likelihood that is not known here."""
     kinds = {each.__name__ for each in type(likelihood).__mro__}
     if "Gaussian" in kinds:
-        scale = 1.0 if getattr(likelihood, "scale", "half") == "half" else 0.5**0.5
+        number = {"half": 0.5, "full": 1.0}.get(likelihood.scale, likelihood.scale)
+        scale = (1 / (2 * number)) ** 0.5
         return distributions.Independent(distributions.Normal(z, scale), z.dim())
     if "Bernoulli" in kinds:
         return distributions.Independent(distributions.Bernoulli(logits=z), z.dim())

@@ -15,6 +15,7 @@ from kfac_lab.core.likelihood.targets import (
     beyond,
     check_classes,
     class_numbers,
+    one_tensor,
     unknown_numbers,
 )
 from kfac_lab.errors import DataError
@@ -177,6 +178,7 @@ class Categorical(_Classes):
         return self
 
     def flaws(self, outputs: Tensor | None, targets: Tensor) -> Sequence[Flaw]:
+        one_tensor(targets)
         if not targets.is_floating_point():
             known = outputs.shape[-1] if outputs is not None else None
             return unknown_numbers(targets, known, None)

@@ -64,6 +64,8 @@ class Joint:
         Raises:
             DataError: a head is not among the outputs.
         """
+        if isinstance(outputs, Tensor) and self.shapes is not None:
+            return outputs, self
         parts = self._by_head(outputs, "the model's outputs")
         heads, flat, shapes = {}, [], {}
         for name, head in self.heads.items():
@@ -77,7 +79,8 @@ class Joint:
                 )
             heads[name], shapes[name] = head, tuple(part.shape[1:])
             flat.append(part.reshape(part.shape[0], -1))
-        return torch.cat(flat, 1), self._made(heads, shapes)
+        same = self.shapes == shapes and all(heads[n] is h for n, h in self.heads.items())
+        return torch.cat(flat, 1), self if same else self._made(heads, shapes)
 
     def fitted(self, **shapes: tuple[int, ...]) -> Joint:
         """The Joint for heads whose outputs for one case have these shapes."""

@@ -174,7 +174,7 @@ def _why(likelihood: Any) -> str:
     if kind in _REFUSED:
         return f"{kind.__name__} is no likelihood here: it is {_REFUSED[kind]}"
     for known in (*_OF_TORCH, *_REFUSED):
-        if isinstance(likelihood, known):
+        if isinstance(likelihood, known) and kind is not known:
             return (
                 f"{kind.__name__} is a subclass of torch's {known.__name__} and may compute "
                 "something else: give torch's own, or an object with the methods of Likelihood"

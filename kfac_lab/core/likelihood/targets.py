@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,15 @@ from torch import Tensor
 from kfac_lab.core.likelihood.protocol import Flaw
 from kfac_lab.errors import DataError
 
-__all__ = ["beyond", "check_classes", "check_real", "class_numbers", "per_case", "unknown_numbers"]
+__all__ = [
+    "beyond",
+    "check_classes",
+    "check_real",
+    "class_numbers",
+    "one_tensor",
+    "per_case",
+    "unknown_numbers",
+]
 
 
 def per_case(values: Tensor) -> Tensor:
@@ -18,8 +27,22 @@ def per_case(values: Tensor) -> Tensor:
     return values.flatten(1).sum(1) if values.dim() > 1 else values
 
 
+def one_tensor(targets: Any) -> None:
+    """Targets of a likelihood of one tensor.
+
+    Raises:
+        DataError: they are a dict or a tuple.
+    """
+    if not isinstance(targets, Tensor):
+        raise DataError(
+            f"targets are a {type(targets).__name__}, and the likelihood takes one tensor of them: "
+            "give it, or a Joint with a likelihood for each"
+        )
+
+
 def check_real(outputs: Tensor, targets: Tensor) -> None:
     """Real targets, one for each output: a target of another shape would be broadcast silently."""
+    one_tensor(targets)
     if targets.shape != outputs.shape:
         raise DataError(
             f"targets of shape {tuple(targets.shape)} came with outputs of shape "
@@ -31,6 +54,7 @@ def check_real(outputs: Tensor, targets: Tensor) -> None:
 
 def check_classes(outputs: Tensor, targets: Tensor, dim: int) -> None:
     """Probabilities of the outputs' shape, or class numbers without the classes' dimension."""
+    one_tensor(targets)
     wanted = list(outputs.shape)
     wanted.pop(dim)
     if targets.is_floating_point():
@@ -75,6 +99,7 @@ def beyond(
     targets: Tensor, low: float | None, high: float | None, says: Callable[[float, float], str]
 ) -> list[Flaw]:
     """Real targets that are NaN or infinite, or beyond the bounds; ``says`` takes their range."""
+    one_tensor(targets)
     if targets.is_meta or not targets.numel():
         return []
     least, most = targets.detach().aminmax()  # both are NaN where any is

@@ -15,6 +15,7 @@ from kfac_lab.core.likelihood.protocol import Flaw
 from kfac_lab.core.likelihood.targets import (
     check_classes,
     class_numbers,
+    one_tensor,
     per_case,
     unknown_numbers,
 )
@@ -79,6 +80,7 @@ class CrossEntropy(TorchLoss):
 
     def totals(self, targets: Tensor) -> tuple[Tensor, ...]:
         """As of ``Weighted``: what torch's mean divides by."""
+        one_tensor(targets)
         if self.reduction == "sum":
             return ()
         double = torch.float64
@@ -96,9 +98,13 @@ class CrossEntropy(TorchLoss):
             return self._with(float(cases))
         return self._with(cases / next(totals))
 
-    def predictions(self, outputs: Tensor) -> int:
+    def terms(self, outputs: Tensor) -> int:
         """One for each place but the classes'."""
         return outputs[0].numel() // outputs.shape[1]
+
+    def predictions(self, outputs: Tensor) -> int:
+        """As of ``Counted``."""
+        return self.terms(outputs)
 
     def _scale(self, outputs: Tensor) -> Weight:
         if self._factor is None:
@@ -203,6 +209,7 @@ class CrossEntropy(TorchLoss):
 
     def flaws(self, outputs: Tensor | None, targets: Tensor) -> Sequence[Flaw]:
         """As of ``Examined``."""
+        one_tensor(targets)
         if targets.is_floating_point():
             return probabilities(targets)
         classes = outputs.shape[1] if outputs is not None else None

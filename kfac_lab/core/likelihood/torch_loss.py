@@ -25,7 +25,7 @@ _Self = TypeVar("_Self", bound="TorchLoss")
 
 
 class TorchLoss(ABC):
-    """One of torch's losses. Its mean is over ``predictions`` unless a class says otherwise.
+    """One of torch's losses. Its mean is over all ``terms`` unless a class says otherwise.
 
     Raises:
         RecipeError: ``reduction="none"``, which gives no number to minimise.
@@ -71,10 +71,10 @@ class TorchLoss(ABC):
         """What multiplies every weight: 1/(predictions of a case), or N where torch sums."""
         if self.reduction == "sum":
             return self._factor
-        return 1.0 / max(1, self.predictions(outputs))
+        return 1.0 / max(1, self.terms(outputs))
 
-    def predictions(self, outputs: Tensor) -> int:
-        """How many of a case torch's mean is over."""
+    def terms(self, outputs: Tensor) -> int:
+        """How many losses of a case torch's mean is over."""
         return outputs[0].numel()
 
     def totals(self, targets: Tensor) -> tuple[Tensor, ...]:

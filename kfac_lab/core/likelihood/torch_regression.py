@@ -88,7 +88,7 @@ class GaussianNLL(TorchLoss):
         """As of ``Weighted``."""
         return self._normal
 
-    def predictions(self, outputs: Tensor) -> int:
+    def terms(self, outputs: Tensor) -> int:
         """One for each target."""
         return outputs[0].numel() // 2
 
@@ -96,7 +96,7 @@ class GaussianNLL(TorchLoss):
         """As of ``Likelihood``."""
         found = self._normal.loss(outputs, targets)
         if self.full:
-            found = found + 0.5 * math.log(2 * math.pi) * self.predictions(outputs)
+            found = found + 0.5 * math.log(2 * math.pi) * self.terms(outputs)
         return times(found, self._scale(outputs))
 
     def gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:

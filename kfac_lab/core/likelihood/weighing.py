@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kfac_lab.core.cases import Weighed
+from kfac_lab.core.cases import Weighed, labels
 from kfac_lab.core.likelihood.protocol import Examined, Flaw, Likelihood, Weighted
 from kfac_lab.errors import DataError
 
@@ -111,15 +111,49 @@ class Criterion:
         processes: int = 1,
         mean: Callable[[list[Tensor]], Any] | None = None,
     ) -> None:
-        if isinstance(likelihood, Weighted):
-            totals = list(likelihood.totals(_plain(targets))) if targets is not None else []
+        known = labels(targets)
+        self._cases = cases * processes
+        self._totals: list[Tensor] | None = None
+        if isinstance(likelihood, Weighted) and known is not None:
+            totals = list(likelihood.totals(known))
             if totals and processes > 1 and mean is not None:
                 mean(totals)
                 totals = [t * processes for t in totals]
-            if targets is not None:
-                _check_any(totals)
-                likelihood = likelihood.on_batch(cases * processes, iter(totals))
-        self.likelihood = likelihood
+            _check_any(totals)
+            self._totals = totals
+        self.follow(likelihood)
+
+    @classmethod
+    def over(cls, likelihood: Likelihood, chunks: Iterable[Any], cases: int) -> Criterion:
+        """Of a whole set whose targets come in ``chunks``, which are read only if they are asked.
+
+        Raises:
+            DataError: no target counts.
+        """
+        made = cls(likelihood, None, cases)
+        if isinstance(likelihood, Weighted):
+            totals: list[Tensor] = []
+            for targets in chunks:
+                new = likelihood.totals(labels(targets))
+                totals = [a + b for a, b in zip(totals, new, strict=True)] if totals else list(new)
+                if not totals:
+                    break
+            _check_any(totals)
+            made._totals = totals
+            made.follow(likelihood)
+        return made
+
+    def follow(self, likelihood: Likelihood) -> None:
+        """Another object of the same likelihood: the outputs of a Joint may change their shapes."""
+        self._followed = self.likelihood = likelihood
+        if isinstance(likelihood, Weighted) and self._totals is not None:
+            self.likelihood = likelihood.on_batch(self._cases, iter(self._totals))
+
+    def of(self, likelihood: Likelihood) -> Criterion:
+        """Itself, as of the ``likelihood`` that goes with the latest outputs."""
+        if likelihood is not self._followed:
+            self.follow(likelihood)
+        return self
 
     @property
     def bare(self) -> Likelihood:
@@ -129,7 +163,7 @@ class Criterion:
     def given(self, outputs: Tensor, targets: Any) -> Likelihood:
         """The likelihood of some rows, whose targets may be unknown."""
         own = targets.weights if isinstance(targets, Weighed) else None
-        known = _plain(targets)
+        known = labels(targets)
         if not isinstance(self.likelihood, Weighted):
             if own is None:
                 return self.likelihood
@@ -146,7 +180,7 @@ class Criterion:
             DataError: on the CPU, targets that are none. On an accelerator the loss is NaN then,
                 which the step's flag tells.
         """
-        found = self.likelihood.loss(outputs, _plain(targets))
+        found = self.likelihood.loss(outputs, labels(targets))
         if isinstance(targets, Weighed):
             found = found * targets.weights.to(found.dtype)
         bad = examined(self.likelihood, outputs, targets)
@@ -154,14 +188,14 @@ class Criterion:
 
     def gradient(self, outputs: Tensor, targets: Any) -> Tensor:
         """∇_z of each case's loss."""
-        found = self.likelihood.gradient(outputs, _plain(targets))
+        found = self.likelihood.gradient(outputs, labels(targets))
         if isinstance(targets, Weighed):
             found = found * _shaped(targets.weights, outputs)
         return found
 
     def error(self, outputs: Tensor, targets: Any) -> Tensor:
         """Per case ``[n]``, weighted as the loss is."""
-        found = self.likelihood.error(outputs, _plain(targets))
+        found = self.likelihood.error(outputs, labels(targets))
         if isinstance(targets, Weighed):
             found = found * targets.weights.to(found.dtype)
         return found
@@ -171,6 +205,10 @@ class Criterion:
         found = self.given(outputs, targets)
         return times(tangents, root(found.weight)) if isinstance(found, Given) else tangents
 
+    def examined(self, outputs: Tensor, targets: Any) -> Tensor | None:
+        """See the function."""
+        return examined(self.likelihood, outputs, targets)
+
 
 def examined(likelihood: Likelihood, outputs: Tensor | None, targets: Any) -> Tensor | None:
     """Looks at targets: raises on the CPU; elsewhere a flag that is true where they are none.
@@ -178,7 +216,7 @@ def examined(likelihood: Likelihood, outputs: Tensor | None, targets: Any) -> Te
     Raises:
         DataError: what is wrong with them, on the CPU.
     """
-    known = _plain(targets)
+    known = labels(targets)
     if known is None:
         return None
     flaws = list(likelihood.flaws(outputs, known)) if isinstance(likelihood, Examined) else []
@@ -217,12 +255,6 @@ def _check_any(totals: Sequence[Tensor]) -> None:
                 "no target of the batch counts: all are ignored, or of classes of weight 0, and "
                 "torch's mean over them is 0/0; leave such batches out"
             )
-
-
-def _plain(targets: Any) -> Any:
-    if isinstance(targets, Weighed):
-        targets = targets.targets
-    return targets
 
 
 def _shaped(weights: Tensor, outputs: Tensor) -> Tensor:

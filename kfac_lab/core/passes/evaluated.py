@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from kfac_lab.core.likelihood import Likelihood
+from kfac_lab.core.likelihood import Criterion, Likelihood
 from kfac_lab.core.passes.trace import Trace
 from kfac_lab.core.vector import Vec
 
@@ -31,12 +31,13 @@ class Evaluated:
     """One batch seen from θ: what ``Model.restrict`` and ``Space`` ask (see protocols)."""
 
     passes: Passes
-    likelihood: Likelihood
+    likelihood: Likelihood  # with weights 1: the tangents have the roots of the weights in them
     inputs: Tensor
     targets: Tensor
     order: Tensor | None
     step: int
     rows: int  # |S2|
+    criterion: Criterion
     loss: Tensor
     error: Tensor
     gradient: Vec

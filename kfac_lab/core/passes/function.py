@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from kfac_lab.core import seeds
 from kfac_lab.core.capture import Network, called
+from kfac_lab.core.cases import call_arguments
+from kfac_lab.core.likelihood import Outputs
 
 __all__ = ["Function"]
 
@@ -21,11 +23,12 @@ class Function:
     """Calls the network.
 
     Args:
+        outputs: takes from what the model gives the tensor that the likelihood is of.
         chunk: how many cases go through the network at a time.
     """
 
-    def __init__(self, network: Network, seed: int, chunk: int) -> None:
-        self.network, self.seed, self.chunk = network, seed, chunk
+    def __init__(self, network: Network, seed: int, chunk: int, outputs: Outputs) -> None:
+        self.network, self.seed, self.chunk, self.outputs = network, seed, chunk, outputs
         self.rank = 0  # of this process; a collective sets it
         self.buffered = bool(dict(network.model.named_buffers()))
 
@@ -40,14 +43,15 @@ class Function:
             return {}
         return {name: b.clone() for name, b in self.model.named_buffers()}
 
-    def __call__(self, theta: list[Tensor] | None, buffers: dict[str, Tensor], x: Tensor) -> Any:
-        """The model's outputs at ``theta``, or where it is; ``buffers`` are updated in place."""
+    def __call__(self, theta: list[Tensor] | None, buffers: dict[str, Tensor], x: Any) -> Tensor:
+        """The outputs z at ``theta``, or where the model is; ``buffers`` are updated in place."""
         if theta is None and not buffers:
-            return self.model(x)
+            args, kwargs = call_arguments(x)
+            return self.outputs(self.model(*args, **kwargs))
         named = dict(buffers)
         if theta is not None:
             named.update(self.network.named(theta))
-        return called(self.model, named, x)
+        return self.outputs(called(self.model, named, x))
 
     def mask(self, step: int, start: int, device: torch.device) -> Any:
         """The network's own randomness, a function of (seed, step, chunk, process)."""

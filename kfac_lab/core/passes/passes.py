@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from kfac_lab.core import seeds
 from kfac_lab.core.capture import Network, Recorder, chains_of
-from kfac_lab.core.likelihood import Likelihood
+from kfac_lab.core.cases import Cases
+from kfac_lab.core.likelihood import Criterion, Joint, Likelihood, Outputs, Selector
 from kfac_lab.core.moments import Accumulation
 from kfac_lab.core.passes import probe
 from kfac_lab.core.passes.evaluated import Evaluated, Observed
@@ -52,16 +53,37 @@ class Passes:
     """
 
     def __init__(
-        self, network: Network, likelihood: Likelihood, l2: float, seed: int, chunk: int = 5000
+        self,
+        network: Network,
+        likelihood: Likelihood,
+        l2: float,
+        seed: int,
+        chunk: int = 5000,
+        outputs: Selector = None,
     ) -> None:
-        self.network, self.likelihood, self.l2 = network, likelihood, l2
-        self.function = Function(network, seed, chunk)
-        self.plan = Plan.of(network)
+        self.network, self.l2 = network, l2
+        self.outputs = Outputs(likelihood, outputs)
+        self.function = Function(network, seed, chunk, self.outputs)
+        self.plan: Plan | None = None
+        if outputs is None and not isinstance(
+            likelihood, Joint
+        ):  # a tensor as the network gives it
+            self.plan = Plan.of(network)
         self.fired: list[int] | None = None
         self.chains: list[list[int]] = []
         self.tangent_path = "explicit" if self.plan is not None else "unknown"
-        self.processes = 1  # a collective sets it
+        self.processes = 1  # a collective sets it, and how to average over them
+        self.mean: Callable[[list[Tensor]], Any] | None = None
         self.predictions = 1  # of one case
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """Of the model's outputs, as one tensor."""
+        return self.outputs.likelihood
+
+    def criterion(self, targets: Any, cases: int) -> Criterion:
+        """The likelihood on a batch: this process's ``cases`` of it and their ``targets``."""
+        return Criterion(self.likelihood, targets, cases, self.processes, self.mean)
 
     @property
     def seed(self) -> int:
@@ -81,9 +103,11 @@ class Passes:
     def rank(self, rank: int) -> None:
         self.function.rank = rank
 
-    def back_end(self) -> BackEnd:
-        """Who takes the cases through the network now: hooks of the user's switch the plan off."""
-        if self.plan is not None and self.plan.usable():
+    def back_end(self, inputs: Any = None) -> BackEnd:
+        """Who takes the cases through the network now: hooks of the user's switch the plan off, and
+        so do inputs of several tensors.
+        """
+        if self.plan is not None and self.plan.usable() and not isinstance(inputs, Cases):
             return Sequential(self.plan)
         return Autograd(self.function, self.tangent_path)
 
@@ -130,7 +154,7 @@ class Passes:
         inputs, function = inputs[:2], self.function
         recorder = Recorder(self.network)
         with torch.no_grad(), recorder.recording(), self._randomness(0, inputs):
-            count = probe.check_cases(function, self.likelihood, inputs, targets[:2])
+            count = probe.check_cases(function, inputs, targets[:2])
         probe.check_fired(recorder, function)
         self.predictions, self.fired = count, recorder.fired
         self.chains = chains_of(recorder.fired, recorder.shapes())
@@ -158,8 +182,11 @@ class Passes:
         without ``tangents`` no activations are kept for them.
         """
         m, theta = inputs.shape[0], [t.detach() for t in self.network.tensors]
-        back, buffers = self.back_end(), self.function.buffers()
-        gather = None if statistics is None else self._statistics(statistics, observe, step)
+        back, buffers = self.back_end(inputs), self.function.buffers()
+        batch = self.criterion(targets, m)
+        gather = None
+        if statistics is not None:
+            gather = self._statistics(batch, statistics, observe, step)
         s1 = 0 if gather is None else gather.cases
         # Rows that all take part need no order, and share the main pass.
         own_s1, own_s2 = (order is not None and 0 < rows < m for rows in (s1, model_rows))
@@ -167,15 +194,16 @@ class Passes:
         shared = s1 if back.shares and not own_s1 else 0
         keep = tangents and back.shares and not own_s2 and model_rows <= 2 * self.function.chunk
         leading = max(shared, model_rows if keep else 0)
-        objective = Objective(self.likelihood, self.l2)
+        objective = Objective(batch, self.l2)
         total: list[Tensor] = []
         kept: list[Trace] = []
         cases: list[tuple[Tensor, Tensor]] | None = None
         for part in self.function.chunks(m):
             x, y = inputs[part], targets[part]
             trace = back.forward(x, buffers, step, part.start)
+            criterion = batch.of(self.likelihood)
             objective.add(trace.outputs, y, errors=True)
-            cotangent = self.likelihood.gradient(trace.outputs, y)
+            cotangent = criterion.gradient(trace.outputs, y)
             cases = trace.by_case(cotangent) if by_case and m <= self.function.chunk else None
             if cases is not None:
                 grads = self.network.unpack(Vec([g.t() @ a for a, g in cases]))
@@ -201,7 +229,8 @@ class Passes:
             gradient = self.network.pack(total)
         evaluated = Evaluated(
             passes=self,
-            likelihood=self.likelihood,
+            likelihood=batch.bare,
+            criterion=batch,
             inputs=inputs,
             targets=targets,
             order=order if own_s2 else None,
@@ -230,19 +259,28 @@ class Passes:
 
         The arguments are those of :meth:`evaluate`.
         """
-        gather = self._statistics(statistics, observe, step)
+        batch = self.criterion(targets, inputs.shape[0])
+        gather = self._statistics(batch, statistics, observe, step, examine=True)
         if order is not None:
             order = order.to(inputs.device) if gather.cases < inputs.shape[0] else None
-        self._observe(self.back_end(), gather, inputs, targets, order, step)
+        self._observe(self.back_end(inputs), gather, inputs, targets, order, step)
         return gather.observed()
 
     def _statistics(
-        self, given: tuple[int, Estimator, Accumulation], observe: Sequence[bool], step: int
+        self,
+        batch: Criterion,
+        given: tuple[int, Estimator, Accumulation],
+        observe: Sequence[bool],
+        step: int,
+        examine: bool = False,
     ) -> Statistics:
         def uniforms(purpose: str, shape: Sequence[int], like: Tensor) -> Tensor:
             return self.uniforms(purpose, step, shape, like)
 
-        return Statistics(self.network, self.likelihood, given, observe, uniforms)
+        def criterion() -> Criterion:
+            return batch.of(self.likelihood)
+
+        return Statistics(self.network, criterion, given, observe, uniforms, examine)
 
     def _observe(
         self,
@@ -260,48 +298,56 @@ class Passes:
         for part in self.function.chunks(gather.cases):
             gather.take(back.record(inputs[part], step, part.start), targets[part], part.start)
 
-    def objective(self, theta: list[Tensor], inputs: Tensor, targets: Tensor, step: int) -> Tensor:
-        """h(θ) on the same batch and with the same dropout as the step's main pass."""
-        objective, function = Objective(self.likelihood, self.l2), self.function
+    def objective(
+        self, theta: list[Tensor], inputs: Any, targets: Any, step: int, seen: Evaluated
+    ) -> Tensor:
+        """h(θ) on the batch ``seen``, with the same dropout as the step's main pass."""
+        objective, function = Objective(seen.criterion, self.l2), self.function
         with torch.no_grad():
             for part in function.chunks(inputs.shape[0]):
                 buffers = function.buffers()
                 with self._randomness(step, inputs, part.start):
                     outputs = function(theta, buffers, inputs[part])
+                seen.criterion.of(self.likelihood)
                 objective.add(outputs, targets[part])
             return objective.value(theta, inputs.shape[0])
 
     def _randomness(self, step: int, inputs: Tensor, start: int = 0) -> Any:
-        return self.back_end().randomness(step, start, inputs.device)
+        return self.back_end(inputs).randomness(step, start, inputs.device)
 
     # --- products with the exact Fisher -----------------------------------------------------------
 
     def tangents(self, seen: Evaluated, basis: Sequence[Vec]) -> Iterator[tuple[Tensor, Tensor]]:
-        """See :meth:`Evaluated.tangents`."""
-        if seen.kept:
-            for trace in seen.kept:
+        """See :meth:`Evaluated.tangents`: J·v with √w of the targets in it."""
+        back = self.back_end(seen.inputs)
+        for n, (x, y, start) in enumerate(self._s2(seen)):
+            if seen.kept:
                 with torch.no_grad():
-                    yield trace.outputs, trace.products(basis)
-            return
-        back = self.back_end()
-        for x, start in self._s2(seen):
-            yield back.products(x, seen.theta, basis, seen.step, start)
+                    outputs, products = seen.kept[n].outputs, seen.kept[n].products(basis)
+            else:
+                outputs, products = back.products(x, seen.theta, basis, seen.step, start)
+            yield outputs, seen.criterion.of(self.likelihood).rooted(outputs, y, products)
 
-    def _s2(self, seen: Evaluated) -> Iterator[tuple[Tensor, int]]:
+    def _s2(self, seen: Evaluated) -> Iterator[tuple[Any, Any, int]]:
+        """Inputs, targets and start of each chunk of S2."""
         for part in self.function.chunks(seen.rows):
             if seen.order is None:
-                yield seen.inputs[part], part.start
+                yield seen.inputs[part], seen.targets[part], part.start
             else:
-                yield seen.inputs.index_select(0, seen.order[: seen.rows][part]), part.start
+                rows = seen.order[: seen.rows][part]
+                x, y = seen.inputs.index_select(0, rows), seen.targets.index_select(0, rows)
+                yield x, y, part.start
 
     def fisher(self, seen: Evaluated, vector: Vec) -> Vec:
         """F v = E[Jᵀ F_R J v] over S2."""
-        back = self.back_end()
+        back = self.back_end(seen.inputs)
         total: list[Tensor] = []
         products = self.tangents(seen, [vector])
-        for (x, start), (_, product) in zip(self._s2(seen), products, strict=True):
+        for (x, y, start), (_, product) in zip(self._s2(seen), products, strict=True):
             trace = back.forward(x, self.function.buffers(), seen.step, start)
-            grads = trace.gradient(self.likelihood.fisher(trace.outputs, product[0]))
+            criterion = seen.criterion.of(self.likelihood)
+            cotangent = criterion.bare.fisher(trace.outputs, product[0])
+            grads = trace.gradient(criterion.rooted(trace.outputs, y, cotangent))
             if total:
                 torch._foreach_add_(total, grads)
             else:

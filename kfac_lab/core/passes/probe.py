@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from kfac_lab.core.capture import Recorder
-from kfac_lab.core.likelihood import Likelihood
+from kfac_lab.core.cases import labels
 from kfac_lab.core.passes.function import Function
 from kfac_lab.core.passes.products import PATHS, jacobian_products
 from kfac_lab.core.traits import LikelihoodTraits, traits
@@ -16,7 +18,7 @@ from kfac_lab.errors import CoverageError, DataError, RecipeError
 __all__ = ["check_cases", "check_fired", "choose_tangents"]
 
 
-def check_cases(function: Function, likelihood: Likelihood, inputs: Tensor, targets: Tensor) -> int:
+def check_cases(function: Function, inputs: Tensor, targets: Any) -> int:
     """Calls the model on some cases and takes their loss, to see that all of it fits.
 
     Returns how many predictions there are for a case.
@@ -27,6 +29,8 @@ def check_cases(function: Function, likelihood: Likelihood, inputs: Tensor, targ
     kind = type(function.model).__name__
     try:
         outputs = function(None, function.buffers(), inputs)
+    except DataError:
+        raise
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise DataError(
             f"{kind} does not take inputs of shape {tuple(inputs.shape)} and {inputs.dtype}, "
@@ -38,8 +42,9 @@ def check_cases(function: Function, likelihood: Likelihood, inputs: Tensor, targ
             f"{kind} gives {what} for inputs of shape {tuple(inputs.shape)}, and has to give "
             "one tensor with as many cases"
         )
-    if isinstance(targets, Tensor):  # a Preconditioner may have none
-        likelihood.loss(outputs, targets)
+    likelihood, known = function.outputs.likelihood, labels(targets)
+    if known is not None:  # a Preconditioner may have none
+        likelihood.loss(outputs, known)
     count = traits(likelihood, LikelihoodTraits).predictions
     return 1 if count is None else int(count(outputs))
 

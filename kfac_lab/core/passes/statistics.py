@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from kfac_lab.core.capture import Network
+from kfac_lab.core.cases import bare
 from kfac_lab.core.layers import dense
-from kfac_lab.core.likelihood import Likelihood
+from kfac_lab.core.likelihood import Criterion
 from kfac_lab.core.moments import Accumulation
 from kfac_lab.core.passes.evaluated import Observed
 from kfac_lab.core.passes.trace import Trace
@@ -24,20 +26,23 @@ class Statistics:
 
     Args:
         observe: which layers' rows are wanted whole.
+        criterion: the likelihood on the batch, called for the latest outputs.
+        examine: looks at targets that nobody has looked at.
         uniforms: this step's, of a purpose and a shape like the outputs of the whole S1.
     """
 
     def __init__(
         self,
         network: Network,
-        likelihood: Likelihood,
+        criterion: Callable[[], Criterion],
         given: tuple[int, Estimator, Accumulation],
         observe: Sequence[bool],
         uniforms: Callable[[str, Sequence[int], Tensor], Tensor],
+        examine: bool,
     ) -> None:
         self.cases, self._estimator, self._accumulation = given
-        self._network, self._likelihood, self._draws = network, likelihood, uniforms
-        self._observe = observe
+        self._network, self._criterion, self._draws = network, criterion, uniforms
+        self._observe, self._examine = observe, examine
         self._rows: list[list[Tensor]] = [[] for _ in observe]
         self._cotangents: list[list[Tensor]] = [[] for _ in observe]
         self._uniforms: dict[str, Tensor] = {}
@@ -53,22 +58,25 @@ class Statistics:
 
         return draw
 
-    def take(self, trace: Trace, targets: Tensor, start: int) -> None:
+    def take(self, trace: Trace, targets: Any, start: int) -> None:
         """Cases from ``start`` on, all of them of S1."""
         with torch.no_grad():
             self._take(trace, targets, start)
 
-    def _take(self, trace: Trace, targets: Tensor, start: int) -> None:
+    def _take(self, trace: Trace, targets: Any, start: int) -> None:
         rows = trace.rows_in()
         self._accumulation.inputs(rows)
         outputs = trace.outputs
-        targets = targets[: outputs.shape[0]]
+        targets, criterion = targets[: outputs.shape[0]], self._criterion()
+        bad = criterion.examined(outputs, targets) if self._examine else None
+        likelihood = criterion.given(outputs, targets)
+        targets = bare(targets)
         kept: list[list[Tensor | None]] = []
         for c, cotangent in enumerate(
-            self._estimator.cotangents(
-                self._likelihood, outputs, targets, self._draw(outputs, start)
-            )
+            self._estimator.cotangents(likelihood, outputs, targets, self._draw(outputs, start))
         ):
+            if bad is not None:  # on an accelerator, where the step's flag tells
+                cotangent = torch.where(bad, float("nan"), cotangent)
             g = trace.rows_out(cotangent)
             self._sum(c, g)
             self._accumulation.gradients(g)

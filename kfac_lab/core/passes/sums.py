@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from kfac_lab.core.likelihood import Likelihood
+from kfac_lab.core.likelihood import Criterion
 
 __all__ = ["Objective", "square_norm"]
 
@@ -21,16 +22,16 @@ def square_norm(tensors: Sequence[Tensor]) -> Tensor:
 class Objective:
     """h = mean loss + ½η‖θ‖², gathered chunk by chunk in float64 (sections 1 and 5.7)."""
 
-    def __init__(self, likelihood: Likelihood, l2: float) -> None:
-        self._likelihood, self._l2 = likelihood, l2
+    def __init__(self, criterion: Criterion, l2: float) -> None:
+        self._criterion, self._l2 = criterion, l2
         self._losses: list[Tensor] = []
         self._errors: list[Tensor] = []
 
-    def add(self, outputs: Tensor, targets: Tensor, errors: bool = False) -> None:
+    def add(self, outputs: Tensor, targets: Any, errors: bool = False) -> None:
         """Another chunk's cases."""
-        self._losses.append(self._likelihood.loss(outputs, targets).sum(dtype=torch.float64))
+        self._losses.append(self._criterion.loss(outputs, targets).sum(dtype=torch.float64))
         if errors:
-            error = self._likelihood.error(outputs, targets)
+            error = self._criterion.error(outputs, targets)
             self._errors.append(error.sum(dtype=torch.float64))
 
     def value(self, theta: list[Tensor], cases: int) -> Tensor:

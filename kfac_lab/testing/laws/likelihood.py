@@ -14,10 +14,14 @@ Besides the common ones:
   semidefinite matrix.
 * ``columns_square_to_fisher``, ``factor_squares_to_fisher``: B Bᵀ = F_R, by both ways to B.
 * ``fisher_is_hessian``: F_R is the Hessian of loss in z, where that does not depend on y.
+* ``fisher_of_known_targets``: where targets weigh predictions (``Weighted``), F_R at their weights
+  is the Hessian of the loss on a batch, its denominator included.
+* ``chunks_of_a_batch``: loss and gradient of a batch come out alike in one piece and in two.
 * ``sample_mean_zero``, ``sample_second_moment``: sampled gradients have mean 0 and second moment
   F_R, within five standard errors.
 
-``outputs`` and ``targets`` may be given to ``check`` where the usual ones do not do.
+``outputs`` and ``targets`` may be given to ``check`` where the usual ones do not do: positive ones
+for rates and variances, targets as a dict for several heads.
 """
 
 # ruff: noqa: D103 - a law says itself what it demands
@@ -30,9 +34,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kfac_lab.core.likelihood import Bernoulli, Categorical, Gaussian
+from kfac_lab.core.cases import mapped, tensors_of
+from kfac_lab.core.likelihood import Bernoulli, Categorical, Criterion, Gaussian, Weighted
 from kfac_lab.core.problem import Problem
 from kfac_lab.engine import Engine
+from kfac_lab.errors import DataError
 from kfac_lab.testing import dense
 from kfac_lab.testing.law import Broken, Case, law
 from kfac_lab.testing.laws.common import (
@@ -54,13 +60,17 @@ MANY = 4000
 def subjects(case: Case) -> Sequence[Subject]:
     """Several cases, one case, positions; or the outputs and targets that were given."""
     if "outputs" in case.extra and "targets" in case.extra:
-        z, y = case.extra["outputs"], case.extra["targets"]
-        y = y.double() if y.is_floating_point() else y
+        z, y = case.extra["outputs"], mapped(case.extra["targets"], _doubled)
         return (
             _subject(f"the {len(z)} given cases", z.double(), y),
-            _subject("the first given case", z[:1].double(), y[:1]),
+            _subject("the first given case", z[:1].double(), _rows(y, slice(0, 1))),
         )
-    shapes = {"5 cases": (5, 3), "one case": (1, 3), "3 cases of 2 positions": (3, 2, 3)}
+    side = 3 if _takes(case.component, 3) else 4  # two halves
+    shapes = {
+        "5 cases": (5, side),
+        "one case": (1, side),
+        "3 cases of 2 positions": (3, 2, side),
+    }
     found = []
     for n, (where, shape) in enumerate(shapes.items()):
         z = normal(*shape, seed=30 + n)
@@ -69,13 +79,43 @@ def subjects(case: Case) -> Sequence[Subject]:
 
 
 def _targets(component: Any, z: Tensor) -> Tensor:
-    """Real targets in (0, 1) where the likelihood takes them, class numbers otherwise."""
+    """Targets that the likelihood takes: real ones in (0, 1), like the outputs or half as many, or
+    class numbers, the classes being the last dimension or dimension 1.
+    """
     y = uniform(*z.shape, seed=40)
+    last = torch.arange(z[..., 0].numel()).reshape(z.shape[:-1]) % z.shape[-1]
+    second = torch.arange(z[:, 0].numel()).reshape(z[:, 0].shape) % z.shape[1]
+    for found in (y, y.chunk(2, -1)[0], last, second):
+        try:
+            component.loss(z, found)
+        except Exception:  # whatever it says of targets that are not its kind
+            continue
+        probable = isinstance(component, Categorical) and found is y
+        return y / y.sum(-1, keepdim=True) if probable else found
+    return last  # the laws say what becomes of it
+
+
+def _doubled(y: Tensor) -> Tensor:
+    """Real targets in float64."""
+    return y.double() if y.is_floating_point() else y
+
+
+def _rows(y: Any, rows: Any) -> Any:
+    """Some cases of targets: a tensor, or a tuple or dict of them."""
+    return mapped(y, lambda t: t[rows])
+
+
+def _is_real(y: Any) -> bool:
+    return isinstance(y, Tensor) and y.is_floating_point()
+
+
+def _takes(component: Any, side: int) -> bool:
+    z = normal(2, side, seed=30)
     try:
-        component.loss(z, y)
-    except Exception:  # whatever it says of targets that are not its kind
-        return torch.arange(z[..., 0].numel()).reshape(z.shape[:-1]) % z.shape[-1]
-    return y / y.sum(-1, keepdim=True) if isinstance(component, Categorical) else y
+        component.loss(z, _targets(component, z))
+    except Exception:  # whatever it says of outputs that are not its kind
+        return False
+    return True
 
 
 def _subject(where: str, z: Tensor, y: Tensor) -> Subject:
@@ -117,9 +157,14 @@ def attached(case: Case, component: Any) -> Engine:
         head.weight.copy_(normal(*head.weight.shape, seed=50) / 2)
         head.bias.zero_()
     shaped = [nn.Unflatten(1, tuple(z.shape[1:]))] if z.dim() > 2 else []
-    repeated = y[torch.arange(24) % len(y)]
-    targets = repeated.float() if repeated.is_floating_point() else repeated
-    model = nn.Sequential(*layers, head, *shaped)
+    repeated = _rows(y, torch.arange(24) % len(z))
+    targets = mapped(repeated, lambda t: t.float() if t.is_floating_point() else t)
+    last: list[nn.Module] = []
+    if bool((z > 0).all()):  # rates and variances
+        last.append(nn.Softplus())
+    elif float(torch.logsumexp(z, 1).abs().max()) < 1e-6:  # log-probabilities
+        last.append(nn.LogSoftmax(1))
+    model = nn.Sequential(*layers, head, *shaped, *last)
     problem = Problem(
         model=model, likelihood=component, inputs=plain.inputs, targets=targets, l2=1e-3
     )
@@ -147,7 +192,11 @@ def shapes(case: Case) -> None:
         z = subject["outputs"]
         like, per_case = tuple(z.shape), (len(z),)
         wanted = {"loss": per_case, "error": per_case, "factor_transposed": (2, *like)}
+        if _is_real(subject["targets"]):
+            wanted["mean"] = tuple(subject["targets"].shape)
         for name, value in run(case.component, subject, Watch()).items():
+            if not isinstance(value, (Tensor, list)):
+                continue  # the means of several heads
             for each in value if isinstance(value, list) else [value]:
                 shape = wanted.get(name, like)
                 if tuple(each.shape) != shape:
@@ -160,14 +209,16 @@ def cases_apart(case: Case) -> None:
         whole = run(case.component, subject, Watch())
         for n in range(len(subject["outputs"])):
             own = {
-                name: value[:, n : n + 1] if name == "tangents" else value[n : n + 1]
+                name: value[:, n : n + 1] if name == "tangents" else _rows(value, slice(n, n + 1))
                 for name, value in subject.values.items()
             }
             alone = run(case.component, Subject("", own), Watch())
             for name in ("loss", "gradient", "sampled_gradient", "fisher", "error", "mean"):
                 where = f"case {n} of {subject.where}"
                 told = f"{name} as for the case alone"
-                near(where, told, alone[name], whole[name][n : n + 1], 1e-9)
+                one = tensors_of(_rows(whole[name], slice(n, n + 1)))
+                for wanted, found in zip(tensors_of(alone[name]), one, strict=True):
+                    near(where, told, wanted, found, 1e-9)
 
 
 @law(SLOT, "gradient is the derivative of loss in the outputs.", needs=(*CHEAP, "shapes"))
@@ -206,8 +257,8 @@ def loss_by_density(case: Case) -> None:
 
 
 def _real_targets(case: Case) -> str | None:
-    real = subjects(case)[0]["targets"].is_floating_point()
-    return None if real else "its targets are class numbers"
+    real = _is_real(subjects(case)[0]["targets"])
+    return None if real else "its targets are not real numbers"
 
 
 @law(
@@ -229,6 +280,17 @@ def targets_not_broadcast(case: Case) -> None:
         raise Broken(told, "an error that says so", "a loss")
 
 
+def _weighs_by_target(component: Any, z: Tensor, *targets: Tensor) -> bool:
+    """Whether one of these targets weighs more than another."""
+    if not isinstance(component, Weighted):
+        return False
+    found = [component.weights(z, y) for y in targets]
+    first = found[0]
+    if not isinstance(first, Tensor):
+        return False
+    return any(not torch.equal(w, first) for w in found if isinstance(w, Tensor))
+
+
 @law(
     SLOT,
     "mean is E[y|z]: where gradient is affine in the target, it is 0 at the mean.",
@@ -239,6 +301,8 @@ def mean_is_expected(case: Case) -> None:
     for subject in subjects(case):
         z, y = subject["outputs"], subject["targets"]
         gradient, mean = case.component.gradient, case.component.mean(z)
+        if _weighs_by_target(case.component, z, y, mean):
+            continue
         at = [gradient(z, target) for target in (mean, y, (mean + y) / 2)]
         if float((at[0] + at[1] - 2 * at[2]).abs().max()) > 1e-9 * scale_of(*at):
             continue  # the mean of the gradient is not the gradient of the mean
@@ -325,21 +389,77 @@ def factor_squares_to_fisher(case: Case) -> None:
 @law(SLOT, "F_R is the Hessian of loss, where that does not depend on the target.", needs=FISHER)
 def fisher_is_hessian(case: Case) -> None:
     for subject in subjects(case):
-        z, y = subject["outputs"][:1], subject["targets"][:1]
-        other = y.flip(-1) if y.is_floating_point() else (y + 1) % z.shape[-1]
-
-        def hessian(target: Tensor, z: Tensor = z) -> Tensor:
-            def loss(flat: Tensor) -> Tensor:
-                total: Tensor = case.component.loss(flat.view_as(z), target).sum()
-                return total
-
-            found: Any = torch.autograd.functional.hessian(loss, z.flatten())
-            return found
-
-        wanted = hessian(y)
-        if float((wanted - hessian(other)).abs().max()) > 1e-9:
+        z, y = subject["outputs"][:1], _rows(subject["targets"], slice(0, 1))
+        wanted = _hessian(case.component.loss, z, y)
+        other = _hessian(case.component.loss, z, _another(y, z))
+        if float((wanted - other).abs().max()) > 1e-9:
             continue  # then F_R is its mean over y, which the samples show
+        if not bool(wanted.any()):
+            continue  # linear in z: z is not free, as log-probabilities are not
         near(subject.where, "F_R, the Hessian", wanted, _matrices(case.component, z)[0])
+
+
+def _hessian(loss: Any, z: Tensor, y: Any) -> Tensor:
+    """Second derivatives of Σ loss in all outputs ``[N·out, N·out]``."""
+
+    def total(flat: Tensor) -> Tensor:
+        found: Tensor = loss(flat.view_as(z), y).sum()
+        return found
+
+    found: Any = torch.autograd.functional.hessian(total, z.flatten())
+    return found
+
+
+def _another(y: Any, z: Tensor) -> Any:
+    """Other targets of the same kind."""
+    if not isinstance(y, Tensor):
+        return mapped(y, lambda t: _another(t, z))
+    return y.flip(-1) * 0.9 if y.is_floating_point() else (y + 1) % max(2, int(y.max()) + 1)
+
+
+def _weighted(case: Case) -> str | None:
+    if isinstance(case.component, Weighted):
+        return None
+    return "no target of it weighs more than another"
+
+
+@law(
+    SLOT,
+    "F_R at the weights of known targets is the Hessian of loss, where that of a bare prediction "
+    "does not depend on the target.",
+    needs=(*FISHER, "chunks_of_a_batch"),
+    applies=_weighted,
+)
+def fisher_of_known_targets(case: Case) -> None:
+    for subject in subjects(case):
+        z, y = subject["outputs"], subject["targets"]
+        criterion = Criterion(case.component, y, len(z))
+        try:
+            bare = [_hessian(criterion.bare.loss, z, t) for t in (y, _another(y, z))]
+        except (DataError, RuntimeError):  # bare predictions have no targets of this kind
+            bare = []
+        if bare and float((bare[0] - bare[1]).abs().max()) > 1e-9:
+            continue
+        wanted = _hessian(criterion.loss, z, y)
+        if bool(wanted.any()):
+            found = torch.block_diag(*_matrices(criterion.given(z, y), z))
+            near(subject.where, "F_R, the Hessian", wanted, found)
+
+
+@law(
+    SLOT,
+    "A batch has one loss, in one piece and in two.",
+    needs=(*CHEAP, "shapes"),
+    applies=_weighted,
+)
+def chunks_of_a_batch(case: Case) -> None:
+    for subject in subjects(case):
+        z, y = subject["outputs"], subject["targets"]
+        criterion = Criterion(case.component, y, len(z))
+        for name in ("loss", "gradient"):
+            asked = getattr(criterion, name)
+            parts = [asked(z[n : n + 1], _rows(y, slice(n, n + 1))) for n in range(len(z))]
+            near(subject.where, f"{name} case by case", torch.cat(parts), asked(z, y), 1e-9)
 
 
 def _samples(component: Any, z: Tensor) -> Tensor:
