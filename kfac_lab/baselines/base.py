@@ -18,7 +18,8 @@ from kfac_lab.core.likelihood import Criterion, Outputs
 from kfac_lab.core.parameters import component_name, parameter
 from kfac_lab.core.passes import square_norm
 from kfac_lab.core.problem import Problem
-from kfac_lab.core.state import Due, StepRecord, from_tree, move, to_tree
+from kfac_lab.core.state import Due, StepRecord
+from kfac_lab.core.trees import copied, decoded, encoded, moved
 from kfac_lab.errors import CheckpointError, CoverageError, NumericalError
 
 __all__ = ["Baseline", "end_seconds", "end_steps", "fused_where_possible", "one_end"]
@@ -220,7 +221,7 @@ class Baseline:
     def _undone(self) -> Iterator[None]:
         """Inside, what is raised takes θ and the optimisers back to where they were."""
         theta = [t.clone() for t in self._theta]
-        states = [{t: _copied(s) for t, s in o.state.items()} for o in self._optimisers]
+        states = [{t: copied(s) for t, s in o.state.items()} for o in self._optimisers]
         try:
             yield
         except BaseException:
@@ -276,7 +277,7 @@ class Baseline:
             "average": self._settle(),
             **self._extra(),
         }
-        return {"format": 1, "tree": to_tree(_copied(tree))}
+        return {"format": 1, "tree": encoded(copied(tree))}
 
     def load(self, state: dict[str, Any]) -> None:
         """Restores what :meth:`state` gave, for the same problem and recipe.
@@ -290,7 +291,7 @@ class Baseline:
                 f"the state has format {state.get('format')!r}; this version reads format 1"
             )
         device = self._theta[0].device
-        values = _copied(from_tree(move(state["tree"], device)))
+        values = copied(decoded(moved(state["tree"], device)))
         name = component_name(self.method)
         if values.get("method") != name:
             raise CheckpointError(
@@ -370,16 +371,3 @@ def _like(gradient: Tensor | None, tensor: Tensor) -> Tensor:
     if gradient.stride() == tensor.stride():
         return gradient
     return torch.empty_like(tensor).copy_(gradient)
-
-
-def _copied(value: Any) -> Any:
-    """A tree with tensors of its own."""
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, tuple):
-        return tuple(_copied(v) for v in value)
-    if isinstance(value, list):
-        return [_copied(v) for v in value]
-    if isinstance(value, Mapping):
-        return {k: _copied(v) for k, v in value.items()}
-    return value

@@ -1,7 +1,8 @@
 """The ledger: running second moments of every layer and linked pair (section 4).
 
-It keeps two sides per moment. A step accumulates into the spare side and reads from it; commit
-swaps the sides. So a step that fails has changed nothing, and commit allocates nothing.
+Two sides are kept per moment. A step accumulates into the spare side and reads from it; its commit
+names that side the current one. So a step that fails has changed nothing, and commit allocates
+nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from kfac_lab.core.protocols import Layer
 from kfac_lab.core.traits import LayerTraits, traits
 from kfac_lab.errors import RecipeError
 
-__all__ = ["Accumulation", "Ledger", "Table"]
+__all__ = ["Accumulation", "Layout", "Ledger", "Table"]
 
 Key = tuple[str, int, int]  # name, layer, layer; both equal but for cross moments
 WIDE, STRIPS = 128, 4  # on a CPU: from which side on a moment is updated by strips
@@ -182,8 +183,8 @@ def _symmetric(out: Tensor, current: Tensor, rows: Tensor, old: float, new: floa
             out[high:, low:high].copy_(strip[:, high - low :].t())
 
 
-class Ledger:
-    """Running estimates of E[ā_i ā_jᵀ] and E[g_i g_jᵀ] for the pairs asked for.
+class Layout:
+    """Which moments are kept, of what shape, and memory for two sides of each.
 
     Args:
         layers: the geometry, for the shapes. A layer may have ``groups`` (1 where it has none): its
@@ -193,6 +194,9 @@ class Ledger:
         links: pairs whose cross moments are kept; they open at zero and share the weights of the
             diagonals, so that the joint second moment stays positive semidefinite.
         like: a tensor of the right dtype and device.
+
+    Raises:
+        RecipeError: a block wants a moment that there is not.
     """
 
     def __init__(
@@ -204,8 +208,8 @@ class Ledger:
     ) -> None:
         self.links = tuple(links)
         self.groups = tuple(int(traits(layer, LayerTraits).groups) for layer in layers)
-        self._nothing = like.new_zeros(())
-        self.current: dict[Key, Tensor] = {}
+        self.nothing = like.new_zeros(())
+        first: dict[Key, Tensor] = {}
         for i, names in enumerate(wants):
             for name in names:
                 if name not in NAMES:
@@ -215,14 +219,65 @@ class Ledger:
                     )
                 side = layers[i].d_in if name.startswith("A") else layers[i].d_out
                 shape = (side,) if name.endswith((".diagonal", ".mean")) else (side, side)
-                self.current[name, i, i] = like.new_zeros(shape)
+                first[name, i, i] = like.new_zeros(shape)
         for i, j in self.links:
-            self.current["A", i, j] = like.new_zeros((layers[i].d_in, layers[j].d_in))
-            self.current["G", i, j] = like.new_zeros((layers[i].d_out, layers[j].d_out))
-        self.keys: tuple[Key, ...] = tuple(self.current)
-        self.spare = {key: torch.empty_like(value) for key, value in self.current.items()}
-        # Updates so far of moments that a swap opened: they start as a running mean.
-        self.young: dict[Key, int] = {}
+            first["A", i, j] = like.new_zeros((layers[i].d_in, layers[j].d_in))
+            first["G", i, j] = like.new_zeros((layers[i].d_out, layers[j].d_out))
+        self.keys: tuple[Key, ...] = tuple(first)
+        self.sides = first, {key: torch.empty_like(value) for key, value in first.items()}
+
+    def opened(self) -> Ledger:
+        """The ledger before its first update: everything zero."""
+        return Ledger(self, self.sides[0], {})
+
+    def holding(self, moments: Mapping[Key, Tensor], ages: Mapping[Key, int]) -> Ledger:
+        """A ledger of these moments, which become one of the two sides; the keys are the layout's.
+
+        Nothing that another ledger holds is written into.
+        """
+        own = dict(moments)
+        self.sides = own, self.sides[1]
+        return Ledger(self, own, dict(ages))
+
+    def inheriting(self, other: Ledger) -> Ledger:
+        """A ledger with the moments that ``other`` keeps too (a swap of block or structure).
+
+        What is new opens at zero, and starts as a running mean.
+        """
+        known, free = other.current, other.spare
+        same = {k for k, v in self.sides[0].items() if k in known and known[k].shape == v.shape}
+        first, second = (
+            {key: kept[key] if key in same else own for key, own in side.items()}
+            for side, kept in zip(self.sides, (known, free), strict=True)
+        )
+        self.sides = first, second
+        ages = {
+            key: other.young.get(key, 0)
+            for key in self.keys
+            if key[1] == key[2] and (key not in known or key in other.young)
+        }
+        return Ledger(self, first, ages)
+
+
+class Ledger:
+    """Running estimates of E[ā_i ā_jᵀ] and E[g_i g_jᵀ] for the pairs asked for: a value.
+
+    Attributes:
+        current: the moments as the last step left them; one of the layout's two sides.
+        young: updates so far of moments that a swap opened: they start as a running mean.
+    """
+
+    def __init__(
+        self, layout: Layout, current: Mapping[Key, Tensor], young: Mapping[Key, int]
+    ) -> None:
+        self.layout, self.current, self.young = layout, current, young
+        self.keys, self.links, self.groups = layout.keys, layout.links, layout.groups
+
+    @property
+    def spare(self) -> dict[Key, Tensor]:
+        """The side that a step accumulates into."""
+        first, second = self.layout.sides
+        return second if self.current is first else first
 
     def accumulate(self, epsilon: float, cases: int) -> Accumulation:
         """Starts ε·current + (1−ε)·(mean over ``cases``) on the spare side."""
@@ -232,23 +287,9 @@ class Ledger:
         """The moments as this step sees them, or as the last one left them."""
         return Table(self.spare if spare else self.current, self.links)
 
-    def swap(self) -> None:
-        """Commit: what was accumulated becomes current."""
-        self.current, self.spare = self.spare, self.current
-        for key in self.young:
-            self.young[key] += 1
-
-    def inherit(self, other: Ledger) -> None:
-        """Takes over the moments that both keep (after a swap of block or structure)."""
-        for key, value in other.current.items():
-            if key in self.current and self.current[key].shape == value.shape:
-                self.current[key] = value
-                self.spare[key] = other.spare[key]
-        self.young = {
-            key: other.young.get(key, 0)
-            for key in self.keys
-            if key[1] == key[2] and (key not in other.current or key in other.young)
-        }
+    def exchanged(self) -> Ledger:
+        """The ledger after a step: what was accumulated is current."""
+        return Ledger(self.layout, self.spare, {key: age + 1 for key, age in self.young.items()})
 
     def traces(self) -> Tensor:
         """Σ of the diagonals on the spare side: finite exactly where the increments are."""
@@ -256,4 +297,4 @@ class Ledger:
             value.diagonal().sum() if value.dim() == 2 and i == j else value.sum()
             for (_, i, j), value in self.spare.items()
         ]
-        return torch.stack(parts).sum() if parts else self._nothing
+        return torch.stack(parts).sum() if parts else self.layout.nothing

@@ -8,10 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from kfac_lab.core.capture import CoverageRow
-from kfac_lab.core.checkpoint import cloned
 from kfac_lab.core.problem import Problem
 from kfac_lab.core.protocols import Stepper
 from kfac_lab.core.state import StepRecord
+from kfac_lab.core.trees import copied
 from kfac_lab.errors import RecipeError
 
 __all__ = ["MORE", "Plain"]
@@ -46,12 +46,12 @@ class Plain:
 
     def state(self) -> dict[str, Any]:
         """The stepper's state, the count and the clock."""
-        own = cloned(self._stepper.state())
+        own = copied(self._stepper.state())
         return {"step": self.step_count, "seconds": self.seconds, "stepper": own}
 
     def load(self, state: dict[str, Any]) -> None:
         """Restores what :meth:`state` gave."""
-        self._stepper.load(cloned(state["stepper"]))
+        self._stepper.load(copied(state["stepper"]))
         self.step_count, self.seconds = state["step"], state["seconds"]
 
     def average(self) -> None:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
-import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
+from kfac_lab.core.trees import decoded as from_tree
+from kfac_lab.core.trees import encoded as to_tree
 from kfac_lab.core.vector import Vec
-from kfac_lab.errors import CheckpointError
 
-__all__ = ["Due", "Signals", "State", "StepRecord", "Strength", "Swap", "from_tree", "to_tree"]
+__all__ = [
+    "Bound",
+    "Due",
+    "Place",
+    "Signals",
+    "State",
+    "StepRecord",
+    "Strength",
+    "Swap",
+    "from_tree",
+    "to_tree",
+]
 
 
 class Strength(NamedTuple):
@@ -100,112 +108,54 @@ class StepRecord:
     lr: Any = float("nan")  # for methods with a learning rate
 
 
-@dataclass
+class Bound(NamedTuple):
+    """What a first batch tells of the network: firing order, chains, path of the products J·v."""
+
+    fired: tuple[int, ...]
+    chains: tuple[tuple[int, ...], ...]
+    tangent_path: str
+
+
+class Place(NamedTuple):
+    """What the passes go by, beside the network: the seed, which share of a batch, what is bound.
+
+    ``rank``, ``processes`` and ``mean`` are those of the collective.
+    """
+
+    seed: int
+    rank: int = 0
+    processes: int = 1
+    mean: Callable[[list[Tensor]], Any] | None = None
+    bound: Bound | None = None
+
+
+@dataclass(frozen=True)
 class State:
-    """Everything a run needs to go on, bit for bit, besides the module's own tensors."""
+    """Everything a run needs to go on, bit for bit, besides the module's own tensors.
+
+    It is a tree (``core.trees``): a checkpoint is this tree, θ and the buffers, and nothing else.
+    Nobody writes into it; a step, a swap or a load makes another one beside it, and one assignment
+    exchanges them.
+    """
 
     step: int = 0
     seconds: float = 0.0
     strength: Strength = Strength(0.0, 0.0, 0.0)
     previous: Vec | None = None  # δ0
+    # The curvature: moments, what the structure made of them, and the blocks' own memory.
+    moments: Mapping[Any, Tensor] = field(default_factory=dict)  # {} before the first batch
+    ages: Mapping[Any, int] = field(default_factory=dict)  # updates so far of what a swap opened
+    coupling: Any = 1.0  # ∏ε since the cross moments opened
+    reference: Mapping[Any, Tensor] | None = None  # diagonal moments of the last refresh
     factored: Any = None
     inverse: Any = None
-    memos: dict[str, Any] = field(default_factory=dict)
+    kept_inverse: int = 0  # refreshes in a row that fell back on the last good inverse
+    forced: bool = True  # the next step must build an inverse
     block_memos: tuple[Any, ...] = ()
-    kept_inverse: int = 0
-
-
-# --- trees: State and every frozen dataclass in it as dicts of tensors and numbers ------------
-
-_PLAIN = (int, float, bool, str, type(None), Tensor)
-
-
-def to_tree(value: Any) -> Any:
-    """``value`` as nested dicts and lists of tensors and numbers, loadable without pickle's risks.
-
-    Raises:
-        CheckpointError: an object in it is no dataclass, tuple, list, dict, tensor or number.
-    """
-    if isinstance(value, _PLAIN):
-        return value
-    if isinstance(value, Vec):
-        return {"~": "vec", "items": list(value.matrices)}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return {"~": _name(type(value)), "items": [to_tree(v) for v in value]}
-    if isinstance(value, tuple):
-        return {"~": "tuple", "items": [to_tree(v) for v in value]}
-    if isinstance(value, frozenset):
-        return {"~": "frozenset", "items": sorted(to_tree(v) for v in value)}
-    if isinstance(value, list):
-        return [to_tree(v) for v in value]
-    if isinstance(value, Mapping):
-        items = [[to_tree(k), to_tree(v)] for k, v in value.items()]
-        return {"~": "dict", "items": items}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        own = {f.name: to_tree(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"~": _name(type(value)), "items": own}
-    raise CheckpointError(
-        f"an object of type {type(value).__qualname__} cannot be saved: states are made of "
-        "dataclasses, tuples, lists, dicts, tensors and numbers"
-    )
-
-
-def from_tree(tree: Any) -> Any:
-    """The inverse of :func:`to_tree`.
-
-    Raises:
-        CheckpointError: a class of the checkpoint is not there, or is not a state class.
-    """
-    if isinstance(tree, list):
-        return [from_tree(v) for v in tree]
-    if not isinstance(tree, dict):
-        return tree
-    kind, items = tree["~"], tree["items"]
-    if kind == "vec":
-        return Vec(items)
-    if kind == "tuple":
-        return tuple(from_tree(v) for v in items)
-    if kind == "frozenset":
-        return frozenset(items)
-    if kind == "dict":
-        return {from_tree(k): from_tree(v) for k, v in items}
-    cls = _find(kind)
-    if isinstance(items, list):
-        return cls(*(from_tree(v) for v in items))
-    return cls(**{k: from_tree(v) for k, v in items.items()})
-
-
-def _name(cls: type) -> str:
-    return f"{cls.__module__}:{cls.__qualname__}"
-
-
-def _find(name: str) -> Any:
-    module_name, _, path = name.partition(":")
-    try:
-        # Only modules that some plugin has loaded, or our own: a checkpoint imports nothing else.
-        if module_name not in sys.modules and module_name.partition(".")[0] == "kfac_lab":
-            importlib.import_module(module_name)
-        found: Any = sys.modules[module_name]
-        for part in path.split("."):
-            found = getattr(found, part)
-    except (KeyError, ImportError, AttributeError) as error:
-        raise CheckpointError(
-            f"the checkpoint holds a {name}, which is not loaded here: install or import the "
-            "plugin it came from"
-        ) from error
-    if not isinstance(found, type) or not (
-        dataclasses.is_dataclass(found) or issubclass(found, tuple)
-    ):
-        raise CheckpointError(f"the checkpoint names {name}, which is not a state class")
-    return found
-
-
-def move(value: Any, device: torch.device) -> Any:
-    """A tree with every tensor on ``device``."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, list):
-        return [move(v, device) for v in value]
-    if isinstance(value, dict):
-        return {k: move(v, device) for k, v in value.items()}
-    return value
+    block_ages: tuple[int | None, ...] = ()  # updates of a memo that a swap opened, else None
+    memos: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # of damping, momentum, schedule, average
+    # Flags of steps on an accelerator that nobody has looked at yet; read before a save.
+    pending: tuple[tuple[int, Tensor], ...] = ()
+    bound: Bound | None = None

@@ -15,8 +15,9 @@ import torch
 from kfac_lab.core.exchange import exchange
 from kfac_lab.core.parameters import whole_number
 from kfac_lab.core.problem import Problem
-from kfac_lab.core.state import StepRecord, Swap, move
+from kfac_lab.core.state import StepRecord, Swap
 from kfac_lab.core.traits import StepperTraits, traits
+from kfac_lab.core.trees import moved, nbytes
 from kfac_lab.errors import CheckpointError, DataError, RecipeError
 from kfac_lab.history import History
 from kfac_lab.hooks import Recipe
@@ -29,7 +30,7 @@ from kfac_lab.run.interrupt import gentle_interrupt
 from kfac_lab.run.methods import attached
 from kfac_lab.run.report import report
 from kfac_lab.run.rewinding import Replayed, replayed
-from kfac_lab.run.snapshots import Snapshot, bytes_of, with_snapshot
+from kfac_lab.run.snapshots import Snapshot, with_snapshot
 from kfac_lab.run.swapping import planned
 from kfac_lab.run.tables import Coverage, Score
 
@@ -402,9 +403,9 @@ class Run:
         The copy waits for the device anyway, so the records that nobody has read are read as well.
         """
         now = self._now
-        state = move(now.stepper.state(), torch.device("cpu"))
+        state = moved(now.stepper.state(), torch.device("cpu"))
         now.history.settle()
-        new = Snapshot(self.step, state, now.recipe, len(now.history), bytes_of(state))
+        new = Snapshot(self.step, state, now.recipe, len(now.history), nbytes(state))
         marked = {m.step for m in now.history.marks}
         self._now = now._replace(snapshots=with_snapshot(now.snapshots, new, marked))
 
@@ -489,7 +490,7 @@ class Run:
                 "tf32": self.tf32,
                 "where": saving.where(self.device),
                 "notes": dict(self.notes),
-                "stepper": move(self.stepper.state(), torch.device("cpu")),
+                "stepper": moved(self.stepper.state(), torch.device("cpu")),
                 "history": self.history.state(),
             }
         return saving.write(path, content)

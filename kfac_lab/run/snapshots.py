@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
-
-from torch import Tensor
 
 from kfac_lab.hooks import Recipe
 
@@ -40,14 +38,3 @@ def with_snapshot(
 
         del found[min(range(1, len(found) - 1), key=cost)]
     return tuple(found)
-
-
-def bytes_of(value: Any) -> int:
-    """Of the tensors in a tree."""
-    if isinstance(value, Tensor):
-        return value.numel() * value.element_size()
-    if isinstance(value, Mapping):
-        return sum(bytes_of(v) for v in value.values())
-    if isinstance(value, (list, tuple)):
-        return sum(bytes_of(v) for v in value)
-    return 0

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kfac_lab.core.capture import Network, Recorder
 from kfac_lab.core.layers import Declined, Linear, Recorded, dense
-from kfac_lab.core.moments import Ledger
+from kfac_lab.core.moments import Layout
 from kfac_lab.errors import CoverageError
 
 LIKE = torch.zeros((), dtype=torch.float64)
@@ -171,7 +171,7 @@ def test_sparse_rows_give_the_moments_of_dense_ones() -> None:
     other = torch.randn(6, 4, 5, dtype=torch.float64)
     tables = []
     for rows in (sparse, plain):
-        ledger = Ledger(layers, wants, [(0, 1)], LIKE)
+        ledger = Layout(layers, wants, [(0, 1)], LIKE).opened()
         accumulation = ledger.accumulate(0.0, 6)
         accumulation.inputs([rows, other])
         accumulation.finish()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kfac_lab.core.layers import Linear
-from kfac_lab.core.moments import Ledger
+from kfac_lab.core.moments import Layout, Ledger
 
 LAYERS = (Linear(nn.Linear(3, 4).double(), "0"), Linear(nn.Linear(4, 2).double(), "1"))
 LIKE = torch.zeros((), dtype=torch.float64)
@@ -24,45 +24,43 @@ def rows(seed: int, cases: int = 50, positions: int = 1) -> tuple[list[Tensor], 
     return [some(4), some(5)], [some(4), some(2)]
 
 
-def update(ledger: Ledger, seed: int, epsilon: float = 0.95, **shape: int) -> None:
-    """One committed step on seeded rows."""
+def update(ledger: Ledger, seed: int, epsilon: float = 0.95, **shape: int) -> Ledger:
+    """The ledger after one step on seeded rows."""
     inputs, gradients = rows(seed, **shape)
     accumulation = ledger.accumulate(epsilon, inputs[0].shape[0])
     accumulation.inputs(inputs)
     accumulation.gradients(gradients)
     accumulation.finish()
-    ledger.swap()
+    return ledger.exchanged()
 
 
 def test_a_moment_opened_late_is_a_running_mean_at_first() -> None:
     """Three updates after the swap it is their mean, not a twentieth of it."""
-    old = Ledger(LAYERS, [("A", "G"), ("A", "G")], (), LIKE)
+    old = Layout(LAYERS, [("A", "G"), ("A", "G")], (), LIKE).opened()
     for k in range(1, 31):
-        update(old, k, min(1 - 1 / k, 0.95))
-    new = Ledger(LAYERS, [("A.diagonal", "G"), ("A", "G")], (), LIKE)
-    new.inherit(old)
+        old = update(old, k, min(1 - 1 / k, 0.95))
+    new = Layout(LAYERS, [("A.diagonal", "G"), ("A", "G")], (), LIKE).inheriting(old)
     torch.testing.assert_close(new.current["G", 0, 0], old.current["G", 0, 0])
     for k in range(31, 34):
-        update(new, k)
+        new = update(new, k)
     mean = sum((rows(k)[0][0] ** 2).mean(0).squeeze(0) for k in range(31, 34)) / 3
     torch.testing.assert_close(new.current["A.diagonal", 0, 0], mean)
     for k in range(34, 90):
-        update(new, k)
+        new = update(new, k)
     before = new.current["A.diagonal", 0, 0].clone()
-    update(new, 90)
+    new = update(new, 90)
     expected = 0.95 * before + 0.05 * (rows(90)[0][0] ** 2).mean(0).squeeze(0)
     torch.testing.assert_close(new.current["A.diagonal", 0, 0], expected)
 
 
 def test_the_joint_moment_is_psd_whatever_the_ages() -> None:
     """Layer 1's factors and the link open at step 31; the joint matrices stay PSD throughout."""
-    old = Ledger(LAYERS, [("A", "G"), ("A.diagonal",)], (), LIKE)
+    old = Layout(LAYERS, [("A", "G"), ("A.diagonal",)], (), LIKE).opened()
     for k in range(1, 31):
-        update(old, k, min(1 - 1 / k, 0.95), cases=2)
-    new = Ledger(LAYERS, [("A", "G"), ("A", "G")], ((0, 1),), LIKE)
-    new.inherit(old)
+        old = update(old, k, min(1 - 1 / k, 0.95), cases=2)
+    new = Layout(LAYERS, [("A", "G"), ("A", "G")], ((0, 1),), LIKE).inheriting(old)
     for k in range(31, 61):
-        update(new, k, cases=2)
+        new = update(new, k, cases=2)
         for name in ("A", "G"):
             cross = new.current[name, 0, 1]
             top = torch.cat([new.current[name, 0, 0], cross], 1)
@@ -74,12 +72,12 @@ def test_the_joint_moment_is_psd_whatever_the_ages() -> None:
 
 def test_the_mean_is_the_part_of_a_that_it_makes() -> None:
     """With shared positions too: the homogeneous 1 has A = S and mean² = S."""
-    ledger = Ledger(LAYERS, [("A", "A.mean"), ("A",)], (), LIKE)
+    ledger = Layout(LAYERS, [("A", "A.mean"), ("A",)], (), LIKE).opened()
     inputs = [torch.ones(7, 3, 4, dtype=torch.float64), torch.ones(7, 3, 5, dtype=torch.float64)]
     accumulation = ledger.accumulate(0.0, 7)
     accumulation.inputs(inputs)
     accumulation.finish()
-    ledger.swap()
+    ledger = ledger.exchanged()
     assert float(ledger.current["A.mean", 0, 0][-1]) == math.sqrt(3)
     torch.testing.assert_close(
         torch.outer(ledger.current["A.mean", 0, 0], ledger.current["A.mean", 0, 0]),
@@ -90,7 +88,7 @@ def test_the_mean_is_the_part_of_a_that_it_makes() -> None:
 def test_wide_moments_by_strips() -> None:
     """Sides that no strip divides: the plain product, symmetric, over two chunks and steps."""
     layer = Linear(nn.Linear(210, 131).double(), "wide")
-    ledger = Ledger((layer,), [("A", "G")], (), LIKE)
+    ledger = Layout((layer,), [("A", "G")], (), LIKE).opened()
     draw = torch.Generator().manual_seed(0)
     expected = {"A": torch.zeros(211, 211).double(), "G": torch.zeros(131, 131).double()}
     for epsilon in (0.0, 0.5):
@@ -104,7 +102,7 @@ def test_wide_moments_by_strips() -> None:
             total["A"] += a[:, 0].t() @ a[:, 0]
             total["G"] += g[:, 0].t() @ g[:, 0]
         accumulation.finish()
-        ledger.swap()
+        ledger = ledger.exchanged()
         for name, m in expected.items():
             m.mul_(epsilon).add_(total[name], alpha=(1 - epsilon) / 10)
             found = ledger.current[name, 0, 0]

@@ -8,7 +8,7 @@ last column) are the same, so that a Vec flattens to theta by `dense.flatten`.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -248,6 +248,11 @@ def matrix_of(engine: Engine, preconditioner: Any = None) -> Tensor:
     return torch.stack(columns, dim=1)
 
 
+def amend(engine: Engine, **fields: Any) -> None:
+    """Other fields of an engine's State."""
+    engine.held = replace(engine.held, state=replace(engine.state_, **fields))
+
+
 def moments_of(engine: Engine, side: Any = None):
     """The ledger's moments as the oracles' tables A, G; pairs that are not kept are None."""
     assert engine.ledger is not None
@@ -267,7 +272,7 @@ def moments_of(engine: Engine, side: Any = None):
 def bound(engine: Engine) -> Drawn:
     """The whole set in order, after the engine has looked at the network."""
     batch = in_order(engine)
-    engine._bind(batch.inputs, batch.targets)
+    engine.bind(batch.inputs, batch.targets)
     return batch
 
 

@@ -22,6 +22,7 @@ from engine.helpers import (
     theta_of,
     unflat,
 )
+from kfac_lab.engine.statistics import approximate
 
 GAMMA = 0.4
 SHAPES = {
@@ -187,12 +188,12 @@ def test_the_undamped_blocks_are_the_hessian_of_heskes_distance(likelihood, bias
     table = engine.ledger.table(spare=False)
     memos = engine.state_.block_memos
     unit = torch.eye(len(theta_of(engine)), dtype=torch.float64)
-    columns = [flat(engine._approximate(table, memos, unflat(engine, v))) for v in unit]
+    columns = [flat(approximate(engine.parts, table, memos, unflat(engine, v))) for v in unit]
     expected = heskes.distance_hessian(net, likelihood, x)
     close(torch.stack(columns, 1), expected)
     # and as the restriction of M
     seen = evaluated_of(engine)
-    seen.approximate = lambda v: engine._approximate(table, memos, v)
+    seen.approximate = lambda v: approximate(engine.parts, table, memos, v)
     basis = [unflat(engine, v) for v in unit[:6]]
     found = engine.parts["model"].restrict(seen, basis)
     close(found.curvature, expected[:6, :6])

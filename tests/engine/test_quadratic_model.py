@@ -11,6 +11,7 @@ from engine.helpers import (
     ADAPTIVE,
     LIKELIHOODS,
     STRUCTURES,
+    amend,
     close,
     draw,
     engine_of,
@@ -43,7 +44,8 @@ def prepared(likelihood, tangents="explicit", chunk=5000, count=30, bias=True, l
     net, x, y = problem(likelihood, count=count, bias=bias, seed=1)
     path = "explicit" if tangents == "explicit" else "generic"
     engine = engine_of(net, likelihood, x, y, path=path, l2=l2, chunk=chunk, **slots)
-    engine.passes.tangent_path = tangents
+    engine.bind(x, y)
+    amend(engine, bound=engine.state_.bound._replace(tangent_path=tangents))
     return engine, net, x, y
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import kfac_lab as kl
+from kfac_lab.core.state import from_tree, to_tree
 
 # Everything is due at an even step: statistics, factors, inverse, γ and λ.
 BUSY = "periodic(T1=2, T2=2, T3=2, burn_in=1)"
@@ -69,6 +71,11 @@ def numbers(run: kl.Run) -> dict[str, Any]:
     return columns
 
 
+def amend(engine: Any, **fields: Any) -> None:
+    """Other fields of an engine's State."""
+    engine.held = replace(engine.held, state=replace(engine.state_, **fields))
+
+
 def state_of(stepper: Any, *, time: bool = True) -> Any:
     """Everything a stepper keeps, as a tree; without ``time`` the seconds are left out."""
     tree = stepper.state()["tree"]
@@ -76,10 +83,11 @@ def state_of(stepper: Any, *, time: bool = True) -> Any:
 
 
 def _timeless(tree: Any) -> Any:
-    if isinstance(tree, dict) and tree.get("~") == "dict":
-        items = [pair for pair in tree["items"] if pair[0] != "seconds"]
-        return {"~": "dict", "items": items}
-    return tree
+    decoded = from_tree(tree)
+    state = decoded.get("state")
+    if state is None:  # a baseline's
+        return to_tree({name: value for name, value in decoded.items() if name != "seconds"})
+    return to_tree({**decoded, "state": replace(state, seconds=0.0)})
 
 
 def image(run: kl.Run) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def test_a_drift_is_read_on_its_check_steps_alone_and_with_the_flags():
     for _ in range(2):
         engine.step()  # burn-in
     for k in range(4, 12):
-        pending = len(engine._pending_ok)
+        pending = len(engine.state_.pending)
         with no_reads() as calls:
             record = engine.step()
         if k % 2:

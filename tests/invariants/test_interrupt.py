@@ -7,8 +7,8 @@ import torch
 
 from invariants.helpers import image, run_of, same, same_run
 from kfac_lab.core import passes
-from kfac_lab.core.moments import Ledger
 from kfac_lab.engine import Engine
+from kfac_lab.engine.proposal import Search
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def press(patch, owner, name, *, times=1, late=False):
     patch.setattr(owner, name, interrupted)
 
 
-COMMIT = {"theta": (torch, "_foreach_copy_"), "moments": (Ledger, "swap")}
+COMMIT = {"theta": (torch, "_foreach_copy_"), "exchange": (Engine, "__setattr__")}
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
@@ -107,7 +107,7 @@ def test_a_second_interrupt_cuts_the_step_off_which_then_has_not_happened():
     before = image(run)
     with pytest.MonkeyPatch.context() as patch:
         press(patch, passes.Passes, "evaluate")
-        press(patch, Engine, "_choose")
+        press(patch, Search, "outcome")
         with pytest.raises(KeyboardInterrupt):
             run.advance(10)
     same(before, image(run))
@@ -118,7 +118,7 @@ def test_a_second_interrupt_cuts_the_step_off_which_then_has_not_happened():
 def test_no_interrupt_is_swallowed_after_the_last_step():
     run = run_of()
     with pytest.MonkeyPatch.context() as patch:
-        press(patch, Ledger, "swap")
+        press(patch, Engine, "__setattr__")
         with pytest.raises(KeyboardInterrupt):
             run.advance(1)
     assert run.step == len(run.history) == 1

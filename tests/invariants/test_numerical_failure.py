@@ -8,6 +8,7 @@ import torch
 import kfac_lab as kl
 from invariants.helpers import image, problem_of, recipe_of, run_of, same, same_run
 from kfac_lab.core import linalg
+from kfac_lab.engine import proposal
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 SCHEDULE = "periodic(T1=2, T2=4, T3=4, burn_in=1)"
@@ -217,17 +218,22 @@ def test_a_singular_factor_without_damping_escalates_by_itself():
 def test_only_the_candidate_that_wins_has_to_be_finite(promise, monkeypatch):
     """One γ of three that overflows is a γ that loses."""
     run = run_of(schedule=SCHEDULE, damping="levenberg_marquardt(lam=1.0)").advance(3)
-    work, seen = type(run.stepper)._try, []
+    work, seen = proposal.modelled, []
 
-    def trying(self, *args):
-        trial = work(self, *args)
-        seen.append(float(trial.strength.gamma))
-        if len(seen) == 2:
-            trial.value = trial.value * float("nan")
-            trial.promise = torch.full_like(trial.promise, promise)
+    def trying(*args):
+        candidate = work(*args)
+
+        def trial(strength, preconditioner):
+            found = candidate(strength, preconditioner)
+            seen.append(float(found.strength.gamma))
+            if len(seen) == 2:
+                found.value = found.value * float("nan")
+                found.promise = torch.full_like(found.promise, promise)
+            return found
+
         return trial
 
-    monkeypatch.setattr(type(run.stepper), "_try", trying)
+    monkeypatch.setattr(proposal, "modelled", trying)
     record = run.step_once()
     assert record.due.gamma and len(seen) == 3
     assert float(record.gamma) in (seen[0], seen[2])

@@ -10,10 +10,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import kfac_lab as kl
 from invariants.helpers import image, recipe_of, run_of, same, same_run
-from kfac_lab import engine as engine_module
 from kfac_lab.core import linalg, moments, passes
 from kfac_lab.core.likelihood import Bernoulli
 from kfac_lab.core.problem import Problem
+from kfac_lab.core.vector import Vec
+from kfac_lab.engine import commit as engine_commit
 from kfac_lab.paper import (
     averaging,
     block_diagonal,
@@ -53,10 +54,10 @@ VERBS = {
     "choose: retry": (damping.LevenbergMarquardt, "retry"),
     "judge: objective": (passes.Passes, "objective"),
     "judge: adapt": (damping.LevenbergMarquardt, "adapt"),
-    "move": (engine_module.Vec, "combine"),
+    "move": (Vec, "combine"),
     "average: momentum": (momentum.Optimal, "update"),
     "average": (averaging.Polyak, "update"),
-    "settle": (engine_module.Engine, "_ok"),
+    "settle": (engine_commit, "ok_of"),
 }
 BLOCKS = {
     "explicit": {"2": "diagonal", "*": "kronecker"},
@@ -170,13 +171,13 @@ def test_an_exception_at_any_tensor_operation_changes_nothing(kind, monkeypatch)
     run, twin = (run_of(kind, structure="block_tridiagonal") for _ in range(2))
     run.advance(3)
     twin.advance(3)
-    commit, mode = engine_module.uninterrupted, Fatal()
+    commit, mode = engine_commit.exchange, Fatal()
 
-    def closing():
+    def closing(carry_out):
         mode.open = False  # what follows is the commit
-        return commit()
+        commit(carry_out)
 
-    monkeypatch.setattr(engine_module, "uninterrupted", closing)
+    monkeypatch.setattr(engine_commit, "exchange", closing)
     with mode:
         twin.step_once()
     total = mode.count

@@ -22,9 +22,9 @@ import torch
 
 import kfac_lab as kl
 from invariants.grid import PARTS
-from invariants.helpers import numbers, problem_of, run_of, same, state_of
+from invariants.helpers import amend, numbers, problem_of, run_of, same, state_of
 from kfac_lab.core.state import Strength
-from kfac_lab.engine import Engine
+from kfac_lab.engine import Engine, commit
 from kfac_lab.paper import damping
 from kfac_lab.run import snapshots
 
@@ -148,7 +148,7 @@ def sound(run: kl.Run) -> None:
     assert record.step == run.step == len(run.history)
     for name in ("loss", "error", "alpha", "lam", "gamma", "predicted", "norm_squared", "slope"):
         assert math.isfinite(getattr(record, name)), (name, record)
-    assert math.isfinite(record.rho) == record.due.lam or not run.stepper._needs_rho
+    assert math.isfinite(record.rho) == record.due.lam or not run.stepper.parts.needs_rho
     delta = run.stepper.state_.previous
     assert delta is not None and all(bool(torch.isfinite(m).all()) for m in delta.matrices)
     assert all(bool(torch.isfinite(t).all()) for t in run.problem.model.state_dict().values())
@@ -194,7 +194,7 @@ class failing:
         self.chance = random.Random(seed)
 
     def __enter__(self) -> None:
-        settle, once, chance = Engine._settle, self.run.step_once, self.chance
+        settle, once, chance = commit.settled, self.run.step_once, self.chance
         cut = [False]
 
         def settled(engine: Engine, *args: Any) -> Any:
@@ -210,7 +210,7 @@ class failing:
                     once()
             return once()
 
-        self.patch.setattr(Engine, "_settle", settled)
+        self.patch.setattr(commit, "settled", settled)
         self.patch.setattr(self.run, "step_once", step_once)
 
     def __exit__(self, *_: Any) -> None:
@@ -347,7 +347,7 @@ def test_a_memo_written_in_place_is_noticed(
 
 def _forgets_previous(engine: Engine, *args: Any) -> None:
     SWAP(engine, *args)
-    engine.state_.previous = None
+    amend(engine, previous=None)
 
 
 def _forgets_moments(engine: Engine, *args: Any) -> None:
@@ -359,12 +359,12 @@ def _forgets_moments(engine: Engine, *args: Any) -> None:
 
 def _forgets_lambda(engine: Engine, *args: Any) -> None:
     SWAP(engine, *args)
-    engine.state_.strength = engine._strength(engine.parts["damping"].init(engine.problem)[0])
+    amend(engine, strength=engine._strength(engine.parts["damping"].init(engine.problem)[0]))
 
 
 def _restarts(engine: Engine, *args: Any) -> None:
     SWAP(engine, *args)
-    engine.state_.step = 0
+    amend(engine, step=0)
 
 
 SWAP = Engine.swap
@@ -390,12 +390,11 @@ def test_a_state_that_lacks_a_memo_is_noticed(monkeypatch: pytest.MonkeyPatch) -
 
     def lacking(engine: Engine, **options: Any) -> Any:
         now = engine.state_
-        engine.state_ = type(now)(**{**vars(now), "memos": {**now.memos, "damping": {}}})
-        engine.state_.previous = None
+        amend(engine, memos={**now.memos, "damping": {}}, previous=None)
         try:
             return state(engine, **options)
         finally:
-            engine.state_ = now
+            amend(engine, **vars(now))
 
     monkeypatch.setattr(Engine, "state", lacking)
     with pytest.raises(AssertionError):

@@ -193,7 +193,7 @@ def test_a_state_is_a_copy_and_stays_what_it_was():
     run.advance(4)
     same(state, again)
     fresh = run_of()
-    fresh.stepper.load({"format": 1, "tree": state})
+    fresh.stepper.load({"format": 2, "tree": state})
     assert fresh.step == 3
     fresh.advance(4)
     kept = numbers(run)

@@ -44,7 +44,7 @@ def kept(run):
         "memos": _copied(state.memos),
         "block memos": _copied(state.block_memos),
         "average": [t.clone() for t in engine.average() or ()],
-        "coupling": engine._coupling.clone(),
+        "coupling": engine.state_.coupling.clone(),
         "kept_inverse": state.kept_inverse,
         "inverse": [id(state.inverse), id(state.factored)],
     }

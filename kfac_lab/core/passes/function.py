@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from kfac_lab.core import seeds
 from kfac_lab.core.capture import Network, called
 from kfac_lab.core.cases import call_arguments
 from kfac_lab.core.likelihood import Outputs
+from kfac_lab.core.state import Place
 
 __all__ = ["Function"]
 
@@ -23,13 +24,15 @@ class Function:
     """Calls the network.
 
     Args:
-        outputs: takes from what the model gives the tensor that the likelihood is of.
+        place: the seed and the share of a batch, as they are now.
         chunk: how many cases go through the network at a time.
+        outputs: takes from what the model gives the tensor that the likelihood is of.
     """
 
-    def __init__(self, network: Network, seed: int, chunk: int, outputs: Outputs) -> None:
-        self.network, self.seed, self.chunk, self.outputs = network, seed, chunk, outputs
-        self.rank = 0  # of this process; a collective sets it
+    def __init__(
+        self, network: Network, place: Callable[[], Place], chunk: int, outputs: Outputs
+    ) -> None:
+        self.network, self._place, self.chunk, self.outputs = network, place, chunk, outputs
         self.buffered = bool(dict(network.model.named_buffers()))
 
     @property
@@ -57,8 +60,9 @@ class Function:
         """The network's own randomness, a function of (seed, step, chunk, process)."""
         if device.type == "meta":
             return contextlib.nullcontext()
-        purpose = f"model/{start}" if self.rank == 0 else f"model/{start}/{self.rank}"
-        return seeds.forked(self.seed, purpose, step, device)
+        place = self._place()
+        purpose = f"model/{start}" if place.rank == 0 else f"model/{start}/{place.rank}"
+        return seeds.forked(place.seed, purpose, step, device)
 
     def chunks(self, rows: int) -> Iterator[slice]:
         """Cases that go through together: all where the network couples them."""

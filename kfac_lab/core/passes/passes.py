@@ -27,6 +27,7 @@ from kfac_lab.core.passes.trace import BackEnd, Trace
 from kfac_lab.core.plan import Plan
 from kfac_lab.core.problem import Drawn
 from kfac_lab.core.protocols import Estimator
+from kfac_lab.core.state import Bound, Place
 from kfac_lab.core.traits import RowsTraits, traits
 from kfac_lab.core.vector import Vec
 from kfac_lab.errors import RecipeError
@@ -49,6 +50,7 @@ class Passes:
     """Runs the network; made once at attach.
 
     Args:
+        place: the seed, the share of a batch and what is bound, as they are now.
         chunk: how many cases go through the network at a time.
     """
 
@@ -57,23 +59,18 @@ class Passes:
         network: Network,
         likelihood: Likelihood,
         l2: float,
-        seed: int,
+        place: Callable[[], Place],
         chunk: int = 5000,
         outputs: Selector = None,
     ) -> None:
-        self.network, self.l2 = network, l2
+        self.network, self.l2, self._place = network, l2, place
         self.outputs = Outputs(likelihood, outputs)
-        self.function = Function(network, seed, chunk, self.outputs)
+        self.function = Function(network, place, chunk, self.outputs)
         self.plan: Plan | None = None
         if outputs is None and not isinstance(
             likelihood, Joint
         ):  # a tensor as the network gives it
             self.plan = Plan.of(network)
-        self.fired: list[int] | None = None
-        self.chains: list[list[int]] = []
-        self.tangent_path = "explicit" if self.plan is not None else "unknown"
-        self.processes = 1  # a collective sets it, and how to average over them
-        self.mean: Callable[[list[Tensor]], Any] | None = None
         self.predictions = 1  # of one case
 
     @property
@@ -83,25 +80,33 @@ class Passes:
 
     def criterion(self, targets: Any, cases: int) -> Criterion:
         """The likelihood on a batch: this process's ``cases`` of it and their ``targets``."""
-        return Criterion(self.likelihood, targets, cases, self.processes, self.mean)
+        place = self._place()
+        return Criterion(self.likelihood, targets, cases, place.processes, place.mean)
 
     @property
-    def seed(self) -> int:
-        """Of everything that is drawn here."""
-        return self.function.seed
-
-    @seed.setter
-    def seed(self, seed: int) -> None:
-        self.function.seed = seed
+    def processes(self) -> int:
+        """Into how many shares a batch goes."""
+        return self._place().processes
 
     @property
-    def rank(self) -> int:
-        """Which of the processes this is."""
-        return self.function.rank
+    def fired(self) -> tuple[int, ...] | None:
+        """The layers in firing order; None before the first batch."""
+        bound = self._place().bound
+        return None if bound is None else bound.fired
 
-    @rank.setter
-    def rank(self, rank: int) -> None:
-        self.function.rank = rank
+    @property
+    def chains(self) -> tuple[tuple[int, ...], ...]:
+        """Runs of layers that may be linked."""
+        bound = self._place().bound
+        return () if bound is None else bound.chains
+
+    @property
+    def tangent_path(self) -> str:
+        """By which path products J·v are taken: explicit, forward, double_backward or unknown."""
+        bound = self._place().bound
+        if bound is not None:
+            return bound.tangent_path
+        return "explicit" if self.plan is not None else "unknown"
 
     def back_end(self, inputs: Any = None) -> BackEnd:
         """Who takes the cases through the network now: hooks of the user's switch the plan off, and
@@ -114,8 +119,9 @@ class Passes:
     def uniforms(self, purpose: str, step: int, shape: Sequence[int], like: Tensor) -> Tensor:
         """This process's rows of the step's uniforms; those of the whole S1 are drawn."""
         whole = (shape[0] * self.processes, *shape[1:])
-        drawn = seeds.uniforms(self.seed, purpose, step, whole, like.device, like.dtype)
-        return drawn[self.rank :: self.processes]
+        place = self._place()
+        drawn = seeds.uniforms(place.seed, purpose, step, whole, like.device, like.dtype)
+        return drawn[place.rank :: place.processes]
 
     def share(self, drawn: Drawn) -> Drawn:
         """This process's cases of a batch that every process has drawn: every P-th of P processes.
@@ -135,13 +141,13 @@ class Passes:
                 f"a batch of {drawn.inputs.shape[0]} has no case for each of {self.processes} "
                 "processes: give a larger one"
             )
-        own = slice(self.rank, count * self.processes, self.processes)
+        own = slice(self._place().rank, count * self.processes, self.processes)
         if drawn.order is None:
             return Drawn(drawn.inputs[own], drawn.targets[own], None)
         rows = drawn.order[own].to(drawn.inputs.device)
         return Drawn(drawn.inputs.index_select(0, rows), drawn.targets.index_select(0, rows), None)
 
-    def probe(self, inputs: Tensor, targets: Tensor, tangents: bool) -> None:
+    def probe(self, inputs: Tensor, targets: Tensor, tangents: bool) -> Bound:
         """Finds the firing order, the chains and the tangent path on two cases; changes nothing.
 
         Raises:
@@ -149,17 +155,19 @@ class Passes:
             DataError: the model does not take the inputs, or its outputs do not fit the targets.
             RecipeError: no way to forward-mode products through this model, naming the module.
         """
-        if self.fired is not None and (not tangents or self.tangent_path != "unknown"):
-            return
+        known, path = self._place().bound, self.tangent_path
+        if known is not None and (not tangents or path != "unknown"):
+            return known
         inputs, function = inputs[:2], self.function
         recorder = Recorder(self.network)
         with torch.no_grad(), recorder.recording(), self._randomness(0, inputs):
             count = probe.check_cases(function, inputs, targets[:2])
         probe.check_fired(recorder, function)
-        self.predictions, self.fired = count, recorder.fired
-        self.chains = chains_of(recorder.fired, recorder.shapes())
-        if tangents and self.tangent_path == "unknown":
-            self.tangent_path = probe.choose_tangents(function, inputs)
+        self.predictions = count
+        if tangents and path == "unknown":
+            path = probe.choose_tangents(function, inputs)
+        chains = chains_of(recorder.fired, recorder.shapes())
+        return Bound(tuple(recorder.fired), tuple(map(tuple, chains)), path)
 
     # --- the passes of a step -------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from kfac_lab.core.likelihood import Categorical
-from kfac_lab.core.state import from_tree, move, to_tree
+from kfac_lab.core.trees import moved
 from kfac_lab.errors import KfacLabError
 
 __all__ = ["WANTS", "Factor", "Images", "Seen", "Shape", "image_shape", "seen"]
@@ -176,7 +176,7 @@ def _inverse(run: Any) -> dict[str, Any]:
     if inverse is None:
         raise _Nothing(_no_curvature(run))
     if run.device.type != "cpu":
-        inverse = from_tree(move(to_tree(inverse), torch.device("cpu")))
+        inverse = moved(inverse, "cpu")
     return {"preconditioner": inverse}
 
 

@@ -247,11 +247,12 @@ def slices_of_another(rank, size):
     right = Passes.uniforms
 
     def wrong(self, *args):
-        own, self.rank = self.rank, 0
+        place = self._place
+        self._place = lambda: place()._replace(rank=0)
         try:
             return right(self, *args)
         finally:
-            self.rank = own
+            self._place = place
 
     Passes.uniforms = wrong
     try:
@@ -265,11 +266,12 @@ def rows_of_another(rank, size):
     right = Passes.share
 
     def wrong(self, drawn):
-        own, self.rank = self.rank, 0
+        place = self._place
+        self._place = lambda: place()._replace(rank=0)
         try:
             return right(self, drawn)
         finally:
-            self.rank = own
+            self._place = place
 
     Passes.share = wrong
     try:

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -38,7 +39,9 @@ def test_looking_changes_nothing() -> None:
         seen(watched)
         watched.advance(1)
     twin.advance(8)
-    twin.stepper.state_.seconds = watched.stepper.state_.seconds
+    engine = twin.stepper
+    seconds = watched.stepper.seconds
+    engine.held = replace(engine.held, state=replace(engine.state_, seconds=seconds))
     assert torch.equal(before, torch.random.get_rng_state())
     assert watched.problem.model.training == twin.problem.model.training
     found = dict(tensors(watched.stepper.state()))

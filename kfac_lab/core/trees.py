@@ -1,0 +1,216 @@
+"""Nested values with tensors in them: walked, changed, copied, measured, gated, encoded.
+
+A tree is made of dicts, lists, tuples, NamedTuples, frozensets, dataclasses, Vecs, tensors and
+plain numbers, texts and None. The State of a run is one, and so are a part's memos. Whoever saves,
+forks, moves or compares one does it by these functions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kfac_lab.core.vector import Vec
+from kfac_lab.errors import CheckpointError
+
+__all__ = [
+    "copied",
+    "decoded",
+    "digest",
+    "encoded",
+    "leaves",
+    "mapped",
+    "moved",
+    "nbytes",
+    "tensors",
+    "where",
+]
+
+_PLAIN = (int, float, bool, str, type(None), Tensor)
+
+
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Path and value of everything in a tree that is no container."""
+    if isinstance(value, Vec):
+        value = value.matrices
+    if isinstance(value, Mapping):
+        for key in value:
+            yield from leaves(value[key], f"{path}[{key!r}]")
+    elif isinstance(value, tuple) and hasattr(value, "_fields"):
+        for key in value._fields:
+            yield from leaves(getattr(value, key), f"{path}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for n, item in enumerate(value):
+            yield from leaves(item, f"{path}[{n}]")
+    elif _is_data(value):
+        for field in dataclasses.fields(value):
+            yield from leaves(getattr(value, field.name), f"{path}.{field.name}")
+    else:
+        yield path, value
+
+
+def tensors(value: Any) -> list[tuple[str, Tensor]]:
+    """Path and tensor of every tensor in a tree."""
+    return [(path, leaf) for path, leaf in leaves(value) if isinstance(leaf, Tensor)]
+
+
+def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The tree with every tensor changed, in containers of the same kinds."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Vec):
+        return Vec([change(m) for m in value.matrices])
+    if isinstance(value, dict):
+        made = type(value)({key: mapped(item, change) for key, item in value.items()})
+        for name, own in getattr(value, "__dict__", {}).items():  # a dict's subclass has fields
+            setattr(made, name, own)
+        return made
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(mapped(item, change) for item in value))
+    if isinstance(value, (list, tuple)):
+        return type(value)(mapped(item, change) for item in value)
+    if _is_data(value):
+        own = {f.name: mapped(getattr(value, f.name), change) for f in dataclasses.fields(value)}
+        return dataclasses.replace(value, **own)
+    return value
+
+
+def copied(value: Any) -> Any:
+    """The tree with tensors of its own, outside any graph."""
+    return mapped(value, lambda t: t.detach().clone())
+
+
+def moved(value: Any, device: torch.device | str) -> Any:
+    """The tree with every tensor on ``device``."""
+    return mapped(value, lambda t: t.to(device))
+
+
+def nbytes(value: Any) -> int:
+    """Bytes of all tensors in the tree."""
+    return sum(t.numel() * t.element_size() for _, t in tensors(value))
+
+
+def where(ok: Tensor, new: Any, old: Any) -> Any:
+    """``new``, but a tensor that has its like in ``old`` keeps the old value where not ``ok``.
+
+    Nothing is read by the host. What ``old`` has no like for is taken as it is.
+    """
+    if isinstance(new, Tensor) and isinstance(old, Tensor) and new.shape == old.shape:
+        return new if new is old else torch.where(ok, new, old)
+    if isinstance(new, Vec) and isinstance(old, Vec):
+        return Vec([where(ok, a, b) for a, b in zip(new, old, strict=True)])
+    if isinstance(new, tuple) and hasattr(new, "_fields") and type(new) is type(old):
+        return type(new)(*(where(ok, a, b) for a, b in zip(new, old, strict=True)))
+    if isinstance(new, (tuple, list)) and isinstance(old, (tuple, list)) and len(new) == len(old):
+        return type(new)(where(ok, a, b) for a, b in zip(new, old, strict=True))
+    if isinstance(new, Mapping) and isinstance(old, Mapping):
+        return {key: where(ok, item, old.get(key)) for key, item in new.items()}
+    return new
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a tree: of every path, number, text and bit of every tensor in it."""
+    found = hashlib.sha256()
+    for path, leaf in leaves(value):
+        found.update(path.encode())
+        if isinstance(leaf, Tensor):
+            flat = leaf.detach().cpu().contiguous().reshape(-1)
+            found.update(f"{leaf.dtype}{tuple(leaf.shape)}".encode())
+            found.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
+        else:
+            found.update(repr(leaf).encode())
+    return found.hexdigest()
+
+
+def _is_data(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+# --- as nested dicts and lists, which load without pickle's risks ---------------------------------
+
+
+def encoded(value: Any) -> Any:
+    """``value`` as nested dicts and lists of tensors and numbers, loadable without pickle's risks.
+
+    Raises:
+        CheckpointError: an object in it is no dataclass, tuple, list, dict, tensor or number.
+    """
+    if isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, Vec):
+        return {"~": "vec", "items": list(value.matrices)}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return {"~": _name(type(value)), "items": [encoded(v) for v in value]}
+    if isinstance(value, tuple):
+        return {"~": "tuple", "items": [encoded(v) for v in value]}
+    if isinstance(value, frozenset):
+        return {"~": "frozenset", "items": sorted(encoded(v) for v in value)}
+    if isinstance(value, list):
+        return [encoded(v) for v in value]
+    if isinstance(value, Mapping):
+        items = [[encoded(k), encoded(v)] for k, v in value.items()]
+        return {"~": "dict", "items": items}
+    if _is_data(value):
+        own = {f.name: encoded(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"~": _name(type(value)), "items": own}
+    raise CheckpointError(
+        f"an object of type {type(value).__qualname__} cannot be saved: states are made of "
+        "dataclasses, tuples, lists, dicts, tensors and numbers"
+    )
+
+
+def decoded(tree: Any) -> Any:
+    """The inverse of :func:`encoded`.
+
+    Raises:
+        CheckpointError: a class of the checkpoint is not there, or is not a state class.
+    """
+    if isinstance(tree, list):
+        return [decoded(v) for v in tree]
+    if not isinstance(tree, dict):
+        return tree
+    kind, items = tree["~"], tree["items"]
+    if kind == "vec":
+        return Vec(items)
+    if kind == "tuple":
+        return tuple(decoded(v) for v in items)
+    if kind == "frozenset":
+        return frozenset(items)
+    if kind == "dict":
+        return {decoded(k): decoded(v) for k, v in items}
+    cls = _find(kind)
+    if isinstance(items, list):
+        return cls(*(decoded(v) for v in items))
+    return cls(**{k: decoded(v) for k, v in items.items()})
+
+
+def _name(cls: type) -> str:
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def _find(name: str) -> Any:
+    module_name, _, path = name.partition(":")
+    try:
+        # Only modules that some plugin has loaded, or our own: a checkpoint imports nothing else.
+        if module_name not in sys.modules and module_name.partition(".")[0] == "kfac_lab":
+            importlib.import_module(module_name)
+        found: Any = sys.modules[module_name]
+        for part in path.split("."):
+            found = getattr(found, part)
+    except (KeyError, ImportError, AttributeError) as error:
+        raise CheckpointError(
+            f"the checkpoint holds a {name}, which is not loaded here: install or import the "
+            "plugin it came from"
+        ) from error
+    if not isinstance(found, type) or not (
+        dataclasses.is_dataclass(found) or issubclass(found, tuple)
+    ):
+        raise CheckpointError(f"the checkpoint names {name}, which is not a state class")
+    return found

@@ -1,0 +1,119 @@
+"""Between two steps: what is due, how far the moments have moved, and what nobody has read yet."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kfac_lab.core import linalg
+from kfac_lab.core.state import Due, Signals, State
+from kfac_lab.engine.parts import Parts
+from kfac_lab.errors import NumericalError
+
+__all__ = ["Warnings", "due_of", "examined", "reference_of"]
+
+
+class Warnings:
+    """Each warning of an engine once."""
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    def say(self, key: str, message: str, *, stacklevel: int) -> None:
+        """Warns, unless it was said before; ``stacklevel`` as for ``warnings.warn``."""
+        if key not in self._said:
+            self._said.add(key)
+            warnings.warn(message, stacklevel=stacklevel + 1)
+
+    def small(self, parts: Parts, m: int, s1: int, s2: int) -> None:
+        """A batch whose curvature is too noisy for adaptive α and μ (section 10.10)."""
+        if m < 500 and parts.traits["momentum"].adapts and min(s1, s2) < m:
+            self.say(
+                "small",
+                f"a batch of {m} leaves {min(s1, s2)} cases for the curvature: adaptive α and μ "
+                "do not cope with that noise (section 10.10); recipe 'small_batch' is made for it, "
+                "and 'robust' uses small batches whole",
+                stacklevel=5,
+            )
+
+    def ground(self) -> None:
+        """λ and γ are asked to follow a ratio that says nothing (section 6)."""
+        self.say(
+            "ground",
+            "λ and γ stay where they are: with this model and momentum the reduction "
+            "ratio says nothing (section 6), so their adaptation is switched off",
+            stacklevel=5,
+        )
+
+
+def due_of(
+    parts: Parts, state: State, k: int, drift: float | None, warn: Warnings
+) -> tuple[Due, Mapping[str, Any]]:
+    """What step k has to do, and the schedule's new memo.
+
+    A step without an inverse to use builds one; γ and λ are not searched where nothing says which
+    is better; new factors and several γ imply an inverse.
+    """
+    due, memo = parts["schedule"].due(k, state.memos["schedule"], Signals(drift))
+    due = Due(*(bool(flag) for flag in due))
+    if not parts.grounded and parts.needs_rho:
+        # A rule that does not say whether it follows ρ may: better one warning too many.
+        if (due.lam or due.gamma) and parts.traits["damping"].follows_rho is not False:
+            warn.ground()
+        due = due._replace(lam=False)
+    if not parts.grounded:
+        due = due._replace(gamma=False)
+    if state.forced or state.inverse is None or state.factored is None:
+        due = due._replace(factors=True, inverse=True)
+    if due.factors or due.gamma:
+        due = due._replace(inverse=True)
+    return due, memo or {}
+
+
+def drift_of(state: State) -> Tensor:
+    """The largest relative change of a diagonal moment since the last refresh, 0-dim."""
+    assert state.reference is not None
+    pairs = [
+        (v, state.reference[key]) for key, v in state.moments.items() if key in state.reference
+    ]
+    if not pairs:  # other moments are kept since a swap, or none at all
+        return torch.zeros((), dtype=torch.float64, device=state.strength.lam.device)
+    now, then = [p[0] for p in pairs], [p[1] for p in pairs]
+    change = torch.stack(torch._foreach_norm(torch._foreach_sub(now, then)))
+    size = torch.stack(torch._foreach_norm(then))
+    return (change / torch.clamp(size, min=torch.finfo(size.dtype).tiny)).max()
+
+
+def reference_of(parts: Parts, moments: Mapping[Any, Tensor]) -> dict[Any, Tensor] | None:
+    """Copies of the diagonal moments, where the schedule asks how far they have moved."""
+    if parts.traits["schedule"].drift_period is None:
+        return None
+    return {key: v.clone() for key, v in moments.items() if key[1] == key[2]}
+
+
+def examined(state: State, tensors: Sequence[Tensor]) -> tuple[State, list[float], list[int]]:
+    """One host read, which also looks at the flags of steps that nobody has looked at yet.
+
+    Returns the state without those flags, the values, and the steps that were void.
+    """
+    if not tensors and not state.pending:
+        return state, [], []
+    values = linalg.host([*tensors, *(flag for _, flag in state.pending)])
+    seen = zip(state.pending, values[len(tensors) :], strict=True)
+    void = [step for (step, _), value in seen if not value]
+    seen_through = replace(state, pending=()) if state.pending else state
+    return seen_through, values[: len(tensors)], void
+
+
+def void_error(steps: Sequence[int]) -> NumericalError:
+    """What is said of steps on an accelerator whose numbers were not finite."""
+    return NumericalError(
+        f"step{'s' * (len(steps) > 1)} {', '.join(map(str, steps))} gave numbers that are "
+        "not finite and changed nothing but the step count: lower the damping's reach, "
+        "check the data for NaN, or raise λ"
+    )

@@ -1,0 +1,110 @@
+"""move, average: what a step has prepared becomes what is, in one exchange."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from kfac_lab.core import linalg
+from kfac_lab.core.clock import Clock
+from kfac_lab.core.commit import gated, gated_state
+from kfac_lab.core.exchange import exchange
+from kfac_lab.core.state import State, StepRecord
+from kfac_lab.engine.boundary import reference_of
+from kfac_lab.engine.proposal import Outcome, all_finite, not_finite
+from kfac_lab.engine.statistics import Statistics
+
+if TYPE_CHECKING:
+    from kfac_lab.engine.step import Engine
+
+__all__ = ["next_state", "ok_of", "settled"]
+
+
+def next_state(
+    engine: Engine,
+    statistics: Statistics,
+    outcome: Outcome,
+    memos: Mapping[str, Any],
+    **new: Any,
+) -> State:
+    """The state after a step: what it has gathered and chosen, and ``new`` fields besides."""
+    state, ledger = engine.state_, statistics.ledger
+    ages = state.block_ages
+    if statistics.fresh:
+        ledger = ledger.exchanged()
+        ages = tuple(None if age is None else age + 1 for age in ages)
+    return replace(
+        state,
+        step=state.step + 1,
+        factored=outcome.factored,
+        inverse=outcome.chosen.preconditioner,
+        kept_inverse=outcome.kept,
+        block_memos=outcome.block_memos,
+        block_ages=ages,
+        memos={**state.memos, **memos},
+        moments=ledger.current,
+        ages=ledger.young,
+        coupling=state.coupling * statistics.epsilon,
+        forced=False,
+        **new,
+    )
+
+
+def ok_of(outcome: Outcome, loss: Tensor, statistics: Statistics) -> Tensor:
+    """Whether all of a step's numbers are finite, 0-dim."""
+    scalars = [loss, *outcome.chosen.scalars()]
+    if statistics.fresh:
+        scalars.append(statistics.ledger.traces())
+    return all_finite(scalars)
+
+
+def settled(
+    engine: Engine,
+    record: StepRecord,
+    new: State,
+    statistics: Statistics,
+    loss: Tensor,
+    ok: Tensor,
+    trial: Sequence[Tensor],
+    buffers: Mapping[str, Tensor],
+    clock: Clock,
+) -> StepRecord:
+    """Examines ``ok`` where a read costs nothing, gates the commit where it does, commits.
+
+    ``trial`` are the new parameters, or none where somebody else moves them.
+
+    Raises:
+        NumericalError: something was not finite; nothing has changed.
+    """
+    state, ledger = engine.state_, statistics.ledger
+    own = dict(engine.problem.model.named_buffers()) if buffers else {}
+    into = [*(engine._theta if trial else []), *own.values()]
+    values = [*trial, *(buffers[name] for name in own)]
+    if engine._reads_are_free:
+        if not linalg.host([ok])[0]:
+            raise not_finite(record.step, loss, state.strength)
+    else:
+        values = gated(ok, values, into)
+        new = replace(gated_state(ok, new, state), pending=(*state.pending, (new.step, ok)))
+        if statistics.fresh:
+            for key, value in ledger.spare.items():
+                torch.where(ok, value, ledger.current[key], out=value)
+        record = replace(record, void=(~ok).to(torch.float64))
+    if record.due.factors:
+        new = replace(new, reference=reference_of(engine.parts, statistics.moments))
+    with clock("move"):
+        new = replace(new, seconds=state.seconds + clock.total())
+        record = replace(record, seconds=new.seconds, verbs=clock.verbs)
+        held = replace(engine.held, state=new, record=record)
+
+        def carry_out() -> None:
+            if into:
+                torch._foreach_copy_(into, values)
+            engine.held = held
+
+        exchange(carry_out)
+    return record

@@ -1,0 +1,151 @@
+"""Who plays which slot on this problem: the parts of a recipe, checked against the network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kfac_lab.core.capture import Network
+from kfac_lab.core.layers import Tensors
+from kfac_lab.core.passes import Passes
+from kfac_lab.core.problem import Problem
+from kfac_lab.core.state import Strength
+from kfac_lab.core.traits import SLOT_TRAITS, BlockTraits, traits
+from kfac_lab.errors import RecipeError
+
+__all__ = ["SLOTS", "Parts", "fresh_memo", "number", "parts_of", "strength_of"]
+
+SLOTS = (
+    "estimator",
+    "block",
+    "structure",
+    "model",
+    "damping",
+    "momentum",
+    "schedule",
+    "batch",
+    "average",
+    "collective",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Parts(Mapping[str, Any]):
+    """The component of each slot (``parts["damping"]``), a block per layer, the recipe they are of.
+
+    What they declare is read once, when they are taken.
+    """
+
+    slots: Mapping[str, Any]
+    blocks: tuple[Any, ...]
+    recipe: Any
+    traits: Mapping[str, Any]  # by slot
+    block_traits: tuple[BlockTraits, ...]
+
+    def __getitem__(self, slot: str) -> Any:
+        return self.slots[slot]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.slots)
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    @property
+    def grounded(self) -> bool:
+        """Whether the model and the momentum give adaptation a ground (section 6)."""
+        return bool(self.traits["model"].grounded and self.traits["momentum"].adapts)
+
+    @property
+    def needs_rho(self) -> bool:
+        """Whether the λ rule looks at ρ; one that goes by the step says ``needs_rho=False``."""
+        return bool(self.traits["damping"].needs_rho)
+
+    @property
+    def needs_tangents(self) -> bool:
+        """Whether the model asks for products J·v."""
+        return bool(self.traits["model"].needs_tangents)
+
+    @property
+    def observing(self) -> list[bool]:
+        """For each layer, whether its block wants the rows themselves."""
+        return [block.observes for block in self.block_traits]
+
+    @property
+    def rank(self) -> int:
+        """Of this process under the collective."""
+        return int(self.traits["collective"].rank)
+
+    @property
+    def processes(self) -> int:
+        """How many processes share the batch."""
+        return int(self.traits["collective"].size)
+
+
+def fresh_memo(declared: Any) -> Mapping[str, Any]:
+    """A part's memo as it starts, by its traits: what ``init()`` returns, {} without one."""
+    return {} if declared.init is None else declared.init() or {}
+
+
+def parts_of(recipe: Any, problem: Problem, network: Network, passes: Passes) -> Parts:
+    """The parts and the blocks of a recipe for this problem; nothing changes.
+
+    Raises:
+        RecipeError: the recipe cannot work on this problem.
+    """
+    slots = {slot: recipe[slot] for slot in SLOTS if slot != "block"}
+    blocks = []
+    for use in network.uses:
+        if isinstance(use.layer, Tensors):
+            if recipe.fallback_block is None:
+                raise RecipeError(
+                    f"nobody claims {use.parameters[0]}, so it needs a fallback: "
+                    "fallback='diagonal' or fallback='identity'"
+                )
+            blocks.append(recipe.fallback_block)
+        else:
+            blocks.append(recipe.block_for(use.layer.path, use.layer.module))
+    declared = {slot: traits(part, SLOT_TRAITS[slot]) for slot, part in slots.items()}
+    of_blocks = tuple(traits(block, BlockTraits) for block in blocks)
+    parts = Parts(slots, tuple(blocks), recipe, declared, of_blocks)
+    if not parts.needs_tangents and declared["model"].grounded:
+        lacking = {
+            type(b).__name__
+            for b, own in zip(blocks, of_blocks, strict=True)
+            if own.product is None
+        }
+        if lacking:
+            raise RecipeError(
+                f"model={type(parts['model']).__name__} needs the blocks' undamped product, "
+                f"which {', '.join(sorted(lacking))} does not have: give it product(moments, "
+                "memo, matrix), or use model='exact_fisher'"
+            )
+    if declared["structure"].by_case:
+        if problem.l2:
+            raise RecipeError(
+                f"low_rank=True and l2={problem.l2} do not go together: ηθ is of full "
+                "rank (section 7.4); set l2=0, or use another regulariser"
+            )
+        if passes.plan is None:
+            raise RecipeError(
+                "low_rank=True needs each case's rows of the gradient, which only a sequential "
+                "network of claimed layers gives"
+            )
+    return parts
+
+
+def number(value: Any, device: torch.device) -> Tensor:
+    """0-dim float64 on the device; a Python number is filled in there, never copied over."""
+    if isinstance(value, Tensor):
+        return value.to(device, torch.float64)
+    return torch.full((), value, dtype=torch.float64, device=device)
+
+
+def strength_of(strength: Strength, eta: float, device: torch.device) -> Strength:
+    """A part's strength as 0-dim float64 tensors on the device, with η."""
+    lam, gamma = number(strength.lam, device), number(strength.gamma, device)
+    return Strength(lam, gamma, number(eta, device))

@@ -1,0 +1,307 @@
+"""invert, propose, model, choose: one candidate, or several, and the ladder where a factor fails.
+
+A candidate is one strength tried. On a step without a refresh there is one, by the inverse in use.
+A refresh factorises once for all of them; where γ is due there are three; where the damping has a
+``retry`` it may ask for another. A factor that cannot be inverted is escalated, and at last the
+inverse in use serves on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from kfac_lab.core import linalg
+from kfac_lab.core.clock import Clock
+from kfac_lab.core.moments import Table
+from kfac_lab.core.passes import Evaluated
+from kfac_lab.core.protocols import Layer
+from kfac_lab.core.state import Due, State, Strength
+from kfac_lab.core.vector import Vec
+from kfac_lab.engine.parts import Parts
+from kfac_lab.errors import NumericalError
+
+__all__ = ["Candidate", "Outcome", "Search", "Trial", "all_finite", "modelled", "not_finite"]
+
+RETRIES = 60  # bound on damping.retry within one step
+KEPT = 3  # bound on refreshes in a row that fall back on the last good inverse
+
+
+@dataclass(eq=False)
+class Space:
+    """What a momentum may build directions from; see ``core.protocols.Space``."""
+
+    evaluated: Evaluated
+    preconditioner: Any
+    strength: Strength
+    collective: Any
+
+    @property
+    def gradient(self) -> Vec:
+        """∇h."""
+        return self.evaluated.gradient
+
+    @property
+    def predictions(self) -> int:
+        """Of the step's batch, over all processes."""
+        passes = self.evaluated.passes
+        return self.evaluated.inputs.shape[0] * passes.processes * passes.predictions
+
+    def precondition(self, vector: Vec) -> Vec:
+        """P v."""
+        out: Vec = self.preconditioner.apply(vector)
+        return out
+
+    def fisher(self, vector: Vec) -> Vec:
+        """F v on S2."""
+        product = self.evaluated.fisher(vector)
+        if self.evaluated.passes.processes > 1:
+            self.collective.mean_(product.matrices)
+        return product
+
+
+@dataclass(eq=False)
+class Candidate:
+    """One strength tried: its preconditioner, basis, coefficients and M(δ)−M(0).
+
+    ``value`` is of the step as it will be made, ``promise`` of the chosen one before ``lr`` scales
+    it: candidates are compared, and λ is steered, by what the strength has to offer.
+    """
+
+    strength: Strength
+    preconditioner: Any
+    basis: tuple[Vec, ...]
+    coefficients: Tensor
+    value: Tensor
+    promise: Tensor
+    slope: Tensor  # ∇hᵀv per vector of the basis
+    gram: Tensor
+    curvature: Tensor
+
+    def scalars(self) -> list[Tensor]:
+        """Finite where the candidate is."""
+        parts = [self.curvature.reshape(-1), self.gram.reshape(-1), self.slope, self.coefficients]
+        return [self.value, torch.cat(parts).sum()]
+
+
+class Trial(Protocol):
+    """Makes a candidate of a strength and its preconditioner."""
+
+    def __call__(self, strength: Strength, preconditioner: Any) -> Candidate:
+        """The candidate."""
+        ...
+
+
+@dataclass(eq=False)
+class Outcome:
+    """The candidate chosen, all that were tried, and what the refresh has made."""
+
+    chosen: Candidate
+    tried: list[Candidate]
+    factored: Any
+    block_memos: tuple[Any, ...]
+    kept: int
+    jitter: dict[str, float]
+
+
+def modelled(
+    parts: Parts, state: State, k: int, lr: float, evaluated: Evaluated, clock: Clock
+) -> Trial:
+    """How a step of the whole algorithm makes a candidate: propose, model, choose."""
+
+    def trial(strength: Strength, preconditioner: Any) -> Candidate:
+        momentum = parts["momentum"]
+        with clock("propose"):
+            if evaluated.cases is not None and hasattr(preconditioner, "apply_cases"):
+                direction = -preconditioner.apply_cases(evaluated.cases, evaluated.gradient)
+            else:
+                direction = -preconditioner.apply(evaluated.gradient)
+            space = Space(evaluated, preconditioner, strength, parts["collective"])
+            memo = state.memos["momentum"]
+            basis = tuple(momentum.basis(space, direction, state.previous, memo))
+        with clock("model"):
+            restriction = parts["model"].restrict(evaluated, basis)
+            if parts.processes > 1:
+                parts["collective"].mean_([restriction.curvature])
+        with clock("choose"):
+            coefficients = momentum.choose(restriction, strength, k)
+            value = promise = restriction.value(coefficients, strength)
+            if lr != 1.0:
+                coefficients = coefficients * lr
+                value = restriction.value(coefficients, strength)
+        return Candidate(
+            strength,
+            preconditioner,
+            basis,
+            coefficients,
+            value,
+            promise,
+            restriction.slope,
+            restriction.gram,
+            restriction.curvature,
+        )
+
+    return trial
+
+
+def preconditioned(gradient: Vec, clock: Clock) -> Trial:
+    """How a gradient of somebody else's becomes a candidate: P∇h, with nothing to judge it by."""
+
+    def trial(strength: Strength, preconditioner: Any) -> Candidate:
+        with clock("propose"):
+            direction = -preconditioner.apply(gradient)
+            slope = gradient.dot(direction).reshape(1)
+            gram = direction.dot(direction).reshape(1, 1)
+        one, nothing = torch.ones_like(slope), torch.zeros_like(gram)
+        return Candidate(
+            strength, preconditioner, (direction,), one, slope[0], slope[0], slope, gram, nothing
+        )
+
+    return trial
+
+
+@dataclass(eq=False)
+class Search:
+    """The candidates of one step.
+
+    Attributes:
+        strength: a part's strength as 0-dim tensors on the device, with η.
+        read: one host read of some 0-dim tensors; it may raise for steps that were void.
+        draft: the record of a candidate, which ``retry`` looks at.
+        increments: 0-dim tensors that are finite where the batch's own numbers are.
+    """
+
+    parts: Parts
+    layers: Sequence[Layer]
+    state: State
+    k: int
+    due: Due
+    table: Table
+    loss: Tensor
+    increments: Sequence[Tensor]
+    trial: Trial
+    strength: Callable[[Strength], Strength]
+    read: Callable[[Sequence[Tensor]], list[float]]
+    draft: Callable[[Candidate, Sequence[Candidate]], Any]
+    clock: Clock
+
+    def outcome(self, block_memos: tuple[Any, ...]) -> Outcome:
+        """Tries the strengths that the damping names, and what a retry asks for.
+
+        Raises:
+            NumericalError: the batch is not finite, or no inverse could be built.
+        """
+        state = self.state
+        named = self.parts["damping"].candidates(state.strength, self.due)
+        strengths = tuple(map(self.strength, named if self.parts.grounded else named[:1]))
+        if not self.due.inverse:
+            trials = [self.trial(s, state.inverse) for s in strengths[:1]]
+            kept = state.kept_inverse
+            return Outcome(trials[0], trials, state.factored, block_memos, kept, {})
+        tried: list[Candidate] = []
+        factored, memos = None if self.due.factors else state.factored, block_memos
+        jitter: dict[str, float] = {}
+        tries = 0
+        while True:
+            refreshed = self._refreshed(strengths, factored, memos)
+            if refreshed is None:
+                return self._kept(block_memos)
+            chosen, trials, factored, memos, added = refreshed
+            tried += trials
+            jitter.update(added)
+            again = None
+            if self.parts.retry is not None and self.parts.grounded and tries < RETRIES:
+                draft = self.draft(chosen, tried)
+                again = self.parts.retry(chosen.strength, state.memos["damping"], draft, tries)
+            if again is None:
+                return Outcome(chosen, tried, factored, memos, 0, jitter)
+            tries += 1
+            strengths = (self.strength(again),)
+
+    def _refreshed(
+        self, strengths: Sequence[Strength], factored: Any, memos: tuple[Any, ...]
+    ) -> tuple[Candidate, list[Candidate], Any, tuple[Any, ...], Mapping[str, float]] | None:
+        """The best of the candidates by new inverses; None where the ladder has come to its end."""
+        attempt: linalg.Attempt | None = linalg.Attempt()
+        while attempt is not None:
+            made, own = factored, memos
+            with attempt:
+                if made is None:
+                    with self.clock("invert"):
+                        made, new = self.parts["structure"].factorise(
+                            self.layers, self.parts.blocks, self.table, own
+                        )
+                        own = tuple(new)
+                trials = []
+                for s in strengths:
+                    with self.clock("invert"):
+                        inverse = self.parts["structure"].damped(made, own, s, self.state.inverse)
+                    trials.append(self.trial(s, inverse))
+            finite = [all_finite(t.scalars()) for t in trials]
+            missing = torch.full_like(trials[0].promise, float("nan"))
+            best = _best(
+                [torch.where(f, t.promise, missing) for f, t in zip(finite, trials, strict=True)]
+            )
+            sound = torch.stack(finite).any()  # the winner is finite where any is
+            given, added = all_finite(self.increments), attempt.jitter
+            flags = attempt.flags()
+            read = self.read([best, sound, given, *flags, *added.values()])
+            if not read[2]:  # no inverse helps where the batch itself is not finite
+                raise not_finite(self.k, self.loss, self.state.strength)
+            failed = attempt.failed(read[3 : 3 + len(attempt.calls)])
+            if not failed:
+                if not read[1]:
+                    raise not_finite(self.k, self.loss, self.state.strength)
+                jitter = dict(zip(added, read[3 + len(attempt.calls) :], strict=True))
+                return trials[int(read[0])], trials, made, own, jitter
+            self._ended = attempt, failed
+            attempt = attempt.escalate(failed)
+        return None
+
+    def _kept(self, block_memos: tuple[Any, ...]) -> Outcome:
+        """No inverse could be built: the last good one serves, for a bounded number of times."""
+        state = self.state
+        attempt, failed = self._ended
+        if state.inverse is None or state.forced or state.kept_inverse >= KEPT:
+            lam, gamma, loss = linalg.host([state.strength.lam, state.strength.gamma, self.loss])
+            if not math.isfinite(loss):
+                raise not_finite(self.k, self.loss, state.strength)
+            raise attempt.error(failed, lam, gamma)
+        trial = self.trial(state.strength, state.inverse)
+        return Outcome(trial, [trial], state.factored, block_memos, state.kept_inverse + 1, {})
+
+
+def not_finite(k: int, loss: Tensor, strength: Strength) -> NumericalError:
+    """What is said where the numbers of a step broke down before its commit."""
+    values = linalg.host([loss, strength.lam, strength.gamma])
+    where = (
+        "the objective h"
+        if values[0] != values[0] or abs(values[0]) == float("inf")
+        else ("the gradient, the statistics or the update")
+    )
+    return NumericalError(
+        f"step {k}: {where} is not finite (h={values[0]:g}, λ={values[1]:g}, "
+        f"γ={values[2]:g}); the step has not happened. Check inputs and targets for NaN or "
+        "infinity, or raise λ"
+    )
+
+
+def all_finite(scalars: Sequence[Tensor]) -> Tensor:
+    """Whether all of some 0-dim tensors are finite, 0-dim."""
+    return torch.isfinite(torch.stack([s.reshape(()).to(torch.float64) for s in scalars])).all()
+
+
+def _best(values: Sequence[Tensor]) -> Tensor:
+    """Index of the lowest value; ties keep the earlier, NaN never wins over a number."""
+    index = torch.zeros_like(values[0])
+    lowest = values[0]
+    for j, value in enumerate(values[1:], start=1):
+        better = (value < lowest) | (torch.isnan(lowest) & ~torch.isnan(value))
+        index = torch.where(better, torch.full_like(index, float(j)), index)
+        lowest = torch.where(better, value, lowest)
+    return index

@@ -1,0 +1,96 @@
+"""observe: the step's second moments onto the ledger's spare side, and the blocks' own memos."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from kfac_lab.core.moments import Accumulation, Ledger, Table
+from kfac_lab.core.passes import Observed
+from kfac_lab.core.state import Due, State
+from kfac_lab.core.vector import Vec
+from kfac_lab.engine.parts import Parts
+
+__all__ = ["Statistics", "approximate", "begun", "digested"]
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """The moments as this step sees them, and what it has gathered into them so far."""
+
+    ledger: Ledger
+    fresh: bool  # whether the step updates them
+    epsilon: float  # ε; 1 where it does not
+    rows: int  # |S1|
+    accumulation: Accumulation | None
+
+    @property
+    def table(self) -> Table:
+        """The moments of all layers and links."""
+        return self.ledger.table(spare=self.fresh)
+
+    @property
+    def moments(self) -> Mapping[Any, Tensor]:
+        """The side they are on."""
+        return self.ledger.spare if self.fresh else self.ledger.current
+
+
+def begun(parts: Parts, ledger: Ledger, due: Due, k: int, rows: int) -> Statistics:
+    """Starts ε·moments + (1−ε)·(mean over ``rows`` cases), where statistics are due (section 4)."""
+    if not due.stats:
+        return Statistics(ledger, False, 1.0, rows, None)
+    epsilon = float(parts["estimator"].decay(k))
+    return Statistics(ledger, True, epsilon, rows, ledger.accumulate(epsilon, rows))
+
+
+def digested(
+    parts: Parts, state: State, statistics: Statistics, observed: Observed | None
+) -> tuple[Any, ...]:
+    """Ends the accumulation, takes means over processes; returns the blocks' new memos."""
+    if statistics.accumulation is None:
+        return state.block_memos
+    spare = statistics.accumulation.finish()
+    if parts.processes > 1:
+        parts["collective"].mean_(spare)
+    if observed is None:
+        return state.block_memos
+    weight = 1.0 - statistics.epsilon
+    memos = list(state.block_memos)
+    for i, block in enumerate(parts.blocks):
+        rows, cotangents = observed.rows[i], observed.cotangents[i]
+        if parts.observing[i] and rows is not None and cotangents is not None:
+            age = state.block_ages[i]  # a running mean at first, like a moment that a swap opens
+            own = weight if age is None else max(weight, 1.0 / (age + 1))
+            memos[i] = block.observe(memos[i], rows, cotangents, own)
+    return tuple(_agreed(parts, state, memos) if parts.processes > 1 else memos)
+
+
+def _agreed(
+    parts: Parts, state: State, memos: Sequence[Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """Memos of the blocks with what ``observe`` made new in them as means over processes."""
+    fresh = [
+        {
+            key: value.clone()
+            for key, value in new.items()
+            if isinstance(value, Tensor) and value.is_floating_point() and value is not old.get(key)
+        }
+        for old, new in zip(state.block_memos, memos, strict=True)
+    ]
+    means = [value for memo in fresh for value in memo.values()]
+    if means:
+        parts["collective"].mean_(means)
+    return [{**memo, **new} if new else memo for memo, new in zip(memos, fresh, strict=True)]
+
+
+def approximate(parts: Parts, table: Table, memos: Sequence[Any], vector: Vec) -> Vec:
+    """F̆ v by the blocks' undamped products."""
+    return Vec(
+        [
+            block.product(table[i], memo, matrix)
+            for i, (block, memo, matrix) in enumerate(zip(parts.blocks, memos, vector, strict=True))
+        ]
+    )

@@ -1,0 +1,84 @@
+"""swap: other parts at a step boundary; what is kept, what opens anew, what is forced."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from kfac_lab.core.state import State, Strength
+from kfac_lab.engine.boundary import reference_of
+from kfac_lab.engine.parts import Parts, fresh_memo, number, observes, strength_of
+
+if TYPE_CHECKING:
+    from kfac_lab.engine.step import Engine, Held
+
+__all__ = ["swapped"]
+
+
+def swapped(engine: Engine, recipe: Any, named: Mapping[str, set[str]]) -> Held:
+    """What the engine holds after a swap to ``recipe``; nothing that it holds now has changed.
+
+    ``named`` maps each swapped slot to the fields its text names: λ and γ are kept unless named; δ0
+    and the moments are kept; a new block or structure forces an inverse at the next step; k never
+    restarts.
+
+    Raises:
+        RecipeError: the new recipe cannot work on this problem.
+    """
+    held = engine.held
+    parts, state, layout = engine.check(recipe), held.state, held.layout
+    rebuilt = bool({"structure", "block", "fallback"} & set(named))
+    if engine.passes.fired is not None and engine.lacks_tangents(parts):
+        problem = engine.problem  # without data at hand the next batch decides
+        if problem.inputs is not None and problem.targets is not None:
+            inputs, targets = problem.inputs[:2].to(engine.device), problem.targets[:2]
+            state = replace(state, bound=engine.passes.probe(inputs, targets, tangents=True))
+    strength, memos = _inherited(engine, parts, state, named)
+    state = replace(state, strength=strength, memos=memos)
+    if "schedule" in named:
+        # What the inverse in use was made of is not known any more: drift counts from here.
+        state = replace(state, reference=reference_of(parts, state.moments) if layout else None)
+    if rebuilt:
+        same = [
+            old == new or (type(old) is type(new) and not observes(new))
+            for old, new in zip(held.parts.blocks, parts.blocks, strict=True)
+        ]
+        block_memos = tuple(
+            memo if kept else fresh_memo(new)
+            for kept, new, memo in zip(same, parts.blocks, state.block_memos, strict=True)
+        )
+        ages = tuple(age if kept else 0 for kept, age in zip(same, state.block_ages, strict=True))
+        state = replace(state, block_memos=block_memos, block_ages=ages, factored=None, forced=True)
+        before = engine.ledger
+        if before is not None and state.bound is not None:
+            layout = engine.layout_of(parts, state.bound)
+            ledger = layout.inheriting(before)
+            if set(layout.links) - set(before.links):
+                state = replace(state, coupling=number(1.0, engine.device))
+            state = replace(state, moments=ledger.current, ages=ledger.young)
+    return replace(held, parts=parts, layout=layout, state=state)
+
+
+def _inherited(
+    engine: Engine, parts: Parts, state: State, named: Mapping[str, set[str]]
+) -> tuple[Strength, dict[str, Any]]:
+    """λ, γ and the strategies' memos after a swap of the slots ``named``."""
+    strength, memos = state.strength, dict(state.memos)
+    eta, device = engine.problem.l2, engine.device
+    if "damping" in named:
+        fresh, memo = parts["damping"].init(engine.problem)
+        fresh = strength_of(fresh, eta, device)
+        lam = fresh.lam if "lam" in named["damping"] else state.strength.lam
+        gamma = fresh.gamma if "gamma" in named["damping"] else state.strength.gamma
+        strength = Strength(lam, gamma, state.strength.eta)
+        if parts.on_swap is not None:
+            strength = parts.on_swap(strength)
+        strength = strength_of(strength, eta, device)
+        memos["damping"] = memo or {}
+    for slot in ("momentum", "schedule"):
+        if slot in named:
+            memos[slot] = fresh_memo(parts[slot])
+    if "average" in named:
+        memos["average"] = parts["average"].init(engine._theta)
+    return strength, memos
