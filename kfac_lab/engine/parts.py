@@ -109,7 +109,9 @@ def parts_of(recipe: Any, problem: Problem, network: Network, passes: Passes) ->
             blocks.append(recipe.fallback_block)
         else:
             blocks.append(recipe.block_for(use.layer.path, use.layer.module))
-    declared = {slot: traits(part, SLOT_TRAITS[slot]) for slot, part in slots.items()}
+    declared: dict[str, Any] = {
+        slot: traits(part, SLOT_TRAITS[slot]) for slot, part in slots.items()
+    }
     of_blocks = tuple(traits(block, BlockTraits) for block in blocks)
     parts = Parts(slots, tuple(blocks), recipe, declared, of_blocks)
     if not parts.needs_tangents and declared["model"].grounded:

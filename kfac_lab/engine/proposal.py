@@ -22,6 +22,7 @@ from kfac_lab.core.moments import Table
 from kfac_lab.core.passes import Evaluated
 from kfac_lab.core.protocols import Layer
 from kfac_lab.core.state import Due, State, Strength
+from kfac_lab.core.traits import PreconditionerTraits, traits
 from kfac_lab.core.vector import Vec
 from kfac_lab.engine.parts import Parts
 from kfac_lab.errors import NumericalError
@@ -117,8 +118,9 @@ def modelled(
     def trial(strength: Strength, preconditioner: Any) -> Candidate:
         momentum = parts["momentum"]
         with clock("propose"):
-            if evaluated.cases is not None and hasattr(preconditioner, "apply_cases"):
-                direction = -preconditioner.apply_cases(evaluated.cases, evaluated.gradient)
+            by_cases = traits(preconditioner, PreconditionerTraits).apply_cases
+            if evaluated.cases is not None and by_cases is not None:
+                direction = -by_cases(evaluated.cases, evaluated.gradient)
             else:
                 direction = -preconditioner.apply(evaluated.gradient)
             space = Space(evaluated, preconditioner, strength, parts["collective"])
@@ -215,9 +217,10 @@ class Search:
             tried += trials
             jitter.update(added)
             again = None
-            if self.parts.retry is not None and self.parts.grounded and tries < RETRIES:
+            retry = self.parts.traits["damping"].retry
+            if retry is not None and self.parts.grounded and tries < RETRIES:
                 draft = self.draft(chosen, tried)
-                again = self.parts.retry(chosen.strength, state.memos["damping"], draft, tries)
+                again = retry(chosen.strength, state.memos["damping"], draft, tries)
             if again is None:
                 return Outcome(chosen, tried, factored, memos, 0, jitter)
             tries += 1

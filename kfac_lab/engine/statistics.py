@@ -59,9 +59,9 @@ def digested(
         return state.block_memos
     weight = 1.0 - statistics.epsilon
     memos = list(state.block_memos)
-    for i, block in enumerate(parts.blocks):
+    for i, block in enumerate(parts.block_traits):
         rows, cotangents = observed.rows[i], observed.cotangents[i]
-        if parts.observing[i] and rows is not None and cotangents is not None:
+        if block.observe is not None and rows is not None and cotangents is not None:
             age = state.block_ages[i]  # a running mean at first, like a moment that a swap opens
             own = weight if age is None else max(weight, 1.0 / (age + 1))
             memos[i] = block.observe(memos[i], rows, cotangents, own)
@@ -90,7 +90,9 @@ def approximate(parts: Parts, table: Table, memos: Sequence[Any], vector: Vec) -
     """F̆ v by the blocks' undamped products."""
     return Vec(
         [
-            block.product(table[i], memo, matrix)
-            for i, (block, memo, matrix) in enumerate(zip(parts.blocks, memos, vector, strict=True))
+            block.product(table[i], memo, matrix)  # type: ignore[misc] # see ``parts_of``
+            for i, (block, memo, matrix) in enumerate(
+                zip(parts.block_traits, memos, vector, strict=True)
+            )
         ]
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kfac_lab.core.state import State, Strength
 from kfac_lab.engine.boundary import reference_of
-from kfac_lab.engine.parts import Parts, fresh_memo, number, observes, strength_of
+from kfac_lab.engine.parts import Parts, fresh_memo, number, strength_of
 
 if TYPE_CHECKING:
     from kfac_lab.engine.step import Engine, Held
@@ -41,12 +41,14 @@ def swapped(engine: Engine, recipe: Any, named: Mapping[str, set[str]]) -> Held:
         state = replace(state, reference=reference_of(parts, state.moments) if layout else None)
     if rebuilt:
         same = [
-            old == new or (type(old) is type(new) and not observes(new))
-            for old, new in zip(held.parts.blocks, parts.blocks, strict=True)
+            old == new or (type(old) is type(new) and not own.observes)
+            for old, new, own in zip(
+                held.parts.blocks, parts.blocks, parts.block_traits, strict=True
+            )
         ]
         block_memos = tuple(
             memo if kept else fresh_memo(new)
-            for kept, new, memo in zip(same, parts.blocks, state.block_memos, strict=True)
+            for kept, new, memo in zip(same, parts.block_traits, state.block_memos, strict=True)
         )
         ages = tuple(age if kept else 0 for kept, age in zip(same, state.block_ages, strict=True))
         state = replace(state, block_memos=block_memos, block_ages=ages, factored=None, forced=True)
@@ -72,13 +74,14 @@ def _inherited(
         lam = fresh.lam if "lam" in named["damping"] else state.strength.lam
         gamma = fresh.gamma if "gamma" in named["damping"] else state.strength.gamma
         strength = Strength(lam, gamma, state.strength.eta)
-        if parts.on_swap is not None:
-            strength = parts.on_swap(strength)
+        follow = parts.traits["damping"].on_swap  # e.g. tied: γ follows the kept λ
+        if follow is not None:
+            strength = follow(strength)
         strength = strength_of(strength, eta, device)
         memos["damping"] = memo or {}
     for slot in ("momentum", "schedule"):
         if slot in named:
-            memos[slot] = fresh_memo(parts[slot])
+            memos[slot] = fresh_memo(parts.traits[slot])
     if "average" in named:
         memos["average"] = parts["average"].init(engine._theta)
     return strength, memos
