@@ -32,7 +32,7 @@ class Warnings:
 
     def small(self, parts: Parts, m: int, s1: int, s2: int) -> None:
         """A batch whose curvature is too noisy for adaptive α and μ (section 10.10)."""
-        if m < 500 and parts.traits["momentum"].adapts and min(s1, s2) < m:
+        if m < 500 and parts.declares("momentum").adapts and min(s1, s2) < m:
             self.say(
                 "small",
                 f"a batch of {m} leaves {min(s1, s2)} cases for the curvature: adaptive α and μ "
@@ -63,7 +63,7 @@ def due_of(
     due = Due(*(bool(flag) for flag in due))
     if not parts.grounded and parts.needs_rho:
         # A rule that does not say whether it follows ρ may: better one warning too many.
-        if (due.lam or due.gamma) and parts.traits["damping"].follows_rho is not False:
+        if (due.lam or due.gamma) and parts.declares("damping").follows_rho is not False:
             warn.ground()
         due = due._replace(lam=False)
     if not parts.grounded:
@@ -91,7 +91,7 @@ def drift_of(state: State) -> Tensor:
 
 def reference_of(parts: Parts, moments: Mapping[Any, Tensor]) -> dict[Any, Tensor] | None:
     """Copies of the diagonal moments, where the schedule asks how far they have moved."""
-    if parts.traits["schedule"].drift_period is None:
+    if parts.declares("schedule").drift_period is None:
         return None
     return {key: v.clone() for key, v in moments.items() if key[1] == key[2]}
 

@@ -37,13 +37,12 @@ SLOTS = (
 class Parts(Mapping[str, Any]):
     """The component of each slot (``parts["damping"]``), a block per layer, the recipe they are of.
 
-    What they declare is read once, when they are taken.
+    What the blocks declare is read once, when they are taken; there are many.
     """
 
     slots: Mapping[str, Any]
     blocks: tuple[Any, ...]
     recipe: Any
-    traits: Mapping[str, Any]  # by slot
     block_traits: tuple[BlockTraits, ...]
 
     def __getitem__(self, slot: str) -> Any:
@@ -55,20 +54,24 @@ class Parts(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self.slots)
 
+    def declares(self, slot: str) -> Any:
+        """The traits of a slot's part (``core.traits``)."""
+        return traits(self.slots[slot], SLOT_TRAITS[slot])
+
     @property
     def grounded(self) -> bool:
         """Whether the model and the momentum give adaptation a ground (section 6)."""
-        return bool(self.traits["model"].grounded and self.traits["momentum"].adapts)
+        return bool(self.declares("model").grounded and self.declares("momentum").adapts)
 
     @property
     def needs_rho(self) -> bool:
         """Whether the λ rule looks at ρ; one that goes by the step says ``needs_rho=False``."""
-        return bool(self.traits["damping"].needs_rho)
+        return bool(self.declares("damping").needs_rho)
 
     @property
     def needs_tangents(self) -> bool:
         """Whether the model asks for products J·v."""
-        return bool(self.traits["model"].needs_tangents)
+        return bool(self.declares("model").needs_tangents)
 
     @property
     def observing(self) -> list[bool]:
@@ -78,12 +81,12 @@ class Parts(Mapping[str, Any]):
     @property
     def rank(self) -> int:
         """Of this process under the collective."""
-        return int(self.traits["collective"].rank)
+        return int(self.declares("collective").rank)
 
     @property
     def processes(self) -> int:
         """How many processes share the batch."""
-        return int(self.traits["collective"].size)
+        return int(self.declares("collective").size)
 
 
 def fresh_memo(declared: Any) -> Mapping[str, Any]:
@@ -109,12 +112,9 @@ def parts_of(recipe: Any, problem: Problem, network: Network, passes: Passes) ->
             blocks.append(recipe.fallback_block)
         else:
             blocks.append(recipe.block_for(use.layer.path, use.layer.module))
-    declared: dict[str, Any] = {
-        slot: traits(part, SLOT_TRAITS[slot]) for slot, part in slots.items()
-    }
     of_blocks = tuple(traits(block, BlockTraits) for block in blocks)
-    parts = Parts(slots, tuple(blocks), recipe, declared, of_blocks)
-    if not parts.needs_tangents and declared["model"].grounded:
+    parts = Parts(slots, tuple(blocks), recipe, of_blocks)
+    if not parts.needs_tangents and parts.declares("model").grounded:
         lacking = {
             type(b).__name__
             for b, own in zip(blocks, of_blocks, strict=True)
@@ -126,7 +126,7 @@ def parts_of(recipe: Any, problem: Problem, network: Network, passes: Passes) ->
                 f"which {', '.join(sorted(lacking))} does not have: give it product(moments, "
                 "memo, matrix), or use model='exact_fisher'"
             )
-    if declared["structure"].by_case:
+    if parts.declares("structure").by_case:
         if problem.l2:
             raise RecipeError(
                 f"low_rank=True and l2={problem.l2} do not go together: ηθ is of full "

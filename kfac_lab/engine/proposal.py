@@ -217,7 +217,7 @@ class Search:
             tried += trials
             jitter.update(added)
             again = None
-            retry = self.parts.traits["damping"].retry
+            retry = self.parts.declares("damping").retry
             if retry is not None and self.parts.grounded and tries < RETRIES:
                 draft = self.draft(chosen, tried)
                 again = retry(chosen.strength, state.memos["damping"], draft, tries)

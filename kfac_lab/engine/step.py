@@ -105,7 +105,7 @@ class Engine:
             coupling=number(1.0, self.device),
             memos={
                 "damping": memo or {},
-                **{slot: fresh_memo(parts.traits[slot]) for slot in ("momentum", "schedule")},
+                **{slot: fresh_memo(parts.declares(slot)) for slot in ("momentum", "schedule")},
                 "average": parts["average"].init(theta),
             },
             block_memos=tuple(map(fresh_memo, parts.block_traits)),
@@ -264,7 +264,7 @@ class Engine:
                 s2,
                 (s1, parts["estimator"], gathered.accumulation) if gathered.accumulation else None,
                 parts.observing,
-                by_case=parts.traits["structure"].by_case and processes == 1,
+                by_case=parts.declares("structure").by_case and processes == 1,
                 tangents=parts.needs_tangents,
             )
         with clock("observe"), torch.no_grad():
@@ -359,7 +359,7 @@ class Engine:
     # --- its parts ------------------------------------------------------------------------------
 
     def _due(self, k: int) -> tuple[Due, Mapping[str, Any]]:
-        period, drift = self.parts.traits["schedule"].drift_period, None
+        period, drift = self.parts.declares("schedule").drift_period, None
         if period is not None and k % period == 0 and self.state_.reference is not None:
             (drift,) = self.read([boundary.drift_of(self.state_)])
         return boundary.due_of(self.parts, self.state_, k, drift, self.warnings)
@@ -435,7 +435,7 @@ class Engine:
     def _remembered(self, coefficients: Tensor, record: StepRecord) -> Mapping[str, Any]:
         """The momentum's memo after this step."""
         memo: Mapping[str, Any] = self.state_.memos["momentum"]
-        update = self.parts.traits["momentum"].update
+        update = self.parts.declares("momentum").update
         return memo if update is None else update(memo, coefficients, record) or {}
 
     def _record(

@@ -74,14 +74,14 @@ def _inherited(
         lam = fresh.lam if "lam" in named["damping"] else state.strength.lam
         gamma = fresh.gamma if "gamma" in named["damping"] else state.strength.gamma
         strength = Strength(lam, gamma, state.strength.eta)
-        follow = parts.traits["damping"].on_swap  # e.g. tied: γ follows the kept λ
+        follow = parts.declares("damping").on_swap  # e.g. tied: γ follows the kept λ
         if follow is not None:
             strength = follow(strength)
         strength = strength_of(strength, eta, device)
         memos["damping"] = memo or {}
     for slot in ("momentum", "schedule"):
         if slot in named:
-            memos[slot] = fresh_memo(parts.traits[slot])
+            memos[slot] = fresh_memo(parts.declares(slot))
     if "average" in named:
         memos["average"] = parts["average"].init(engine._theta)
     return strength, memos
