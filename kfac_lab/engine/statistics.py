@@ -59,12 +59,12 @@ def digested(
         return state.block_memos
     weight = 1.0 - statistics.epsilon
     memos = list(state.block_memos)
-    for i, block in enumerate(parts.block_traits):
+    for i, (block, own) in enumerate(zip(parts.blocks, parts.block_traits, strict=True)):
         rows, cotangents = observed.rows[i], observed.cotangents[i]
-        if block.observe is not None and rows is not None and cotangents is not None:
+        if own.observes and rows is not None and cotangents is not None:
             age = state.block_ages[i]  # a running mean at first, like a moment that a swap opens
-            own = weight if age is None else max(weight, 1.0 / (age + 1))
-            memos[i] = block.observe(memos[i], rows, cotangents, own)
+            new = weight if age is None else max(weight, 1.0 / (age + 1))
+            memos[i] = block.observe(memos[i], rows, cotangents, new)
     return tuple(_agreed(parts, state, memos) if parts.processes > 1 else memos)
 
 
