@@ -13,7 +13,8 @@ from there::
 
 ``parameter`` is shorthand: ``dataclasses.field(default=…, metadata={…})`` with the same keys, and
 bare fields, work as well. The keys, each optional: ``symbol``, ``section``, ``low`` and ``high``
-(inclusive), ``log`` (a control moves on a logarithmic scale), ``choices``, ``help``. Constructors
+(inclusive), ``log`` (a control moves on a logarithmic scale), ``choices``, ``help``, ``infinite``
+(an infinity is a value too, as it is where the default is one). Constructors
 store and do nothing else; whoever takes a component from outside calls :func:`validate`.
 
 A rule across several fields is a method ``check(self) -> str | None`` that returns a sentence where
@@ -26,7 +27,6 @@ texts, True, False, None, inf, and tuples of these. Nothing is evaluated.
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import difflib
 import inspect
@@ -38,8 +38,9 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
+from kfac_lab.core.literal import LARGEST, Parsed, brief, parse, unparse, write
 from kfac_lab.errors import KfacLabError, RecipeError
 
 __all__ = [
@@ -69,6 +70,7 @@ def parameter(
     log: bool = False,
     choices: Iterable[Any] | None = None,
     help: str = "",
+    infinite: bool = False,
 ) -> Any:
     """A dataclass field with what is known about it; see the module's text for the keys."""
     known = {
@@ -79,6 +81,7 @@ def parameter(
         "log": log or None,
         "choices": None if choices is None else tuple(choices),
         "help": help,
+        "infinite": infinite or None,
     }
     metadata = {key: value for key, value in known.items() if value is not None and value != ""}
     return dataclasses.field(default=default, metadata=metadata)
@@ -106,6 +109,7 @@ class Description:
     log: bool = False
     choices: tuple[Any, ...] | None = None
     help: str = ""
+    infinite: bool = False  # whether an infinity is a value too
     hint: Any = dataclasses.field(default=Any, repr=False, compare=False)
 
     @property
@@ -193,8 +197,13 @@ def _describe(name: str, hint: Any, default: Any, metadata: Mapping[str, Any]) -
         log=bool(metadata.get("log", False)),
         choices=None if choices is None else tuple(choices),
         help=str(metadata.get("help", "")),
+        infinite=bool(metadata.get("infinite", False)) or _infinite(default),
         hint=hint,
     )
+
+
+def _infinite(value: Any) -> bool:
+    return isinstance(value, float) and math.isinf(value)
 
 
 def _hints(target: Any) -> dict[str, Any]:
@@ -268,7 +277,7 @@ def _broken_rule(known: Description, value: Any) -> str:
     if known.optional and value is None:
         return ""
     or_none = " or None" if known.optional else ""
-    if any(math.isnan(number) for number in _numbers(value)):
+    if any(number != number for number in _numbers(value)):
         return "is not a number"
     if known.choices is not None and not any(_same(value, choice) for choice in known.choices):
         meant = did_you_mean(value, known.choices) if isinstance(value, str) else ""
@@ -280,6 +289,10 @@ def _broken_rule(known: Description, value: Any) -> str:
             return f"must be at least {known.low:g}"
         if known.high is not None and number > known.high:
             return f"must be at most {known.high:g}"
+        if isinstance(number, int) and abs(number) >= LARGEST:
+            return "must be below 2^63"
+        if known.kind in ("float", "tuple") and not known.infinite and math.isinf(number):
+            return "must be finite"
     return ""
 
 
@@ -346,81 +359,7 @@ def _same(a: Any, b: Any) -> bool:
     return equal
 
 
-# --- the text form ------------------------------------------------------------------------------
-
-
-class Parsed(NamedTuple):
-    """A component's text, taken apart: ``name`` may be "dist/name"; ``values`` as written."""
-
-    name: str
-    values: dict[str, Any]
-
-
-_TEXT = re.compile(r"\s*((?:[\w.\-]+/)?[A-Za-z_]\w*)\s*(\(.*\))?\s*", re.DOTALL)
-
-
-def parse(source: str) -> Parsed:
-    """Takes "levenberg_marquardt(lam=150)" apart; nothing is looked up and nothing is evaluated.
-
-    :raises RecipeError: where the text is not a name with literal keyword arguments.
-    """
-    if not isinstance(source, str):
-        raise RecipeError(f"a component's text is expected, not {source!r}")
-    match = _TEXT.fullmatch(source)
-    if match is None:
-        raise RecipeError(f"{source!r} is not a component's text: name or name(key=value, …)")
-    name, arguments = match[1], match[2]
-    if not arguments:
-        return Parsed(name, {})
-    try:
-        call = ast.parse(f"_{arguments}", mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        reason = error.msg if isinstance(error, SyntaxError) else str(error)
-        raise RecipeError(f"{source!r} cannot be read: {reason}") from None
-    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
-        raise RecipeError(f"{source!r} is not a component's text: name or name(key=value, …)")
-    if call.args:
-        first = ast.unparse(call.args[0])
-        raise RecipeError(f"{source!r}: {first} needs a name; write {name}(key={first})")
-    values: dict[str, Any] = {}
-    for keyword in call.keywords:
-        if keyword.arg is None:
-            raise RecipeError(f"{source!r}: ** is not allowed here; write key=value")
-        if keyword.arg in values:
-            raise RecipeError(f"{source!r} gives {keyword.arg} twice")
-        try:
-            values[keyword.arg] = _literal(keyword.value)
-        except (ValueError, ArithmeticError) as error:
-            raise RecipeError(f"{source!r}: {keyword.arg}: {error}") from None
-    return Parsed(name, values)
-
-
-def _literal(node: ast.expr) -> Any:
-    if isinstance(node, ast.Constant):
-        if node.value is None or isinstance(node.value, (bool, int, float, str)):
-            return node.value
-    elif isinstance(node, ast.Name) and node.id in ("inf", "nan"):
-        return float(node.id)
-    elif isinstance(node, ast.Tuple):
-        return tuple(_literal(item) for item in node.elts)
-    elif isinstance(node, ast.List):
-        inner = ", ".join(map(ast.unparse, node.elts))
-        raise ValueError(f"write a tuple, ({inner},), in place of a list")
-    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
-        value = _number(node.operand)
-        return -value if isinstance(node.op, ast.USub) else value
-    elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
-        return _number(node.left) / _number(node.right)
-    raise ValueError(
-        f"{ast.unparse(node)} is not a literal (numbers, texts, True, False, None, inf, tuples)"
-    )
-
-
-def _number(node: ast.expr) -> float:
-    value = _literal(node)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"{ast.unparse(node)} is not a number")
-    return value
+# --- components and their text --------------------------------------------------------------------
 
 
 def build(factory: Callable[..., Any], values: Mapping[str, Any], name: str | None = None) -> Any:
@@ -474,37 +413,12 @@ def text(component: Any, name: str | None = None, *, complete: bool = False) -> 
     return unparse(name, values)
 
 
-def unparse(name: str, values: Mapping[str, Any]) -> str:
-    """The inverse of :func:`parse`.
-
-    :raises RecipeError: where a value has no literal form.
-    """
-    written = []
-    for key, value in values.items():
-        try:
-            written.append(f"{key}={_write(value)}")
-        except ValueError as error:
-            raise RecipeError(f"{name} cannot be written as text: {key}: {error}") from None
-    return f"{name}({', '.join(written)})" if written else name
-
-
-def _write(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return repr(value)
-    for kind in (int, float, str):  # by the base type: a numpy float is written as a float
-        if isinstance(value, kind):
-            return kind.__repr__(value)
-    if isinstance(value, tuple):
-        items = [_write(item) for item in value]
-        return f"({items[0]},)" if len(items) == 1 else f"({', '.join(items)})"
-    raise ValueError(f"a {type(value).__name__} has no literal form")
-
-
 def _show(value: Any) -> str:
     try:
-        return _write(value)
-    except ValueError:
-        return repr(value)
+        shown = write(value)
+    except (ValueError, RecursionError):
+        return brief(value)
+    return shown if len(shown) <= 200 else brief(value)
 
 
 def whole_number(name: str, value: Any) -> int:
@@ -514,9 +428,12 @@ def whole_number(name: str, value: Any) -> int:
         RecipeError: it is none.
     """
     try:
-        return operator.index(value)
+        found = operator.index(value)
     except TypeError:
-        raise RecipeError(f"{name}={value!r} must be a whole number") from None
+        raise RecipeError(f"{name}={brief(value)} must be a whole number") from None
+    if abs(found) >= LARGEST:
+        raise RecipeError(f"{name}={brief(value)} must be below 2^63")
+    return found
 
 
 def did_you_mean(name: str, known: Iterable[Any]) -> str:

@@ -15,88 +15,25 @@ registry of a Lab (the process's own unless another is given), which loads plugi
 
 from __future__ import annotations
 
-import ast
 import json
 import re
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from types import MappingProxyType
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kfac_lab.core import parameters
-from kfac_lab.core.parameters import component_name, parse
-from kfac_lab.errors import PluginError, RecipeError
-from kfac_lab.hooks.registry import (
-    SHARED_SLOTS,
-    SLOTS,
-    Entry,
-    check_complete,
-    check_slot,
-    read_recipe,
-)
+from kfac_lab.core.literal import brief, parse
+from kfac_lab.errors import RecipeError
+from kfac_lab.hooks import forms
+from kfac_lab.hooks.registry import SHARED_SLOTS, SLOTS, check_complete, check_slot, read_recipe
+from kfac_lab.hooks.rules import FALLBACKS, Rules, read_fallback, read_layers, resolved
 
 if TYPE_CHECKING:
     from kfac_lab.hooks.manager import Lab
 
 __all__ = ["FALLBACKS", "Recipe", "Rules"]
 
-#: what may happen to parameters that no layer claims
-FALLBACKS = (None, "identity", "diagonal")
 _KEEP: Any = object()
 _OWN = "kfac-lab"  # whose "kfac" and "identity" are meant
-
-
-@dataclass(frozen=True)
-class Rules(Mapping[str, Any]):
-    """Blocks by rule: a pattern on the path, or on the class name → component; the first wins."""
-
-    rules: tuple[tuple[str, Any], ...]
-
-    def pick(self, path: str, module: Any) -> Any:
-        """The block of a module (or of a class name).
-
-        :raises RecipeError: where no rule matches.
-        """
-        kind = module if isinstance(module, str) else type(module).__name__
-        for pattern, component in self.rules:
-            if fnmatchcase(path, pattern) or fnmatchcase(kind, pattern):
-                return component
-        raise RecipeError(
-            f"no rule of block matches {path!r} ({kind}): {', '.join(self)}; add a rule '*'"
-        )
-
-    def __getitem__(self, pattern: str) -> Any:
-        return dict(self.rules)[pattern]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(dict(self.rules))
-
-    def __len__(self) -> int:
-        return len(self.rules)
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A component, whose it is, and the text that it came from."""
-
-    component: Any
-    entry: Entry | None
-    source: str = ""
-
-    def text(self, lab: Lab, complete: bool = False) -> str:
-        if self.entry is None:
-            raise RecipeError(
-                f"{self.component!r} has no name: register its class, "
-                f"lab.register(slot, {component_name(self.component)!r}, "
-                f"{type(self.component).__name__})"
-            )
-        name = lab.registry.written(self.entry)
-        by_class = self.entry.component is type(self.component)
-        if self.source and not (complete and by_class):
-            return parameters.unparse(name, parse(self.source).values)  # what was named stays so
-        return parameters.text(self.component, name, complete=complete)
 
 
 class Recipe(Mapping[str, Any]):
@@ -116,7 +53,7 @@ class Recipe(Mapping[str, Any]):
 
     layers: Mapping[str, str]
     fallback: str | None
-    _parts: Mapping[str, Any]  # slot → _Part, or for the rules of a block pattern → _Part
+    _parts: Mapping[str, Any]  # slot → Part, or for the rules of a block pattern → Part
     _lab: Lab
 
     def __init__(
@@ -164,7 +101,9 @@ class Recipe(Mapping[str, Any]):
         if isinstance(source, Mapping):
             return cls._made(lab or _process_lab(), source, None)
         if not isinstance(source, str):
-            raise RecipeError(f"a recipe is a name, a text, a mapping or a Recipe, not {source!r}")
+            raise RecipeError(
+                f"a recipe is a name, a text, a mapping or a Recipe, not {brief(source)}"
+            )
         if re.fullmatch(r"\s*[\w.\-]+(/\w+)?\s*", source):
             return cls.named(source.strip(), lab=lab)
         return cls.from_text(source, lab=lab)
@@ -208,12 +147,12 @@ class Recipe(Mapping[str, Any]):
         """Sets every field; ``slots`` were given now, ``kept`` are parts of before."""
         for slot in slots:
             check_slot(slot)
-        parts = {slot: _resolve(lab, slot, value, prefer) for slot, value in slots.items()}
-        parts.setdefault("method", kept.get("method") or _resolve(lab, "method", "kfac", prefer))
+        parts = {slot: resolved(lab, slot, value, prefer) for slot, value in slots.items()}
+        parts.setdefault("method", kept.get("method") or resolved(lab, "method", "kfac", prefer))
         fields = {
             "_lab": lab,
-            "layers": _read_layers(lab, layers),
-            "fallback": _read_fallback(fallback),
+            "layers": read_layers(lab, layers),
+            "fallback": read_fallback(fallback),
         }
         self.__dict__.update(fields, _parts=parts)
         uses = SLOTS if self.method == "kfac" else ("method", *SHARED_SLOTS)
@@ -325,7 +264,7 @@ class Recipe(Mapping[str, Any]):
         """
         if slot == "fallback":
             return self.fallback or "none"
-        return _one_line(self.layers if slot == "layers" else self._value(slot, complete))
+        return forms.one_line(self.layers if slot == "layers" else self._value(slot, complete))
 
     def text(self, *, complete: bool = False) -> str:
         """The recipe as lines "slot = component"; :meth:`from_text` reads it back.
@@ -334,7 +273,7 @@ class Recipe(Mapping[str, Any]):
             does not change what the text means.
         """
         values = self._values(complete)
-        return "".join(f"{slot} = {_one_line(value)}\n" for slot, value in values.items())
+        return "".join(f"{slot} = {forms.one_line(value)}\n" for slot, value in values.items())
 
     @classmethod
     def from_text(cls, text: str, *, lab: Lab | None = None) -> Recipe:
@@ -342,11 +281,12 @@ class Recipe(Mapping[str, Any]):
 
         :raises RecipeError: for a line that is none, or as the constructor does.
         """
-        return cls._made(lab or _process_lab(), read_recipe(text), None)
+        lines = read_recipe(forms.checked(text, "a recipe"))
+        return cls._made(lab or _process_lab(), lines, None)
 
     def to_json(self, *, complete: bool = False) -> str:
         """The recipe as one JSON object of texts."""
-        return json.dumps(self._values(complete), indent=2, ensure_ascii=False)
+        return forms.to_json(self._values(complete))
 
     @classmethod
     def from_json(cls, text: str, *, lab: Lab | None = None) -> Recipe:
@@ -354,17 +294,12 @@ class Recipe(Mapping[str, Any]):
 
         :raises RecipeError: for text that is no JSON, or as the constructor does.
         """
-        return cls._read(text, json.loads, "JSON", lab)
+        values = forms.loaded(text, json.loads, "JSON")
+        return cls._made(lab or _process_lab(), values, None)
 
     def to_toml(self, *, complete: bool = False) -> str:
         """The recipe as TOML: the slots as strings, rules and layers as tables."""
-        values = self._values(complete)
-        lines = [f"{k} = {_toml(v)}\n" for k, v in values.items() if isinstance(v, str)]
-        for key, table in values.items():
-            if not isinstance(table, str):
-                lines.append(f"\n[{key}]\n")
-                lines += [f"{_toml(pattern)} = {_toml(v)}\n" for pattern, v in table.items()]
-        return "".join(lines)
+        return forms.to_toml(self._values(complete))
 
     @classmethod
     def from_toml(cls, text: str, *, lab: Lab | None = None) -> Recipe:
@@ -372,16 +307,7 @@ class Recipe(Mapping[str, Any]):
 
         :raises RecipeError: for text that is no TOML, or as the constructor does.
         """
-        return cls._read(text, _toml_loads, "TOML", lab)
-
-    @classmethod
-    def _read(cls, text: str, loads: Callable[[str], Any], form: str, lab: Lab | None) -> Recipe:
-        try:
-            values = loads(text)
-        except ValueError as error:
-            raise RecipeError(f"this is not {form}: {error}") from None
-        if not isinstance(values, Mapping):
-            raise RecipeError(f"a recipe in {form} is a table of slots, not {values!r}")
+        values = forms.loaded(text, forms.toml_loads, "TOML")
         return cls._made(lab or _process_lab(), values, None)
 
     @staticmethod
@@ -440,75 +366,6 @@ class Recipe(Mapping[str, Any]):
 
     def __reduce__(self) -> Any:
         return Recipe.from_text, (self.text(complete=True),)
-
-
-def _resolve(lab: Lab, slot: str, value: Any, prefer: str | None) -> Any:
-    """The part, or for rules the parts, that a value says."""
-    if slot == "block" and isinstance(value, str) and value.lstrip().startswith("{"):
-        value = _mapping(value, "block")
-    if slot == "block" and isinstance(value, Mapping):
-        if not value or not all(isinstance(pattern, str) for pattern in value):
-            raise RecipeError(
-                f"block={value!r} must be a component or rules {{pattern: component}}"
-            )
-        return {pattern: _resolve(lab, slot, each, prefer) for pattern, each in value.items()}
-    if value is None:
-        raise RecipeError(f"{slot}=None says nothing; name a component")
-    if slot == "method" and isinstance(value, str) and parse(value) == ("kfac", {}):
-        return _Part(None, None, "kfac")  # looked up when it is asked for
-    component, entry = lab.resolve(slot, value, prefer)
-    return _Part(component, entry, value if isinstance(value, str) else "")
-
-
-def _read_layers(lab: Lab, layers: Any) -> Mapping[str, str]:
-    if isinstance(layers, str):
-        layers = _mapping(layers, "layers")
-    if layers is None:
-        return MappingProxyType({})
-    if not isinstance(layers, Mapping) or not all(
-        isinstance(key, str) and isinstance(value, str) for key, value in layers.items()
-    ):
-        raise RecipeError(f"layers={layers!r} must be {{'class name or path': 'dist/name'}}")
-    lab.load()
-    for pattern, plugin in layers.items():
-        try:
-            lab.plugin(plugin)
-        except PluginError as error:
-            raise RecipeError(f"layers={{{pattern!r}: {plugin!r}}}: {error}") from None
-    return MappingProxyType(dict(layers))
-
-
-def _read_fallback(fallback: Any) -> str | None:
-    if fallback in ("none", "None"):
-        fallback = None
-    if fallback not in FALLBACKS:
-        meant = parameters.did_you_mean(fallback, FALLBACKS[1:])
-        raise RecipeError(f"fallback={fallback!r} must be 'identity', 'diagonal' or None{meant}")
-    return fallback
-
-
-def _mapping(text: str, slot: str) -> Any:
-    try:
-        return ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        raise RecipeError(f"{slot} = {text} is not of the form {{'pattern': 'text', …}}") from None
-
-
-def _one_line(value: str | Mapping[str, str]) -> str:
-    return value if isinstance(value, str) else json.dumps(dict(value), ensure_ascii=False)
-
-
-def _toml(value: str) -> str:
-    """A TOML basic string; JSON's escapes are TOML's too."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _toml_loads(text: str) -> Any:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    return tomllib.loads(text)
 
 
 def _process_lab() -> Lab:

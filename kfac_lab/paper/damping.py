@@ -115,7 +115,9 @@ class LevenbergMarquardt(_Rule):
     gamma_min: float | None = parameter(
         None, section="5.6", low=0.0, log=True, help="of the candidates; None is √η"
     )
-    gamma_max: float = parameter(1.0, section="5.6", low=0.0, log=True, help="of the candidates")
+    gamma_max: float = parameter(
+        1.0, section="5.6", low=0.0, log=True, help="of the candidates", infinite=True
+    )
 
     def init(self, problem: Any) -> tuple[Strength, Memo]:
         """λ and γ as given."""

@@ -80,7 +80,22 @@ def test_what_is_allowed_is_allowed() -> None:
     validate(Mixture())
     validate(Mixture(count=1, rate=0, sides=()))  # bounds are inclusive, an int is a number
     validate(Mixture(count=10, rate=1.0, pi="one", mode="bee", anything=object()))
-    validate(LevenbergMarquardt(lam=math.inf))
+
+
+def test_an_infinity_is_a_value_only_where_the_field_says_so() -> None:
+    assert sentence(LevenbergMarquardt(lam=math.inf)).endswith(
+        "lam=inf must be finite (λ, section 5.5)"
+    )
+
+    @dataclass(frozen=True)
+    class Bounds:
+        most: float = math.inf
+        least: float = parameter(0.0, infinite=True)
+        sides: tuple[float, ...] = ()
+
+    validate(Bounds(most=math.inf, least=-math.inf))
+    assert sentence(Bounds(sides=(1.0, math.inf))) == "bounds: sides=(1.0, inf) must be finite"
+    assert sentence(Bounds(most=10**400)).endswith("must be below 2^63")
 
 
 def test_constructors_store_and_do_nothing_else() -> None:
