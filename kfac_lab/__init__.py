@@ -5,6 +5,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from kfac_lab.core.likelihood import (
+    Bernoulli,
+    Categorical,
+    Gaussian,
+    HeteroscedasticGaussian,
+    Joint,
+    Poisson,
+)
 from kfac_lab.core.problem import Problem, Split
 from kfac_lab.core.state import Due, StepRecord, Strength
 from kfac_lab.core.vector import Vec
@@ -27,14 +35,20 @@ if TYPE_CHECKING:
 
 __all__ = [
     "KFAC",
+    "Bernoulli",
+    "Categorical",
     "CheckpointError",
     "CoverageError",
     "DataError",
     "Due",
+    "Gaussian",
+    "HeteroscedasticGaussian",
+    "Joint",
     "KfacLabError",
     "NumericalError",
     "Panel",
     "PluginError",
+    "Poisson",
     "Preconditioner",
     "Problem",
     "Recipe",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kfac_lab.core.likelihood import Categorical
+from kfac_lab.core.likelihood import Categorical, CrossEntropy
 from kfac_lab.run import Run
 
 __all__ = ["error_unit", "has_test"]
@@ -15,6 +15,6 @@ def has_test(run: Run) -> bool:
 
 def error_unit(run: Run) -> str:
     """What an error of this problem is."""
-    if isinstance(run.problem.likelihood, Categorical):
+    if isinstance(run.problem.likelihood, (Categorical, CrossEntropy)):
         return "% wrong"
     return "squared error per case, summed over outputs"

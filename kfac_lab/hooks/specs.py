@@ -637,7 +637,8 @@ def kfac_claim_layer(module: Any, path: str) -> Any:
 @hookspec
 def kfac_claim_likelihood(loss: Any) -> Any:
     """Claims a loss: answers its Likelihood (``core.likelihood.Likelihood``), or None for what is
-    not yours.
+    not yours. Asked for whatever ``likelihood=`` is given that is no Likelihood; torch's own losses
+    are claimed by the box, as the log-likelihoods that they are, unless an outsider does.
 
     ```python
     import dataclasses
@@ -647,45 +648,52 @@ def kfac_claim_likelihood(loss: Any) -> Any:
     import kfac_lab as kl
 
 
+    class WaitingTime(torch.nn.Module):
+        '''Times y > 0 with rate exp(z): −log r(y|z) = exp(z) y − z, a mean over all outputs.'''
+
+        def forward(self, outputs, targets):
+            return (torch.exp(outputs) * targets - outputs).mean()
+
+
     @dataclasses.dataclass(frozen=True)
-    class Poisson:
-        '''Counts y with rate exp(z); F_R = diag exp(z), so B = diag exp(z/2).'''
+    class Exponential:
+        '''exp(z) y is 1 on average with variance 1 whatever z is: F_R = B = I, over the outputs.'''
 
         def loss(self, outputs, targets):
             if targets.shape != outputs.shape:
-                raise ValueError(f"one count for each of {outputs.shape}, not {targets.shape}")
-            return (torch.exp(outputs) - targets * outputs).flatten(1).sum(1)
+                raise ValueError(f"one time for each of {outputs.shape}, not {targets.shape}")
+            return (torch.exp(outputs) * targets - outputs).flatten(1).mean(1)
 
         def gradient(self, outputs, targets):
-            return torch.exp(outputs) - targets
+            return (torch.exp(outputs) * targets - 1) / outputs[0].numel()
 
         def sampled_gradient(self, outputs, uniforms):
-            return torch.exp(outputs / 2) * torch.where(uniforms < 0.5, -1.0, 1.0)  # E[ggᵀ] = F_R
+            return (-torch.log(uniforms) - 1) / outputs[0].numel() ** 0.5  # E[ggᵀ] = F_R
 
         def factor_transposed(self, outputs, tangents):
-            return torch.exp(outputs / 2) * tangents
+            return tangents / outputs[0].numel() ** 0.5
 
         def fisher(self, outputs, tangents):
-            return torch.exp(outputs) * tangents
+            return tangents / outputs[0].numel()
 
         def factor_columns(self, outputs):
             return outputs[0].numel()
 
         def factor_column(self, outputs, column):
             result = torch.zeros_like(outputs).flatten(1)
-            result[:, column] = torch.exp(outputs.flatten(1)[:, column] / 2)
+            result[:, column] = 1 / outputs[0].numel() ** 0.5
             return result.view_as(outputs)
 
         def error(self, outputs, targets):
-            return (torch.exp(outputs) - targets).square().flatten(1).sum(1)
+            return (torch.exp(-outputs) - targets).square().flatten(1).sum(1)
 
         def mean(self, outputs):
-            return torch.exp(outputs)
+            return torch.exp(-outputs)
 
 
     @kl.hookimpl
     def kfac_claim_likelihood(loss):
-        return Poisson() if type(loss) is torch.nn.PoissonNLLLoss and loss.log_input else None
+        return Exponential() if type(loss) is WaitingTime else None
     ```
     """
 

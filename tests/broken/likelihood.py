@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from broken.common import Remembers, counted, first_of
 from kfac_lab.core.likelihood import Gaussian
+from kfac_lab.core.likelihood.torch_regression import MeanSquaredError
 
 __all__ = ["BROKEN", "Sound"]
 
@@ -161,6 +162,26 @@ def _broadcasting(self: Any, outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs - targets).flatten(1).square().sum(1) / 2
 
 
+class _Sum(MeanSquaredError):
+    def __init__(self) -> None:
+        super().__init__(nn.MSELoss(reduction="sum"))
+
+
+class _OwnDenominator(_Sum):
+    """Counts the cases at hand, not those of the batch."""
+
+    def gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        found = super().gradient(outputs, targets)
+        return found if self._factor is None else found * (len(outputs) / self._factor)
+
+
+class _ForgetsTheSum(_Sum):
+    """F_R of a mean over cases beside a loss that is their sum."""
+
+    def weights(self, outputs: Tensor, targets: Tensor | None) -> Any:
+        return None
+
+
 BROKEN: dict[str, Callable[[], Any]] = {
     "runs": _Raises,
     "finite": _with(mean=lambda self, z: z * (float("nan") if len(z) == 1 else 1)),
@@ -186,6 +207,8 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "columns_square_to_fisher": _Column,
     "factor_squares_to_fisher": _with(factor_transposed=lambda self, z, u: 1.1 * u),
     "fisher_is_hessian": _Doubled,
+    "fisher_of_known_targets": _ForgetsTheSum,
+    "chunks_of_a_batch": _OwnDenominator,
     "sample_mean_zero": _OffCentre,
     "sample_second_moment": _with(sampled_gradient=lambda self, z, u: 1.2 * torch.special.ndtri(u)),
 }

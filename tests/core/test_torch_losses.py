@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from kfac_lab.core.cases import Weighed
-from kfac_lab.core.likelihood import Criterion, of_torch
+from kfac_lab.core.likelihood import Criterion, of_torch, resolve
 from kfac_lab.errors import DataError, RecipeError
 
 few = settings(max_examples=60, deadline=None, derandomize=True)
@@ -339,7 +339,7 @@ def test_two_processes_share_one_denominator():
 
 def test_reduction_none_is_explained():
     with pytest.raises(RecipeError, match=r"reduction='none'.*weights"):
-        of_torch(nn.MSELoss(reduction="none"))
+        resolve(nn.MSELoss(reduction="none"))
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from kfac_lab.core.likelihood.protocol import (
     Weighted,
 )
 from kfac_lab.core.likelihood.resolve import METHODS, claimants, of_torch, resolve
+from kfac_lab.core.likelihood.torch_classes import CrossEntropy
 from kfac_lab.core.likelihood.torch_loss import TorchLoss
 from kfac_lab.core.likelihood.weighing import Criterion, Given, examined
 
@@ -28,6 +29,7 @@ __all__ = [
     "Categorical",
     "Counted",
     "Criterion",
+    "CrossEntropy",
     "Examined",
     "Flaw",
     "Gaussian",

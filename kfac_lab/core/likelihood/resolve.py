@@ -94,15 +94,13 @@ _REFUSED: dict[type, str] = {
 
 
 def of_torch(loss: Any) -> TorchLoss | None:
-    """The Likelihood of one of torch's losses, by exact type; None of everything else.
-
-    Raises:
-        RecipeError: one that gives no number to minimise.
+    """The Likelihood of one of torch's losses, by exact type; None of everything else, and of one
+    that gives no number to minimise.
     """
     if isinstance(loss, type) or not isinstance(loss, nn.Module):
         return None
     kind = _OF_TORCH.get(type(loss))
-    return None if kind is None else kind(loss)
+    return None if kind is None or loss.reduction == "none" else kind(loss)
 
 
 def resolve(likelihood: object) -> Likelihood:
@@ -173,6 +171,11 @@ def _why(likelihood: Any) -> str:
     kind = type(likelihood)
     if kind in _REFUSED:
         return f"{kind.__name__} is no likelihood here: it is {_REFUSED[kind]}"
+    if kind in _OF_TORCH:
+        try:
+            _OF_TORCH[kind](likelihood)
+        except RecipeError as error:
+            return str(error)
     for known in (*_OF_TORCH, *_REFUSED):
         if isinstance(likelihood, known) and kind is not known:
             return (
@@ -194,6 +197,7 @@ def _why(likelihood: Any) -> str:
             "nn.MSELoss(), …), or an object with the methods of Likelihood"
         )
     return (
-        f"likelihood {likelihood!r} is neither a name ('gaussian', 'bernoulli', 'categorical') "
-        "nor an object with the methods of Likelihood, and no plugin claims it"
+        f"likelihood {likelihood!r} is neither a name ('gaussian', 'bernoulli', 'categorical', …) "
+        "nor an object with the methods of Likelihood, and no plugin claims it: give one of these, "
+        "or a loss of torch"
     )

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kfac_lab.core.likelihood import Categorical
+from kfac_lab.core.likelihood import Categorical, CrossEntropy
 from kfac_lab.core.trees import moved
 from kfac_lab.errors import KfacLabError
 
@@ -122,11 +122,12 @@ def seen(run: Any, wants: Iterable[str] | None = None) -> Seen:
                 missing[want] = f"could not be read: {type(error).__name__}: {error}"
         damping = getattr(run.stepper, "parts", {}).get("damping")
         lower, upper = getattr(damping, "lower", None), getattr(damping, "upper", None)
+        classes = isinstance(run.problem.likelihood, (Categorical, CrossEntropy))
         return Seen(
             step=run.step,
             title=run.problem.title,
             method=run.recipe.method,
-            unit="% wrong" if isinstance(run.problem.likelihood, Categorical) else SQUARED,
+            unit="% wrong" if classes else SQUARED,
             band=None if lower is None or upper is None else (float(lower), float(upper)),
             layers=_layers(run),
             missing=missing,

@@ -1,0 +1,342 @@
+"""Torch's losses through whole steps: h, ∇h, moments and curvature of the very object.
+
+The oracle is the loss object on the whole batch, its gradient, and the Gauss–Newton matrix
+Jᵀ H J from autograd's Jacobian of the model and Hessian of the loss, all in float64. Batches go
+through in chunks smaller than they are.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import kfac_lab as kl
+from kfac_lab.core.problem import Drawn, weighed
+from kfac_lab.engine import attach
+
+N = 12
+
+
+def tensor(seed: int, *shape: int) -> Tensor:
+    made = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=made, dtype=torch.float64)
+
+
+def network(out: int, *, channels: bool = False) -> nn.Module:
+    torch.manual_seed(0)
+    last: list[nn.Module] = [nn.Unflatten(1, (3, out // 3))] if channels else []
+    return nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, out), *last).double()
+
+
+CLASSES = torch.tensor([0, 2, 1, -100, 1, 0, -100, 2, 2, 0, 1, 1])
+PLACES = torch.stack([CLASSES, CLASSES.roll(1), CLASSES.roll(2)], 1).clamp(-100, 2)
+PROBABLE = torch.softmax(tensor(7, N, 3, 2), 1) * 1.5
+WEIGHT = torch.tensor([1.0, 4.0, 0.5], dtype=torch.float64)
+
+LOSSES: dict[str, tuple[Any, int, Tensor]] = {
+    "mse": (nn.MSELoss(), 3, tensor(2, N, 3)),
+    "mse sum": (nn.MSELoss(reduction="sum"), 3, tensor(2, N, 3)),
+    "bce": (
+        nn.BCEWithLogitsLoss(2 * WEIGHT, pos_weight=WEIGHT),
+        3,
+        torch.sigmoid(tensor(3, N, 3)),
+    ),
+    "ce": (nn.CrossEntropyLoss(), 3, CLASSES),
+    "ce weights": (nn.CrossEntropyLoss(WEIGHT, label_smoothing=0.1), 3, CLASSES),
+    "ce sum": (nn.CrossEntropyLoss(WEIGHT, reduction="sum"), 3, CLASSES),
+    "ce places": (nn.CrossEntropyLoss(WEIGHT), 9, PLACES),
+    "ce soft": (nn.CrossEntropyLoss(WEIGHT), 6, PROBABLE),
+    "poisson": (nn.PoissonNLLLoss(), 3, tensor(4, N, 3).exp().round()),
+}
+
+
+def setting(name: str) -> tuple[nn.Module, Any, Tensor, Tensor]:
+    loss, out, y = LOSSES[name]
+    return network(out, channels=out > 3), loss, tensor(1, N, 4), y
+
+
+def flat(vector: Any) -> Tensor:
+    return torch.cat([m.t().reshape(-1) for m in vector])
+
+
+def gauss_newton(model: nn.Module, loss: Any, x: Tensor, y: Tensor, network: Any) -> Tensor:
+    """Jᵀ H J in the order of a Vec, columns of each layer's matrix under each other."""
+    model = copy.deepcopy(model)
+    names = [n for n, _ in model.named_parameters()]
+    theta = [p.detach() for p in model.parameters()]
+
+    def outputs(*values: Tensor) -> Tensor:
+        found = torch.func.functional_call(model, dict(zip(names, values, strict=True)), (x,))
+        return found
+
+    z = outputs(*theta)
+    jacobian = torch.autograd.functional.jacobian(outputs, tuple(theta))
+    hessian = torch.autograd.functional.hessian(lambda at: loss(at, y), z)
+    hessian = hessian.reshape(z.numel(), z.numel())
+    rows = []
+    for column in range(z.numel()):
+        one = [j.reshape(z.numel(), *t.shape)[column] for j, t in zip(jacobian, theta, strict=True)]
+        rows.append(flat(network.pack(one)))
+    j = torch.stack(rows)
+    return j.t() @ hessian @ j
+
+
+EXACT = "exact(fraction=1.0)"
+
+
+@pytest.mark.parametrize("hooked", [False, True], ids=["sequential", "general"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_value_gradient_and_curvature_of_a_step(name: str, hooked: bool) -> None:
+    model, loss, x, y = setting(name)
+    if hooked:
+        model[1].register_forward_hook(lambda m, i, o: None)
+    recipe = kl.Recipe.named("paper").replace(estimator=EXACT, model="exact_fisher(fraction=1.0)")
+    problem = kl.Problem(model=model, likelihood=loss, inputs=x, targets=y, l2=0.1)
+    engine = attach(problem, recipe, 0, chunk=5)
+    theta = list(model.parameters())
+    wanted = loss(model(x), y) + 0.05 * sum(p.square().sum() for p in theta)
+    slope = torch.autograd.grad(wanted, theta)
+    evaluated, _ = engine.passes.evaluate(x, y, None, 1, N, None, [False] * 2)
+    torch.testing.assert_close(evaluated.loss, wanted.detach())
+    torch.testing.assert_close(flat(evaluated.gradient), flat(engine.network.pack(slope)))
+    after = engine.passes.objective([p.detach() for p in theta], x, y, 1, evaluated)
+    torch.testing.assert_close(after, wanted.detach())
+    # Curvature on the span of three vectors, and one product in full.
+    network = engine.network
+    basis = [network.pack([tensor(20 + i, *p.shape) for p in theta]) for i in range(3)]
+    matrix = gauss_newton(model, loss, x, y, network)
+    v = torch.stack([flat(b) for b in basis], 1)
+    found = recipe["model"].restrict(evaluated, basis).curvature
+    torch.testing.assert_close(found, v.t() @ matrix @ v)
+    torch.testing.assert_close(flat(evaluated.fisher(basis[0])), matrix @ v[:, 0])
+
+
+def last_block(model: nn.Module, loss: Any, x: Tensor, y: Tensor) -> Tensor:
+    """E[g gᵀ] of the last layer: the mean over cases of N times h's Hessian in its outputs."""
+    with torch.no_grad():
+        s = model[:3](x)
+    tail = model[3:]
+    hessian = torch.autograd.functional.hessian(lambda at: loss(tail(at), y), s)
+    return torch.stack([hessian[n, :, n] for n in range(N)]).sum(0)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_moment_of_the_last_layer(name: str) -> None:
+    model, loss, x, y = setting(name)
+    wanted = last_block(model, loss, x, y)
+    recipe = kl.Recipe.named("paper").replace(estimator=EXACT, model="exact_fisher(fraction=1.0)")
+    opt = kl.KFAC(model, loss, recipe=recipe)
+    opt.step(x, y)
+    torch.testing.assert_close(opt._engine.ledger.current["G", 1, 1], wanted)
+
+
+def test_sampled_moments_have_the_weights_of_the_targets() -> None:
+    model, loss, x, y = setting("ce weights")
+    wanted = last_block(model, loss, x, y)
+    total = torch.zeros_like(wanted)
+    for seed in range(400):
+        pre = kl.Preconditioner(copy.deepcopy(model), loss, seed=seed)
+        loss(pre.model(x), y).backward()
+        pre.step(targets=y)
+        total += pre._engine.ledger.current["G", 1, 1] / 400
+    assert float((total - wanted).norm() / wanted.norm()) < 0.1
+    pre = kl.Preconditioner(copy.deepcopy(model), loss)
+    loss(pre.model(x), y).backward()
+    pre.step()  # without targets: every prediction counts as the mean one
+    wide = float(pre._engine.ledger.current["G", 1, 1].trace() / wanted.trace())
+    assert 0.3 < wide < 3
+
+
+def test_subsets_keep_the_denominator() -> None:
+    """S2 of every size: on average over steps it has the batch's curvature."""
+    model, loss, x, y = setting("ce weights")
+    recipe = kl.Recipe.named("paper")
+    problem = kl.Problem(model=model, likelihood=loss, inputs=x, targets=y)
+    engine = attach(problem, recipe, 0)
+    network = engine.network
+    vector = network.pack([tensor(3, *p.shape) for p in model.parameters()])
+    v = flat(vector)
+    wanted = float(v @ gauss_newton(model, loss, x, y, network) @ v)
+    found = []
+    for k in range(N):  # every rotation of the order: each case is in S2 four times
+        order = torch.arange(N).roll(k)
+        evaluated, _ = engine.passes.evaluate(x, y, order, 1, 4, None, [False] * 2)
+        found.append(float(recipe["model"].restrict(evaluated, [vector]).curvature))
+    assert sum(found) / N == pytest.approx(wanted)
+    assert max(found) > 1.2 * wanted
+
+
+# --- spellings of one function ----------------------------------------------------------------
+
+
+def stepped(likelihood: Any, targets: Tensor, change: nn.Module | None = None, **options: Any):
+    model = network(6, channels=True) if change is None else nn.Sequential(network(6), change)
+    opt = kl.KFAC(model, likelihood, **options)
+    for _ in range(3):
+        opt.step(tensor(1, N, 4), targets)
+    return [p.detach() for p in model.parameters()]
+
+
+def close(a: list[Tensor], b: list[Tensor]) -> None:
+    for one, other in zip(a, b, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_classes_in_dimension_1_or_last() -> None:
+    """Exact statistics: samples differ, as their uniforms come in another order."""
+    y = CLASSES.clamp(0).unsqueeze(1).repeat(1, 2)
+
+    class Last(nn.Module):
+        def forward(self, z: Tensor) -> Tensor:
+            return z.unflatten(1, (3, 2)).movedim(1, -1)
+
+    recipe = kl.Recipe.named("robust").replace(estimator=EXACT)
+    first = stepped(nn.CrossEntropyLoss(), y, recipe=recipe)
+    close(first, stepped("categorical", y, Last(), recipe=recipe))
+
+
+def test_mean_over_outputs_is_a_scale() -> None:
+    y = tensor(2, N, 3, 2)
+    close(stepped(nn.MSELoss(), y), stepped(kl.Gaussian(scale=1 / 6), y))
+    close(stepped(torch.nn.functional.mse_loss, y), stepped(nn.MSELoss(), y))
+    with pytest.raises(AssertionError):
+        close(stepped(nn.MSELoss(), y), stepped("gaussian", y))
+
+
+def test_weights_of_cases_are_copies_of_cases() -> None:
+    """Weights 0, 1, 2 are cases left out, kept, and given twice, the mean being over all."""
+    w = torch.tensor([0.0, 1, 2] * 4, dtype=torch.float64)
+    rows = torch.tensor([r for r in range(N) for _ in range(int(w[r]))])
+    assert len(rows) == N  # so the means are over as many
+    x, y = tensor(1, N, 4), tensor(2, N, 3)
+    recipe = kl.Recipe.named("robust").replace(estimator=EXACT)
+    found = []
+    for spelled in ((x, y, w), (x[rows], y[rows], None)):
+        model = network(3)
+        problem = kl.Problem(model=model, likelihood="gaussian", inputs=x, targets=y)
+        engine = attach(problem, recipe, 0)
+        inputs, targets, weights = spelled
+        drawn = Drawn(inputs, weighed(targets, weights), None)
+        record = engine.step_on(drawn)
+        moments = engine.ledger.current["G", 1, 1]
+        found.append((record.loss, moments, [record.predicted / record.loss]))
+    torch.testing.assert_close(found[0][0], found[1][0])
+    torch.testing.assert_close(found[0][1], found[1][1])
+    model = network(3)
+    opt = kl.KFAC(model, nn.MSELoss())
+    wanted = ((model(x) - y).square().mean(1) * w).mean()
+    torch.testing.assert_close(opt.step(x, y, weights=w).loss, wanted.detach())
+    problem = kl.Problem(model=model, likelihood=nn.MSELoss(), inputs=x, targets=y, weights=w)
+    run = kl.Run(problem, recipe="robust")
+    wanted = ((model(x) - y).square().mean(1) * w).mean()
+    assert run.evaluate("train").loss == pytest.approx(float(wanted))
+    for bad, words in (
+        (w[:3], "3 weights came with 12"),
+        (-w, "weights of cases are at least 0"),
+        (w.long(), "one real number for each case"),
+    ):
+        before = [p.clone() for p in model.parameters()]
+        with pytest.raises(kl.DataError, match=words):
+            opt.step(x, y, weights=bad)
+        assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("method", ["kfac", "adam", "nag"])
+def test_whole_sets_and_other_methods_have_the_loss_too(method: str, monkeypatch: Any) -> None:
+    monkeypatch.setattr("kfac_lab.run.evaluation.CHUNK", 5)
+    for name in ("ce weights", "ce sum", "mse"):
+        model, loss, x, y = setting(name)
+        problem = kl.Problem(model=model, likelihood=loss, inputs=x, targets=y, test=(x, y))
+        recipe = kl.Recipe.named("paper").replace(batch=f"constant(size={N})")
+        run = kl.Run(problem, recipe=recipe if method == "kfac" else method)
+        wanted = float(loss(model(x), y))
+        assert run.evaluate("test").loss == pytest.approx(wanted)
+        run.advance(1)
+        if method == "kfac":
+            assert float(run.history["loss"][0]) == pytest.approx(wanted)
+
+
+def test_wrong_targets_change_nothing_in_ones_own_loop() -> None:
+    x = tensor(1, N, 4)
+    y = torch.full((N, 3), math.nan, dtype=torch.float64)
+    for likelihood, targets, words in (
+        ("gaussian", y, "NaN or infinite, of 36"),
+        (nn.BCEWithLogitsLoss(), -torch.ones_like(y), r"needs targets in \[0, 1\]"),
+        ("categorical", torch.full((N,), 3), "from 0 to 2, the model having 3 outputs"),
+        (nn.CrossEntropyLoss(), torch.full((N,), -1), "the first is -1"),
+        (nn.CrossEntropyLoss(), torch.full((N,), -100), "no target of the batch counts"),
+    ):
+        model = network(3)
+        before = [p.clone() for p in model.parameters()]
+        opt = kl.KFAC(model, likelihood)
+        with pytest.raises(kl.DataError, match=words):
+            opt.step(x, targets)
+        pre = kl.Preconditioner(model, likelihood)
+        model(x).square().sum().backward()
+        with pytest.raises(kl.DataError, match=words):
+            pre.step(targets=targets)
+        assert pre.step_count == opt.step_count == 0
+        assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_soft_targets_in_torchs_layout_are_told() -> None:
+    model = nn.Sequential(network(6), nn.Unflatten(1, (3, 2)))
+    y = torch.softmax(tensor(7, N, 3, 2), 1)
+    with pytest.raises(kl.DataError, match="along dimension 1, as torch has them"):
+        kl.KFAC(model, "categorical").step(tensor(1, N, 4), y)
+    with pytest.raises(kl.DataError, match="classes in dimension 1, as torch has them"):
+        square = nn.Sequential(network(6), nn.Unflatten(1, (3, 2)))
+        kl.KFAC(square, "categorical").step(tensor(1, N, 4), torch.zeros(N, 2).long())
+
+
+REFUSED = [
+    nn.L1Loss(),
+    nn.HuberLoss(),
+    nn.SmoothL1Loss(),
+    nn.HingeEmbeddingLoss(),
+    nn.MultiMarginLoss(),
+    nn.CTCLoss(),
+    nn.BCELoss(),
+    nn.KLDivLoss(),
+    nn.SoftMarginLoss(),
+    nn.CosineEmbeddingLoss(),
+    type("Mine", (nn.MSELoss,), {})(),
+    nn.MSELoss(reduction="none"),
+    nn.MSELoss,
+    torch.nn.functional.l1_loss,
+    lambda z, y: (z - y).square().mean(),
+    object(),
+    3,
+]
+
+
+@pytest.mark.parametrize("loss", REFUSED, ids=[str(n) for n in range(len(REFUSED))])
+def test_what_is_no_likelihood_is_refused_in_one_sentence(loss: Any) -> None:
+    for call in (
+        lambda: kl.KFAC(network(3), loss),
+        lambda: kl.Preconditioner(network(3), loss),
+        lambda: kl.Problem(
+            model=network(3), likelihood=loss, inputs=tensor(1, N, 4), targets=tensor(1, N, 3)
+        ),
+    ):
+        with pytest.raises(kl.RecipeError) as caught:
+            call()
+        said = str(caught.value)
+        assert "\n" not in said and any(w in said for w in ("use ", "give ", "leave "))
+
+
+def test_an_incomplete_likelihood_is_told_what_it_lacks() -> None:
+    class Half:
+        def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+            return (outputs - targets).square().sum(1)
+
+        gradient = sampled_gradient = factor_transposed = fisher = mean = loss
+        factor_columns = error = loss
+
+    with pytest.raises(kl.RecipeError, match="Half is a Likelihood without factor_column:"):
+        kl.KFAC(network(3), Half())
