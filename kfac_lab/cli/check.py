@@ -102,7 +102,7 @@ def _verbose(found: Report) -> list[str]:
         if result.why:
             told += f" ({result.why})" if result.status != "broken" else f" But {result.why}"
         lines += textwrap.wrap(told, max(60, _width()), subsequent_indent=" " * 13)
-    return lines
+    return [*lines, *(f"  note       {note}" for note in found.notes)]
 
 
 def _laws(width: int) -> list[str]:

@@ -41,6 +41,7 @@ from dataclasses import MISSING, dataclass
 from typing import Any
 
 from kfac_lab.core.literal import LARGEST, Parsed, brief, parse, unparse, write
+from kfac_lab.core.traits import rule_across_fields
 from kfac_lab.errors import KfacLabError, RecipeError
 
 __all__ = [
@@ -251,9 +252,8 @@ def validate(component: Any, name: str | None = None) -> None:
     if dataclasses.is_dataclass(component):
         for known in describe(component):
             _validate_field(name, known, getattr(component, known.name))
-    method = "check" if callable(getattr(type(component), "check", None)) else "check_fields"
-    check = getattr(type(component), method, None)
-    if callable(check):
+    method, check = rule_across_fields(type(component))
+    if check is not None:
         try:
             sentence = check(component)
         except KfacLabError:

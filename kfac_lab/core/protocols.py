@@ -20,8 +20,10 @@ Host reads: a steady step reads nothing from an accelerator. So the methods mark
 use tensor arithmetic and ``torch.where`` in place of Python's ``if``; where a read is unavoidable
 on a refresh step, ``linalg.host`` is the one function that may.
 
-Optional attributes of any component: ``check() -> str | None`` (a sentence when its fields
-contradict each other).
+What a strategy needs, gives and promises beside these methods it declares as its ``traits``, and
+optional methods are there or not: ``core/traits.py`` has a frozen class of both for every slot, and
+one function that reads them. Any component may have ``check() -> str | None`` (a sentence when its
+fields contradict each other).
 """
 
 from __future__ import annotations
@@ -113,7 +115,7 @@ class Layer(Protocol):
         """The inverse of ``pack``; views where possible."""
         ...
 
-    # Optional:
+    # Optional (``LayerTraits``):
     #   record(module, args, named, output) -> core.layers.Recorded
     #       one call of ``module`` (of each that shares the parameters) while rows are recorded:
     #       where rows_in needs more than the first argument, or rows_out the gradient at another
@@ -239,7 +241,8 @@ class Estimator(Protocol):
         """
         ...
 
-    # Optional: unbiased: bool = True; False where the sum's mean is not F_R, as for the labels
+    # ``EstimatorTraits``: unbiased=False where the sum's mean is not F_R, as for the labels.
+    # Optional: rows(m) -> |S1|, in place of ⌈fraction·m⌉
 
 
 @runtime_checkable
@@ -258,11 +261,11 @@ class Block(Protocol):
         """The inverse for one candidate; ``previous`` is the one in use, or None (warm start)."""
         ...
 
-    # Optional:
+    # Optional (``BlockTraits``): init() -> memo
     #   observe(memo, rows, cotangents, weight) -> memo
     #       for what is not a second moment: rows [N, S, d_in], cotangents [C, N, S, d_out] (C is 1
     #       for sampled), weight = 1 − ε; runs on the statistics rows of a step
-    #   observes: bool = True; False where this instance needs no observe: its rows are not kept
+    #       observes=False says that this instance needs none: its rows are not kept
     #   product(moments, memo, matrix) -> matrix
     #       the undamped curvature times a matrix, which approximate_fisher needs
 
@@ -308,8 +311,9 @@ class Structure(Protocol):
         """The preconditioner for one candidate; saved with the run."""
         ...
 
-    # Optional: keeps_blocks: bool = True; False where P of unlinked layers is not the blocks' own
-    #   damped inverses, or P⁻¹ has not their curvature on its diagonal
+    # ``StructureTraits``: keeps_blocks=False where P of unlinked layers is not the blocks' own
+    #   damped inverses, or P⁻¹ has not their curvature on its diagonal; by_case=True where it wants
+    #   each case's rows of the gradient (then P may have apply_cases(cases, gradient))
 
 
 @runtime_checkable
@@ -334,8 +338,9 @@ class Model(Protocol):
         """M restricted to the span of ``basis``."""
         ...
 
-    # Optional: exact: bool = False; True where curvature is vᵀFv of the exact Fisher on S2, to
-    #   which the kit then holds it
+    # ``ModelTraits``: exact=True where curvature is vᵀFv of the exact F on S2, to which the kit
+    #   then holds it; needs_tangents=False where it asks for no tangents; grounded=False where it
+    #   has no curvature, so that ρ means nothing. Optional: rows(m) -> |S2|
 
 
 @runtime_checkable
@@ -356,15 +361,15 @@ class Damping(Protocol):
         """Called when ``due.lam``, with ``record.rho`` set. Device-only."""
         ...
 
-    # Optional:
+    # Optional (``DampingTraits``):
     #   retry(strength, memo, record, tries) -> Strength | None
     #       refresh steps only, after choose: a Strength means invert, propose and choose again
     #       with it; may read through linalg.host; bounded by the engine
     #   on_swap(strength) -> Strength
     #       at a swap to this damping, with λ and γ that are kept: γ may follow λ, λ stays
-    #   follows_rho: bool = False, whether the kit's λ direction rules apply
-    #   needs_rho: bool = True; False where ``adapt`` goes by the step alone: then it is called
-    #       with ρ = NaN, also where the model gives λ's adaptation no ground
+    # follows_rho: whether λ falls with ρ, to which the kit then holds it; None does not say
+    # needs_rho=False where ``adapt`` goes by the step alone: then it is called with ρ = NaN, also
+    #   where the model gives λ's adaptation no ground
 
 
 @runtime_checkable
@@ -381,9 +386,9 @@ class Momentum(Protocol):
         """The coefficients ``[k]``. Device-only."""
         ...
 
-    # Optional: init() -> memo; update(memo, coefficients, record) -> memo, at commit;
-    #   adapts = False where the coefficients are not the model's minimiser (ρ has no ground)
-    #   minimises = True where they always are: then the kit holds ``choose`` to it
+    # Optional (``MomentumTraits``): init() -> memo; update(memo, coefficients, record) -> memo, at
+    #   commit. adapts=False where the coefficients are not the model's minimiser (ρ has no ground);
+    #   minimises=True where they always are: then the kit holds ``choose`` to it
 
 
 @runtime_checkable
@@ -394,7 +399,8 @@ class Schedule(Protocol):
         """What step k = 1, 2, … has to do."""
         ...
 
-    # Optional: check: int | None, every how many steps the engine measures the factors' drift
+    # Optional (``ScheduleTraits``): init() -> memo; drift_period, every how many steps the engine
+    #   measures the factors' drift
 
 
 @runtime_checkable
@@ -446,8 +452,8 @@ class Collective(Protocol):
         ...
 
     # rank: int, size: int
-    # Optional: processes: bool = False; True where it works by torch.distributed's default group:
-    #   the kit then tries it between two processes
+    # ``CollectiveTraits``: processes=True where it works by torch.distributed's default group: the
+    #   kit then tries it between two processes
 
 
 @runtime_checkable

@@ -16,6 +16,7 @@ of a part up with a default. A part that wraps another of its slot forwards what
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple, TypeVar
@@ -42,9 +43,12 @@ __all__ = [
     "StepperTraits",
     "StructureTraits",
     "Traits",
+    "binding",
+    "declared_wrongly",
     "forwarded",
     "loose",
     "missing",
+    "rule_across_fields",
     "traits",
 ]
 
@@ -199,7 +203,7 @@ class CollectiveTraits(Traits):
 
     rank: int = _attribute(0)
     size: int = _attribute(1)
-    processes: bool = _flag(False, BOUND, old="processes")  # by torch.distributed's default group
+    processes: bool = _flag(False, FREE, old="processes")  # by torch.distributed's default group
 
 
 @dataclass(frozen=True)
@@ -343,6 +347,26 @@ def _loosely(part: Any, kind: type[Traits]) -> dict[str, Any]:
     return found
 
 
+def declared_wrongly(component: Any, kind: type[Traits]) -> str | None:
+    """One sentence where a class declares no traits of its slot; a property may be right."""
+    said = inspect.getattr_static(component, "traits", None)
+    if said is None or isinstance(said, kind) or (hasattr(said, "__get__") and not callable(said)):
+        return None
+    return (
+        f"{component.__name__}.traits is a {type(said).__name__}: declare "
+        f"traits = {kind.__name__}(…), of kfac_lab.core.traits"
+    )
+
+
+def rule_across_fields(kind: type) -> tuple[str, Callable[[Any], str | None] | None]:
+    """``check`` of a component's class, or ``check_fields`` where ``check`` is a field of it."""
+    for name in ("check", "check_fields"):
+        found = getattr(kind, name, None)
+        if callable(found):
+            return name, found
+    return "", None
+
+
 def forwarded(inner: Any, kind: type[T], **own: Any) -> T:
     """The traits of a part that wraps ``inner`` and differs from it by ``own``.
 
@@ -353,6 +377,11 @@ def forwarded(inner: Any, kind: type[T], **own: Any) -> T:
     found = traits(inner, kind)
     promises = {f.name: f.default for f in fields(kind) if f.metadata["wrapper"] == OWN}
     return replace(found, **{**promises, **own})
+
+
+def binding(kind: type[Traits]) -> tuple[str, ...]:
+    """The traits of a slot that a wrapper has to forward."""
+    return tuple(f.name for f in fields(kind) if f.metadata["wrapper"] in (BOUND, NEED))
 
 
 def missing(wrapper: Traits, inner: Traits) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kfac_lab.core.parameters import did_you_mean
+from kfac_lab.core.traits import SLOT_TRAITS, declared_wrongly
 from kfac_lab.errors import PluginError, RecipeError
 
 __all__ = [
@@ -143,6 +144,12 @@ class Registry:
                 f"{entry.component.__name__} has no {', no '.join(missing)}; "
                 f"a {entry.slot} has {', '.join(NEEDS[entry.slot])}"
             )
+        if is_class and entry.slot in SLOT_TRAITS:
+            wrong = declared_wrongly(entry.component, SLOT_TRAITS[entry.slot])
+            if wrong:
+                raise PluginError(
+                    f"{entry.owner} registers the {entry.slot} {entry.name!r}, but {wrong}"
+                )
         entries = self._entries[entry.slot]
         if (entry.owner, entry.name) in entries and not replace:
             raise PluginError(

@@ -178,6 +178,7 @@ def kfac_register_models(register: Register) -> None:
     import dataclasses
 
     import kfac_lab as kl
+    from kfac_lab.core.traits import ModelTraits, forwarded
 
 
     @dataclasses.dataclass(frozen=True)
@@ -188,9 +189,15 @@ def kfac_register_models(register: Register) -> None:
         factor: float = dataclasses.field(default=1.5, metadata={"low": 1.0})
         fraction: float = dataclasses.field(default=0.25, metadata={"symbol": "τ2", "high": 1.0})
 
+        @property
+        def traits(self):
+            return forwarded(self.model(), ModelTraits)  # around "none" it has no curvature either
+
+        def model(self):
+            return kl.lab.component("model", self.inner)
+
         def restrict(self, evaluation, basis):
-            model = kl.lab.component("model", self.inner)
-            restriction = model.restrict(evaluation, basis)
+            restriction = self.model().restrict(evaluation, basis)
             return dataclasses.replace(restriction, curvature=self.factor * restriction.curvature)
 
 

@@ -13,11 +13,13 @@ import torch
 import kfac_lab.testing.laws  # noqa: F401 - this is what fills LAWS
 from kfac_lab.core.likelihood import Likelihood
 from kfac_lab.core.problem import Problem
+from kfac_lab.core.traits import SLOT_TRAITS, traits
 from kfac_lab.errors import PluginError
 from kfac_lab.hooks.recipe import Recipe
 from kfac_lab.hooks.registry import NEEDS, missing_methods
 from kfac_lab.testing.keep import kept
 from kfac_lab.testing.law import LAWS, Case, LawError, Report, tried
+from kfac_lab.testing.laws.wrapping import noted
 
 __all__ = ["check", "report", "slot_of"]
 
@@ -82,10 +84,13 @@ def report(component: Any, slot: str | None = None, **extra: Any) -> Report:
             "a layer is tried on one tensor of inputs, the only argument of its module: yield "
             "other modules from kfac_lab_examples(), and check_plugin tries them"
         )
+    if slot in SLOT_TRAITS:
+        traits(component, SLOT_TRAITS[slot])  # an error where it declares another slot's
     case = Case(component, slot, lambda: remade(component), extra)
     with kept(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return tried(case)
+        found = tried(case)
+    return dataclasses.replace(found, notes=noted(slot, component))
 
 
 def slot_of(component: Any) -> str:

@@ -85,6 +85,7 @@ class Report:
     component: str
     slot: str
     results: tuple[Result, ...]
+    notes: tuple[str, ...] = ()  # what is no fault, and may be put better
 
     @property
     def broken(self) -> tuple[str, ...]:
@@ -103,7 +104,7 @@ class Report:
             exempt = list(dict.fromkeys(r.why for r in self.results if r.status == "exempt"))
             without = f"; exempt, since {'; '.join(exempt)}" if exempt else ""
             told = f"{count}{without}" if obeyed else next(iter(exempt), "no laws")
-            return f"{self.slot} {self.component}: {told}"
+            return "\n".join([f"{self.slot} {self.component}: {told}", *self._noted()])
         lines = [f"{self.slot} {self.component} breaks {len(self.broken)} of its laws ({count}):"]
         for r in self.results:
             if r.status == "broken":
@@ -111,7 +112,10 @@ class Report:
         waiting = [r.law for r in self.results if r.status == "not tried"]
         if waiting:
             lines.append(f"  not tried because of that: {', '.join(waiting)}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self._noted()])
+
+    def _noted(self) -> list[str]:
+        return [f"  note: {note}" for note in self.notes]
 
 
 #: slot → name → law, in the order of trying

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from broken.common import Misread, Remembers, counted, first_of, named
+from broken.wrapping import unforwarding
 from kfac_lab.core.linalg import damped_inverse
 from kfac_lab.core.state import Strength
 from kfac_lab.testing.dense import of_map
@@ -276,6 +277,7 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "device_follows": _inverse(
         apply=lambda self, v: Inverse.apply(self, v) * torch.ones(1, dtype=v.dtype)
     ),
+    "forwards_traits": unforwarding("block", "kronecker"),
     "round_trip": _Misread,
     "trains": _changing(_fails_in_a_run),
     "resumes": _Forgets,

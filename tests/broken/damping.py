@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from broken.wrapping import unforwarding
 from kfac_lab.core.state import Due, StepRecord, Strength
 
 __all__ = ["BROKEN", "Sound"]
@@ -224,6 +225,7 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "global_state_kept": _Draws,
     "no_host_read": _Reads,
     "device_follows": _OnTheCpu,
+    "forwards_traits": unforwarding("damping", "levenberg_marquardt"),
     "round_trip": _ListField,
     "starts_valid": _StartsBelow,
     "stays_valid": _NegativeAtNan,

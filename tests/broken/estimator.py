@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from broken.common import Misread, Remembers, counted, first_of
+from broken.wrapping import unforwarding
 
 __all__ = ["BROKEN", "Sound"]
 
@@ -124,6 +125,7 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "dtype_follows": _changing(lambda self, g, outputs: g.float()),
     "no_host_read": _changing(_reads),
     "device_follows": _changing(lambda self, g, outputs: g * torch.ones(1, dtype=g.dtype)),
+    "forwards_traits": unforwarding("estimator", "sampled"),
     "round_trip": _Misread,
     "trains": _FailsInARun,
     "resumes": _Forgets,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from broken.common import Misread, Remembers, counted, first_of
+from broken.wrapping import unforwarding
 from kfac_lab.core.restriction import Restriction
 from kfac_lab.core.state import Strength
 from kfac_lab.core.vector import Vec
@@ -157,6 +158,7 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "device_follows": _changing(
         lambda self, found, _: replace(found, slope=found.slope * torch.ones(1).double())
     ),
+    "forwards_traits": unforwarding("model", "exact_fisher"),
     "round_trip": _Misread,
     "trains": _changing(_fails_in_a_run),
     "resumes": _Forgets,

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from broken.wrapping import unforwarding
 from kfac_lab.core.protocols import Restriction, Space
 from kfac_lab.core.state import StepRecord, Strength
 from kfac_lab.core.vector import Vec
@@ -213,6 +214,7 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "dtype_follows": _Singles,
     "no_host_read": _Reads,
     "device_follows": _OnTheCpu,
+    "forwards_traits": unforwarding("momentum", "optimal"),
     "round_trip": _ListField,
     "direction_first": _PreviousFirst,
     "basis_fits": _FlatVectors,

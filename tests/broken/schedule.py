@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from broken.wrapping import unforwarding
 from kfac_lab.core.state import Due, Signals
 
 __all__ = ["BROKEN", "Sound"]
@@ -145,6 +146,7 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "instances_share_nothing": _OneForAll,
     "inputs_not_written": _WritesMemo,
     "global_state_kept": _Draws,
+    "forwards_traits": unforwarding("schedule", "periodic"),
     "round_trip": _ListField,
     "flags_are_bools": _Numbers,
     "statistics_first": _Late,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from broken.common import Misread, Remembers, counted, first_of, named
+from broken.wrapping import unforwarding
 from kfac_lab.core.state import Strength
 from kfac_lab.core.vector import Vec
 from kfac_lab.paper.block_tridiagonal import BlockTridiagonal
@@ -233,6 +234,7 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "device_follows": _applying(
         lambda found, v: Vec([m * torch.ones(1, dtype=m.dtype) for m in found])
     ),
+    "forwards_traits": unforwarding("structure", "block_diagonal"),
     "round_trip": _Misread,
     "trains": _changing(_fails_in_a_run),
     "resumes": _Forgets,

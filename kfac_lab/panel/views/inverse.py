@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kfac_lab.core.traits import PreconditionerTraits, traits
 from kfac_lab.core.vector import Vec
 from kfac_lab.history import History
 from kfac_lab.panel.views import style
@@ -86,7 +87,7 @@ def block_averages(preconditioner: Any, shapes: Sequence[Shape], limit: int = AT
 
 def _alone(preconditioner: Any, sides: Sequence[tuple[int, int]]) -> Sequence[Any] | None:
     """The layers' own inverses, if applying them one by one is all that the inverse does."""
-    inverses = getattr(preconditioner, "inverses", None)
+    inverses = traits(preconditioner, PreconditionerTraits).inverses
     if inverses is None or len(inverses) != len(sides):
         return None
     generator = torch.Generator().manual_seed(0)

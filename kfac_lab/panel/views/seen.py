@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from kfac_lab.core.likelihood import Categorical, CrossEntropy
+from kfac_lab.core.traits import DampingTraits, InverseTraits, PreconditionerTraits, traits
 from kfac_lab.core.trees import moved
 from kfac_lab.errors import KfacLabError
 
@@ -120,15 +121,15 @@ def seen(run: Any, wants: Iterable[str] | None = None) -> Seen:
                 missing[want] = str(error)
             except Exception as error:  # a picture is missing; the run must go on
                 missing[want] = f"could not be read: {type(error).__name__}: {error}"
-        damping = getattr(run.stepper, "parts", {}).get("damping")
-        lower, upper = getattr(damping, "lower", None), getattr(damping, "upper", None)
+        curved = run.recipe.method == "kfac"
+        band = traits(run.recipe["damping"], DampingTraits).band if curved else None
         classes = isinstance(run.problem.likelihood, (Categorical, CrossEntropy))
         return Seen(
             step=run.step,
             title=run.problem.title,
             method=run.recipe.method,
             unit="% wrong" if classes else SQUARED,
-            band=None if lower is None or upper is None else (float(lower), float(upper)),
+            band=None if band is None else (float(band[0]), float(band[1])),
             layers=_layers(run),
             missing=missing,
             **found,
@@ -152,17 +153,17 @@ def _factors(run: Any) -> dict[str, Any]:
     ledger = getattr(run.stepper, "ledger", None)
     if ledger is None or not run.step:
         raise _Nothing(_no_curvature(run))
-    inverses = getattr(run.stepper.state_.inverse, "inverses", ())
+    inverses = traits(run.stepper.state_.inverse, PreconditionerTraits).inverses or ()
     made = []
     for i, layer in enumerate(_layers(run)):
-        block = inverses[i] if i < len(inverses) else None
+        block = traits(inverses[i], InverseTraits) if i < len(inverses) else InverseTraits()
         for name, letter in (("A", "Ā"), ("G", "G")):
             moment = ledger.current.get((name, i, i))
             if moment is None:
                 moment = ledger.current.get((f"{name}.diagonal", i, i))
             if moment is None:
                 continue
-            shift = getattr(block, f"{name}_shift", None)
+            shift = block.A_shift if name == "A" else block.G_shift
             made.append(
                 Factor(layer.path, letter, _copy(moment), None if shift is None else float(shift))
             )

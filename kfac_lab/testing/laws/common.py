@@ -9,6 +9,7 @@
 * ``dtype_follows``: float32 in, float32 out, and float64 likewise; scalars are float64.
 * ``no_host_read``: nothing is read from the device, or on a refresh through ``linalg.host`` alone.
 * ``device_follows``: on the meta device everything stays there.
+* ``forwards_traits``: a part that wraps another of its slot forwards what binds it.
 * ``round_trip``: text, TOML and JSON give an equal component back.
 * ``trains``: some steps in its slot, the others the paper's, with finite numbers.
 * ``resumes``: saved without pickle and loaded half way, the run goes on bit for bit.
@@ -36,6 +37,7 @@ from kfac_lab.hooks.manager import Lab
 from kfac_lab.hooks.recipe import Recipe
 from kfac_lab.testing.keep import kept
 from kfac_lab.testing.law import Broken, Case, law
+from kfac_lab.testing.laws.wrapping import forwarding_law
 from kfac_lab.testing.reads import Mixed, Read, no_reads, on_meta
 from kfac_lab.testing.subjects import Subject, tiny_problem
 from kfac_lab.testing.trees import Watch, difference, tensors
@@ -197,6 +199,9 @@ def common_laws(trial: Trial) -> None:
                         if not tensor.is_meta:
                             got = f"it on {tensor.device.type}"
                             raise Broken(given.where, f"{name}{path} on meta", got)
+
+    if slot in SLOT_TRAITS:
+        forwarding_law(slot)
 
     if trial.recipe:
 
