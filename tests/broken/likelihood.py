@@ -207,8 +207,8 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "columns_square_to_fisher": _Column,
     "factor_squares_to_fisher": _with(factor_transposed=lambda self, z, u: 1.1 * u),
     "fisher_is_hessian": _Doubled,
-    "fisher_of_known_targets": _ForgetsTheSum,
     "chunks_of_a_batch": _OwnDenominator,
+    "fisher_of_known_targets": _ForgetsTheSum,
     "sample_mean_zero": _OffCentre,
     "sample_second_moment": _with(sampled_gradient=lambda self, z, u: 1.2 * torch.special.ndtri(u)),
 }

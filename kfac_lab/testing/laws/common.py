@@ -355,9 +355,15 @@ def _resumes(case: Case, attached: Callable[[Case, Any], Engine]) -> None:
 
 def _timeless(tree: Any) -> Any:
     """A saved state but for its clock."""
-    if isinstance(tree, dict) and tree.get("~") == "dict":
-        return {**tree, "items": [pair for pair in tree["items"] if pair[0] != "seconds"]}
+    if isinstance(tree, dict):
+        return {key: _timeless(value) for key, value in tree.items() if key != "seconds"}
+    if isinstance(tree, (list, tuple)):
+        kept = [value for value in tree if not (isinstance(value, list) and value[:1] == _CLOCK)]
+        return [_timeless(value) for value in kept]
     return tree
+
+
+_CLOCK = ["seconds"]  # a pair of a saved dict
 
 
 def _round_trip(case: Case) -> None:

@@ -14,9 +14,9 @@ Besides the common ones:
   semidefinite matrix.
 * ``columns_square_to_fisher``, ``factor_squares_to_fisher``: B Bᵀ = F_R, by both ways to B.
 * ``fisher_is_hessian``: F_R is the Hessian of loss in z, where that does not depend on y.
+* ``chunks_of_a_batch``: loss and gradient of a batch come out alike in one piece and in two.
 * ``fisher_of_known_targets``: where targets weigh predictions (``Weighted``), F_R at their weights
   is the Hessian of the loss on a batch, its denominator included.
-* ``chunks_of_a_batch``: loss and gradient of a batch come out alike in one piece and in two.
 * ``sample_mean_zero``, ``sample_second_moment``: sampled gradients have mean 0 and second moment
   F_R, within five standard errors.
 
@@ -425,6 +425,22 @@ def _weighted(case: Case) -> str | None:
 
 @law(
     SLOT,
+    "A batch has one loss, in one piece and in two.",
+    needs=(*CHEAP, "shapes"),
+    applies=_weighted,
+)
+def chunks_of_a_batch(case: Case) -> None:
+    for subject in subjects(case):
+        z, y = subject["outputs"], subject["targets"]
+        criterion = Criterion(case.component, y, len(z))
+        for name in ("loss", "gradient"):
+            asked = getattr(criterion, name)
+            parts = [asked(z[n : n + 1], _rows(y, slice(n, n + 1))) for n in range(len(z))]
+            near(subject.where, f"{name} case by case", torch.cat(parts), asked(z, y), 1e-9)
+
+
+@law(
+    SLOT,
     "F_R at the weights of known targets is the Hessian of loss, where that of a bare prediction "
     "does not depend on the target.",
     needs=(*FISHER, "chunks_of_a_batch"),
@@ -444,22 +460,6 @@ def fisher_of_known_targets(case: Case) -> None:
         if bool(wanted.any()):
             found = torch.block_diag(*_matrices(criterion.given(z, y), z))
             near(subject.where, "F_R, the Hessian", wanted, found)
-
-
-@law(
-    SLOT,
-    "A batch has one loss, in one piece and in two.",
-    needs=(*CHEAP, "shapes"),
-    applies=_weighted,
-)
-def chunks_of_a_batch(case: Case) -> None:
-    for subject in subjects(case):
-        z, y = subject["outputs"], subject["targets"]
-        criterion = Criterion(case.component, y, len(z))
-        for name in ("loss", "gradient"):
-            asked = getattr(criterion, name)
-            parts = [asked(z[n : n + 1], _rows(y, slice(n, n + 1))) for n in range(len(z))]
-            near(subject.where, f"{name} case by case", torch.cat(parts), asked(z, y), 1e-9)
 
 
 def _samples(component: Any, z: Tensor) -> Tensor:
