@@ -17,7 +17,10 @@ __all__ = ["Poisson"]
 
 @dataclass(frozen=True)
 class Poisson:
-    """Counts y of rate λ: the loss λ − y log λ, summed over the outputs.
+    """Counts y of rate λ: the loss λ − y + y log(y/λ), half the deviance, summed over the outputs.
+
+    It is −log r up to a constant of y, at least 0, and 0 at λ = y: so what is relative to h, as the
+    first λ of ``robust``, has its meaning.
 
     With λ = exp z the Fisher is F_R = diag λ; with λ = z + ε it is diag 1/λ. Sampled gradients are
     ±√F_R, each sign with probability ½: they have mean 0 and second moment F_R as those of a drawn
@@ -40,10 +43,11 @@ class Poisson:
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         check_real(outputs, targets)
-        return per_case(self.terms(outputs, targets))
+        least = targets - torch.xlogy(targets, targets)
+        return per_case(self.terms(outputs, targets) - least)
 
     def terms(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The loss of every output."""
+        """λ − y log λ of every output."""
         if self.log_rate:
             return torch.exp(outputs) - targets * outputs
         return outputs - targets * torch.log(outputs + self.eps)
