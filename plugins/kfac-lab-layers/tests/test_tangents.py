@@ -7,16 +7,17 @@ from torch import nn
 
 from kfac_lab.core.likelihood import Gaussian
 from kfac_lab.core.passes import Passes
+from kfac_lab.core.state import Place
 
 
 def check_tangents(model, x):
     """J v of two directions, on the rows of one step, against central differences."""
     network = network_of(model)
-    passes = Passes(network, Gaussian(), 0.0, seed=0)
+    place = Place(seed=0)
+    passes = Passes(network, Gaussian(), 0.0, lambda: place)
     targets = torch.zeros_like(model(x))
-    passes.probe(x, targets, tangents=True)
+    place = place._replace(bound=passes.probe(x, targets, tangents=True))
     assert passes.tangent_path == "forward"
-    print("PATH", type(list(model.children())[-1]), model.training, passes.tangent_path)
     quiet = [False] * len(network.uses)
     seen, _ = passes.evaluate(x, targets, None, 1, len(x), None, quiet)
     directions = [[torch.randn_like(t) for t in seen.theta] for _ in range(2)]
