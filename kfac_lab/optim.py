@@ -20,19 +20,24 @@ import torch
 from torch import Tensor, nn
 
 from kfac_lab import engine as _engine
-from kfac_lab.core import linalg, seeds
+from kfac_lab.core import archive, linalg, seeds
 from kfac_lab.core.cases import Call, Cases, Unlabelled, as_cases, concatenated, tensors_of
+from kfac_lab.core.exchange import exchange
 from kfac_lab.core.likelihood import Likelihood, Selector
+from kfac_lab.core.literal import brief
 from kfac_lab.core.parameters import whole_number
 from kfac_lab.core.problem import Drawn, Problem, weighed
-from kfac_lab.core.state import Due, StepRecord
+from kfac_lab.core.schema import anything, check, maybe, record, table, text, whole
+from kfac_lab.core.state import Due, StepRecord, Swap
 from kfac_lab.errors import CheckpointError, DataError, KfacLabError, RecipeError
 from kfac_lab.history import History
 from kfac_lab.hooks import Recipe
 from kfac_lab.run import Coverage, carried_out, planned, warn_elsewhere, where
+from kfac_lab.run.saving import WHERE
 
 __all__ = ["KFAC", "Preconditioner"]
 
+FORMAT = 2  # of a state; 1 had no seal
 HISTORY = 10_000  # records that an optimiser keeps at least
 READ_EVERY = 200  # records that may wait to be read, each some twenty tensors of one number
 ACCUMULATED = 64  # forward passes between two steps whose cases count
@@ -137,22 +142,29 @@ class KFAC(torch.optim.Optimizer):
         kind = _kind_of(inputs)
         try:
             with _own_precision(engine.device):
-                record = engine.step_on(Drawn(inputs.detach(), targets.detach(), order))
-        except RuntimeError as error:
-            if self._kind in (None, kind):
+                engine.step_on(Drawn(inputs.detach(), targets.detach(), order))
+            return self._noted(engine, kind)
+        except BaseException as error:
+            self._noted(engine, kind)  # an interrupt may have come right after the commit
+            if not isinstance(error, RuntimeError) or self._kind in (None, kind):
                 raise
             raise DataError(
                 f"KFAC.step: the model does not take cases of {kind}; those before had "
                 f"{self._kind}: {str(error).splitlines()[0]}"
             ) from error
-        self._kind = kind
-        record = replace(record, lr=engine.lr)
-        self.history.append(record)
-        self._unread += 1
-        if record.due.inverse and self._unread >= READ_EVERY:  # a step that reads anyway
+
+    def _noted(self, engine: _engine.Engine, kind: str) -> StepRecord:
+        """The record of the step just made, in the history; one that is there stays alone."""
+        made = engine.record
+        if made is None or self.history.step >= made.step:
+            return StepRecord(engine.step_count)
+        made = replace(made, lr=engine.lr)
+        self._kind, self._unread = kind, self._unread + 1
+        self.history.append(made)
+        if made.due.inverse and self._unread >= READ_EVERY:  # a step that reads anyway
             self.history.keep(HISTORY)
             self._unread = 0
-        return record
+        return made
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Only the constructor may: there is one group.
@@ -217,9 +229,12 @@ class KFAC(torch.optim.Optimizer):
         ):
             if slot in parts:
                 raise RecipeError(f"swap({slot}={parts[slot]!r}): {why}")
-        self.history.marks.append(
-            carried_out(self._engine, self.recipe, planned(self.recipe, parts))
-        )
+        marks = self.history.marks
+
+        def adopt(mark: Swap) -> None:
+            self.history.marks = [*marks, mark]
+
+        carried_out(self._engine, self.recipe, planned(self.recipe, parts), adopt)
         return self
 
     def __repr__(self) -> str:
@@ -248,17 +263,32 @@ class KFAC(torch.optim.Optimizer):
             CheckpointError: this is no such state, or one of another model; nothing has changed.
         """
         if not isinstance(state_dict, Mapping):
-            raise CheckpointError(f"a state is what state_dict() gave, not {state_dict!r}")
+            raise CheckpointError(f"a state is what state_dict() gave, not {brief(state_dict)}")
+        own = self.param_groups[0]
         groups = state_dict.get("param_groups", ())
-        counts = [len(group["params"]) for group in groups]
-        if counts != [len(self.param_groups[0]["params"])]:
+        try:
+            counts = [len(group["params"]) for group in groups]
+        except (TypeError, KeyError):
+            raise CheckpointError("the state has no parameter groups that there could be") from None
+        if counts != [len(own["params"])]:
             raise CheckpointError(
                 f"the state has groups of {counts} parameters, and this KFAC has one of "
-                f"{len(self.param_groups[0]['params'])}: it belongs to another model or optimiser"
+                f"{len(own['params'])}: it belongs to another model or optimiser"
             )
-        self._engine = _restored("KFAC", self._engine, state_dict.get("state"))
-        super().load_state_dict({"state": {}, "param_groups": groups})
-        self.history, self._unread = History(), 0
+        group = {**groups[0], "params": own["params"]}
+        if "lr" not in group:
+            raise CheckpointError("the state's parameter group has no lr")
+        try:
+            _check_rate(group["lr"])
+        except RecipeError as error:
+            raise CheckpointError(f"the state's parameter group: {error}") from None
+
+        def adopt(engine: _engine.Engine) -> None:
+            self._engine = engine
+            self.param_groups = [group]
+            self.history, self._unread = History(), 0
+
+        _restored("KFAC", self._engine, state_dict.get("state"), True, adopt)
 
     def __getstate__(self) -> dict[str, Any]:
         raise RecipeError(
@@ -379,6 +409,7 @@ class Preconditioner:
                 f"the model was last called with inputs on {drawn.inputs.device}, and its "
                 f"parameters are on {engine.device}"
             )
+        before, seen, written = engine.held, self._tap.seen(), []
         try:
             with torch.no_grad(), _own_precision(engine.device):
                 full = [
@@ -388,6 +419,7 @@ class Preconditioner:
                 full = list(torch._foreach_div(full, loss_scale))
                 largest = torch.stack(torch._foreach_norm(full, math.inf)).max()
                 if not math.isfinite(linalg.host([largest])[0]):
+                    self._tap.forget()
                     return StepRecord(step=k - 1, due=Due(False), void=1.0)
                 preconditioned, record = engine.precondition(network.pack(full), drawn)
                 result = network.unpack(preconditioned)
@@ -399,10 +431,21 @@ class Preconditioner:
                 if isinstance(record.void, Tensor):  # on an accelerator nobody has looked yet
                     kept = record.void > 0
                     pairs = [(g, torch.where(kept, g, u)) for g, u in pairs]
-                torch._foreach_copy_([g for g, _ in pairs], [u for _, u in pairs])
-                return replace(record, alpha=torch.ones(()) if clip is None else clip)
-        finally:
-            self._tap.forget()  # the pass of our own included
+                record = replace(record, alpha=torch.ones(()) if clip is None else clip)
+
+                def commit() -> None:
+                    torch._foreach_copy_([g for g, _ in pairs], [u for _, u in pairs])
+                    self._tap.forget()  # the pass of our own included
+                    written.append(True)
+
+                exchange(commit)
+                return record
+        except BaseException as error:
+            if not written:  # the engine has made its step, or not: it goes back
+                engine.held = before
+                failed = isinstance(error, Exception) and not isinstance(error, MemoryError)
+                self._tap.forget() if failed else self._tap.see(seen)
+            raise
 
     def _rates(self, parameters: list[Tensor], lr: float | None) -> list[_Step] | None:
         """The learning rate of each parameter, where there is a clip to need them."""
@@ -467,8 +510,12 @@ class Preconditioner:
         Raises:
             CheckpointError: this is no such state, or one of another model; nothing has changed.
         """
-        self._engine = _restored("Preconditioner", self._engine, state_dict)
-        self._tap.forget()
+
+        def adopt(engine: _engine.Engine) -> None:
+            self._engine = engine
+            self._tap.forget()
+
+        _restored("Preconditioner", self._engine, state_dict, False, adopt)
 
 
 class _Tap:
@@ -500,6 +547,14 @@ class _Tap:
         else:
             if len(inputs):
                 self._seen.append(inputs.detach())
+
+    def seen(self) -> tuple[list[Any], str | None]:
+        """What :meth:`see` takes."""
+        return list(self._seen), self._odd
+
+    def see(self, seen: tuple[list[Any], str | None]) -> None:
+        """Notes what was seen before, and nothing else."""
+        self._seen, self._odd = deque(seen[0], maxlen=ACCUMULATED), seen[1]
 
     def forget(self) -> None:
         """Lets go of all that was seen."""
@@ -676,23 +731,64 @@ def _text(recipe: Recipe) -> str | None:
 
 
 def _saved(engine: _engine.Engine, parameters: bool) -> dict[str, Any]:
-    return {
-        "kfac_lab": 1,
+    saved = {
+        "kfac_lab": FORMAT,
         "recipe": _text(engine.recipe),
         "where": where(engine.device),
         "engine": engine.state(parameters=parameters),
     }
+    return {**saved, "seal": _seal(saved)}
 
 
-def _restored(who: str, engine: _engine.Engine, saved: Any) -> _engine.Engine:
-    """The engine with a saved state in it: the same one, or another where the recipe differs."""
-    if not isinstance(saved, Mapping) or saved.get("kfac_lab") != 1:
-        raise CheckpointError(f"this is no state that a {who} of this version has saved")
+def _restored(
+    who: str,
+    engine: _engine.Engine,
+    saved: Any,
+    parameters: bool,
+    adopt: Callable[[_engine.Engine], None],
+) -> None:
+    """Takes over a saved state: into the same engine, or into another where the recipe differs.
+
+    ``adopt`` is what its owner notes with it, by assignments: both happen, or neither.
+    """
+    none = f"this is no state that a {who} of this version has saved"
+    if not isinstance(saved, Mapping) or saved.get("kfac_lab") not in range(1, FORMAT + 1):
+        raise CheckpointError(none)
+    saved = dict(saved)
+    stated = saved.pop("seal", None)
+    check(saved, _SAVED, "the state")
+    if saved["kfac_lab"] > 1 and stated != _seal(saved):
+        raise CheckpointError("the state is damaged: it is not what was saved; load an older copy")
     target, text = engine, saved["recipe"]
-    if text is not None and text != _text(engine.recipe):
-        target = _engine.attach(
-            engine.problem, Recipe.from_text(text), engine.seed, tf32=engine.tf32
-        )
-    target.load(saved["engine"])
+    try:
+        if text is not None and text != _text(engine.recipe):
+            target = _engine.attach(
+                engine.problem, Recipe.from_text(text), engine.seed, tf32=engine.tf32
+            )
+
+        def commit() -> None:
+            target.load(saved["engine"], parameters=parameters)
+            adopt(target)
+
+        exchange(commit)
+    except (CheckpointError, MemoryError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise CheckpointError(f"the state does not fit this model: {reason}") from error
     warn_elsewhere("state", saved["where"], target.device)
-    return target
+
+
+def _seal(saved: Mapping[str, Any]) -> str:
+    """Of the recipe and of the engine's state: by it a state that was changed is known."""
+    return archive.seal([saved["recipe"], saved["engine"]])
+
+
+_SAVED = record(
+    {
+        "kfac_lab": whole(1, FORMAT),
+        "recipe": maybe(text()),
+        "where": WHERE,
+        "engine": table(anything),
+    }
+)

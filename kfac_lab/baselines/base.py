@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,11 +13,24 @@ from torch import Tensor, nn
 
 from kfac_lab.core import linalg, seeds
 from kfac_lab.core.capture import CoverageRow, called
-from kfac_lab.core.commit import uninterrupted
+from kfac_lab.core.exchange import exchange
 from kfac_lab.core.likelihood import Criterion, Outputs
 from kfac_lab.core.parameters import component_name, parameter
 from kfac_lab.core.passes import square_norm
 from kfac_lab.core.problem import Problem
+from kfac_lab.core.schema import (
+    Schema,
+    anything,
+    check,
+    listed,
+    maybe,
+    number,
+    record,
+    table,
+    tensor,
+    text,
+    whole,
+)
 from kfac_lab.core.state import Due, StepRecord
 from kfac_lab.core.trees import copied, decoded, encoded, moved
 from kfac_lab.errors import CheckpointError, CoverageError, NumericalError
@@ -98,7 +111,8 @@ class Baseline:
         self._averaged: tuple[int, Any] = (0, self._average.init(self._theta))  # (step, memo)
         self._optimisers: list[torch.optim.Optimizer] = self._make()
         # A fused update is one call that needs no memory; of any other we keep what to go back to.
-        self._divisible = not all(o.defaults.get("fused") for o in self._optimisers)
+        fused = all(o.defaults.get("fused") for o in self._optimisers)
+        self._divisible = not fused or len(self._optimisers) > 1
 
     # --- what a method says -----------------------------------------------------------------------
 
@@ -109,10 +123,11 @@ class Baseline:
         """Sets the rates of step ``k``; ε and μ for the record, NaN where there is none."""
         raise NotImplementedError("a Baseline sets its rates")
 
-    def _move(self, k: int) -> None:
-        """The update, in place; the gradients are in ``.grad``."""
+    def _move(self, k: int) -> bool:
+        """The update, in place; the gradients are in ``.grad``. True: it has been made."""
         for optimiser in self._optimisers:
             optimiser.step()
+        return True
 
     def _mover(self, tensor: Tensor) -> str:
         return component_name(self.method)
@@ -150,19 +165,26 @@ class Baseline:
                 f"of {self.method}, or check inputs and targets for NaN or infinity"
             )
         lr, mu = self._rates(k)
-        with uninterrupted(), torch.no_grad():
-            for theta, gradient in zip(self._theta, gradients, strict=True):
-                theta.grad = gradient
-            with self._undone() if self._divisible else contextlib.nullcontext():
-                self._move(k)
+        own = [buffer for _, buffer in self.problem.model.named_buffers()] if buffers else []
+        earlier = self.seconds
+        made: list[bool] = []  # what must not be done twice, noted on the line that does it
+        took: list[float] = []
+
+        def commit() -> None:
+            if not made:
+                for theta, gradient in zip(self._theta, gradients, strict=True):
+                    theta.grad = gradient
+                self._moved(k, made)
             for theta in self._theta:
                 theta.grad = None
-            for name, buffer in self.problem.model.named_buffers() if buffers else ():
-                buffer.copy_(buffers[name])
+            if own:
+                torch._foreach_copy_(own, list(buffers.values()))
             self.step_count = k
-            self.seconds += time.perf_counter() - start
-            self._after()
-            self.record = record = StepRecord(
+            if not took:
+                took.append(time.perf_counter() - start)
+            self.seconds = earlier + took[0]
+            self._after(made)
+            self.record = StepRecord(
                 step=k,
                 loss=loss,
                 error=error,
@@ -173,10 +195,38 @@ class Baseline:
                 due=Due(stats=False),
                 lr=lr,
             )
-        return record
 
-    def _after(self) -> None:
-        """What follows the update and depends on how far the run has come."""
+        with torch.no_grad():
+            exchange(commit)
+        assert self.record is not None
+        return self.record
+
+    def _moved(self, k: int, made: list[bool]) -> None:
+        """The update, once: it is noted on the line that makes it, and taken back where it fails.
+
+        A fused kernel is one call, which needs no memory; of any other we keep what to go back to.
+        """
+        if not self._divisible:
+            made += [self._optimisers[0].step() is None]
+            return
+        theta = [t.clone() for t in self._theta]
+        states = [{t: copied(s) for t, s in o.state.items()} for o in self._optimisers]
+        try:
+            made += [self._move(k)]
+        except BaseException:
+            if not made:
+                torch._foreach_copy_(self._theta, theta)
+                for optimiser, state in zip(self._optimisers, states, strict=True):
+                    optimiser.state.clear()
+                    optimiser.state.update(state)
+            raise
+
+    def _after(self, made: list[bool]) -> None:
+        """What follows the update and depends on how far the run has come.
+
+        It may be called again: what must not be done twice is noted in ``made``, which has one
+        entry, for the update, at first.
+        """
 
     def _evaluate(
         self, inputs: Any, targets: Any, k: int
@@ -217,20 +267,6 @@ class Baseline:
             return contextlib.nullcontext()
         return seeds.forked(self.seed, f"model/{at}", k, device)
 
-    @contextlib.contextmanager
-    def _undone(self) -> Iterator[None]:
-        """Inside, what is raised takes θ and the optimisers back to where they were."""
-        theta = [t.clone() for t in self._theta]
-        states = [{t: copied(s) for t, s in o.state.items()} for o in self._optimisers]
-        try:
-            yield
-        except BaseException:
-            torch._foreach_copy_(self._theta, theta)
-            for optimiser, state in zip(self._optimisers, states, strict=True):
-                optimiser.state.clear()
-                optimiser.state.update(state)
-            raise
-
     # --- the average ------------------------------------------------------------------------------
 
     def _settle(self) -> Any:
@@ -260,7 +296,11 @@ class Baseline:
             averaged = (self.step_count, average.init(self._theta))
         else:
             average = self._average
-        self.batch, self._average, self._averaged = batch, average, averaged
+
+        def commit() -> None:
+            self.batch, self._average, self._averaged = batch, average, averaged
+
+        exchange(commit)
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on bit for bit: θ, buffers, the optimisers' memory, θ̄, counts."""
@@ -286,45 +326,95 @@ class Baseline:
             CheckpointError: the state belongs to another method, network or format; nothing has
                 changed then.
         """
-        if state.get("format") != 1:
-            raise CheckpointError(
-                f"the state has format {state.get('format')!r}; this version reads format 1"
-            )
+        if not isinstance(state, Mapping) or state.get("format") != 1:
+            known = state.get("format") if isinstance(state, Mapping) else None
+            raise CheckpointError(f"the state has format {known!r}; this version reads format 1")
         device = self._theta[0].device
+        check(dict(state), record({"format": whole(), "tree": anything}), "the state")
         values = copied(decoded(moved(state["tree"], device)))
+        if not isinstance(values, dict):
+            raise CheckpointError("the state is damaged: it is no table")
         name = component_name(self.method)
         if values.get("method") != name:
             raise CheckpointError(
                 f"the state was saved by the method {values.get('method', 'kfac')!r}, not by "
                 f"{name!r}: load it with the recipe it was saved with"
             )
+        check(values, self._schema(), "the state")
         buffers = dict(self.problem.model.named_buffers())
         for kind, saved, own in (
             ("parameters", values["theta"], dict(zip(self.names, self._theta, strict=True))),
             ("buffers", values["buffers"], buffers),
         ):
-            there = {n: tuple(t.shape) for n, t in saved.items()}
-            here = {n: tuple(t.shape) for n, t in own.items()}
+            there = {n: (tuple(t.shape), t.dtype) for n, t in saved.items()}
+            here = {n: (tuple(t.shape), t.dtype) for n, t in own.items()}
             if there != here:
                 different = sorted(set(there.items()) ^ set(here.items()), key=str)[:3]
                 raise CheckpointError(
                     f"the state belongs to another network: {kind} differ, such as "
                     + ", ".join(f"{n} {s}" for n, s in different)
                 )
-        with uninterrupted(), torch.no_grad():
-            for alias, parameter_ in zip(self._theta, self._parameters, strict=True):
-                alias.data = parameter_.data
-            torch._foreach_copy_(self._theta, [values["theta"][n] for n in self.names])
-            for name, buffer in buffers.items():
-                buffer.copy_(values["buffers"][name])
-            for optimiser, saved in zip(self._optimisers, values["optimisers"], strict=True):
+        fresh = self._make()
+        if len(fresh) != len(values["optimisers"]):
+            raise CheckpointError("the state is damaged: it has other optimisers than this method")
+        try:
+            for optimiser, saved in zip(fresh, values["optimisers"], strict=True):
                 groups = optimiser.state_dict()["param_groups"]
                 optimiser.load_state_dict({"state": saved, "param_groups": groups})
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"the state is damaged: its optimisers': {error}") from error
+        for optimiser in fresh:
+            self._check_memory(optimiser)
+        into = [*self._theta, *buffers.values()]
+        given = [values["theta"][n] for n in self.names] + [values["buffers"][n] for n in buffers]
+
+        def commit() -> None:
+            for alias, parameter_ in zip(self._theta, self._parameters, strict=True):
+                alias.data = parameter_.data
+            torch._foreach_copy_(into, given)
+            self._optimisers = fresh
             self.seed, self.step_count = values["seed"], values["step"]
             self.seconds = values["seconds"]
             self.total_steps, self.total_seconds = values["total_steps"], values["total_seconds"]
             self._averaged = (values["step"], values["average"])
             self._restore(values)
+            self.record = None
+
+        with torch.no_grad():
+            exchange(commit)
+
+    def _schema(self) -> Schema:
+        """What a state of this method holds."""
+        return record(
+            {
+                "method": text(200),
+                "step": whole(),
+                "seconds": number(0.0, finite=True),
+                "seed": whole(-(2**63)),
+                "total_steps": maybe(whole()),
+                "total_seconds": maybe(number(0.0)),
+                "theta": table(tensor),
+                "buffers": table(tensor),
+                "optimisers": listed(anything),
+                "average": anything,
+                **{name: number() for name in self._extra()},
+            }
+        )
+
+    def _check_memory(self, optimiser: torch.optim.Optimizer) -> None:
+        """That what an optimiser remembers of a tensor has its shape, or is one number.
+
+        Raises:
+            CheckpointError: it is not so.
+        """
+        for parameter_, memory in optimiser.state.items():
+            for name, value in memory.items() if isinstance(memory, dict) else ():
+                if isinstance(value, Tensor) and value.dim() and value.shape != parameter_.shape:
+                    if name in ("exp_avg", "exp_avg_sq", "momentum_buffer"):
+                        raise CheckpointError(
+                            f"the state is damaged: {name} has the shape {tuple(value.shape)} for "
+                            f"a tensor {tuple(parameter_.shape)}"
+                        )
 
     def _extra(self) -> dict[str, Any]:
         return {}
@@ -337,12 +427,10 @@ class Baseline:
         modules = dict(self.problem.model.named_modules())
         method = component_name(self.method)
         rows = []
-        for name, tensor in zip(self.names, self._theta, strict=True):
+        for name, theta in zip(self.names, self._theta, strict=True):
             path = name.rpartition(".")[0]
             kind = type(modules[path]).__name__
-            rows.append(
-                CoverageRow(name, path or kind, kind, self._mover(tensor), method, "-", "-")
-            )
+            rows.append(CoverageRow(name, path or kind, kind, self._mover(theta), method, "-", "-"))
         for name, own in self.problem.model.named_parameters():
             if not own.requires_grad:
                 rows.append(CoverageRow(name, "-", "frozen", "-", "-", "-", "-"))

@@ -82,13 +82,15 @@ class _NagStepper(Baseline):
         self._optimisers[0].param_groups[0]["lr"] = lr
         return lr, self._mu
 
-    def _after(self) -> None:
+    def _after(self, made: list[bool]) -> None:
         mu = self.method.mu(self.step_count, self._left(self.step_count, self.seconds))
         if mu != self._mu:
             state = self._optimisers[0].state
             momenta = [state[t]["momentum_buffer"] for t in self._theta]
             lr = self._optimisers[0].param_groups[0]["lr"]
-            torch._foreach_add_(self._theta, momenta, alpha=-lr * (mu - self._mu))
+            step = -lr * (mu - self._mu)
+            if len(made) == 1:
+                made += [torch._foreach_add_(self._theta, momenta, alpha=step) is None]
             self._mu = mu
 
     def _extra(self) -> dict[str, Any]:

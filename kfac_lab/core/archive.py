@@ -23,7 +23,7 @@ from torch import Tensor
 from kfac_lab.core import files
 from kfac_lab.errors import CheckpointError
 
-__all__ = ["digest", "load", "save", "tensors"]
+__all__ = ["digest", "load", "save", "seal", "tensors"]
 
 _TRAILER = b"\nkfac-lab sha256 %s\n"
 _LENGTH = len(_TRAILER) - 2 + 64
@@ -245,4 +245,25 @@ def digest(tensor: Tensor) -> str:
     flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     sha = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
     sha.update(flat.numpy().data)
+    return sha.hexdigest()[:32]
+
+
+def seal(tree: Any) -> str:
+    """SHA-256 over all that a tree of plain values is: every key, number, text and bit."""
+    sha = hashlib.sha256()
+    todo: list[Any] = [tree]
+    while todo:
+        value = todo.pop()
+        if isinstance(value, Tensor):
+            sha.update(f"tensor {digest(value.cpu())};".encode())
+        elif isinstance(value, dict):
+            sha.update(f"dict {len(value)};".encode())
+            for key in reversed(value):
+                todo += [value[key], key]
+        elif isinstance(value, (list, tuple)):
+            sha.update(f"list {len(value)};".encode())
+            todo += reversed(value)
+        else:
+            text = repr(value)
+            sha.update(f"{type(value).__name__} {len(text)} {text};".encode())
     return sha.hexdigest()[:32]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -11,12 +11,146 @@ from torch import Tensor
 
 from kfac_lab.core import trees
 from kfac_lab.core.exchange import exchange
+from kfac_lab.core.schema import (
+    Odd,
+    Schema,
+    anything,
+    check,
+    flag,
+    maybe,
+    number,
+    record,
+    table,
+    tensor,
+    text,
+    whole,
+)
 from kfac_lab.core.state import Bound, State, Strength
+from kfac_lab.core.vector import Vec
 from kfac_lab.errors import CheckpointError
 
 __all__ = ["cloned", "restore", "saved"]
 
 FORMAT = 2
+_LOOSE = (  # the State's fields as format 1 had them
+    "step", "seconds", "strength", "previous", "factored", "inverse", "memos", "block_memos",
+    "kept_inverse", "coupling", "mixed", "ages", "forced", "reference", "young", "moments", "fired",
+    "chains", "tangent_path",
+)  # fmt: skip
+
+
+def _named_tensors(value: Any, path: str) -> None:
+    table(tensor)(value, path)
+
+
+def _mapping(value: Any, path: str) -> None:
+    if not isinstance(value, Mapping):
+        raise Odd(f"{path} is a {type(value).__name__}, and has to be a table")
+
+
+def _tensors(value: Any, path: str) -> None:
+    _mapping(value, path)
+    for key, each in value.items():
+        tensor(each, f"{path}[{key}]")
+
+
+def _memories(value: Any, path: str) -> None:
+    if type(value) is not tuple:
+        raise Odd(f"{path} is a {type(value).__name__}, and has to be a tuple")
+    for n, each in enumerate(value):
+        _mapping(each, f"{path}[{n}]")
+
+
+def _ages(value: Any, path: str) -> None:
+    _mapping(value, path)
+    for key, each in value.items():
+        whole()(each, f"{path}[{key}]")
+
+
+def _scalar(value: Any, path: str) -> None:
+    if isinstance(value, Tensor):
+        if value.dim() or not value.is_floating_point():
+            raise Odd(f"{path} is a tensor {tuple(value.shape)}, and has to be one number")
+    else:
+        number(finite=True)(value, path)
+
+
+def _strength(value: Any, path: str) -> None:
+    if not isinstance(value, tuple) or len(value) != 3:
+        raise Odd(f"{path} has to be λ, γ and η")
+    for name, each in zip(("lam", "gamma", "eta"), value, strict=True):
+        _scalar(each, f"{path}.{name}")
+
+
+def _vector(value: Any, path: str) -> None:
+    if not isinstance(value, Vec):
+        raise Odd(f"{path} is a {type(value).__name__}, and has to be a vector")
+
+
+def _block_ages(value: Any, path: str) -> None:
+    if type(value) is not tuple:
+        raise Odd(f"{path} is a {type(value).__name__}, and has to be a tuple")
+    for n, each in enumerate(value):
+        maybe(whole())(each, f"{path}[{n}]")
+
+
+def _none_pending(value: Any, path: str) -> None:
+    if value != ():
+        raise Odd(f"{path} has to be empty in what is saved")
+
+
+def _bound(value: Any, path: str) -> None:
+    if not isinstance(value, Bound):
+        raise Odd(f"{path} is a {type(value).__name__}, and has to be the network's order")
+    for each in (value.fired, *(value.chains if isinstance(value.chains, tuple) else (None,))):
+        if not isinstance(each, tuple) or not all(type(n) is int for n in each):
+            raise Odd(f"{path} has to hold whole numbers")
+    if value.tangent_path not in ("explicit", "double_backward", "forward", "unknown", "none"):
+        text(40)(value.tangent_path, f"{path}.tangent_path")
+
+
+def _state(value: Any, path: str) -> None:
+    if not isinstance(value, State):
+        raise Odd(f"{path} is a {type(value).__name__}, and has to be the engine's State")
+
+
+def _shapes(value: Any, path: str) -> None:
+    _mapping(value, path)
+    for key, each in value.items():
+        if type(each) is not tuple or not all(type(n) is int for n in each):
+            raise Odd(f"{path}.{key} has to be a shape")
+
+
+_AROUND: dict[str, Schema] = {
+    "seed": whole(-(2**63)),
+    "lr": number(0.0, finite=True),
+    "shapes": _shapes,
+    "theta": maybe(_named_tensors),
+    "buffers": maybe(_named_tensors),
+}
+_CONTENT = record({"state": _state, **_AROUND}, optional=dict.fromkeys(_LOOSE, anything))
+_STATE = record(
+    {
+        "step": whole(),
+        "seconds": number(0.0, finite=True),
+        "strength": _strength,
+        "previous": maybe(_vector),
+        "moments": _tensors,
+        "ages": _ages,
+        "coupling": _scalar,
+        "reference": maybe(_tensors),
+        "factored": anything,  # the structure's own, as are the inverse and the memories inside
+        "inverse": anything,
+        "kept_inverse": whole(),
+        "forced": flag,
+        "block_memos": _memories,
+        "block_ages": _block_ages,
+        "memos": _mapping,
+        "pending": _none_pending,
+        "bound": maybe(_bound),
+    }
+)
+_FORMAT_1 = record({**_AROUND, **dict.fromkeys(_LOOSE, anything)})
 cloned = trees.copied
 
 
@@ -38,17 +172,20 @@ def saved(engine: Any, *, parameters: bool = True) -> dict[str, Any]:
     return {"format": FORMAT, "tree": trees.copied(trees.encoded(tree))}
 
 
-def restore(engine: Any, state: dict[str, Any]) -> None:
+def restore(engine: Any, state: dict[str, Any], *, parameters: bool = True) -> None:
     """Restores what :func:`saved` gave, for the same problem and recipe.
 
-    The new state is made beside the old; one exchange puts it in its place.
+    Every field is checked before anything is made of it. The new state is made beside the old; one
+    exchange puts it in its place.
 
     Raises:
         CheckpointError: the state belongs to another network or another format; nothing has
             changed then.
     """
     values = _read(state, engine)
+    check(values, _CONTENT, "the state")
     new: State = values["state"]
+    check({f.name: getattr(new, f.name) for f in fields(new)}, _STATE, "the state")
     named = engine.network.named(engine._theta)
     shapes = {n: tuple(t.shape) for n, t in named.items()}
     if shapes != values["shapes"]:
@@ -58,6 +195,10 @@ def restore(engine: Any, state: dict[str, Any]) -> None:
             + ", ".join(f"{n} {tuple(s)}" for n, s in different)
         )
     buffers = dict(engine.problem.model.named_buffers())
+    if parameters and (values["theta"] is None or values["buffers"] is None):
+        raise CheckpointError("the state holds no parameters: it is that of a Preconditioner")
+    if values["theta"] is not None and _kinds(named) != _kinds(values["theta"]):
+        raise CheckpointError("the state's parameters are of another shape or precision")
     if values["buffers"] is not None:
         here, there = _kinds(buffers), _kinds(values["buffers"])
         if here != there:
@@ -84,6 +225,7 @@ def restore(engine: Any, state: dict[str, Any]) -> None:
                 )
             ledger = layout.holding(new.moments, new.ages)
         new = replace(new, moments=ledger.current, ages=ledger.young)
+    _check_fits(new, engine, bound)
     held = replace(
         engine.held,
         layout=layout,
@@ -117,9 +259,11 @@ def _read(state: Mapping[str, Any], engine: Any) -> dict[str, Any]:
         raise CheckpointError(
             f"the state has format {known!r}; this version reads formats 1 and {FORMAT}"
         )
+    check(dict(state), record({"format": whole(), "tree": anything}), "the state")
     values: dict[str, Any] = trees.decoded(trees.copied(trees.moved(state["tree"], engine.device)))
     if known == FORMAT:
         return values
+    check(values, _FORMAT_1, "the state")
     fired = values["fired"]
     bound = None
     if fired is not None:
@@ -140,6 +284,39 @@ def _read(state: Mapping[str, Any], engine: Any) -> dict[str, Any]:
         },
     )  # fmt: skip
     return values
+
+
+def _check_fits(new: State, engine: Any, bound: Bound | None) -> None:
+    """That the state's pieces are as many, and of the shapes, that the engine has.
+
+    Raises:
+        CheckpointError: they are not.
+    """
+    count, state = len(engine.blocks), engine.state_
+    like = [tuple(m.shape) for m in engine.network.pack(engine._theta)]
+    previous = None if new.previous is None else [tuple(m.shape) for m in new.previous]
+    reference = new.reference or {}
+    sound = {
+        "the last update": previous in (None, like),
+        "the blocks' memories": len(new.block_memos) == len(new.block_ages) == count,
+        "the parts' memories": new.memos.keys() == state.memos.keys(),
+        "the moments' ages": new.ages.keys() <= new.moments.keys(),
+        "the moments of the last refresh": all(
+            key in new.moments and value.shape == new.moments[key].shape
+            for key, value in reference.items()
+        ),
+        "the layers' order": bound is None
+        or (
+            all(0 <= n < count for n in bound.fired)
+            and all(0 <= n < count for chain in bound.chains for n in chain)
+        ),
+        "λ, γ and η": all(bool((v >= 0) & torch.isfinite(v)) for v in new.strength)
+        if engine.device.type == "cpu"
+        else True,
+    }
+    for what, right in sound.items():
+        if not right:
+            raise CheckpointError(f"the state is damaged: {what} are not those of this network")
 
 
 def _kinds(tensors: Mapping[Any, Tensor]) -> dict[Any, tuple[Any, Any]]:

@@ -170,25 +170,36 @@ def decoded(tree: Any) -> Any:
     """The inverse of :func:`encoded`.
 
     Raises:
-        CheckpointError: a class of the checkpoint is not there, or is not a state class.
+        CheckpointError: a class of the checkpoint is not there, or is not a state class; or the
+            tree is none that :func:`encoded` makes.
     """
+    try:
+        return _decoded(tree)
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise CheckpointError(f"the state is damaged: it cannot be read: {reason}") from error
+
+
+def _decoded(tree: Any) -> Any:
     if isinstance(tree, list):
-        return [decoded(v) for v in tree]
+        return [_decoded(v) for v in tree]
     if not isinstance(tree, dict):
         return tree
     kind, items = tree["~"], tree["items"]
     if kind == "vec":
+        if type(items) is not list or not all(isinstance(m, Tensor) for m in items):
+            raise TypeError("a vector is a list of tensors")
         return Vec(items)
     if kind == "tuple":
-        return tuple(decoded(v) for v in items)
+        return tuple(_decoded(v) for v in items)
     if kind == "frozenset":
         return frozenset(items)
     if kind == "dict":
-        return {decoded(k): decoded(v) for k, v in items}
+        return {_decoded(k): _decoded(v) for k, v in items}
     cls = _find(kind)
     if isinstance(items, list):
-        return cls(*(decoded(v) for v in items))
-    return cls(**{k: decoded(v) for k, v in items.items()})
+        return cls(*(_decoded(v) for v in items))
+    return cls(**{k: _decoded(v) for k, v in items.items()})
 
 
 def _name(cls: type) -> str:

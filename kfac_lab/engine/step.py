@@ -482,14 +482,14 @@ class Engine:
         self.read([])
         return checkpoint.saved(self, parameters=parameters)
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: dict[str, Any], *, parameters: bool = True) -> None:
         """Restores what :meth:`state` gave, for the same problem and recipe.
 
         Raises:
-            CheckpointError: the state belongs to another network or another format; nothing has
-                changed then.
+            CheckpointError: the state belongs to another network or another format, or is damaged;
+                nothing has changed then.
         """
-        checkpoint.restore(self, state)
+        checkpoint.restore(self, state, parameters=parameters)
 
     # --- reading --------------------------------------------------------------------------------
 
