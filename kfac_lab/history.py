@@ -137,6 +137,8 @@ class History:
         # Each record with its row of numbers, None where nobody has read it yet: one list, so that
         # every change of it is one operation.
         self._steps: list[tuple[StepRecord, tuple[float, ...] | None]] = []
+        self._table = np.empty((0, len(COLUMNS)))  # the rows again, with room to grow
+        self._filled: list[Any] = [0, None]  # how many rows stand in it, and the last of these
         self._reading = threading.Lock()  # a panel reads while another thread trains
         self.marks: list[Swap] = []
         self.evaluations: list[dict[str, Any]] = []
@@ -158,11 +160,32 @@ class History:
         """The records, numbers read."""
         return tuple(record for record, _ in self._read())
 
+    def tail(self, count: int) -> Sequence[StepRecord]:
+        """The last ``count`` records, numbers read."""
+        return tuple(record for record, _ in self._read()[-count:])
+
     def __getitem__(self, name: str) -> Column:
         if name not in COLUMNS:
             raise _NoColumn(f"history has no column {name!r}; it has {', '.join(COLUMNS)}")
-        at = COLUMNS.index(name)
-        return Column(name, np.array([row[at] for _, row in self._read()], dtype=np.float64))
+        steps = self._read()
+        with self._reading:
+            return Column(name, self._filled_up(steps)[:, COLUMNS.index(name)].copy())
+
+    def _filled_up(
+        self, steps: Sequence[tuple[StepRecord, tuple[float, ...]]]
+    ) -> NDArray[np.float64]:
+        """The rows as one table: new ones are added to it, and those that stand there stay."""
+        count, last = self._filled
+        if count > len(steps) or (count and steps[count - 1][1] is not last):
+            count = 0  # it went another way
+        if len(steps) > len(self._table):
+            grown = np.empty((max(2 * len(self._table), len(steps), 64), len(COLUMNS)))
+            grown[:count] = self._table[:count]
+            self._table = grown
+        if len(steps) > count:
+            self._table[count : len(steps)] = [row for _, row in steps[count:]]
+        self._filled = [len(steps), steps[-1][1] if steps else None]
+        return self._table[: len(steps)]
 
     def __contains__(self, name: object) -> bool:
         return name in COLUMNS

@@ -7,24 +7,19 @@ are the tooltip.
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import ipywidgets as widgets
 
-from kfac_lab.core.parameters import Description, describe, parse, unparse
+from kfac_lab.core.parameters import Description, parse, unparse
 from kfac_lab.errors import RecipeError
-from kfac_lab.hooks import Recipe
-from kfac_lab.hooks.manager import Lab
-from kfac_lab.hooks.registry import Entry
 from kfac_lab.panel.sliders import Slider
 
-__all__ = ["Control", "Slot", "close", "labels"]
+__all__ = ["Control", "close", "labels"]
 
-RULES = "(rules)"  # a block that differs between layers
-NAMELESS = "(own)"  # a component whose class nobody has registered
-KEPT = ("lam", "gamma")  # a swap keeps the run's λ and γ unless its text names them
 WIDTH, LABEL = "312px", "92px"
 _STYLE = {"description_width": LABEL}
 
@@ -54,6 +49,8 @@ class Control:
         self._first = self._input.value
         labelled.description = label
         labelled.tooltip = tooltip(field)
+        self.label = label
+        self._was: Any = None
         self._none: Any = None
         if field.optional and field.kind != "choice":
             self._none = widgets.Checkbox(
@@ -68,6 +65,32 @@ class Control:
             self._able(not self._none.value)
             self._none.observe(lambda change: self._able(not change["new"]), "value")
             self.inputs.append(self._none)
+        if not isinstance(self.widget, widgets.HBox):
+            self.widget = widgets.HBox([self.widget])
+        self.widget.layout.flex_flow = "row wrap"
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """Calls ``changed`` after every choice; the old value is seen beside a changed one."""
+
+        def chosen(change: Any) -> None:
+            self._show_old()
+            changed()
+
+        for widget in (self._input, *([self._none] if self._none is not None else [])):
+            widget.observe(chosen, "value")
+
+    def _show_old(self) -> None:
+        if self._was is None:
+            if not self.touched:
+                return
+            self._was = widgets.HTML()
+            self.widget.children = (*self.widget.children, self._was)
+        told = f"<small>was {html.escape(str(self._given))}</small>" if self.touched else ""
+        self._was.value = told
+
+    def change(self) -> str:
+        """What was changed, from what to what; "" where nothing was."""
+        return f"{self.label} {self._given} → {self.value}" if self.touched else ""
 
     def _able(self, able: bool) -> None:
         for widget in self.inputs:
@@ -104,139 +127,6 @@ class Control:
             self._input.value = _written(value) if self._read is _literal else value
 
 
-class Slot:
-    """A slot's row: which component plays it, and the controls of its fields.
-
-    Attributes:
-        slot: the slot's name.
-        widget: what is shown.
-        choice: the drop-down of the components.
-        controls: field name → Control, of the component that is chosen.
-    """
-
-    def __init__(self, slot: str, lab: Lab) -> None:
-        self.slot, self.lab = slot, lab
-        self.controls: dict[str, Control] = {}
-        self._current = ""  # the name that the run has
-        self._component: Any = None
-        self._entries: dict[str, Entry] = {}
-        self.choice = widgets.Dropdown(
-            description=slot,
-            tooltip=f"{slot}: which part plays it",
-            layout=widgets.Layout(width="256px"),
-            style=_STYLE,
-        )
-        self._more = widgets.ToggleButton(
-            description="more",
-            tooltip=f"{slot}: show the rarer parameters",
-            layout=widgets.Layout(width="54px"),
-        )
-        self._main = widgets.VBox()
-        self._rare = widgets.VBox(layout=widgets.Layout(display="none"))
-        self.widget = widgets.VBox(
-            [widgets.HBox([self.choice, self._more]), self._main, self._rare],
-            layout=widgets.Layout(
-                border_bottom="1px solid var(--jp-border-color2, #e4e4e4)",
-                padding="4px 0",
-                flex="0 0 auto",
-            ),
-        )
-        self.choice.observe(self._chosen, "value")
-        self._more.observe(self._unfold, "value")
-
-    def show(self, recipe: Recipe) -> None:
-        """Shows the component that the recipe has; choices not yet applied are dropped."""
-        component = recipe[self.slot]
-        name = RULES
-        if self.slot != "block" or not hasattr(component, "pick"):
-            try:
-                name = parse(recipe.text_of(self.slot)).name
-            except RecipeError:
-                name = NAMELESS
-        self._current, self._component = name, component
-        self.refresh()
-        self.choice.value = name
-        self._build()
-
-    def refresh(self) -> None:
-        """Reads the registry again: new components appear, a choice that is made stays."""
-        registry, before = self.lab.registry, self._entries
-        self._entries = {registry.written(e): e for e in self.lab.components(self.slot)}
-        names = sorted(self._entries)
-        if self._current in (RULES, NAMELESS):
-            names = [self._current, *names]
-        if list(self.choice.options) != names:
-            kept = self.choice.value
-            self.choice.unobserve(self._chosen, "value")
-            self.choice.options = names
-            self.choice.value = kept if kept in names else names[0]
-            self.choice.observe(self._chosen, "value")
-        entry, old = self._entries.get(self.choice.value), before.get(self.choice.value)
-        if entry and old and entry.component is not old.component:  # its cell has run again
-            self._build()
-
-    @property
-    def touched(self) -> bool:
-        """Whether there is something to apply."""
-        other = self.choice.value != self._current
-        return other or any(control.touched for control in self.controls.values())
-
-    def text(self) -> str:
-        """The chosen component as text, as a swap takes it.
-
-        It names the fields that were moved and those that differ from their defaults; λ and γ of a
-        damping, which a swap keeps unless they are named, only where they were moved.
-
-        Raises:
-            RecipeError: a value has no literal form, or what was typed is none.
-        """
-        values = {}
-        for name, control in self.controls.items():
-            value = control.value
-            if control.touched or (
-                not self._keeps(name) and not _equal(value, control.field.default)
-            ):
-                values[name] = value
-        return unparse(self.choice.value, values)
-
-    def _keeps(self, name: str) -> bool:
-        return self.slot == "damping" and name in KEPT
-
-    def _chosen(self, change: Any) -> None:
-        self._build()
-
-    def _unfold(self, change: Any) -> None:
-        self._rare.layout.display = "" if change["new"] else "none"
-        self._more.description = "less" if change["new"] else "more"
-
-    def _build(self) -> None:
-        name = self.choice.value
-        self.controls = {}
-        if name in self._entries:
-            component = self._component if name == self._current else None
-            fields = describe(self._entries[name].component)
-            shown = labels(fields)
-            for field in fields:
-                default = None if field.required else field.default
-                value = getattr(component, field.name, default)
-                control = self.controls[field.name] = Control(field, shown[field.name], value)
-                if self._keeps(field.name):
-                    for widget in control.inputs:
-                        widget.tooltip += (
-                            f". Where it is left alone, the run keeps its {field.name}"
-                        )
-        main, rare = _sorted(self.controls)
-        old = (*self._main.children, *self._rare.children)
-        self._main.children = [control.widget for control in main]
-        self._rare.children = [control.widget for control in rare]
-        for widget in old:
-            close(widget)
-        self._more.layout.visibility = "visible" if rare else "hidden"
-        entry = self._entries.get(name)
-        summary = f": {entry.summary} ({entry.owner})" if entry else ""
-        self.choice.tooltip = f"{self.slot} {name}{summary}"
-
-
 def close(widget: Any) -> None:
     """Takes a widget, what is in it and what belongs to it off the kernel and the page."""
     for part in (*getattr(widget, "children", ()), getattr(widget, "style", None), widget.layout):
@@ -264,13 +154,6 @@ def tooltip(field: Description) -> str:
     bounds += [f"at most {field.high:g}" if field.high is not None else ""]
     told = ", ".join(part for part in (field.help, *bounds) if part)
     return f"{field.name}{field.reference}{': ' + told if told else ''}"
-
-
-def _sorted(controls: dict[str, Control]) -> tuple[list[Control], list[Control]]:
-    """Those with a symbol of the paper's first; where none has one, the first three."""
-    every = list(controls.values())
-    main = [control for control in every if control.field.symbol] or every[:3]
-    return main, [control for control in every if control not in main]
 
 
 # --- which widget -------------------------------------------------------------------------------
@@ -349,10 +232,4 @@ def _plain(*values: Any) -> bool:
     return all(
         value is None or (isinstance(value, (int, float)) and math.isfinite(value))
         for value in values
-    )
-
-
-def _equal(one: Any, other: Any) -> bool:
-    return bool(type(one) is type(other) and one == other) or (
-        isinstance(one, (int, float)) and isinstance(other, (int, float)) and one == other
     )

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from kfac_lab.errors import KfacLabError
+from kfac_lab.core.parameters import describe, parse, unparse
+from kfac_lab.errors import KfacLabError, RecipeError
 from kfac_lab.hooks import Recipe
 from kfac_lab.run import Run
 
@@ -43,6 +44,20 @@ def first_recipe(run: Run) -> Recipe:
     for mark in reversed(run.history.marks):
         recipe = recipe.replace(**mark.before)
     return recipe
+
+
+def with_fields(recipe: Recipe, slot: str, **values: Any) -> str:
+    """The text of a slot's component with some fields set.
+
+    Raises:
+        RecipeError: the component has no such field, or no text.
+    """
+    spelled = parse(recipe.text_of(slot))
+    fields = {f.name for f in describe(type(recipe[slot]))}
+    for name in values:
+        if name not in fields:
+            raise RecipeError(f"the {slot} {spelled.name!r} has no field {name!r} to set")
+    return unparse(spelled.name, {**spelled.values, **values})
 
 
 def script(run: Run) -> str:

@@ -2,8 +2,7 @@
 
 The task starts one thread for as long as there is work, and none is left when there is none. The
 thread trains and paints; only the loop touches widgets. What the thread has to show is handed over
-at most eight times a second, and not again before the loop has shown it: numbers that often,
-pictures as often as their share of the time allows.
+at most five times a second, and not again before the loop has shown it.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ from kfac_lab.run import Run
 
 __all__ = ["INTERVAL", "Live"]
 
-INTERVAL = 0.125  # seconds between two updates, at least
-SHARE = 0.01  # of the time, at most, goes into painting: measured by tests/browser/measure.py
+INTERVAL = 0.2  # seconds between two updates, at least
+SHARE = 0.015  # of the time, at most, goes into what is light: measured by tests/browser/measure.py
 TICK = 0.25  # seconds between two looks at the interrupt
 
 
@@ -34,30 +33,27 @@ class Live:
 
     Args:
         controller: whose :meth:`~kfac_lab.panel.controller.Controller.work` is done.
-        paint: called in the thread, at a step boundary; what it returns goes to ``show``.
+        paint: called in the thread, at a step boundary; what it returns goes to ``show``. Its
+            ``cost`` is the seconds that count here; what is dearer paces itself.
         show: called on the loop with what was painted.
         changed: called on the loop where the controller's state or message changed.
         leave: called on the loop, once, where a run has ended: leaves ordinary output behind.
-        glance: called in the thread between two paintings, for ``show`` too: what costs nothing.
     """
 
     def __init__(
         self,
         controller: Controller,
-        paint: Callable[[], Any],
+        paint: Callable[..., Any],
         show: Callable[[Any], None],
         changed: Callable[[], None],
         leave: Callable[[bool], None],
-        glance: Callable[[], Any] | None = None,
     ) -> None:
         self.controller = controller
         self._paint, self._show, self._changed, self._leave = paint, show, changed, leave
-        self._glance = glance
         self._task: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._shown = True  # what was painted last has arrived
         self._next = 0.0  # when to paint again
-        self._next_glance = 0.0
         self._awaited = 0
         self._told: tuple[str, Any] = ("", None)  # which run and its last step output has told of
         controller.wake, controller.boundary = self.wake, self._boundary
@@ -170,10 +166,10 @@ class Live:
         self._next = 0.0
         with _heard(self.controller.warn):
             self.controller.work()
-            painted = self._seen(self._paint)
+            painted = self._seen(lambda: self._paint(last=True))
         _call(loop, lambda: None if done.done() else done.set_result(painted))
 
-    def _seen(self, look: Callable[[], Any]) -> Any:
+    def _seen(self, look: Callable[..., Any]) -> Any:
         """What there is to show; where it cannot be made, None, and the error is the message."""
         try:
             return look()
@@ -184,17 +180,10 @@ class Live:
     def _boundary(self) -> None:
         """After each step: shows what it is time for, if the loop has kept up."""
         now = time.monotonic()
-        if not self._shown or self._loop is None:
+        if not self._shown or self._loop is None or now < self._next:
             return
-        if now >= self._next:
-            seen = self._seen(self._paint)
-            took = time.monotonic() - now
-            self._next = now + max(INTERVAL, took / SHARE)
-        elif now >= self._next_glance and self._glance is not None:
-            seen = self._seen(self._glance)
-        else:
-            return
-        self._next_glance = now + INTERVAL
+        seen = self._seen(self._paint)
+        self._next = now + max(INTERVAL, (0.0 if seen is None else seen.cost) / SHARE)
         if seen is None:
             return
         self._shown = False
@@ -202,7 +191,7 @@ class Live:
 
     def _soon(self) -> None:
         """Commands have been carried out: their effect is painted, however long painting takes."""
-        self._next = min(self._next, self._next_glance)
+        self._next = 0.0
 
     def _tell(self) -> None:
         """The controller has changed; the loop shows it, at once where this is the loop."""

@@ -37,7 +37,7 @@ class Cell:
         self._header = shell.display_pub.parent_header if shell is not None else None
         self._handles = []
 
-    def leave(self, png: bytes, tables: Sequence[Table], here: bool) -> None:
+    def leave(self, png: bytes | None, tables: Sequence[Table], here: bool) -> None:
         """Leaves a picture and tables: in the running cell, or below the panel.
 
         Below the panel the last ones take the place of those before.
@@ -47,7 +47,9 @@ class Cell:
             return
         from IPython.display import Image, display
 
-        objects = [Image(data=png, format="png"), _Tables(tables)]
+        objects: list[Any] = [_Tables(tables)]
+        if png is not None:
+            objects.insert(0, Image(data=png, format="png"))
         if here:
             display(*objects)
             return
@@ -55,7 +57,7 @@ class Cell:
         running = publisher.parent_header
         publisher.parent_header = self._header
         try:
-            if self._handles:
+            if len(self._handles) == len(objects):
                 for handle, each in zip(self._handles, objects, strict=True):
                     handle.update(each)
             else:

@@ -1,59 +1,30 @@
-"""The panel's layout: which widgets there are, and which method of the controller each calls."""
+"""The panel: which method of the controller each widget calls, and what is shown of it."""
 
 from __future__ import annotations
 
-import base64
-import html
+import asyncio
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import ipywidgets as widgets
 import torch
 
 from kfac_lab.errors import RecipeError
 from kfac_lab.hooks import lab as process_lab
-from kfac_lab.hooks.manager import BUILTIN_OWNER, Lab
-from kfac_lab.hooks.registry import SLOTS
-from kfac_lab.panel import compare, views
-from kfac_lab.panel.access import help_access
-from kfac_lab.panel.controller import BUTTONS, OWN, Controller, Status
-from kfac_lab.panel.controls import Slot, close
+from kfac_lab.hooks.manager import Lab
+from kfac_lab.panel import compare, panels, says, views
+from kfac_lab.panel.chart import chart
+from kfac_lab.panel.controller import OWN, Controller
+from kfac_lab.panel.controls import close
+from kfac_lab.panel.layout import Layout
 from kfac_lab.panel.live import Live
 from kfac_lab.panel.notebook import Cell, after_cells
+from kfac_lab.panel.painter import Painted, Painter
 from kfac_lab.run import Run
 
 __all__ = ["Panel"]
 
-WIDTH, HEIGHT = 880, 390  # pixels of a picture
-BLANK = base64.b64decode(  # a PNG of one transparent pixel, until there is a picture
-    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNkYAAAAAYAAjCB0C8AAAAASUVORK5CYII="
-)
-STEPS = 100  # that Start makes unless told otherwise
-PARTS = tuple(slot for slot in SLOTS if slot != "method")
-MEANING = {
-    "Start": "train for so many steps or seconds; after a Pause, go on",
-    "Pause": "end at the next step boundary; Start goes on",
-    "Step": "one step",
-    "Stop": "end at the next step boundary; everything is kept",
-    "Apply": "swap the parts chosen below at the next step boundary",
-    "Fork": "a run of its own from here, to compare",
-    "Rewind": "back to the mark that is chosen",
-    "Export": "recipe, history, pictures and a script, into the folder named",
-    "Save": "the whole run, to the file named",
-    "Load": "a saved run from the file named",
-}
 
-
-class Painted(NamedTuple):
-    """What the training thread has drawn for the loop to show."""
-
-    view: int
-    png: bytes
-    summary: str
-    status: Status
-
-
-class Panel:
+class Panel(Layout):
     """A live panel of a run: ``kl.Panel(run)`` at the end of a JupyterLab cell.
 
     ::
@@ -64,7 +35,8 @@ class Panel:
         await panel.live               # until nothing is under way; raises what the run raised
 
     The panel calls the run's own methods and nothing else: the same seed gives the same numbers
-    with and without it. Any number of panels live side by side.
+    with and without it. Any number of panels live side by side; a cell that runs again replaces
+    the one that it made before, whose run stops.
 
     Attributes:
         controller: what the buttons mean (:class:`~kfac_lab.panel.controller.Controller`).
@@ -72,26 +44,35 @@ class Panel:
         buttons: name → the widget.
         slots: slot → its row (:class:`~kfac_lab.panel.controls.Slot`).
         widget: everything, as one ipywidget.
+        closed: it has been taken away.
     """
 
     def __init__(self, run: Run, *, lab: Lab = process_lab) -> None:
         self.controller = control = Controller(run, lab=lab)
-        control.pictures = self._pictures
-        self._closed = False
+        self.closed = False
+        self.number, self.cell = 0, None
         self._left = Cell()  # where ordinary output goes
         self._status = control.status()
         self._known: tuple[Any, ...] = ()  # runs, recipe and marks that the controls show
         self._handed: dict[str, str] = {}  # slot → text that waits for the next step boundary
-        self._buttons()
-        self._choices()
-        self._rows()
-        self._pages()
-        self._lay_out()
-        self.live = Live(
-            control, self._paint, self._show, self._changed, self._leave, control.status
-        )
+        self._settling = False  # options that the panel itself sets are nobody's choice
+        self._pushing = False
+        self._asked = 0  # where the question whether to rewind would go
+        self._open = 0  # which view is seen
+        self._views: list[views.View] = []
+        self.build(control.BUTTONS, lab, chart(self._heard), manages=control.manages)
+        self._connect()
+        self.painter = Painter(control, self.chart is not None)
+        self.painter.others = lambda: panels.others(self)
+        control.pictures = self._pictures
+        self._read_views()
+        self.live = Live(control, self.painter.paint, self._show, self._changed, self._leave)
+        panels.add(self)
+        told = panels.replaced(self)
+        if told:
+            control.message = f"{told} {control.message}"
         self.refresh()
-        self._show(self._paint())
+        self.push()
         after_cells(self.refresh)
 
     # --- what a notebook calls ------------------------------------------------------------------
@@ -99,7 +80,8 @@ class Panel:
     @property
     def run(self) -> Run:
         """The current run."""
-        return self.controller.run
+        found: Run = self.controller.run
+        return found
 
     @property
     def runs(self) -> dict[str, Run]:
@@ -131,12 +113,24 @@ class Panel:
         self.controller.fork(label)
 
     def rewind(self, step: int) -> None:
-        """As the button Rewind, to any step."""
+        """As the button Rewind, to any step, without asking."""
         self.controller.rewind(step)
+
+    def take_back(self) -> None:
+        """As the button Take back: undoes the last Rewind."""
+        self.controller.take_back()
 
     def select(self, label: str) -> None:
         """As the drop-down Run: the buttons mean this one from now on."""
         self.controller.select(label)
+
+    def seeds(self, count: int) -> None:
+        """As the button Seeds: the current run with so many seeds, as a group."""
+        self.controller.seeds(count)
+
+    def evaluate(self, every: int | None = None, seconds: float | None = None) -> None:
+        """Evaluates training set and held-out cases every so often; see :class:`Controller`."""
+        self.controller.evaluate(every, seconds)
 
     def compare(self) -> compare.Table:
         """What the runs differ in, as a table that prints."""
@@ -150,24 +144,27 @@ class Panel:
         """Stops at the next step boundary and takes the widgets away."""
         self.controller.stop()
         self.live.close()
-        self._closed = True
+        self.closed = True
         close(self.widget)
+        for shared in self._shared.values():
+            shared.close()
 
     def refresh(self) -> None:
         """Reads the registry and the runs again; choices that were made stay."""
-        if self._closed:
+        if self.closed:
             return
         control = self.controller
-        self._options(self.problem, control.problems(), control.run.named or OWN)
-        self._options(self.recipe, control.recipes(), control.recipe())
-        self._options(self.device, _devices(control.run), str(control.run.device))
-        self._options(self.compared, list(control.runs), control.label)
         if self._drawing != self._registered():
             self._read_views()
-        marks = [(mark.label, mark.step) for mark in control.marks()]
-        if list(self.mark.options) != marks:
-            self.mark.options = marks
-            self.mark.index = len(marks) - 1
+        if control.manages:
+            self._options(self.problem, control.problems(), control.run.named or OWN)
+            self._options(self.recipe, control.recipes(), control.recipe())
+            self._options(self.device, _devices(control.run), str(control.run.device))
+            self._options(self.compared, list(control.runs), control.label)
+            marks = [(mark.label, mark.step) for mark in control.marks()]
+            if list(self.mark.options) != marks:
+                self.mark.options = marks
+                self.mark.index = len(marks) - 1
         recipe = control.run.recipe
         before = self._known[1] if self._known[:1] == (control.run,) else {}
         for name, slot in self.slots.items():
@@ -179,7 +176,8 @@ class Panel:
             else:
                 slot.show(recipe)
                 self._handed.pop(name, None)
-        self._known = (control.run, recipe, *control.runs, *control.marks())
+        self._known = self._now()
+        self.told_pending()
         several = len(control.runs) > 1
         table = compare.differences(control.runs) if several else None
         told = "Runs compared: they do not differ yet." if several else ""
@@ -195,48 +193,40 @@ class Panel:
         control = self.controller
         return f"Panel({control.label!r}, step {control.run.step}, {control.state})"
 
-    # --- the widgets ----------------------------------------------------------------------------
+    # --- what the widgets do --------------------------------------------------------------------
 
-    def _buttons(self) -> None:
+    def _connect(self) -> None:
         press = self.controller.press
-        self.steps = widgets.BoundedIntText(
-            value=STEPS, min=0, max=10**9, description="steps", tooltip="steps to make; 0: no limit"
-        )
-        self.seconds = widgets.BoundedFloatText(
-            value=0, min=0, max=1e9, description="seconds", tooltip="of training; 0: no limit"
-        )
-        self.file = widgets.Text(
-            value="run", description="file", tooltip="name for Save, Load and Export, no ending"
-        )
-        self.mark = widgets.Dropdown(description="mark", tooltip="where Rewind goes")
-        self.buttons = {
-            name: widgets.Button(
-                description=name,
-                tooltip=f"{name}: {MEANING[name]}",
-                layout=widgets.Layout(width="76px"),
-            )
-            for name in BUTTONS
-        }
-        self.buttons["Start"].button_style = "primary"
-        does = {
-            "Start": lambda: press("Start", **self._how_long()),
-            "Pause": lambda: press("Pause"),
-            "Step": lambda: press("Step"),
-            "Stop": lambda: press("Stop"),
-            "Apply": lambda: self._apply(),
-            "Fork": lambda: press("Fork"),
-            "Rewind": lambda: press("Rewind", step=self.mark.value),
-            "Export": lambda: press("Export", read=lambda: self._file("")),
-            "Save": lambda: press("Save", read=lambda: self._file(".pt")),
-            "Load": lambda: press("Load", read=lambda: self._file(".pt")),
+        reads: dict[str, Any] = {
+            "Start": self._how_far,
+            "Rewind": self._rewind,
+            "Apply": self._apply,
+            "Save": lambda: press("Save", read=lambda: self._path(".pt")),
+            "Load": lambda: press("Load", read=lambda: self._path(".pt")),
+            "Export": lambda: press("Export", read=lambda: self._path("")),
         }
         for name, button in self.buttons.items():
-            button.on_click(lambda _, act=does[name]: act())
+            act = reads.get(name, lambda name=name: press(name))
+            button.on_click(lambda _, act=act: act())
+        self.yes.on_click(lambda _: self._answer(True))
+        self.no.on_click(lambda _: self._answer(False))
+        self.seed_button.on_click(lambda _: press("Seeds", count=self.count.value))
+        self.every.observe(lambda c: press("Evaluate", every=c["new"] or None), "value")
+        does: dict[Any, Any] = {
+            self.problem: lambda name: press("New", problem=name),
+            self.recipe: lambda name: press("New", recipe=name),
+            self.device: lambda name: press("New", device=name),
+            self.compared: lambda name: press("Select", label=name),
+            self.view: self._turn_to,
+        }
+        for widget, act in does.items():
+            widget.observe(lambda c, act=act: self._settling or act(c["new"]), "value")
 
-    def _how_long(self) -> dict[str, Any]:
-        return {"steps": self.steps.value or None, "seconds": self.seconds.value or None}
+    def _how_far(self) -> None:
+        steps, seconds = self.steps.value or None, self.seconds.value or None
+        self.controller.press("Start", steps=steps, seconds=seconds)
 
-    def _file(self, ending: str) -> dict[str, Any]:
+    def _path(self, ending: str) -> dict[str, Any]:
         name = self.file.value.strip()
         if not name:
             raise RecipeError("give the file a name first")
@@ -256,21 +246,126 @@ class Panel:
         if self.controller.error is None:
             self._handed.update(chosen)
 
-    def _choices(self) -> None:
-        press = self.controller.press
-        self.problem = widgets.Dropdown(description="Problem", tooltip="another starts a new run")
-        self.recipe = widgets.Dropdown(description="Recipe", tooltip="another starts a new run")
-        self.device = widgets.Dropdown(description="Device", tooltip="another starts a new run")
-        self.compared = widgets.Dropdown(description="Run", tooltip="the run that the buttons mean")
-        does = {
-            self.problem: lambda name: press("New", problem=name),
-            self.recipe: lambda name: press("New", recipe=name),
-            self.device: lambda name: press("New", device=name),
-            self.compared: lambda name: press("Select", label=name),
+    def told_pending(self) -> None:
+        """What Apply will do, said where the parts are."""
+        changes = [s.change() for s in self.slots.values() if s.touched]
+        self.pending.value = says.pending(changes)
+
+    def _rewind(self) -> None:
+        self.ask(int(self.mark.value or 0))
+
+    def ask(self, step: int) -> None:
+        """Rewinds; where that throws steps away it asks first."""
+        thrown = self.run.step - step
+        if thrown <= 0 or step < self.run.earliest:
+            return self.controller.press("Rewind", step=step)
+        self._asked = step
+        name = self.controller.label
+        self.question.value = says.note(
+            f"Rewind {name!r} to step {step}? The {thrown} steps after it are thrown away; "
+            "Take back undoes that until the next step."
+        )
+        self.asking.layout.display = ""
+        return None
+
+    def _answer(self, yes: bool) -> None:
+        self.asking.layout.display = "none"
+        if yes:
+            self.controller.press("Rewind", step=self._asked)
+
+    # --- what the page says ---------------------------------------------------------------------
+
+    def _heard(self, message: dict[str, Any]) -> None:
+        kind, control = message.get("t"), self.controller
+        if self.closed:
+            return
+        if kind == "hello":
+            self.painter.hello()
+            self.push()
+            if self.painter.heavy and not self.live.running and self._loops():
+                control.press("Look")
+            return None
+        run = str(message.get("run"))
+        act: dict[str, Any] = {
+            "hide": lambda: control.hide(run, bool(message["hidden"])),
+            "isolate": lambda: control.isolate(message["run"]),
+            "rename": lambda: control.rename(run, str(message["to"])),
+            "remove": lambda: control.remove(run),
+            "duplicate": lambda: control.duplicate(run),
+            "select": lambda: control.select(run),
+            "train": lambda: control.train(run, bool(message["on"])),
+            "nudge": lambda: control.nudge(message["what"], float(message["factor"])),
+            "rewind": lambda: self._rewind_of(run, int(message["step"])),
+            "stop": lambda: self._stop_other(int(message["panel"])),
         }
-        self._settling = False  # options that the panel itself sets are nobody's choice
-        for widget, act in does.items():
-            widget.observe(lambda c, act=act: self._settling or act(c["new"]), "value")
+        if kind not in act:
+            return None
+        try:
+            act[kind]()
+        except Exception as error:
+            control.failed(error)
+        self.push()
+        return None
+
+    def _rewind_of(self, label: str, step: int) -> None:
+        if label != self.controller.label:
+            self.controller.select(label)
+            self.controller.press("Rewind", step=step)
+        else:
+            self.ask(step)
+
+    def _stop_other(self, number: int) -> None:
+        other = panels.named(number)
+        if other is not None:
+            other.stop()
+
+    def push(self) -> None:
+        """Shows now what has changed, without waiting for a step boundary."""
+        if self.closed or self._pushing:
+            return
+        self._pushing = True
+        try:
+            self._show(self.painter.paint(between=True))
+        except BaseException as error:  # a view's, also what would end the kernel
+            self.controller.failed(error)
+        finally:
+            self._pushing = False
+
+    @staticmethod
+    def _loops() -> bool:
+        """Whether this thread has an event loop that can train."""
+        try:
+            return asyncio.get_running_loop() is not None
+        except RuntimeError:
+            return False
+
+    # --- views ----------------------------------------------------------------------------------
+
+    def _read_views(self) -> None:
+        """The views that there are; the one that is open stays, with its class as it is now."""
+        self._drawing = self._registered()
+        found = {view.name: view for view in views.all_views(self.controller.lab)}
+        self._views = [found.pop(view.name, view) for view in self._views]
+        self._views += list(found.values())
+        self._settling = True
+        self.view.tooltips = [view.title for view in self._views]
+        self.view.options = [(view.name, n) for n, view in enumerate(self._views)]
+        self.view.value = self._open
+        self._settling = False
+        self.painter.view = self._views[self._open]
+
+    def _registered(self) -> dict[str, Any]:
+        """Name → class of the views that there are."""
+        lab = self.controller.lab
+        return {lab.registry.written(entry): entry.component for entry in lab.components("view")}
+
+    def _turn_to(self, index: int) -> None:
+        self._open = index
+        self.painter.view = self._views[index]
+        self.push()
+        self.controller.press("Look")
+
+    # --- showing: the thread paints, the loop shows ---------------------------------------------
 
     def _options(self, widget: Any, options: list[str], value: str) -> None:
         self._settling = True
@@ -281,131 +376,38 @@ class Panel:
         finally:
             self._settling = False
 
-    def _rows(self) -> None:
-        self.slots = {slot: Slot(slot, self.controller.lab) for slot in PARTS}
+    def _now(self) -> tuple[Any, ...]:
+        control = self.controller
+        return (control.run, control.run.recipe, *control.runs, *control.marks())
 
-    def _pages(self) -> None:
-        self.images: list[Any] = []
-        self.summaries: list[Any] = []
-        self.pages = widgets.VBox()
-        self.view = widgets.ToggleButtons(
-            tooltip="which view is drawn", style={"button_width": "auto"}
-        )
-        self._views: list[views.View] = []
-        self._open = 0  # which page is seen
-        self._read_views()
-        self.view.observe(self._turn, "value")
-
-    def _read_views(self) -> None:
-        """A page for each view; those that were there keep theirs, with the class as it is now."""
-        self._drawing = self._registered()
-        found = {view.name: view for view in views.all_views(self.controller.lab)}
-        self._views = [found.pop(view.name, view) for view in self._views]
-        new = list(found.values())
-        size = {"width": f"{WIDTH}px", "height": f"{HEIGHT}px", "object_fit": "contain"}
-        size["object_position"] = "left top"
-        for _ in new:
-            image = widgets.Image(value=BLANK, format="png", layout=widgets.Layout(**size))
-            self.images.append(image)
-            self.summaries.append(widgets.HTML(_paragraph("Drawn at the next step boundary.")))
-            page = widgets.VBox([self.images[-1], self.summaries[-1]])
-            self.pages.children = (*self.pages.children, page)
-        self._views += new
-        self._settling = True
-        self.view.tooltips = [view.title for view in self._views]
-        self.view.options = [(view.name, n) for n, view in enumerate(self._views)]
-        self.view.value = self._open
-        self._settling = False
-        self._turn_to(self._open)
-
-    def _registered(self) -> dict[str, Any]:
-        """Name → class of the views that there are."""
-        lab = self.controller.lab
-        return {lab.registry.written(entry): entry.component for entry in lab.components("view")}
-
-    def _turn(self, change: Any) -> None:
-        if not self._settling:
-            self._turn_to(change["new"])
-            self.controller.press("Look")
-
-    def _turn_to(self, index: int) -> None:
-        self._open = index
-        for number, page in enumerate(self.pages.children):
-            page.layout.display = "" if number == index else "none"
-
-    def _lay_out(self) -> None:
-        self.status = widgets.HTML()
-        self.message = widgets.HTML()
-        self.differences = widgets.HTML()
-        for widget, width in (
-            (self.problem, "212px"),
-            (self.recipe, "212px"),
-            (self.device, "160px"),
-            (self.compared, "288px"),
-            (self.steps, "148px"),
-            (self.seconds, "148px"),
-            (self.mark, "460px"),
-            (self.file, "200px"),
-        ):
-            widget.layout.width, widget.style.description_width = width, "56px"
-        row = widgets.Layout(flex_flow="row wrap", align_items="center")
-        named = self.buttons
-        first = [self.problem, self.recipe, self.device, self.compared]
-        second = [self.steps, self.seconds, *(named[n] for n in ("Start", "Pause", "Step", "Stop"))]
-        third = [named["Apply"], named["Fork"], self.mark, named["Rewind"]]
-        fourth = [self.file, *(named[n] for n in ("Save", "Load", "Export"))]
-        grid = widgets.Layout(
-            display="grid", grid_template_columns="repeat(auto-fill, minmax(316px, 1fr))"
-        )
-        self.widget = widgets.VBox(
-            [
-                widgets.HBox(first, layout=row),
-                widgets.HBox(second, layout=row),
-                self.status,
-                self.message,
-                self.view,
-                self.pages,
-                widgets.HBox(third, layout=row),
-                widgets.Box([slot.widget for slot in self.slots.values()], layout=grid),
-                self.differences,
-                widgets.HBox(fourth, layout=row),
-            ],
-            layout=widgets.Layout(max_width="960px"),
-        )
-        help_access(self.widget)
-
-    # --- showing: the thread paints, the loop shows ---------------------------------------------
-
-    def _paint(self) -> Painted:
-        """Draws the page that is open; called at a step boundary, or where nothing runs."""
-        control, index = self.controller, self._open
-        view, status = self._views[index], control.status()
-        histories = compare.histories(control.runs)
-        png, summary = views.figure(view, histories, views.seen(control.run, view.wants))
-        if view.owner != BUILTIN_OWNER:
-            summary = f"{summary} (A view of {view.owner}.)"
-        return Painted(index, png, summary, status)
-
-    def _show(self, painted: Painted | Status) -> None:
-        if isinstance(painted, Status):
-            self._status = painted
-            return self._changed()
-        image, summary = self.images[painted.view], self.summaries[painted.view]
-        image.value, summary.value = painted.png, _paragraph(painted.summary)
-        self._status = painted.status
-        self._changed()
+    def _show(self, painted: Painted | None) -> None:
+        if self.closed or painted is None:
+            return
+        for each in self.painter.waiting():
+            if self.chart is not None:
+                self.chart.send(each.message, each.buffers)
+            if each.png is not None:
+                self.image.value = each.png
+            self._status = each.status
+            if each.summary is not None and not self.painter.heard:
+                self.summary.value = says.paragraph(each.summary)
+        self._state()
         control = self.controller
         if control.error is not None or not control.busy:
             self._handed.clear()
-        known = (control.run, control.run.recipe, *control.runs, *control.marks())
-        if known != self._known or control.error is not None:  # a choice that failed goes back
+        if self._now() != self._known or control.error is not None:  # a failed choice goes back
             self.refresh()
 
     def _changed(self) -> None:
         """State and message, which change between two paintings."""
+        self._state()
+        self.push()
+
+    def _state(self) -> None:
         control = self.controller
-        self.status.value = _line(self._status._replace(state=control.state).line())
-        self.message.value = _message(control)
+        if not self.painter.heard or not control.going:
+            self.status.value = says.line(self._status._replace(state=control.state).line())
+        self.message.value = says.message(control)
 
     def _pictures(self, folder: Path) -> list[Path]:
         """The open view as PNG and SVG, for an export."""
@@ -419,45 +421,11 @@ class Panel:
         """Ordinary output: the figure and a table, readable without a kernel."""
         runs = self.controller.runs
         told = [compare.standing(runs), compare.differences(runs)]
-        png = bytes(self.images[self._open].value)
+        try:
+            png = self.painter.picture()
+        except BaseException:  # a view's, which the message has told of
+            png = None
         self._left.leave(png, [table for table in told if table.rows], here)
-
-
-# --- text for the page --------------------------------------------------------------------------
-
-
-#: scrolled to its end, where the part that raised stands
-_TRACE = "max-height:18em;overflow:auto;display:flex;flex-direction:column-reverse"
-
-
-def _line(text: str) -> str:
-    style = (
-        "margin:0;padding:6px 0;font-size:12.5px;line-height:1.4;white-space:pre;overflow-x:auto"
-    )
-    return f'<pre style="{style}">{html.escape(text)}</pre>'
-
-
-def _paragraph(text: str) -> str:
-    """The text of a picture, right below it: an Image of ipywidgets has no alt of its own."""
-    style = "font-size:12.5px;line-height:1.45;height:5.9em;overflow-y:auto;opacity:0.85"
-    named = 'role="note" aria-label="what the picture shows" tabindex="0"'
-    return f'<div {named} style="{style}">{html.escape(text)}</div>'
-
-
-def _message(control: Controller) -> str:
-    """The message; below it the traceback of an error, or the last warning."""
-    colour = "color:var(--jp-error-color1,#b3261e);" if control.error else ""
-    second = ""
-    if control.trace:
-        second = (
-            '<details style="color:var(--jp-content-font-color1)"><summary>traceback</summary>'
-            f'<div style="{_TRACE}"><pre style="margin:0;font-size:12px;flex:none">'
-            f"{html.escape(control.trace)}</pre></div></details>"
-        )
-    elif control.warned and control.warned[-1] != control.message:
-        second = f'<div style="opacity:0.75">Warned: {html.escape(control.warned[-1])}</div>'
-    style = f"font-size:13px;line-height:1.45;min-height:2.9em;{colour}"
-    return f'<div role="status" style="{style}">{html.escape(control.message)}{second}</div>'
 
 
 def _devices(run: Run) -> list[str]:

@@ -87,7 +87,7 @@ class Lab:
 def server(folder: Path, theme: str = "") -> Iterator[Lab]:
     """A JupyterLab on ``folder``; ends it afterwards, kernels included."""
     home = folder.with_name(folder.name + "-home")
-    environment = {**os.environ, **_home(home, theme), "PYTHONPATH": ""}
+    environment = {**os.environ, **_home(home, theme)}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -126,6 +126,7 @@ def _home(home: Path, theme: str) -> dict[str, str]:
         target = home / "user" / package / f"{plugin}.jupyterlab-settings"
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(json.dumps(values))
+    ahead = [p for p in [os.environ.get("PYTHONPATH", "")] if p]
     spec = home / "data" / "kernels" / "ipykernel6" / "kernel.json"
     spec.parent.mkdir(parents=True, exist_ok=True)
     spec.write_text(
@@ -134,7 +135,7 @@ def _home(home: Path, theme: str) -> dict[str, str]:
                 "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
                 "display_name": KERNELS["ipykernel6"],
                 "language": "python",
-                "env": {"PYTHONPATH": str(IPYKERNEL6)},
+                "env": {"PYTHONPATH": os.pathsep.join([str(IPYKERNEL6), *ahead])},
             }
         )
     )
@@ -411,11 +412,23 @@ class Page:
         shown.first.wait_for()
 
     def picture(self) -> np.ndarray:
-        """The pixels of the picture that is seen: [height, width, 3]."""
+        """The pixels of the chart that is seen: [height, width, 3]."""
         from PIL import Image
 
-        seen = self.tab.locator("img.widget-image:visible").first
+        seen = self.tab.locator(".kl-plots:visible").first
         return np.asarray(Image.open(io.BytesIO(seen.screenshot())).convert("RGB"))
+
+    def chart(self, expression: str, panel: int = 0) -> Any:
+        """An expression of the page's module, ``chart`` and ``page`` in it."""
+        return self.tab.evaluate(
+            f"(n) => {{ const page = document.querySelectorAll('.kl-root')[n].kfacLab; "
+            f"const chart = page.chart; return {expression} }}",
+            panel,
+        )
+
+    def frames(self, panel: int = 0) -> int:
+        """How often new data were drawn."""
+        return int(self.chart("chart.frames", panel))
 
     def other_picture(self, before: np.ndarray) -> np.ndarray:
         """Waits until the picture is another one than ``before``; they come after the numbers."""

@@ -1,4 +1,4 @@
-"""Each of the ten buttons, clicked: its effect in the kernel, on the page and on the disk.
+"""Each of the eleven buttons, clicked: its effect in the kernel, on the page and on the disk.
 
 The negative controls do the same on a Run of which the button's method does nothing, and on a
 controller of which it does nothing: they must fail.
@@ -27,7 +27,7 @@ kind, deaf = kl.Run, None
 run = kind('digits', 'paper', seed=0, device='cpu')
 panel = kl.Panel(run)
 if deaf:
-    setattr(panel.controller, deaf.lower(), lambda *given, **named: None)
+    setattr(panel.controller, deaf.lower().replace(' ', '_'), lambda *given, **named: None)
 clicks = []
 for button in panel.buttons.values():
     button.on_click(lambda button: clicks.append(button.description))
@@ -177,10 +177,18 @@ def rewind(page: Pressed) -> None:
     page.train(2)
     losses = page.kernel.ask("list(panel.run.history['loss'])")
     page.field("mark").select_option(index=1)
-    page.press("Rewind")
+    page.click("Rewind")
+    page.button("Yes, rewind").click()
+    page.kernel.until("panel.asking.layout.display == 'none' and not panel.live.running")
     assert page.step() == 2
     assert page.kernel.ask("list(panel.run.history['loss'])") == losses[:2]
     page.says("step 2 ")
+
+
+def take_back(page: Pressed) -> None:
+    rewind(page)
+    page.press("Take back")
+    assert page.step() == 4 and [step for step, _ in page.marks()] == [2]
 
 
 def export(page: Pressed) -> None:
@@ -227,6 +235,7 @@ CHECKS = {
     "Apply": apply,
     "Fork": fork,
     "Rewind": rewind,
+    "Take back": take_back,
     "Export": export,
     "Save": save,
     "Load": load,
@@ -234,7 +243,7 @@ CHECKS = {
 
 
 def test_there_is_a_check_of_every_button(page: Pressed) -> None:
-    assert tuple(sorted(CHECKS)) == tuple(sorted(BUTTONS)) and len(CHECKS) == 10
+    assert tuple(sorted(CHECKS)) == tuple(sorted(BUTTONS)) and len(CHECKS) == 11
     fresh(page)
     for name in CHECKS:
         assert page.button(name).count() == 1 and page.button(name).is_visible(), name

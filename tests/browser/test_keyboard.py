@@ -61,9 +61,11 @@ def accessible(page: Page) -> list[tuple[str, str]]:
 
 
 def everything_open(page: Page) -> None:
-    """Shows the rarer parameters too."""
-    for more in page.tab.get_by_role("button", name="more", exact=True).all()[::-1]:
-        more.click()
+    """Opens every part for its fields."""
+    for more in page.tab.get_by_role("button", name="fields", exact=True).all()[::-1]:
+        if more.is_enabled():
+            more.click()
+    page.tab.wait_for_timeout(1500)
 
 
 def test_every_control_and_picture_has_a_name(page: Page) -> None:
@@ -74,7 +76,7 @@ def test_every_control_and_picture_has_a_name(page: Page) -> None:
     assert len(found) > 60
     assert [role for role, name in found if not name.strip() or name == "null"] == []
     assert {name for role, name in found if role == "button"} >= set(BUTTONS)
-    assert {"λ", "τ1", "ω1"} <= {name for role, name in found if role == "slider"}
+    assert {"λ at start", "τ1", "ω1"} <= {name for role, name in found if role == "slider"}
 
 
 def test_a_control_without_a_name_is_found_out(page: Page) -> None:
@@ -98,7 +100,8 @@ def test_the_picture_is_told_in_words(page: Page) -> None:
     page.button("Start").click()
     page.says("Finished: step")
     page.tab.wait_for_function(
-        "() => /objective from [0-9.]+ to/.test(document.querySelector('img.widget-image').alt)"
+        "() => /objective from [0-9.]+ to/"
+        ".test(document.querySelector('.kl-cell canvas').getAttribute('aria-label'))"
     )
 
 
@@ -160,6 +163,7 @@ def test_the_keys_with_control_are_jupyterlabs(page: Page) -> None:
 
 
 def test_a_slider_moves_with_the_arrows(page: Page) -> None:
+    everything_open(page)
     before = page.kernel.ask("panel.slots['model'].controls['fraction'].value")
     page.tab.get_by_role("slider", name="τ2", exact=True).focus()
     page.tab.keyboard.press("ArrowRight")
@@ -169,7 +173,7 @@ def test_a_slider_moves_with_the_arrows(page: Page) -> None:
 def test_a_number_typed_beside_a_slider_is_kept(page: Page) -> None:
     """A slider of ipywidgets would make 0.00946 of it."""
     page.choose("damping", "levenberg_marquardt")
-    box = page.tab.get_by_role("spinbutton", name="λ value", exact=True)
+    box = page.tab.get_by_role("spinbutton", name="λ at start value", exact=True)
 
     def typed() -> bool:  # again, where the box was that of the damping before
         box.fill("0.01")

@@ -87,6 +87,7 @@ def test_the_panel_of_the_tour(page: Page) -> None:
     assert len(shown) == 3 and "structure" in shown[2]
     page.field("mark").select_option(index=2)
     page.button("Rewind").click()
+    page.button("Yes, rewind").click()
     until(f"panel.run.step == {marks[1][0]} and not panel.live.running")
     assert ask("list(panel.run.history['loss'])") == losses[: marks[1][0]]
 

@@ -6,11 +6,13 @@ Run of which one method does nothing, and must fail.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from invariants.helpers import problem_of, recipe_of
 
@@ -39,6 +41,53 @@ class Slow(kl.Run):
     def step_once(self) -> Any:
         time.sleep(self.wait)
         return super().step_once()
+
+
+class Seen:
+    """What a page has of a panel: the messages of its chart, put together as the module does."""
+
+    def __init__(self, panel: Any) -> None:
+        self.messages: list[dict[str, Any]] = []
+        self.sizes: list[int] = []  # bytes of each message's arrays
+        self.store: dict[str, np.ndarray] = {}
+        self.spec: list[Any] = []
+        self.words, self.pictures = "", 0
+        self.hears: list[Callable[[], None]] = []
+        panel.chart.send = self.take
+        self.say = panel._heard
+        self.say({"t": "hello"})
+
+    def take(self, message: dict[str, Any], buffers: Any = None) -> None:
+        buffers = [bytes(b) for b in buffers or []]
+        json.dumps(message, allow_nan=False)
+        self.messages.append(message)
+        self.sizes.append(sum(map(len, buffers)))
+        if message.get("all"):
+            self.store = {}
+        numbers = np.frombuffer(buffers[0]) if buffers else np.zeros(0)
+        at = 0
+        for key, start, count in message.get("arrays", ()):
+            old = self.store.get(key, np.zeros(0))
+            assert start <= len(old), "a gap"
+            self.store[key] = np.concatenate([old[:start], numbers[at : at + count]])
+            at += count
+        assert at == len(numbers)
+        for key in message.get("drop", ()):
+            del self.store[key]
+        self.spec = message.get("spec", self.spec)
+        self.words = message.get("words", self.words)
+        self.pictures += sum(b.startswith(b"\x89PNG") for b in buffers[1:])
+        for hear in self.hears:
+            hear()
+
+    def points(self, run: str, name: str, against: str = "iteration", plot: int = 0) -> Any:
+        """x and y of a run's series."""
+        for axes in self.spec[plot]["axes"]:
+            for part in axes["parts"]:
+                if part["kind"] == "series" and (part["run"], part["name"]) == (run, name):
+                    x = part["x"]["along"][against]
+                    return self.store[x["$"]], self.store[part["y"]["$"]]
+        raise AssertionError(f"no {name} of {run}")
 
 
 # ---- what each button does -----------------------------------------------------------------------
@@ -105,6 +154,20 @@ def rewind(control: Controller, press: Press, folder: Path) -> None:
     assert control.run.step == 2 == len(control.run.history) and control.state == "paused"
 
 
+def take_back(control: Controller, press: Press, folder: Path) -> None:
+    press("Start", steps=2)
+    press("Apply", momentum="rescaled")
+    press("Start", steps=2)
+    loss = list(control.run.history["loss"])
+    press("Rewind", step=1)
+    assert control.run.step == 1
+    press("Take back")
+    assert control.run.step == 4 and list(control.run.history["loss"]) == loss
+    assert [m.step for m in control.run.history.marks] == [2]
+    press("Start", steps=1)
+    assert control.run.step == 5 and control.kept is None
+
+
 def export(control: Controller, press: Press, folder: Path) -> None:
     press("Start", steps=2)
     press("Export", path=folder / "out")
@@ -145,6 +208,7 @@ CHECKS = {
     "Apply": apply,
     "Fork": fork,
     "Rewind": rewind,
+    "Take back": take_back,
     "Export": export,
     "Save": save,
     "Load": load,
@@ -204,6 +268,7 @@ WITHOUT_EFFECT = {
     "Apply": NeverSwaps,
     "Fork": NeverForks,
     "Rewind": NeverRewinds,
+    "Take back": NeverRewinds,
     "Export": NeverAdvances,
     "Save": NeverSaves,
     "Load": NeverLoads,

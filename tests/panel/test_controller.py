@@ -350,7 +350,7 @@ def test_a_start_that_waits_can_be_stopped_and_does_not_follow_a_failure() -> No
 @pytest.mark.parametrize(
     ("button", "arguments", "told"),
     [
-        ("Start", {}, "needs a number of steps"),
+        ("Take back", {}, "no Rewind to take back"),
         ("Start", {"steps": 0}, "at least 1"),
         ("Start", {"steps": "many"}, "whole number"),
         ("Start", {"seconds": -1.0}, "above 0"),

@@ -12,7 +12,8 @@ import kfac_lab as kl
 from kfac_lab.core.parameters import describe, parameter
 from kfac_lab.hooks import lab
 from kfac_lab.hooks.registry import SLOTS
-from kfac_lab.panel.controls import RULES, Control, Slot, labels, tooltip
+from kfac_lab.panel.controls import Control, labels, tooltip
+from kfac_lab.panel.slots import RULES, Slot
 
 PARTS = [slot for slot in SLOTS if slot != "method"]
 EVERY = [(slot, name) for slot in PARTS for name in lab.names(slot)]
@@ -333,13 +334,34 @@ def test_rules_of_a_block() -> None:
     assert row.touched and row.text() == "identity"
 
 
-def test_rare_parameters_wait_behind_more() -> None:
+def test_fields_are_made_when_the_part_is_opened() -> None:
     row = slot_of("levenberg_marquardt")
-    main, rare = row._main.children, row._rare.children
-    assert len(main) == 4 and len(main) + len(rare) == len(row.controls)
-    assert row._rare.layout.display == "none"
+    assert row._fields.children == () and row._fields.layout.display == "none"
     row._more.value = True
-    assert row._rare.layout.display == ""
+    assert row._fields.layout.display == ""
+    assert len(row._fields.children) == len(row.controls) > 8
+    row.choice.value = "tied"  # another part, opened too
+    assert len(row._fields.children) == len(row.controls)
+    row._more.value = False
+    row.choice.value = "constant"
+    assert row._fields.children == ()
+
+
+def test_what_was_changed_is_seen_with_its_old_value() -> None:
+    told = []
+    row = Slot("damping", lab, lambda: told.append(1))
+    row.show(recipe_of(damping="constant(lam=0.25)"))
+    control = row.controls["lam"]
+    assert control.label == "λ at start" and control._was is None
+    control.value = 0.5
+    assert "was 0.25" in control._was.value and told
+    assert row.change() == "damping: λ at start 0.25 → 0.5"
+    control.value = 0.25
+    assert control._was.value == "" and not row.touched
+    row.choice.value = "tied"
+    assert row.change() == "damping: constant → tied"
+    row.controls["omega1"].value = 0.5
+    assert row.change() == "damping: constant → tied, with ω1 0.7737809374999998 → 0.5"
 
 
 def test_a_control_of_a_bare_field() -> None:

@@ -12,12 +12,13 @@ import time
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 from invariants.helpers import same_run
 
 import kfac_lab as kl
 from kfac_lab.panel.live import INTERVAL, Live
-from panel.helpers import THREAD, Slow, run_of
+from panel.helpers import THREAD, Seen, Slow, run_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:a batch of 16:UserWarning")
 
@@ -108,18 +109,19 @@ def test_the_loop_is_free_while_steps_run() -> None:
 # ---- showing -------------------------------------------------------------------------------------
 
 
-def test_at_most_ten_updates_a_second_and_widgets_only_on_the_loop() -> None:
+def test_at_most_five_updates_a_second_and_widgets_only_on_the_loop() -> None:
     async def main():
         panel = kl.Panel(run_of())
-        seen, where = [], set()
+        page, seen, where = Seen(panel), [], set()
 
-        def update(change):
-            seen.append(time.monotonic())
+        def update():
             where.add(threading.get_ident())
+            if page.messages[-1].get("arrays"):
+                seen.append(time.monotonic())
 
-        for widget in (*panel.images, *panel.summaries, panel.status, panel.message):
+        page.hears.append(update)
+        for widget in (panel.image, panel.summary, panel.status, panel.message):
             widget.observe(lambda c: where.add(threading.get_ident()), "value")
-        panel.images[0].observe(update, "value")
         panel.start(seconds=1.0)
         began = time.monotonic()
         await panel.live
@@ -127,41 +129,108 @@ def test_at_most_ten_updates_a_second_and_widgets_only_on_the_loop() -> None:
 
     seen, where, took, steps = asyncio.run(main())
     assert where == {threading.get_ident()}
-    assert steps > 10 and 2 <= len(seen) <= took / INTERVAL + 2
+    assert steps > 10 and 2 <= len(seen) <= took / INTERVAL + 3
     between = [b - a for a, b in itertools.pairwise(seen)]
     assert len(seen) < 4 or sorted(between)[len(between) // 2] > 0.8 * INTERVAL
+
+
+def test_the_page_gets_every_point_once_and_only_what_is_new(monkeypatch) -> None:
+    monkeypatch.setattr("kfac_lab.panel.live.INTERVAL", 0.0)
+    monkeypatch.setattr("kfac_lab.panel.live.SHARE", 1.0)
+
+    async def main():
+        panel = kl.Panel(run_of())
+        page = Seen(panel)
+        panel.start(steps=30)
+        await panel.live
+        panel.apply(damping="tied")
+        panel.start(steps=30)
+        await panel.live
+        history = panel.run.history
+        for name in ("loss", "error"):
+            for against in ("iteration", "seconds of training", "cases"):
+                x, y = page.points("run", name, against)
+                assert np.array_equal(y, history[name])
+            assert np.array_equal(page.points("run", name)[0], history["step"])
+        assert np.array_equal(x, np.cumsum(history["batch"]))
+        assert [m["step"] for m in page.spec[0]["marks"]] == [30]
+        # five arrays of float64, each number sent once, whatever the number of messages
+        assert len(page.messages) > 10
+        assert sum(page.sizes) == 60 * 5 * 8
+        panel.rewind(20)
+        await panel.live
+        assert np.array_equal(page.points("run", "loss")[1], panel.run.history["loss"])
+        assert len(page.points("run", "loss")[1]) == 20
+
+    asyncio.run(main())
+
+
+def test_a_page_that_comes_later_gets_everything() -> None:
+    async def main():
+        panel = kl.Panel(run_of())
+        panel.start(steps=10)
+        await panel.live
+        page = Seen(panel)
+        assert page.messages[0]["all"] and page.messages[0]["runs"]
+        assert np.array_equal(page.points("run", "loss")[1], panel.run.history["loss"])
+
+    asyncio.run(main())
 
 
 def test_turning_to_a_view_draws_it() -> None:
     async def main():
         panel = kl.Panel(run_of())
+        page = Seen(panel)
         panel.start(steps=2)
         await panel.live
+        titles = set()
         for number, (name, _) in enumerate(panel.view.options):
             panel.view.value = number
             await panel.live
-            assert bytes(panel.images[number].value).startswith(b"\x89PNG"), name
-            shown = [page.layout.display != "none" for page in panel.pages.children]
-            assert shown == [n == number for n in range(len(shown))]
-            assert "what the picture shows" in panel.summaries[number].value
+            assert page.messages[-1]["view"] == name
+            assert page.words.startswith(panel._views[number].title.split(":")[0]), name
+            titles.add(page.spec[0]["title"])
+        assert len(titles) == len(panel.view.options)
 
     asyncio.run(main())
 
 
-def test_a_page_is_drawn_at_the_next_boundary_however_seldom_pictures_come(monkeypatch) -> None:
+def test_where_no_page_answers_pictures_come(monkeypatch) -> None:
+    monkeypatch.setattr("kfac_lab.panel.painter.WAIT", 0.2)
+    monkeypatch.setattr("kfac_lab.panel.painter.PICTURE", 0.1)
+
+    async def main(heard: bool):
+        panel, pictures = kl.Panel(run_of()), []
+        panel.image.observe(lambda change: pictures.append(change["new"]), "value")
+        if heard:
+            Seen(panel)
+        panel.start(seconds=1.0)
+        await until(lambda: panel.run.step > 2)
+        await panel.live
+        assert len(set(map(bytes, pictures))) >= (0 if heard else 3)
+        assert all(bytes(p).startswith(b"\x89PNG") for p in pictures)
+        assert ("what the picture shows" in panel.summary.value) != heard
+        return pictures
+
+    assert asyncio.run(main(heard=False))
+    assert not asyncio.run(main(heard=True)), "the control: it answered"
+
+
+def test_a_page_is_drawn_at_the_next_boundary_however_seldom_updates_come(monkeypatch) -> None:
     monkeypatch.setattr("kfac_lab.panel.live.SHARE", 1e-9)  # the next one in a few years
 
     async def main():
         panel = kl.Panel(run_of())
+        page = Seen(panel)
         panel.start(steps=10**9)
         await until(lambda: panel.run.step > 2)
         for number in (1, 4):
-            assert "Drawn at the next step boundary" in panel.summaries[number].value
             panel.view.value = number
-            await until(lambda number=number: "Drawn at" not in panel.summaries[number].value, 5.0)
+            title = panel._views[number].title
+            await until(lambda title=title: page.spec[0]["title"] == title, 5.0)
             assert panel.live.running
         panel.apply(damping="tied")  # its mark is in the picture
-        await until(lambda: "tied" in panel.summaries[4].value, 5.0)
+        await until(lambda: page.spec[0]["marks"], 5.0)
         panel.stop()
         await panel.live
 
@@ -281,7 +350,7 @@ def test_closing_leaves_no_thread() -> None:
         assert len(threads()) == 1
         panel.close()
         shown = []
-        for widget in (panel.images[0], panel.status, panel.message):
+        for widget in (panel.image, panel.status, panel.message):
             widget.observe(shown.append, "value")
         await panel.live
         assert threads() == [] and shown == []
@@ -456,15 +525,27 @@ def test_output_is_left_for_steps_that_were_redone_and_for_a_stop_after_a_pause(
     asyncio.run(main())
 
 
+@dataclasses.dataclass
+class Step:
+    step: int
+    cost: float = 0.0
+
+
 def test_live_needs_no_widgets() -> None:
     """Any controller can be driven by it."""
     from kfac_lab.panel.controller import Controller
 
     async def main():
         control, shown = Controller(run_of()), []
-        live = Live(control, lambda: control.run.step, shown.append, lambda: None, lambda h: None)
+        live = Live(
+            control,
+            lambda last=False: Step(control.run.step),
+            shown.append,
+            lambda: None,
+            lambda here: None,
+        )
         control.start(steps=5)
         await live
         return shown
 
-    assert asyncio.run(main())[-1] == 5
+    assert asyncio.run(main())[-1].step == 5

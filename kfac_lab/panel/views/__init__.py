@@ -24,14 +24,14 @@ from kfac_lab.panel.views.progress import ByIteration, BySeconds
 from kfac_lab.panel.views.ratio import Ratio
 from kfac_lab.panel.views.reconstructions import Reconstructions
 from kfac_lab.panel.views.reduction import Reduction
-from kfac_lab.panel.views.render import figure, save
-from kfac_lab.panel.views.seen import Seen, seen
+from kfac_lab.panel.views.render import failure, figure, save
+from kfac_lab.panel.views.seen import Seen, facts, seen
 from kfac_lab.panel.views.spectra import Spectra
 from kfac_lab.panel.views.strength import Strengths
 from kfac_lab.panel.views.verbs import Verbs
 from kfac_lab.panel.views.view import View, all_views
 
-__all__ = ["Seen", "View", "all_views", "figure", "save", "seen"]
+__all__ = ["Seen", "View", "all_views", "facts", "failure", "figure", "save", "seen"]
 
 
 @hookimpl

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
+from kfac_lab import plots
 from kfac_lab.history import History
-from kfac_lab.panel.views import series, style
+from kfac_lab.panel.views import series
 from kfac_lab.panel.views.seen import Seen
 from kfac_lab.panel.views.series import Quantity
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = ["Pair"]
 
@@ -25,19 +23,17 @@ class Pair:
     note: ClassVar[str] = ""
     quantities: ClassVar[tuple[Quantity, ...]] = ()
 
-    def compose(self, figure: Figure, histories: Mapping[str, History], seen: Seen | None) -> None:
+    def plot(self, runs: Mapping[str, History], seen: Seen | None) -> plots.Plot:
         """The axes, with swaps as marks."""
-        bottom = style.BOTTOM + series.footnotes(figure, histories)
-        style.head(figure, self.title, self.note, tuple(histories))
-        empty = not any(len(h) for h in histories.values())
-        every = style.place(figure, (1,) * len(self.quantities), bottom=bottom)
-        for axes, quantity in zip(every, self.quantities, strict=True):
-            style.clean(axes, series.AXES["step"], quantity.label)
-            if series.curves(axes, histories, quantity):
-                series.marks(axes, histories)
-            else:
-                style.say(axes, "no steps yet" if empty else f"this method has no {quantity.words}")
-
-    def summary(self, histories: Mapping[str, History], seen: Seen | None) -> str:
-        """From where to where each went."""
-        return series.stories(self.title, histories, self.quantities)
+        made = any(len(h) for h in runs.values())
+        axes = [
+            plots.columns(
+                runs,
+                q.column,
+                plots.Axis(q.label, log=q.log),
+                empty=f"this method has no {q.words}" if made else "no steps yet",
+            )
+            for q in self.quantities
+        ]
+        words = series.stories(self.title, runs, self.quantities)
+        return plots.Plot(self.title, axes, self.note, words, plots.marks(runs))

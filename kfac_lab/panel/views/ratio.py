@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
+from kfac_lab import plots
 from kfac_lab.history import History
 from kfac_lab.panel.views import series, style
 from kfac_lab.panel.views.seen import Seen
 from kfac_lab.panel.views.series import Quantity
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = ["Ratio"]
 
@@ -29,80 +27,29 @@ class Ratio:
 
     title: ClassVar[str] = "Reduction ratio ρ"
 
-    def compose(self, figure: Figure, histories: Mapping[str, History], seen: Seen | None) -> None:
+    def plot(self, runs: Mapping[str, History], seen: Seen | None) -> plots.Plot:
         """One axes with tinted bands."""
         lower, upper = _band(seen)
-        style.head(
-            figure,
-            self.title,
-            "actual ÷ predicted change of h, where it was judged; ρ = 1: the model was right",
-            tuple(histories),
+        made = any(len(h) for h in runs.values())
+        axes = plots.columns(
+            runs,
+            RHO.column,
+            plots.Axis(RHO.label),
+            shape="dots",
+            levels={"": 1.0},
+            bands=(
+                (None, lower, f"below {lower:g}:\nλ grows", "#D55E00"),
+                (lower, upper, "λ stays", ""),
+                (upper, None, f"above {upper:g}:\nλ shrinks", "#0072B2"),
+            ),
+            range=(min(lower, 0.0), 1.1),
+            clip=SHOWN,
+            empty="no step was judged: ρ was never due" if made else "no steps yet",
         )
-        bottom = style.BOTTOM + series.footnotes(figure, histories)
-        (axes,) = style.place(figure, bottom=bottom, right=1.28)
-        style.clean(axes, series.AXES["step"], RHO.label)
-        drawn: list[float] = []
-        for order, (label, history) in enumerate(histories.items()):
-            x, y = series.thin(*series.finite(history, "step", RHO.column))
-            if not len(y):
-                continue
-            look = style.style_of(order)
-            axes.plot(
-                x,
-                y,
-                color=look.colour,
-                linestyle=look.line,
-                linewidth=1.1,
-                marker="o",
-                markersize=4 if len(y) < 150 else 2,
-                label=style.plain(label),
-                zorder=4,
-            )
-            edge = np.clip(y, *SHOWN)
-            out = edge != y
-            for side, marker in ((SHOWN[0], "v"), (SHOWN[1], "^")):
-                there = out & (edge == side)
-                if there.any():
-                    axes.plot(
-                        x[there],
-                        edge[there],
-                        linestyle="none",
-                        marker=marker,
-                        markersize=7,
-                        color=look.colour,
-                        zorder=6,
-                        gid="beyond",
-                    )
-            drawn += edge.tolist()
-        if not drawn:
-            empty = not any(len(h) for h in histories.values())
-            style.say(axes, "no steps yet" if empty else "no step was judged: ρ was never due")
-            return
-        series.along(axes, histories, "step")
-        low, high = min([*drawn, min(lower, 0.0)]) - 0.12, max([*drawn, 1.1]) + 0.12
-        axes.set_ylim(low, high)
-        axes.axhline(1.0, color=style.GREY, linewidth=0.9, linestyle=(0, (1, 2)), gid="band")
-        axes.axhspan(low, lower, color="#D55E00", alpha=0.09, linewidth=0, zorder=0)
-        axes.axhspan(upper, high, color="#0072B2", alpha=0.07, linewidth=0, zorder=0)
-        for at, text in (
-            ((low + lower) / 2, f"below {lower:g}:\nλ grows"),
-            ((lower + upper) / 2, "λ stays"),
-            ((max(upper, low) + high) / 2, f"above {upper:g}:\nλ shrinks"),
-        ):
-            axes.annotate(
-                text,
-                (1.0, at),
-                xycoords=("axes fraction", "data"),
-                xytext=(8, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=9,
-                color=style.GREY,
-                annotation_clip=False,
-            )
-        series.marks(axes, histories)
+        note = "actual ÷ predicted change of h, where it was judged; ρ = 1: the model was right"
+        return plots.Plot(self.title, (axes,), note, self._words(runs, seen), plots.marks(runs))
 
-    def summary(self, histories: Mapping[str, History], seen: Seen | None) -> str:
+    def _words(self, histories: Mapping[str, History], seen: Seen | None) -> str:
         """How often it lay in each band."""
         lower, upper = _band(seen)
         told = []

@@ -21,7 +21,7 @@ from kfac_lab.panel.views.view import View
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["figure", "save"]
+__all__ = ["failure", "figure", "save"]
 
 _drawing = threading.Lock()
 _page: list[Figure] = []  # the one Figure, made at the first picture
@@ -51,6 +51,15 @@ def figure(
             return picture, view.summary(histories, seen)
         except Exception as error:
             return picture, _sentence(view, error)
+
+
+def failure(view: View, error: Exception) -> tuple[bytes, str]:
+    """A picture and a text that say what a view raised."""
+    with _drawing:
+        page = _reused()
+        _emptied(page)
+        _failed(page, view, error)
+        return _png(page), _sentence(view, error)
 
 
 def save(view: View, histories: Mapping[str, History], seen: Seen | None, path: str | Path) -> Path:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +21,7 @@ from kfac_lab.core.traits import DampingTraits, InverseTraits, PreconditionerTra
 from kfac_lab.core.trees import moved
 from kfac_lab.errors import KfacLabError
 
-__all__ = ["WANTS", "Factor", "Images", "Seen", "Shape", "image_shape", "seen"]
+__all__ = ["WANTS", "Factor", "Images", "Seen", "Shape", "facts", "image_shape", "seen"]
 
 #: what a view may ask for
 WANTS = ("factors", "inverse", "images", "filters")
@@ -121,19 +121,21 @@ def seen(run: Any, wants: Iterable[str] | None = None) -> Seen:
                 missing[want] = str(error)
             except Exception as error:  # a picture is missing; the run must go on
                 missing[want] = f"could not be read: {type(error).__name__}: {error}"
-        curved = run.recipe.method == "kfac"
-        band = traits(run.recipe["damping"], DampingTraits).band if curved else None
-        classes = isinstance(run.problem.likelihood, (Categorical, CrossEntropy))
-        return Seen(
-            step=run.step,
-            title=run.problem.title,
-            method=run.recipe.method,
-            unit="% wrong" if classes else SQUARED,
-            band=None if band is None else (float(band[0]), float(band[1])),
-            layers=_layers(run),
-            missing=missing,
-            **found,
-        )
+        return replace(facts(run), layers=_layers(run), missing=missing, **found)
+
+
+def facts(run: Any) -> Seen:
+    """What is known of a run without waiting for the step that is being made."""
+    curved = run.recipe.method == "kfac"
+    band = traits(run.recipe["damping"], DampingTraits).band if curved else None
+    classes = isinstance(run.problem.likelihood, (Categorical, CrossEntropy))
+    return Seen(
+        step=run.step,
+        title=run.problem.title,
+        method=run.recipe.method,
+        unit="% wrong" if classes else SQUARED,
+        band=None if band is None else (float(band[0]), float(band[1])),
+    )
 
 
 class _Nothing(KfacLabError):

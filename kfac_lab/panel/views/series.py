@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kfac_lab.core.state import Swap
 from kfac_lab.history import History
-from kfac_lab.panel.views.style import GREY, number, plain, scale, short, style_of
+from kfac_lab.panel.views import style
+from kfac_lab.panel.views.style import GREY, number, plain, short, style_of
+from kfac_lab.panel.views.thinning import POINTS, thin
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +22,6 @@ __all__ = [
     "POINTS",
     "Quantity",
     "columns",
-    "curves",
     "footnotes",
     "length",
     "marks",
@@ -33,7 +32,6 @@ __all__ = [
     "thin",
 ]
 
-POINTS = 2000  # per line: a picture has no more pixels
 Floats = NDArray[np.float64]
 
 
@@ -50,27 +48,10 @@ AXES = {"step": "iteration", "seconds": "training time, seconds"}
 
 
 def columns(history: History, *names: str) -> tuple[Floats, ...]:
-    """Columns of one length, also where another thread adds a step between two of them.
-
-    A picture asks for a column several times, and a long history takes milliseconds to give one:
-    so they are kept until the history has another last record.
-    """
-    records = history.records
-    now = (len(records), records[-1] if records else None)
-    before = _kept.get(history)
-    if before is None or before[0][0] != now[0] or before[0][1] is not now[1]:
-        before = _kept[history] = (now, {})
-    known = before[1]
-    for name in names:
-        if name not in known:
-            known[name] = np.asarray(history[name])
-    found = [known[name] for name in names]
+    """Columns of one length, also where another thread adds a step between two of them."""
+    found = [np.asarray(history[name]) for name in names]
     count = min(map(len, found))
     return tuple(values[:count] for values in found)
-
-
-#: history → what it ended with, and its columns then
-_kept: WeakKeyDictionary[History, tuple[tuple[int, Any], dict[str, Floats]]] = WeakKeyDictionary()
 
 
 def finite(history: History, against: str, column: str) -> tuple[Floats, Floats]:
@@ -80,62 +61,10 @@ def finite(history: History, against: str, column: str) -> tuple[Floats, Floats]
     return x[there], y[there]
 
 
-def thin(x: Floats, y: Floats, limit: int = POINTS) -> tuple[Floats, Floats]:
-    """At most ``limit`` of the points: first, lowest, highest and last of each stretch."""
-    if len(y) <= limit:
-        return x, y
-    edges = np.linspace(0, len(y), limit // 4 + 1).astype(int)
-    kept: set[int] = set()
-    for start, stop in itertools.pairwise(edges.tolist()):
-        part = y[start:stop]
-        kept |= {start, start + int(part.argmin()), start + int(part.argmax()), stop - 1}
-    order = np.array(sorted(kept))
-    return x[order], y[order]
-
-
-def curves(
-    axes: Axes, histories: Mapping[str, History], quantity: Quantity, against: str = "step"
-) -> bool:
-    """A line per run, with a dot at its end; False where no run has the column."""
-    drawn: list[float] = []
-    for order, (label, history) in enumerate(histories.items()):
-        x, y = thin(*finite(history, against, quantity.column))
-        if not len(y):
-            continue
-        look = style_of(order)
-        axes.plot(
-            x,
-            y,
-            color=look.colour,
-            linestyle=look.line,
-            linewidth=1.7,
-            marker="o",
-            markersize=4.5,
-            markevery=[-1],
-            label=plain(label),
-            zorder=3 + len(histories) - order,
-            solid_joinstyle="round",
-        )
-        drawn += y.tolist()
-    if drawn:
-        scale(axes, drawn, log=quantity.log)
-    along(axes, histories, against)
-    return bool(drawn)
-
-
 def along(axes: Axes, histories: Mapping[str, History], against: str) -> None:
     """The axis of steps or seconds, the same for every quantity."""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    ends = [float(x[-1]) for h in histories.values() if len(x := columns(h, against)[0])]
-    ends = [end for end in ends if end == end]
-    first = [float(x[0]) for h in histories.values() if len(x := columns(h, against)[0])]
-    low = min(first, default=0.0) if against == "step" else 0.0
-    high = max(ends, default=1.0)
-    pad = 0.03 * (high - low) or 1.0
-    axes.set_xlim(low - pad if against == "step" else 0.0, high + pad)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=against == "step", steps=[1, 2, 5, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    ends = [columns(history, against)[0] for history in histories.values()]
+    style.along(axes, [float(v) for x in ends if len(x) for v in x[[0, -1]]], against == "step")
 
 
 # --- swaps ----------------------------------------------------------------------------------------

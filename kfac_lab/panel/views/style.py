@@ -26,6 +26,7 @@ __all__ = [
     "RUNS",
     "SIZE",
     "Look",
+    "along",
     "clean",
     "diverging",
     "head",
@@ -263,6 +264,19 @@ def scale(axes: Axes, values: Iterable[float], *, log: bool, axis: str = "y") ->
         along.set_major_locator(MaxNLocator(5, min_n_ticks=3, steps=[1, 2, 2.5, 5, 10]))
     along.set_major_formatter(FuncFormatter(lambda value, _: _tick(float(f"{value:.10g}"))))
     along.set_minor_locator(NullLocator())
+
+
+def along(axes: Axes, values: Iterable[float], whole: bool = False) -> None:
+    """The horizontal axis of iterations or seconds; another one starts at 0."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    found = [v for v in values if math.isfinite(v)]
+    low = min(found, default=0.0) if whole else 0.0
+    high = max(found, default=1.0)
+    pad = 0.03 * (high - low) or 1.0
+    axes.set_xlim(low - pad if whole else 0.0, high + pad)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=whole, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
 
 
 def log_ticks(low: float, high: float) -> list[float]:

@@ -1,14 +1,16 @@
 """View: one picture of a run with its text; and how registered components become one.
 
-A component of the slot ``view`` has one of two forms:
+A component of the slot ``view`` has one of three forms:
 
-- ``draw(axes, history)``, the hook's own: it is called once for each run on the same Axes, which
-  has the palette as its colour cycle; its text is read off the lines that it drew;
-- ``compose(figure, histories, seen)`` and ``summary(histories, seen)``, for a picture of several
-  axes, or one that needs more than the columns: then ``wants`` names what of
-  :data:`~kfac_lab.panel.views.seen.WANTS`.
+- ``plot(runs, seen)``, the hook's own: it answers with a :class:`~kfac_lab.plots.Plot`, which the
+  page draws live and matplotlib draws in files;
+- ``draw(axes, history)``: it is called once for each run on the same matplotlib Axes, which has the
+  palette as its colour cycle; its text is read off the lines that it drew;
+- ``compose(figure, histories, seen)`` and ``summary(histories, seen)``, for a matplotlib picture of
+  several axes.
 
-Both may have a ``title``.
+All may have a ``title``, and ``wants``, which names what of
+:data:`~kfac_lab.panel.views.seen.WANTS` the first and the last are given as ``seen``.
 """
 
 from __future__ import annotations
@@ -23,8 +25,10 @@ from kfac_lab.errors import PluginError
 from kfac_lab.history import History
 from kfac_lab.hooks.manager import BUILTIN_OWNER
 from kfac_lab.hooks.registry import Entry
+from kfac_lab.panel.views import draw as drawing
 from kfac_lab.panel.views import series, style
 from kfac_lab.panel.views.seen import WANTS, Seen
+from kfac_lab.plots import Plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,6 +48,7 @@ class View:
         title: the picture's heading.
         draw: ``draw(figure, histories, seen)`` draws on an empty Figure.
         summary: ``summary(histories, seen)`` says in words and numbers what is drawn.
+        plot: ``plot(histories, seen)`` answers with the data, where the view gives data.
         wants: what ``seen(run, wants)`` has to take for it.
         about: one line for lists of views.
         owner: the distribution it came from.
@@ -56,6 +61,7 @@ class View:
     wants: tuple[str, ...] = ()
     about: str = ""
     owner: str = ""
+    plot: Callable[[Histories, Seen | None], Plot] | None = None
 
 
 def all_views(lab: Any) -> list[View]:
@@ -82,19 +88,21 @@ def adapted(component: Any, entry: Entry, name: str = "") -> View:
     """
     name = name or entry.name
     title = str(getattr(component, "title", "") or entry.summary.rstrip(".") or name)
+    wants = tuple(getattr(component, "wants", ()))
+    unknown = [want for want in wants if want not in WANTS]
+    if unknown:
+        raise PluginError(f"the view {name!r} wants {unknown[0]!r}; there are {', '.join(WANTS)}")
+    if callable(getattr(component, "plot", None)):
+        data = _Data(component, name)
+        more = (wants, entry.summary, entry.owner, data.plot)
+        return View(name, title, data.draw, data.summary, *more)
     compose = getattr(component, "compose", None)
     if callable(compose) and callable(getattr(component, "summary", None)):
-        wants = tuple(getattr(component, "wants", ()))
-        unknown = [want for want in wants if want not in WANTS]
-        if unknown:
-            raise PluginError(
-                f"the view {name!r} wants {unknown[0]!r}; there are {', '.join(WANTS)}"
-            )
         return View(name, title, compose, component.summary, wants, entry.summary, entry.owner)
     if not callable(getattr(component, "draw", None)):
         raise PluginError(
-            f"the view {name!r} of {entry.owner} has no draw(axes, history), and no "
-            "compose(figure, histories, seen) with summary(histories, seen)"
+            f"the view {name!r} of {entry.owner} has no plot(runs, seen), no draw(axes, history), "
+            "and no compose(figure, histories, seen) with summary(histories, seen)"
         )
     simple = _Simple(component, title)
     return View(name, title, simple.draw, simple.summary, (), entry.summary, entry.owner)
@@ -108,6 +116,36 @@ def _broken(name: str, entry: Entry, error: Exception) -> View:
         raise error
 
     return View(name, name, draw, summary, (), entry.summary, entry.owner)
+
+
+@dataclass(frozen=True)
+class _Data:
+    """A component with ``plot(runs, seen)`` as the functions of a View."""
+
+    component: Any
+    name: str
+
+    def plot(self, histories: Histories, seen: Seen | None) -> Plot:
+        """The component's own answer.
+
+        Raises:
+            PluginError: it is no Plot.
+        """
+        found = self.component.plot(histories, seen)
+        if not isinstance(found, Plot):
+            raise PluginError(
+                f"plot(runs, seen) of the view {self.name!r} answered with a "
+                f"{type(found).__name__}: it has to be a kfac_lab.plots.Plot"
+            )
+        return found
+
+    def draw(self, figure: Figure, histories: Histories, seen: Seen | None) -> None:
+        """The same, by matplotlib."""
+        drawing.draw(figure, self.plot(histories, seen), tuple(histories))
+
+    def summary(self, histories: Histories, seen: Seen | None) -> str:
+        """In words."""
+        return drawing.told(self.plot(histories, seen))
 
 
 @dataclass(frozen=True)

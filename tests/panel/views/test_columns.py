@@ -10,6 +10,7 @@ from kfac_lab.core.state import StepRecord, Swap
 from kfac_lab.history import History
 from kfac_lab.panel.views import figure, series, style
 
+SPLITS = {"train": "training set", "test": "held out"}
 COLUMNS = {
     "iterations": ("loss", "error"),
     "seconds": ("loss", "error"),
@@ -98,7 +99,7 @@ def test_predicted_and_actual_are_drawn_as_decreases(runs, drawn) -> None:
 def test_a_rise_of_h_is_marked_at_the_foot_and_told(views, drawn) -> None:
     history = made(4, predicted=[-1.0, -2.0, -1.0, -1.0], actual=[-0.5, 0.25, math.nan, -1.0])
     left, right = drawn("reduction", {"a": history})
-    (rose,) = [x for x in left.get_lines() if x.get_gid() == "rose"]
+    (rose,) = [x for x in left.get_lines() if x.get_gid() == "h rose"]
     assert list(rose.get_xdata()) == [2.0]
     assert len(lines(right, "a")[0].get_xdata()) == 2
     text = views["reduction"].summary({"a": history}, None)
@@ -234,12 +235,12 @@ def test_a_fork_shows_its_parents_swaps_once(runs) -> None:
 # --- evaluations ----------------------------------------------------------------------------------
 
 
-def test_evaluations_are_diamonds_with_their_own_numbers(runs, drawn, views, glance) -> None:
+def test_evaluations_are_points_with_their_own_numbers(runs, drawn, views, glance) -> None:
     history = runs.swapped.history
     for axes, column in zip(drawn("iterations", {"a": history}), ("loss", "error"), strict=True):
         for split in ("train", "test"):
             expected = [[e["step"], e[column]] for e in history.evaluations if e["split"] == split]
-            (points,) = [x for x in axes.get_lines() if x.get_gid() == f"evaluated {split}"]
+            (points,) = [x for x in axes.get_lines() if x.get_gid() == SPLITS[split]]
             assert points.get_xydata().tolist() == expected
     text = views["iterations"].summary({"a": history}, glance)
     held_out = history.evaluations[-1]

@@ -178,7 +178,10 @@ def test_the_richer_form_gets_all_runs_and_what_it_wants(lab, runs, drawn) -> No
 @pytest.mark.parametrize(
     ("component", "why"),
     [
-        (type("Nothing", (), {}), "has no draw(axes, history), and no compose"),
+        (
+            type("Nothing", (), {}),
+            "has no plot(runs, seen), no draw(axes, history)",
+        ),
         (
             type("Greedy", (Rich,), {"wants": ("everything",)}),
             "wants 'everything'; there are factors",
