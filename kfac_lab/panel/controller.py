@@ -211,7 +211,7 @@ class Controller(Machine):
                 raise RecipeError("there is no Rewind to take back")
             label, thrown, was = self.kept
             run = self.roster[label].run
-            exchange(run, was)
+            run.adopt(was)
             self.kept = None
             self._halt()
             return f"Taken back: {label!r} is at step {run.step} again, {thrown} steps later."
@@ -452,16 +452,6 @@ class Controller(Machine):
 
     def _free(self, label: str) -> str:
         return self.roster.free(label)
-
-
-def exchange(run: Run, other: Run) -> None:
-    """Puts another run's state, recipe and history in place of a run's own."""
-    with run._lock:
-        run.recipe = other.recipe
-        run.stepper = run._attached()
-        run.stepper.load(other.stepper.state())
-        run.history = other.history
-        run._snapshots, run._queue = other._snapshots, []
 
 
 def recipe_name(recipe: Recipe, lab: Lab) -> str:

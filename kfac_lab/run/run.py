@@ -383,6 +383,22 @@ class Run:
             exchange(commit)
             return self
 
+    def adopt(self, other: Run) -> Run:
+        """Becomes what ``other``, a fork of this run, is: parameters, state, recipe, history.
+
+        So a rewind is undone: the run as it was is forked before, and adopted afterwards.
+        """
+        with self._lock, other._lock:
+            now = other._now
+            fresh = now._replace(stepper=self._attached(self.problem, now.recipe))
+
+            def commit() -> None:
+                fresh.stepper.load(now.stepper.state())
+                self._now = fresh
+
+            exchange(commit)
+            return self
+
     def _replayed(
         self, snapshot: Snapshot, step: int, until: Callable[[], bool] | None
     ) -> Replayed:
