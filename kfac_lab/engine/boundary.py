@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,7 +15,10 @@ from kfac_lab.core.state import Due, Signals, State
 from kfac_lab.engine.parts import Parts
 from kfac_lab.errors import NumericalError
 
-__all__ = ["Warnings", "due_of", "examined", "reference_of"]
+if TYPE_CHECKING:
+    from kfac_lab.engine.engine import Engine
+
+__all__ = ["Warnings", "due_at", "examined", "reference_of", "void_error"]
 
 
 class Warnings:
@@ -51,20 +54,23 @@ class Warnings:
         )
 
 
-def due_of(
-    parts: Parts, state: State, k: int, drift: float | None, warn: Warnings
-) -> tuple[Due, Mapping[str, Any]]:
+def due_at(engine: Engine, k: int) -> tuple[Due, Mapping[str, Any]]:
     """What step k has to do, and the schedule's new memo.
 
     A step without an inverse to use builds one; γ and λ are not searched where nothing says which
     is better; new factors and several γ imply an inverse.
     """
+    parts, drift = engine.parts, None
+    period = parts.declares("schedule").drift_period
+    if period is not None and k % period == 0 and engine.state_.reference is not None:
+        (drift,) = engine.read([drift_of(engine.state_)])
+    state = engine.state_
     due, memo = parts["schedule"].due(k, state.memos["schedule"], Signals(drift))
     due = Due(*(bool(flag) for flag in due))
     if not parts.grounded and parts.needs_rho:
         # A rule that does not say whether it follows ρ may: better one warning too many.
         if (due.lam or due.gamma) and parts.declares("damping").follows_rho is not False:
-            warn.ground()
+            engine.warnings.ground()
         due = due._replace(lam=False)
     if not parts.grounded:
         due = due._replace(gamma=False)

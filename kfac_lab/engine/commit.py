@@ -19,7 +19,7 @@ from kfac_lab.engine.proposal import Outcome, all_finite, not_finite
 from kfac_lab.engine.statistics import Statistics
 
 if TYPE_CHECKING:
-    from kfac_lab.engine.step import Engine
+    from kfac_lab.engine.engine import Engine
 
 __all__ = ["next_state", "ok_of", "settled"]
 

@@ -1,4 +1,4 @@
-"""The engine: the nine verbs of one K-FAC step, in order, and nothing else (section 8).
+"""The step: the nine verbs in order, and nothing else (section 8). Beside Algorithm 2:
 
     sample · observe · invert · propose · model · choose · judge · move · average
 
@@ -9,510 +9,200 @@ interrupt included, leaves the run as it was before the step.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from kfac_lab.core import checkpoint, linalg
-from kfac_lab.core.capture import CoverageRow, Network
 from kfac_lab.core.clock import Clock
-from kfac_lab.core.moments import Layout, Ledger
-from kfac_lab.core.passes import Evaluated, Passes, subset
-from kfac_lab.core.problem import Drawn, Problem
-from kfac_lab.core.state import Bound, Due, Place, State, StepRecord, Strength
+from kfac_lab.core.passes import Evaluated, subset
+from kfac_lab.core.problem import Drawn
+from kfac_lab.core.state import Due, StepRecord, Strength
 from kfac_lab.core.vector import Vec
-from kfac_lab.engine import boundary, commit, proposal, statistics, swap
-from kfac_lab.engine.coverage import coverage_of
-from kfac_lab.engine.parts import Parts, fresh_memo, number, parts_of, strength_of
+from kfac_lab.engine import commit, proposal, statistics
+from kfac_lab.engine.boundary import due_at
+from kfac_lab.engine.parts import Parts
+from kfac_lab.engine.record import record_of
 from kfac_lab.errors import RecipeError
 
-__all__ = ["Engine", "Held", "attach"]
+if TYPE_CHECKING:
+    from kfac_lab.engine.engine import Engine
+
+__all__ = ["preconditioned", "whole"]
 
 
-def attach(problem: Problem, recipe: Any, seed: int, **options: Any) -> Engine:
-    """A K-FAC stepper for ``problem``: claims its layers and checks the recipe against it.
+def whole(engine: Engine, drawn: Drawn, clock: Clock) -> StepRecord:
+    """One step of Algorithm 2 on a given batch; see ``Engine.step_on``."""
+    passes, k = engine.passes, engine.state_.step + 1
+    if engine.ledger is None or passes.fired is None or engine.lacks_tangents(engine.parts):
+        engine.bind(drawn.inputs, drawn.targets)
+    parts, ledger = engine.parts, engine.ledger
+    assert ledger is not None
+    due, schedule_memo = due_at(engine, k)
+    m, processes = drawn.inputs.shape[0], parts.processes
+    s1, s2 = (subset(parts[slot], m, processes) for slot in ("estimator", "model"))
+    engine.warnings.small(parts, m * processes, s1 * processes, s2 * processes)
 
-    ``recipe`` gives a component per slot (``recipe["damping"]``), a block per layer
-    (``recipe.block_for(path, module)``), and claims layers (``recipe.claim(module, path)``).
-
-    Raises:
-        CoverageError: parameters without a layer and without a fallback.
-        RecipeError: the recipe cannot work on this problem.
-    """
-    return Engine(problem, recipe, seed, **options)
-
-
-@dataclass(frozen=True, eq=False)
-class Held:
-    """All that a step, a swap or a load changes, exchanged by one assignment.
-
-    ``layout`` is None before the first batch; ``record`` is of the last step made.
-    """
-
-    parts: Parts
-    state: State
-    seed: int
-    lr: float = 1.0
-    layout: Layout | None = None
-    record: StepRecord | None = None
-
-    @property
-    def place(self) -> Place:
-        """What the passes go by."""
-        parts = self.parts
-        mean = parts["collective"].mean_
-        return Place(self.seed, parts.rank, parts.processes, mean, self.state.bound)
-
-
-class Engine:
-    """See :func:`attach`. ``step`` makes one step, ``state`` and ``load`` save and restore it."""
-
-    def __init__(
-        self,
-        problem: Problem,
-        recipe: Any,
-        seed: int,
-        *,
-        lr: float = 1.0,
-        chunk: int = 5000,
-        tf32: bool = False,
-    ) -> None:
-        self.problem, self.tf32 = problem, bool(tf32)
-        self.network = Network.of(problem.model, recipe.claim, recipe.fallback is not None)
-        self.passes = Passes(
-            self.network,
-            problem.likelihood,
-            problem.l2,
-            lambda: self.held.place,
-            chunk,
-            problem.outputs,
+    # h, ∇h; Ā and G on S1
+    with clock("evaluate"):
+        gathered = statistics.begun(parts, ledger, due, k, s1)
+        evaluated, observed = passes.evaluate(
+            *drawn,
+            k,
+            s2,
+            (s1, parts["estimator"], gathered.accumulation) if gathered.accumulation else None,
+            parts.observing,
+            by_case=parts.declares("structure").by_case and processes == 1,
+            tangents=parts.needs_tangents,
         )
-        self.warnings = boundary.Warnings()
-        parts = self.check(recipe)
-        theta = self._theta
-        self.device = theta[0].device
-        # Where a read costs nothing a step looks at its flag itself; elsewhere the flag gates the
-        # commit and is looked at with the next read.
-        self._reads_are_free = self.device.type == "cpu"
-        if parts.processes > 1:  # every process starts where the first one does
-            buffers = problem.model.buffers()
-            parts["collective"].broadcast_([*theta, *(b.detach() for b in buffers)], 0)
-        strength, memo = parts["damping"].init(problem)
-        state = State(
-            strength=self._strength(strength),
-            coupling=number(1.0, self.device),
-            memos={
-                "damping": memo or {},
-                **{slot: fresh_memo(parts.declares(slot)) for slot in ("momentum", "schedule")},
-                "average": parts["average"].init(theta),
-            },
-            block_memos=tuple(map(fresh_memo, parts.block_traits)),
-            block_ages=(None,) * len(parts.blocks),
+    with clock("observe"), torch.no_grad():
+        block_memos = statistics.digested(parts, engine.state_, gathered, observed)
+        if processes > 1:
+            _shared(parts, evaluated)
+        table = gathered.table
+        evaluated.approximate = lambda v: statistics.approximate(parts, table, block_memos, v)
+
+    with torch.no_grad():
+        # for each γ: damped inverse, Δ, M on the basis, (α, μ); the least M(δ)
+        state = engine.state_
+        trial = proposal.modelled(parts, state, k, engine.lr, evaluated, clock)
+        search = _search(engine, k, due, gathered, evaluated.loss, trial, m, evaluated, clock)
+        outcome = search.outcome(block_memos)
+        chosen = outcome.chosen
+        with clock("move"):
+            delta = Vec.combine(chosen.coefficients, chosen.basis)
+            moved = list(torch._foreach_add(engine._theta, engine.network.unpack(delta)))
+        record = record_of(engine, k, due, chosen, outcome, m, gathered, evaluated)
+        # λ by ρ, on the same batch
+        record, strength, damping_memo = _judged(
+            engine, record, chosen, drawn, moved, evaluated, clock
         )
-        self.held = Held(parts, state, int(seed), float(lr))
-        if problem.inputs is not None and problem.targets is not None:
-            self.bind(problem.inputs[:2].to(self.device), problem.targets[:2].to(self.device))
-
-    # --- what it holds --------------------------------------------------------------------------
-
-    @property
-    def seed(self) -> int:
-        """Of every draw."""
-        return self.held.seed
-
-    @property
-    def lr(self) -> float:
-        """Factor on the coefficients of a step."""
-        return self.held.lr
-
-    @lr.setter
-    def lr(self, rate: float) -> None:
-        self.held = replace(self.held, lr=rate)
-
-    @property
-    def parts(self) -> Parts:
-        """The component of each slot."""
-        return self.held.parts
-
-    @property
-    def blocks(self) -> tuple[Any, ...]:
-        """The block of each layer."""
-        return self.held.parts.blocks
-
-    @property
-    def recipe(self) -> Any:
-        """The recipe they are of."""
-        return self.held.parts.recipe
-
-    @property
-    def state_(self) -> State:
-        """Everything that persists, θ and buffers aside."""
-        return self.held.state
-
-    @property
-    def record(self) -> StepRecord | None:
-        """Of the last step, set by its commit."""
-        return self.held.record
-
-    @property
-    def ledger(self) -> Ledger | None:
-        """The moments; None before the first batch."""
-        layout, state = self.held.layout, self.held.state
-        return None if layout is None else Ledger(layout, state.moments, state.ages)
-
-    @property
-    def _theta(self) -> list[Tensor]:
-        return [t.detach() for t in self.network.tensors]
-
-    def _strength(self, strength: Strength) -> Strength:
-        return strength_of(strength, self.problem.l2, self.device)
-
-    # --- before the first step, and between two -------------------------------------------------
-
-    def check(self, recipe: Any) -> Parts:
-        """The parts of a recipe for this problem; nothing changes.
-
-        Raises:
-            RecipeError: the recipe cannot work on this problem.
-        """
-        return parts_of(recipe, self.problem, self.network, self.passes)
-
-    def bind(self, inputs: Tensor, targets: Tensor) -> None:
-        """Finds firing order, chains and the tangent path on some cases; opens the ledger."""
-        bound = self.passes.probe(inputs, targets, self.parts.needs_tangents)
-        layout, state = self.held.layout, replace(self.held.state, bound=bound)
-        if layout is None:
-            layout = self.layout_of(self.parts, bound)
-            state = replace(state, moments=layout.opened().current)
-        self.held = replace(self.held, layout=layout, state=state)
-
-    def lacks_tangents(self, parts: Parts) -> bool:
-        """Whether a model that needs products J·v has no path for them yet."""
-        return self.passes.tangent_path == "unknown" and parts.needs_tangents
-
-    def layout_of(self, parts: Parts, bound: Bound) -> Layout:
-        """Memory for the moments that the blocks and the structure of ``parts`` want."""
-        wants = [tuple(b.wants()) for b in parts.blocks]
-        links = [
-            (i, j)
-            for i, j in parts["structure"].pairs(bound.chains)
-            if {"A", "G"} <= set(wants[i]) and {"A", "G"} <= set(wants[j])
-        ]
-        return Layout(self.network.layers, wants, links, self._theta[0])
-
-    def swap(self, recipe: Any, named: Mapping[str, set[str]]) -> None:
-        """Takes the parts of ``recipe`` from the next step on; see ``engine.swap``.
-
-        Raises:
-            RecipeError: the new recipe cannot work on this problem; nothing has changed then.
-        """
-        self.held = swap.swapped(self, recipe, named)
-
-    def read(self, tensors: Sequence[Tensor]) -> list[float]:
-        """One host read of 0-dim tensors; steps that were void come to light with it.
-
-        Raises:
-            NumericalError: a step since the last read was void.
-        """
-        state, values, void = boundary.examined(self.state_, tensors)
-        if state is not self.state_:
-            self.held = replace(self.held, state=state)
-        if void:
-            raise boundary.void_error(void)
-        return values
-
-    # --- the step -------------------------------------------------------------------------------
-
-    def step(self) -> StepRecord:
-        """One step on a batch drawn by the recipe's ``batch``."""
-        k = self.state_.step + 1
-        size = self.parts["batch"].size(k, self.problem.available)
-        clock = Clock()
-        with clock("sample"):
-            drawn = self.passes.share(self.problem.draw(k, size, self.seed))
-        return self.step_on(drawn, clock)
-
-    def step_on(self, drawn: Drawn, clock: Clock | None = None) -> StepRecord:
-        """One step on a given batch.
-
-        Raises:
-            NumericalError: something was not finite, or no inverse could be built; the step has
-                not happened.
-        """
-        with linalg.precision(self.tf32):
-            return self._step_on(drawn, clock or Clock())
-
-    def _step_on(self, drawn: Drawn, clock: Clock) -> StepRecord:
-        passes, k = self.passes, self.state_.step + 1
-        if self.ledger is None or passes.fired is None or self.lacks_tangents(self.parts):
-            self.bind(drawn.inputs, drawn.targets)
-        parts, ledger = self.parts, self.ledger
-        assert ledger is not None
-        due, schedule_memo = self._due(k)
-        m, processes = drawn.inputs.shape[0], parts.processes
-        s1, s2 = (subset(parts[slot], m, processes) for slot in ("estimator", "model"))
-        self.warnings.small(parts, m * processes, s1 * processes, s2 * processes)
-
-        # h, ∇h; Ā and G on S1
-        with clock("evaluate"):
-            gathered = statistics.begun(parts, ledger, due, k, s1)
-            evaluated, observed = passes.evaluate(
-                *drawn,
-                k,
-                s2,
-                (s1, parts["estimator"], gathered.accumulation) if gathered.accumulation else None,
-                parts.observing,
-                by_case=parts.declares("structure").by_case and processes == 1,
-                tangents=parts.needs_tangents,
-            )
-        with clock("observe"), torch.no_grad():
-            block_memos = statistics.digested(parts, self.state_, gathered, observed)
-            if processes > 1:
-                self._shared(evaluated)
-            table = gathered.table
-            evaluated.approximate = lambda v: statistics.approximate(parts, table, block_memos, v)
-
-        with torch.no_grad():
-            # for each γ: damped inverse, Δ, M on the basis, (α, μ); the least M(δ)
-            state = self.state_
-            trial = proposal.modelled(parts, state, k, self.lr, evaluated, clock)
-            search = self._search(k, due, gathered, evaluated.loss, trial, m, evaluated, clock)
-            outcome = search.outcome(block_memos)
-            chosen = outcome.chosen
-            with clock("move"):
-                delta = Vec.combine(chosen.coefficients, chosen.basis)
-                moved = list(torch._foreach_add(self._theta, self.network.unpack(delta)))
-            record = self._record(k, due, chosen, outcome, m, gathered, evaluated)
-            # λ by ρ, on the same batch
-            record, strength, damping_memo = self._judged(
-                record, chosen, drawn, moved, evaluated, clock
-            )
-            with clock("average"):
-                memos = {
-                    "damping": damping_memo,
-                    "momentum": self._remembered(chosen.coefficients, record),
-                    "schedule": schedule_memo,
-                    "average": parts["average"].update(state.memos["average"], moved) or {},
-                }
-            ok = commit.ok_of(outcome, evaluated.loss, gathered)
-            new = commit.next_state(
-                self, gathered, outcome, memos, strength=strength, previous=delta
-            )
-            return commit.settled(
-                self, record, new, gathered, evaluated.loss, ok, moved, evaluated.buffers, clock
-            )
-
-    def precondition(self, gradient: Vec, drawn: Drawn | None) -> tuple[Vec, StepRecord]:
-        """P∇h for a gradient that somebody else computed; θ and the buffers stay as they are.
-
-        Observes and inverts as a step does, where due, and counts as one. ``drawn`` may be None
-        where no statistics are due; of its targets only an estimator that uses labels takes notice.
-
-        Raises:
-            RecipeError: statistics are due and there is no batch.
-            NumericalError: as for :meth:`step_on`.
-        """
-        with linalg.precision(self.tf32):
-            return self._precondition(gradient, drawn, Clock())
-
-    def _precondition(
-        self, gradient: Vec, drawn: Drawn | None, clock: Clock
-    ) -> tuple[Vec, StepRecord]:
-        k = self.state_.step + 1
-        due, schedule_memo = self._due(k)
-        if due.stats:
-            if drawn is None:
-                raise RecipeError(
-                    "statistics are due, and there is no batch for them: the model has to be "
-                    "called in training mode, with gradients enabled, between two steps"
-                )
-            if self.ledger is None or self.passes.fired is None:
-                self.bind(drawn.inputs, drawn.targets)
-        parts, ledger = self.parts, self.ledger
-        if ledger is None:
-            raise RecipeError(f"step {k}: the schedule asks for no statistics before an inverse")
-        m = 0 if drawn is None else drawn.inputs.shape[0]
-        observed = None
-        with clock("observe"):
-            s1 = subset(parts["estimator"], m, parts.processes) if due.stats else 0
-            gathered = statistics.begun(parts, ledger, due, k, s1)
-            if drawn is not None and gathered.accumulation is not None:
-                given = s1, parts["estimator"], gathered.accumulation
-                observed = self.passes.observe(*drawn, k, given, parts.observing)
-        with torch.no_grad():
-            block_memos = statistics.digested(parts, self.state_, gathered, observed)
-            nothing = torch.zeros((), dtype=torch.float64, device=self.device)
-            trial = proposal.preconditioned(gradient, clock)
-            search = self._search(k, due, gathered, nothing, trial, m, None, clock)
-            outcome = search.outcome(block_memos)
-            record = self._record(k, due, outcome.chosen, outcome, m, gathered, None)
-            ok = commit.ok_of(outcome, nothing, gathered)
-            memos = {"schedule": schedule_memo}
-            new = commit.next_state(
-                self, gathered, outcome, memos, strength=outcome.chosen.strength
-            )
-            record = commit.settled(self, record, new, gathered, nothing, ok, (), {}, clock)
-            return -outcome.chosen.basis[0], record
-
-    # --- its parts ------------------------------------------------------------------------------
-
-    def _due(self, k: int) -> tuple[Due, Mapping[str, Any]]:
-        period, drift = self.parts.declares("schedule").drift_period, None
-        if period is not None and k % period == 0 and self.state_.reference is not None:
-            (drift,) = self.read([boundary.drift_of(self.state_)])
-        return boundary.due_of(self.parts, self.state_, k, drift, self.warnings)
-
-    def _shared(self, evaluated: Evaluated) -> None:
-        """h, the error and ∇h as means over processes; running statistics of the first one."""
-        collective = self.parts["collective"]
-        collective.mean_([evaluated.loss, evaluated.error, *evaluated.gradient.matrices])
-        if evaluated.buffers:
-            collective.broadcast_(list(evaluated.buffers.values()), 0)
-
-    def _search(
-        self,
-        k: int,
-        due: Due,
-        gathered: statistics.Statistics,
-        loss: Tensor,
-        trial: proposal.Trial,
-        m: int,
-        evaluated: Evaluated | None,
-        clock: Clock,
-    ) -> proposal.Search:
-        increments = [loss]
-        if due.inverse and gathered.fresh:
-            increments.append(gathered.ledger.traces())
-
-        def draft(chosen: proposal.Candidate, tried: Sequence[proposal.Candidate]) -> StepRecord:
-            seen = proposal.Outcome(chosen, list(tried), None, (), 0, {})
-            return self._record(k, due, chosen, seen, m, None, evaluated)
-
-        return proposal.Search(
-            parts=self.parts,
-            layers=self.network.layers,
-            state=self.state_,
-            k=k,
-            due=due,
-            table=gathered.table,
-            loss=loss,
-            increments=increments,
-            trial=trial,
-            strength=self._strength,
-            read=self.read,
-            draft=draft,
-            clock=clock,
+        with clock("average"):
+            memos = {
+                "damping": damping_memo,
+                "momentum": _remembered(engine, chosen.coefficients, record),
+                "schedule": schedule_memo,
+                "average": parts["average"].update(state.memos["average"], moved) or {},
+            }
+        ok = commit.ok_of(outcome, evaluated.loss, gathered)
+        new = commit.next_state(engine, gathered, outcome, memos, strength=strength, previous=delta)
+        return commit.settled(
+            engine, record, new, gathered, evaluated.loss, ok, moved, evaluated.buffers, clock
         )
 
-    def _judged(
-        self,
-        record: StepRecord,
-        chosen: proposal.Candidate,
-        drawn: Drawn,
-        moved: list[Tensor],
-        evaluated: Evaluated,
-        clock: Clock,
-    ) -> tuple[StepRecord, Strength, Mapping[str, Any]]:
-        """ρ and the λ that follows it, where due (section 5.5)."""
-        parts, memo = self.parts, self.state_.memos["damping"]
-        if not record.due.lam:
-            return record, chosen.strength, memo
-        if parts.needs_rho:
-            with clock("judge"):
-                after = self.passes.objective(
-                    moved, drawn.inputs, drawn.targets, record.step, evaluated
-                )
-                if parts.processes > 1:
-                    parts["collective"].mean_([after])
-                actual = after - record.loss
-                record = replace(record, actual=actual, rho=actual / chosen.value)
+
+def preconditioned(
+    engine: Engine, gradient: Vec, drawn: Drawn | None, clock: Clock
+) -> tuple[Vec, StepRecord]:
+    """P∇h for a gradient that somebody else computed; see ``Engine.precondition``."""
+    k = engine.state_.step + 1
+    due, schedule_memo = due_at(engine, k)
+    if due.stats:
+        if drawn is None:
+            raise RecipeError(
+                "statistics are due, and there is no batch for them: the model has to be "
+                "called in training mode, with gradients enabled, between two steps"
+            )
+        if engine.ledger is None or engine.passes.fired is None:
+            engine.bind(drawn.inputs, drawn.targets)
+    parts, ledger = engine.parts, engine.ledger
+    if ledger is None:
+        raise RecipeError(f"step {k}: the schedule asks for no statistics before an inverse")
+    m = 0 if drawn is None else drawn.inputs.shape[0]
+    observed = None
+    with clock("observe"):
+        s1 = subset(parts["estimator"], m, parts.processes) if due.stats else 0
+        gathered = statistics.begun(parts, ledger, due, k, s1)
+        if drawn is not None and gathered.accumulation is not None:
+            given = s1, parts["estimator"], gathered.accumulation
+            observed = engine.passes.observe(*drawn, k, given, parts.observing)
+    with torch.no_grad():
+        block_memos = statistics.digested(parts, engine.state_, gathered, observed)
+        nothing = torch.zeros((), dtype=torch.float64, device=engine.device)
+        trial = proposal.preconditioned(gradient, clock)
+        search = _search(engine, k, due, gathered, nothing, trial, m, None, clock)
+        outcome = search.outcome(block_memos)
+        record = record_of(engine, k, due, outcome.chosen, outcome, m, gathered, None)
+        ok = commit.ok_of(outcome, nothing, gathered)
+        memos = {"schedule": schedule_memo}
+        new = commit.next_state(engine, gathered, outcome, memos, strength=outcome.chosen.strength)
+        record = commit.settled(engine, record, new, gathered, nothing, ok, (), {}, clock)
+        return -outcome.chosen.basis[0], record
+
+
+def _shared(parts: Parts, evaluated: Evaluated) -> None:
+    """h, the error and ∇h as means over processes; running statistics of the first one."""
+    parts["collective"].mean_([evaluated.loss, evaluated.error, *evaluated.gradient.matrices])
+    if evaluated.buffers:
+        parts["collective"].broadcast_(list(evaluated.buffers.values()), 0)
+
+
+def _search(
+    engine: Engine,
+    k: int,
+    due: Due,
+    gathered: statistics.Statistics,
+    loss: Tensor,
+    trial: proposal.Trial,
+    m: int,
+    evaluated: Evaluated | None,
+    clock: Clock,
+) -> proposal.Search:
+    increments = [loss]
+    if due.inverse and gathered.fresh:
+        increments.append(gathered.ledger.traces())
+
+    def draft(chosen: proposal.Candidate, tried: Sequence[proposal.Candidate]) -> StepRecord:
+        seen = proposal.Outcome(chosen, list(tried), None, (), 0, {})
+        return record_of(engine, k, due, chosen, seen, m, None, evaluated)
+
+    return proposal.Search(
+        parts=engine.parts,
+        layers=engine.network.layers,
+        state=engine.state_,
+        k=k,
+        due=due,
+        table=gathered.table,
+        loss=loss,
+        increments=increments,
+        trial=trial,
+        strength=engine._strength,
+        read=engine.read,
+        draft=draft,
+        clock=clock,
+    )
+
+
+def _judged(
+    engine: Engine,
+    record: StepRecord,
+    chosen: proposal.Candidate,
+    drawn: Drawn,
+    moved: list[Tensor],
+    evaluated: Evaluated,
+    clock: Clock,
+) -> tuple[StepRecord, Strength, Mapping[str, Any]]:
+    """ρ and the λ that follows it, where due (section 5.5)."""
+    parts, memo = engine.parts, engine.state_.memos["damping"]
+    if not record.due.lam:
+        return record, chosen.strength, memo
+    if parts.needs_rho:
         with clock("judge"):
-            strength, memo = parts["damping"].adapt(chosen.strength, memo, record)
-            return record, self._strength(strength), memo or {}
+            after = engine.passes.objective(
+                moved, drawn.inputs, drawn.targets, record.step, evaluated
+            )
+            if parts.processes > 1:
+                parts["collective"].mean_([after])
+            actual = after - record.loss
+            record = replace(record, actual=actual, rho=actual / chosen.value)
+    with clock("judge"):
+        strength, memo = parts["damping"].adapt(chosen.strength, memo, record)
+        return record, engine._strength(strength), memo or {}
 
-    def _remembered(self, coefficients: Tensor, record: StepRecord) -> Mapping[str, Any]:
-        """The momentum's memo after this step."""
-        memo: Mapping[str, Any] = self.state_.memos["momentum"]
-        update = self.parts.declares("momentum").update
-        return memo if update is None else update(memo, coefficients, record) or {}
 
-    def _record(
-        self,
-        k: int,
-        due: Due,
-        chosen: proposal.Candidate,
-        outcome: proposal.Outcome,
-        m: int,
-        gathered: statistics.Statistics | None,
-        evaluated: Evaluated | None,
-    ) -> StepRecord:
-        c = chosen.coefficients
-        cross = gathered is not None and bool(gathered.ledger.links)
-        nothing = float("nan")
-        return StepRecord(
-            step=k,
-            loss=nothing if evaluated is None else evaluated.loss,
-            error=nothing if evaluated is None else evaluated.error,
-            alpha=c[0],
-            mu=c[1] if c.shape[0] > 1 else nothing,
-            lam=chosen.strength.lam,
-            gamma=chosen.strength.gamma,
-            eta=chosen.strength.eta,
-            predicted=nothing if evaluated is None else chosen.value,
-            norm_squared=(c * (chosen.gram * c).sum(1)).sum(),
-            slope=(chosen.slope * c).sum(),
-            batch=m * self.parts.processes,
-            due=due,
-            coefficients=c,
-            candidates=tuple((t.strength.lam, t.strength.gamma, t.promise) for t in outcome.tried),
-            coupling=1.0 - self.state_.coupling * gathered.epsilon if gathered and cross else 0.0,
-            kept_inverse=outcome.kept,
-            jitter=outcome.jitter,
-        )
-
-    # --- saving ---------------------------------------------------------------------------------
-
-    def state(self, *, parameters: bool = True) -> dict[str, Any]:
-        """Everything needed to go on bit for bit: θ, buffers, moments, inverses, memos, counts.
-
-        Without ``parameters`` θ and the buffers are left out, for whoever keeps them elsewhere.
-        """
-        self.read([])
-        return checkpoint.saved(self, parameters=parameters)
-
-    def load(self, state: dict[str, Any], *, parameters: bool = True) -> None:
-        """Restores what :meth:`state` gave, for the same problem and recipe.
-
-        Raises:
-            CheckpointError: the state belongs to another network or another format, or is damaged;
-                nothing has changed then.
-        """
-        checkpoint.restore(self, state, parameters=parameters)
-
-    # --- reading --------------------------------------------------------------------------------
-
-    def coverage(self) -> list[CoverageRow]:
-        """One row per parameter: layer, block, who claimed it, chain, tangent path."""
-        return coverage_of(self.network, self.passes, self.blocks)
-
-    def average(self) -> Sequence[Tensor] | None:
-        """θ̄, in the order of ``network.names``; None where there is none."""
-        read: Sequence[Tensor] | None = self.parts["average"].read(self.state_.memos["average"])
-        return read
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The trained parameters' names, in the order of ``average``."""
-        return self.network.names
-
-    @property
-    def seconds(self) -> float:
-        """Training time so far."""
-        return self.state_.seconds
-
-    @property
-    def step_count(self) -> int:
-        """k of the last step made."""
-        return self.state_.step
+def _remembered(engine: Engine, coefficients: Tensor, record: StepRecord) -> Mapping[str, Any]:
+    """The momentum's memo after this step."""
+    memo: Mapping[str, Any] = engine.state_.memos["momentum"]
+    update = engine.parts.declares("momentum").update
+    return memo if update is None else update(memo, coefficients, record) or {}

@@ -11,7 +11,7 @@ from kfac_lab.engine.boundary import reference_of
 from kfac_lab.engine.parts import Parts, fresh_memo, number, strength_of
 
 if TYPE_CHECKING:
-    from kfac_lab.engine.step import Engine, Held
+    from kfac_lab.engine.engine import Engine, Held
 
 __all__ = ["swapped"]
 

@@ -1,0 +1,295 @@
+"""Engine: a network, a recipe's parts and a State, and what can be done with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from kfac_lab.core import checkpoint, linalg
+from kfac_lab.core.capture import CoverageRow, Network
+from kfac_lab.core.clock import Clock
+from kfac_lab.core.moments import Layout, Ledger
+from kfac_lab.core.passes import Passes
+from kfac_lab.core.problem import Drawn, Problem
+from kfac_lab.core.state import Bound, Place, State, StepRecord, Strength
+from kfac_lab.core.vector import Vec
+from kfac_lab.engine import boundary, step, swap
+from kfac_lab.engine.coverage import coverage_of
+from kfac_lab.engine.parts import Parts, fresh_memo, number, parts_of, strength_of
+
+__all__ = ["Engine", "Held", "attach"]
+
+
+def attach(problem: Problem, recipe: Any, seed: int, **options: Any) -> Engine:
+    """A K-FAC stepper for ``problem``: claims its layers and checks the recipe against it.
+
+    ``recipe`` gives a component per slot (``recipe["damping"]``), a block per layer
+    (``recipe.block_for(path, module)``), and claims layers (``recipe.claim(module, path)``).
+
+    Raises:
+        CoverageError: parameters without a layer and without a fallback.
+        RecipeError: the recipe cannot work on this problem.
+    """
+    return Engine(problem, recipe, seed, **options)
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """All that a step, a swap or a load changes, exchanged by one assignment.
+
+    ``layout`` is None before the first batch; ``record`` is of the last step made.
+    """
+
+    parts: Parts
+    state: State
+    seed: int
+    lr: float = 1.0
+    layout: Layout | None = None
+    record: StepRecord | None = None
+
+    @property
+    def place(self) -> Place:
+        """What the passes go by."""
+        parts = self.parts
+        mean = parts["collective"].mean_
+        return Place(self.seed, parts.rank, parts.processes, mean, self.state.bound)
+
+
+class Engine:
+    """See :func:`attach`. ``step`` makes one step, ``state`` and ``load`` save and restore it."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        recipe: Any,
+        seed: int,
+        *,
+        lr: float = 1.0,
+        chunk: int = 5000,
+        tf32: bool = False,
+    ) -> None:
+        self.problem, self.tf32 = problem, bool(tf32)
+        self.network = Network.of(problem.model, recipe.claim, recipe.fallback is not None)
+        self.passes = Passes(
+            self.network,
+            problem.likelihood,
+            problem.l2,
+            lambda: self.held.place,
+            chunk,
+            problem.outputs,
+        )
+        self.warnings = boundary.Warnings()
+        parts = self.check(recipe)
+        theta = self._theta
+        self.device = theta[0].device
+        # Where a read costs nothing a step looks at its flag itself; elsewhere the flag gates the
+        # commit and is looked at with the next read.
+        self._reads_are_free = self.device.type == "cpu"
+        if parts.processes > 1:  # every process starts where the first one does
+            buffers = problem.model.buffers()
+            parts["collective"].broadcast_([*theta, *(b.detach() for b in buffers)], 0)
+        strength, memo = parts["damping"].init(problem)
+        state = State(
+            strength=self._strength(strength),
+            coupling=number(1.0, self.device),
+            memos={
+                "damping": memo or {},
+                **{slot: fresh_memo(parts.declares(slot)) for slot in ("momentum", "schedule")},
+                "average": parts["average"].init(theta),
+            },
+            block_memos=tuple(map(fresh_memo, parts.block_traits)),
+            block_ages=(None,) * len(parts.blocks),
+        )
+        self.held = Held(parts, state, int(seed), float(lr))
+        if problem.inputs is not None and problem.targets is not None:
+            self.bind(problem.inputs[:2].to(self.device), problem.targets[:2].to(self.device))
+
+    # --- what it holds --------------------------------------------------------------------------
+
+    @property
+    def seed(self) -> int:
+        """Of every draw."""
+        return self.held.seed
+
+    @property
+    def lr(self) -> float:
+        """Factor on the coefficients of a step."""
+        return self.held.lr
+
+    @lr.setter
+    def lr(self, rate: float) -> None:
+        self.held = replace(self.held, lr=rate)
+
+    @property
+    def parts(self) -> Parts:
+        """The component of each slot."""
+        return self.held.parts
+
+    @property
+    def blocks(self) -> tuple[Any, ...]:
+        """The block of each layer."""
+        return self.held.parts.blocks
+
+    @property
+    def recipe(self) -> Any:
+        """The recipe they are of."""
+        return self.held.parts.recipe
+
+    @property
+    def state_(self) -> State:
+        """Everything that persists, θ and buffers aside."""
+        return self.held.state
+
+    @property
+    def record(self) -> StepRecord | None:
+        """Of the last step, set by its commit."""
+        return self.held.record
+
+    @property
+    def ledger(self) -> Ledger | None:
+        """The moments; None before the first batch."""
+        layout, state = self.held.layout, self.held.state
+        return None if layout is None else Ledger(layout, state.moments, state.ages)
+
+    @property
+    def _theta(self) -> list[Tensor]:
+        return [t.detach() for t in self.network.tensors]
+
+    def _strength(self, strength: Strength) -> Strength:
+        return strength_of(strength, self.problem.l2, self.device)
+
+    # --- before the first step, and between two -------------------------------------------------
+
+    def check(self, recipe: Any) -> Parts:
+        """The parts of a recipe for this problem; nothing changes.
+
+        Raises:
+            RecipeError: the recipe cannot work on this problem.
+        """
+        return parts_of(recipe, self.problem, self.network, self.passes)
+
+    def bind(self, inputs: Tensor, targets: Tensor) -> None:
+        """Finds firing order, chains and the tangent path on some cases; opens the ledger."""
+        bound = self.passes.probe(inputs, targets, self.parts.needs_tangents)
+        layout, state = self.held.layout, replace(self.held.state, bound=bound)
+        if layout is None:
+            layout = self.layout_of(self.parts, bound)
+            state = replace(state, moments=layout.opened().current)
+        self.held = replace(self.held, layout=layout, state=state)
+
+    def lacks_tangents(self, parts: Parts) -> bool:
+        """Whether a model that needs products J·v has no path for them yet."""
+        return self.passes.tangent_path == "unknown" and parts.needs_tangents
+
+    def layout_of(self, parts: Parts, bound: Bound) -> Layout:
+        """Memory for the moments that the blocks and the structure of ``parts`` want."""
+        wants = [tuple(b.wants()) for b in parts.blocks]
+        links = [
+            (i, j)
+            for i, j in parts["structure"].pairs(bound.chains)
+            if {"A", "G"} <= set(wants[i]) and {"A", "G"} <= set(wants[j])
+        ]
+        return Layout(self.network.layers, wants, links, self._theta[0])
+
+    def swap(self, recipe: Any, named: Mapping[str, set[str]]) -> None:
+        """Takes the parts of ``recipe`` from the next step on; see ``engine.swap``.
+
+        Raises:
+            RecipeError: the new recipe cannot work on this problem; nothing has changed then.
+        """
+        self.held = swap.swapped(self, recipe, named)
+
+    def read(self, tensors: Sequence[Tensor]) -> list[float]:
+        """One host read of 0-dim tensors; steps that were void come to light with it.
+
+        Raises:
+            NumericalError: a step since the last read was void.
+        """
+        state, values, void = boundary.examined(self.state_, tensors)
+        if state is not self.state_:
+            self.held = replace(self.held, state=state)
+        if void:
+            raise boundary.void_error(void)
+        return values
+
+    # --- the step -------------------------------------------------------------------------------
+
+    def step(self) -> StepRecord:
+        """One step on a batch drawn by the recipe's ``batch``."""
+        k = self.state_.step + 1
+        size = self.parts["batch"].size(k, self.problem.available)
+        clock = Clock()
+        with clock("sample"):
+            drawn = self.passes.share(self.problem.draw(k, size, self.seed))
+        return self.step_on(drawn, clock)
+
+    def step_on(self, drawn: Drawn, clock: Clock | None = None) -> StepRecord:
+        """One step on a given batch.
+
+        Raises:
+            NumericalError: something was not finite, or no inverse could be built; the step has
+                not happened.
+        """
+        with linalg.precision(self.tf32):
+            return step.whole(self, drawn, clock or Clock())
+
+    def precondition(self, gradient: Vec, drawn: Drawn | None) -> tuple[Vec, StepRecord]:
+        """P∇h for a gradient that somebody else computed; θ and the buffers stay as they are.
+
+        Observes and inverts as a step does, where due, and counts as one. ``drawn`` may be None
+        where no statistics are due; of its targets only an estimator that uses labels takes notice.
+
+        Raises:
+            RecipeError: statistics are due and there is no batch.
+            NumericalError: as for :meth:`step_on`.
+        """
+        with linalg.precision(self.tf32):
+            return step.preconditioned(self, gradient, drawn, Clock())
+
+    # --- saving ---------------------------------------------------------------------------------
+
+    def state(self, *, parameters: bool = True) -> dict[str, Any]:
+        """Everything needed to go on bit for bit: θ, buffers, moments, inverses, memos, counts.
+
+        Without ``parameters`` θ and the buffers are left out, for whoever keeps them elsewhere.
+        """
+        self.read([])
+        return checkpoint.saved(self, parameters=parameters)
+
+    def load(self, state: dict[str, Any], *, parameters: bool = True) -> None:
+        """Restores what :meth:`state` gave, for the same problem and recipe.
+
+        Raises:
+            CheckpointError: the state belongs to another network or another format, or is damaged;
+                nothing has changed then.
+        """
+        checkpoint.restore(self, state, parameters=parameters)
+
+    # --- reading --------------------------------------------------------------------------------
+
+    def coverage(self) -> list[CoverageRow]:
+        """One row per parameter: layer, block, who claimed it, chain, tangent path."""
+        return coverage_of(self.network, self.passes, self.blocks)
+
+    def average(self) -> Sequence[Tensor] | None:
+        """θ̄, in the order of ``network.names``; None where there is none."""
+        read: Sequence[Tensor] | None = self.parts["average"].read(self.state_.memos["average"])
+        return read
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The trained parameters' names, in the order of ``average``."""
+        return self.network.names
+
+    @property
+    def seconds(self) -> float:
+        """Training time so far."""
+        return self.state_.seconds
+
+    @property
+    def step_count(self) -> int:
+        """k of the last step made."""
+        return self.state_.step
