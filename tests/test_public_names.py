@@ -19,7 +19,12 @@ _SPEC.loader.exec_module(names)
 RECORD = json.loads(names.RECORD.read_text(encoding="utf-8"))
 
 #: taken away on purpose: nothing but their own tests ever called them
-GONE: set[str] = set()
+GONE = {
+    "kfac_lab.core.linalg.symmetric_root",
+    "kfac_lab.core.iterative.newton_schulz_roots",
+    "kfac_lab.problems.pca",
+    "kfac_lab.problems.pca.pca_error",
+}
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +49,12 @@ def test_every_module_still_offers_its_names():
 def test_nothing_is_called_gone_that_is_there():
     for name in GONE:
         module, _, last = name.rpartition(".")
-        assert last in RECORD["modules"].get(module, [last])
+        assert name in RECORD["modules"] or last in RECORD["modules"][module]
         try:
-            found = hasattr(importlib.import_module(module), last)
+            found = importlib.import_module(name if name in RECORD["modules"] else module)
         except ModuleNotFoundError:
-            found = False
-        assert not found
+            continue
+        assert not hasattr(found, last), name
 
 
 def test_public_classes_keep_their_members():

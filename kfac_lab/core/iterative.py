@@ -14,7 +14,6 @@ Cholesky.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -23,7 +22,7 @@ from torch import Tensor
 from kfac_lab.core import linalg
 from kfac_lab.core.linalg import LADDER, Outcome, Scalar
 
-__all__ = ["newton_schulz_inverse", "newton_schulz_roots", "steps_from", "tolerance"]
+__all__ = ["newton_schulz_inverse", "steps_from", "tolerance"]
 
 WARM = 0.9
 """A previous inverse X₀ is a start if its residual is below this; at 1 it could diverge."""
@@ -91,40 +90,6 @@ def newton_schulz_inverse(
     return _direct_if_not("Newton-Schulz inverse", matrix, shift, iterate, linalg.cholesky_inverse)[
         0
     ]
-
-
-def newton_schulz_roots(
-    matrix: Tensor, shift: Scalar = 0.0, iterations: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """(M + shift·I)^(1/2) and (M + shift·I)^(-1/2), symmetric [d, d], coupled (section 7.5).
-
-    Y₀ = A/c, Z₀ = I, T = (3I − Z Y)/2, Y ← Y T, Z ← T Z with c = ‖A‖_∞; an eigenvalue that is
-    small against c grows by 9/4 a step.
-    """
-    eps = torch.finfo(matrix.dtype).eps
-    steps = math.ceil(math.log(1 / eps, 2.25)) + 6 if iterations is None else iterations
-
-    def iterate(work: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        eye = linalg.eye_like(work)
-        norm = work.abs().sum(0).amax()
-        scaled = work / norm
-        y, z = scaled, eye
-        for _ in range(steps - 1):
-            t = 1.5 * eye - 0.5 * (z @ y)
-            y, z = y @ t, t @ z
-        residual = eye - z @ y  # and after the last step about 3/4 of its square
-        y, z = y + 0.5 * (y @ residual), z + 0.5 * (residual @ z)
-        ok = torch.linalg.matrix_norm(residual) ** 2 < tolerance(work.dtype)
-        y, z = linalg.symmetrise(y), linalg.symmetrise(z)
-        return (y * norm.sqrt(), z / norm.sqrt()), ok
-
-    def direct(work: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        (values, vectors), ok = linalg.eigenpairs(work)
-        roots = [linalg.symmetrise(vectors * values**p @ vectors.mT) for p in (0.5, -0.5)]
-        return tuple(roots), ok
-
-    root, inverse = _direct_if_not("Newton-Schulz roots", matrix, shift, iterate, direct)
-    return root, inverse
 
 
 def _direct_if_not(

@@ -248,7 +248,7 @@ class LikelihoodTraits(Traits):
     predictions: Method | None = _method()  # (outputs) -> how many predictions a case makes
 
 
-#: slot → its traits, for the slots of a recipe
+#: slot → its traits: what a recipe fills, who steps first, then in the order of the step's verbs
 SLOT_TRAITS: Mapping[str, type[Traits]] = {
     "method": MethodTraits,
     "estimator": EstimatorTraits,

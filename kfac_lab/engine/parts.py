@@ -19,18 +19,7 @@ from kfac_lab.errors import RecipeError
 
 __all__ = ["SLOTS", "Parts", "fresh_memo", "number", "parts_of", "strength_of"]
 
-SLOTS = (
-    "estimator",
-    "block",
-    "structure",
-    "model",
-    "damping",
-    "momentum",
-    "schedule",
-    "batch",
-    "average",
-    "collective",
-)
+SLOTS = tuple(slot for slot in SLOT_TRAITS if slot != "method")
 
 
 @dataclass(frozen=True, eq=False)

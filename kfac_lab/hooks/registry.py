@@ -27,19 +27,7 @@ __all__ = [
 ]
 
 #: what a recipe fills: who steps, the parts of the step in the order of its verbs, the rest
-SLOTS = (
-    "method",
-    "estimator",
-    "block",
-    "structure",
-    "model",
-    "damping",
-    "momentum",
-    "schedule",
-    "batch",
-    "average",
-    "collective",
-)
+SLOTS = tuple(SLOT_TRAITS)
 
 #: the slots that a method other than kfac uses
 SHARED_SLOTS = ("batch", "average")

@@ -104,7 +104,7 @@ def failing(monkeypatch, verdict):
     work, every = linalg.guarded, len(linalg.LADDER)
 
     def guarded(operation, compute, subject=None, shift=0.0, levels=every):
-        names = linalg._LABEL.get()
+        names = linalg.attempt._LABEL.get()
 
         def worse(level):
             outcome = compute(level)

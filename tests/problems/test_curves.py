@@ -8,10 +8,10 @@ import time
 
 import pytest
 import torch
+from oracles.pca import pca_error
 from torch import nn
 
 from kfac_lab.problems.curves import _generate, curves, curves_data, draw_curves
-from kfac_lab.problems.pca import pca_error
 from kfac_lab.problems.shared import _alive
 
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from oracles.pca import pca_error
 from torch import nn
 
 import kfac_lab.problems
 from kfac_lab.problems.digits import digits, digits_classifier, digits_data, digits_small
-from kfac_lab.problems.pca import pca_error
 
 
 def test_shapes_ranges_and_classes():

@@ -6,12 +6,12 @@ import types
 import numpy as np
 import pytest
 import torch
+from oracles.pca import pca_error
 from torch import nn
 
 from kfac_lab.errors import DataError
 from kfac_lab.problems import faces as module
 from kfac_lab.problems.faces import ANGLES, SCALES, SPACING, cut_patches, faces, faces_data
-from kfac_lab.problems.pca import pca_error
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ import types
 import numpy as np
 import pytest
 import torch
+from oracles.pca import pca_error
 from torch import nn
 
 from kfac_lab.errors import DataError
 from kfac_lab.problems import sources
 from kfac_lab.problems.mnist import mnist, mnist_arrays, mnist_data
 from kfac_lab.problems.mnist_small import downscale, mnist_small, mnist_small_data
-from kfac_lab.problems.pca import pca_error
 
 
 @pytest.fixture

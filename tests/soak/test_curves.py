@@ -6,10 +6,10 @@ import functools
 from statistics import median
 
 import pytest
+from oracles.pca import pca_error
 
 import kfac_lab as kl
 from kfac_lab.problems.curves import curves_data
-from kfac_lab.problems.pca import pca_error
 
 pytestmark = pytest.mark.soak
 SEEDS = (0, 1, 2)
