@@ -80,17 +80,22 @@ def test_matrix_of_a_map():
 
 # --- more than the three -------------------------------------------------------------------------
 
+
+def normal(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
 POSITIVE = torch.rand(4, 4, generator=torch.Generator().manual_seed(1)) + 0.3
-SCORES = torch.randn(5, 3, generator=torch.Generator().manual_seed(2))
+SCORES = normal(2, 5, 3)
 SMOOTH = nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 3.0]), label_smoothing=0.1)
 MASKED = torch.tensor([0, 1, 2, 0, -100])
-HEADS = {"outputs": torch.randn(5, 4), "targets": {"a": MASKED.clamp(0), "b": torch.randn(5, 1)}}
+HEADS = {"outputs": normal(11, 5, 4), "targets": {"a": MASKED.clamp(0), "b": normal(12, 5, 1)}}
 MORE = [
     (Poisson(), {}),
     (Poisson(log_rate=False), {"outputs": POSITIVE, "targets": torch.ones(4, 4)}),
     (Gaussian(0.3), {}),
     (HeteroscedasticGaussian(), {}),
-    (HeteroscedasticGaussian(False), {"outputs": POSITIVE, "targets": torch.randn(4, 2)}),
+    (HeteroscedasticGaussian(False), {"outputs": POSITIVE, "targets": normal(13, 4, 2)}),
     (resolve(nn.MSELoss()), {}),
     (resolve(nn.MSELoss(reduction="sum")), {}),
     (resolve(nn.BCEWithLogitsLoss(pos_weight=torch.tensor(3.0))), {}),
@@ -98,17 +103,17 @@ MORE = [
     (resolve(nn.CrossEntropyLoss()), {}),
     (
         resolve(nn.CrossEntropyLoss(reduction="sum")),
-        {"outputs": torch.randn(3, 4, 2), "targets": torch.rand(3, 4, 2)},
+        {"outputs": normal(14, 3, 4, 2), "targets": torch.softmax(normal(30, 3, 4, 2), 1)},
     ),
     (resolve(nn.NLLLoss()), {"outputs": torch.log_softmax(SCORES, 1), "targets": MASKED.abs() % 3}),
     (resolve(nn.PoissonNLLLoss()), {}),
-    (resolve(nn.GaussianNLLLoss()), {"outputs": POSITIVE, "targets": torch.randn(4, 2)}),
+    (resolve(nn.GaussianNLLLoss()), {"outputs": POSITIVE, "targets": normal(15, 4, 2)}),
     (Joint(a="categorical", b=Gaussian(scale=0.5)).fitted(a=(3,), b=(1,)), HEADS),
     (
         Joint(a=SMOOTH, b=nn.MSELoss(), c="poisson").fitted(a=(3,), b=(), c=(2,)),
         {
-            "outputs": torch.randn(5, 6),
-            "targets": (MASKED, torch.randn(5), torch.ones(5, 2)),
+            "outputs": normal(16, 5, 6),
+            "targets": (MASKED, normal(17, 5), torch.ones(5, 2)),
         },
     ),
 ]
