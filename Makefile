@@ -12,12 +12,13 @@ export OMP_WAIT_POLICY := passive
 # SECONDS is a parameter of `make demo`; some shells give the name a meaning of their own.
 unexport SECONDS
 
-.PHONY: help demo test lint lab soak mutants clean
+.PHONY: help demo test quick lint lab soak mutants clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo   K-FAC against tuned Nesterov SGD, Adam and Muon on CURVES; pictures in demo/ (SECONDS=5 for a short one)'
 	@echo 'make test   style, types, import rules and the test suite'
+	@echo 'make quick  the same without the browser, the notebooks and what takes long: under two minutes'
 	@echo 'make lab    JupyterLab with everything installed, open on the tour'
 	@echo 'make soak   the long tests'
 	@echo 'make mutants  makes the mathematics wrong in many small ways and sees that tests notice'
@@ -31,6 +32,12 @@ test: lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 	$(BIN)/python -m pytest $(PYTEST_ARGS) plugins  # on their own: here entry points do load
 	$(BIN)/python -m pytest $(PYTEST_ARGS) --nbval notebooks $(wildcard plugins/*/*.ipynb)
+
+# what tells most in two minutes
+QUICK := tests/trajectories tests/core tests/engine tests/paper tests/hooks tests/oracles tests/test_layout.py tests/test_public_names.py
+
+quick: lint
+	$(BIN)/python -m pytest $(PYTEST_ARGS) $(QUICK)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
