@@ -125,6 +125,8 @@ class Baseline:
 
     def _move(self, k: int) -> bool:
         """The update, in place; the gradients are in ``.grad``. True: it has been made."""
+        if len(self._optimisers) == 1:
+            return self._optimisers[0].step() is None
         for optimiser in self._optimisers:
             optimiser.step()
         return True
@@ -207,7 +209,7 @@ class Baseline:
         A fused kernel is one call, which needs no memory; of any other we keep what to go back to.
         """
         if not self._divisible:
-            made += [self._optimisers[0].step() is None]
+            made += [self._move(k)]
             return
         theta = [t.clone() for t in self._theta]
         states = [{t: copied(s) for t, s in o.state.items()} for o in self._optimisers]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from kfac_lab.core.state import Swap
 from kfac_lab.history import History
 from kfac_lab.hooks import Recipe
 from kfac_lab.run.snapshots import Snapshot
@@ -45,9 +46,7 @@ def replayed(
     while True:  # a swap at the step itself belongs to it, as it does in a snapshot
         while waiting and waiting[0].step == stepper.step_count:
             mark = waiting.pop(0)
-            named = {slot: Recipe.named_fields(value) for slot, value in mark.parts.items()}
-            recipe = recipe.replace(**mark.parts)
-            stepper.swap(recipe, named)
+            recipe = replayed_swap(stepper, recipe, mark)
             kept.marks.append(mark)
         reached = int(stepper.step_count)
         if reached == step or (until is not None and until()):
@@ -55,3 +54,11 @@ def replayed(
         kept.append(stepper.step())
     kept.evaluations = [e for e in history.evaluations if e["step"] <= reached]
     return Replayed(recipe, kept, stepper.state())
+
+
+def replayed_swap(stepper: Any, recipe: Recipe, mark: Swap) -> Recipe:
+    """Swaps the parts of a mark once more; returns the recipe then."""
+    named = {slot: Recipe.named_fields(value) for slot, value in mark.parts.items()}
+    new = recipe.replace(**mark.parts)
+    stepper.swap(new, named)
+    return new
