@@ -189,13 +189,21 @@ class Restriction(Protocol):
     curvature: Tensor  # [k, k]
     gram: Tensor  # [k, k]
     slope: Tensor  # [k]
+    loss: Tensor | None  # h(θ), where the model tells it
 
     def value(self, coefficients: Tensor, strength: Strength) -> Tensor:
         """slope·c + ½ cᵀ(curvature + (λ+η) gram)c, 0-dim."""
         ...
 
-    def minimiser(self, strength: Strength, fixed: Mapping[int, Any] | None = None) -> Tensor:
-        """The c of least value ``[k]``; ``fixed`` holds some coefficients at given numbers."""
+    def minimiser(
+        self,
+        strength: Strength,
+        fixed: Mapping[int, Any] | None = None,
+        ridge: Tensor | None = None,
+    ) -> Tensor:
+        """The c of least value ``[k]``; ``fixed`` holds some coefficients at given numbers, and a
+        ``ridge`` ``[k]`` adds ½ Σ ridge_j c_j².
+        """
         ...
 
 

@@ -27,6 +27,7 @@ class Restriction:
     curvature: Tensor  # [k, k], never with λ or η
     gram: Tensor  # [k, k]
     slope: Tensor  # [k]
+    loss: Tensor | None = None  # h(θ), where the model tells it
 
     def _matrix(self, strength: Strength) -> Tensor:
         return self.curvature + (strength.lam + strength.eta) * self.gram
@@ -36,14 +37,23 @@ class Restriction:
         c = coefficients
         return (self.slope * c).sum() + 0.5 * (c * (self._matrix(strength) * c).sum(1)).sum()
 
-    def minimiser(self, strength: Strength, fixed: Mapping[int, Any] | None = None) -> Tensor:
+    def minimiser(
+        self,
+        strength: Strength,
+        fixed: Mapping[int, Any] | None = None,
+        ridge: Tensor | None = None,
+    ) -> Tensor:
         """The c of least value; ``fixed`` maps an index to the number its coefficient is held at.
+
+        With a ``ridge`` ``[k]`` it is that of value(c) + ½ Σ ridge_j c_j².
 
         A zero or dependent direction gets the coefficient 0, which is one of the minimisers
         (section 6): elimination with selects, since a library solve would check on the host.
         """
         k = self.slope.shape[0]
         matrix, right = self._matrix(strength), -self.slope
+        if ridge is not None:
+            matrix = matrix + torch.diag(ridge)
         fixed = fixed or {}
         free = [j for j in range(k) if j not in fixed]
         for j, value in fixed.items():

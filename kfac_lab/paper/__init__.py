@@ -18,6 +18,7 @@ from kfac_lab.paper import (
     diagonal,
     estimators,
     kronecker,
+    layered,
     momentum,
     quadratic_model,
     schedules,
@@ -98,6 +99,12 @@ def kfac_register_dampings(register: Any) -> None:
         summary="tied, first steps held to a reduction",
         reference=S + "5.5",
     )
+    register(
+        "promised",
+        damping.Promised,
+        summary="tied, λ moved by the first steps' promises",
+        reference=S + "5.5",
+    )
     register("constant", damping.Constant, summary="fixed λ and γ", reference=S + "12.10")
     register("scheduled", damping.Scheduled, summary="λ falls by a schedule", reference=S + "5.3")
 
@@ -116,6 +123,12 @@ def kfac_register_momentums(register: Any) -> None:
     register("fixed", momentum.Fixed, summary="fixed rate and momentum", reference=S + "6")
     register(
         "norm_clip", momentum.NormClip, summary="fixed, in a trust region", reference=S + "12.9"
+    )
+    register(
+        "layered",
+        layered.Layered,
+        summary="an α for each group of layers at first",
+        reference=S + "5.4",
     )
     register("normalised", momentum.Normalised, summary="each layer of RMS 1", reference=S + "12.9")
 

@@ -15,7 +15,7 @@ from kfac_lab.core.parameters import parameter
 from kfac_lab.core.state import Due, StepRecord, Strength
 from kfac_lab.core.traits import DampingTraits
 
-__all__ = ["Constant", "LevenbergMarquardt", "Scheduled", "Steered", "Tied"]
+__all__ = ["Constant", "LevenbergMarquardt", "Promised", "Scheduled", "Steered", "Tied"]
 
 Memo = Mapping[str, Any]
 OMEGA_1 = 0.95**5  # ω1 for T1 = 5
@@ -242,6 +242,54 @@ class Steered(Tied):
         if lam < first[0] and reduction < first[1]:
             return first[0]  # halving did not help
         return None
+
+
+@dataclass(frozen=True)
+class Promised(Tied):
+    """``tied``, with λ moved through the first steps by what each step promised.
+
+    ``steered`` makes an inverse for every λ it tries; here the step is made as it is and the next
+    one has another λ. In the first ``steps`` steps λ grows fourfold after a step that failed (h
+    rose, or ρ < 1/4), and falls after one that kept its word (ρ > 1/2) and promised less than
+    ``low`` of h: by the ratio of the two, a factor of 16 at most, since a large λ makes steps in
+    inverse proportion. So ``lam`` is a starting guess and nothing more. Afterwards the rule is
+    ``tied``'s, with a quicker factor and the floor of ``share``.
+    """
+
+    omega1: float = parameter(
+        0.5, symbol="ω1", section="5.5", low=0.01, high=1.0, help="λ factor per adaptation"
+    )
+    share: float = parameter(
+        0.01,
+        section="5.5",
+        low=0.0,
+        high=1.0,
+        help="λ shrinks only while λ‖δ‖² is at least this share of δᵀ(F+λ+η)δ",
+    )
+    steps: int = parameter(20, section="5.5", low=0, help="steps that move λ by their promise")
+    low: float = parameter(
+        0.06, section="5.5", low=1e-6, high=1.0, help="λ falls while less of h is promised"
+    )
+
+    def adapt(self, strength: Strength, memo: Memo, record: StepRecord) -> tuple[Strength, Memo]:
+        """λ by the promise at first, then by ρ; γ with it."""
+        if record.step > self.steps:
+            return super().adapt(strength, memo, record)
+        rho, actual, predicted, loss = (
+            torch.as_tensor(x, dtype=torch.float64, device=strength.lam.device)
+            for x in (record.rho, record.actual, record.predicted, record.loss)
+        )
+        failed = (actual > 0) | ~(rho >= 0.25)
+        shaped = record.lam * record.norm_squared >= -self.share * record.slope
+        promise = -predicted / torch.clamp(loss * self.low, min=1e-300)
+        eager = ~failed & (rho > 0.5) & (promise < 1) & shaped
+        one = torch.ones_like(rho)
+        factor = torch.where(
+            failed, 4 * one, torch.where(eager, torch.clamp(promise, 1 / 16, 1.0), one)
+        )
+        moved = torch.clamp(strength.lam * factor, 1e-12, 1e12)
+        lam = torch.where((predicted == 0) | ~(loss > 0), strength.lam, moved)
+        return strength._replace(lam=lam, gamma=torch.sqrt(lam + strength.eta)), memo
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ class ExactFisher:
             rooted = evaluation.likelihood.factor_transposed(outputs, tangents)
             rooted = rooted.reshape(k, outputs.shape[0], -1)
             total = total + (_inner(rooted) if k <= 2 else _product(rooted))
-        return Restriction(total / evaluation.rows, gram, slope)
+        return Restriction(total / evaluation.rows, gram, slope, evaluation.loss)
 
 
 def _inner(rooted: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class ApproximateFisher:
         products = [evaluation.approximate_product(v) for v in basis]
         rows = [torch.stack([u.dot(p) for p in products]) for u in basis]
         curvature = torch.stack(rows)
-        return Restriction((curvature + curvature.t()) / 2, gram, slope)
+        return Restriction((curvature + curvature.t()) / 2, gram, slope, evaluation.loss)
 
 
 @dataclass(frozen=True)

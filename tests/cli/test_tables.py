@@ -67,7 +67,7 @@ def test_plugins_lists_what_is_loaded(command) -> None:
     assert done.code == 0
     for name in ("kfac-lab/paper", "kfac-lab/problems", "kfac-lab/run"):
         assert name in done.out
-    assert "loaded" in done.out and "damping 5" in done.out and "0." in done.out
+    assert "loaded" in done.out and "damping 6" in done.out and "0." in done.out
 
 
 def test_why_tells_all_about_one(command) -> None:

@@ -1,0 +1,87 @@
+"""Momentum with a coefficient for each group of layers while the layers' steps move the same
+outputs (an extension of sections 5.4 and 6).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kfac_lab.core.parameters import parameter
+from kfac_lab.core.protocols import Restriction, Space
+from kfac_lab.core.state import StepRecord, Strength
+from kfac_lab.core.vector import Part, Vec
+
+__all__ = ["Layered"]
+
+Memo = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Layered:
+    """δ = Σ_g α_g Δ_g + μ δ0 over ``groups`` runs of layers, at first; then αΔ + μδ0 (section 6).
+
+    A block-diagonal P treats each layer as if the others stood still. On a plateau all their steps
+    move the same outputs, and one α for all has to be small: 0.01, where a coefficient for each
+    group of neighbours still finds a step. The quadratic model on the span of the Δ_g has what P
+    lacks, the curvature between layers.
+
+    So many coefficients fit the noise of a small batch too: they are shrunk by a ridge, which adds
+    ``ridge`` times its own diagonal to the model's matrix, and the step is shortened until it
+    promises no more than ``most`` of h. The first ``steps`` steps with this momentum are made so;
+    how many matters little (25 to 70 did equally well), that there is an end matters.
+
+    Groups are runs of layers in the order in which the model defines them.
+    """
+
+    groups: int = parameter(6, section="5.4", low=1, high=64, help="runs of layers with an α each")
+    steps: int = parameter(40, section="5.4", low=0, help="so long; then one α for all")
+    ridge: float = parameter(
+        0.3, section="5.4", low=0.0, log=True, help="share of the model's diagonal added to it"
+    )
+    most: float = parameter(
+        0.2, section="5.5", low=1e-6, high=1.0, help="share of h promised at most meanwhile"
+    )
+
+    def init(self) -> Memo:
+        """No step made yet."""
+        return {"made": 0}
+
+    def basis(
+        self, space: Space, direction: Vec, previous: Vec | None, memo: Memo
+    ) -> tuple[Vec, ...]:
+        """The parts of Δ, or Δ; and δ0 where there is one."""
+        count = min(self.groups, len(direction)) if memo["made"] < self.steps else 1
+        last = () if previous is None else (previous,)
+        if count == 1:
+            return (direction, *last)
+        edges = [len(direction) * g // count for g in range(count + 1)]
+        parts = (Part(direction, range(a, b)) for a, b in itertools.pairwise(edges))
+        return (*parts, *last)
+
+    def choose(self, restriction: Restriction, strength: Strength, step: int) -> Tensor:
+        """The minimiser of M on Δ and δ0; on parts of Δ the ridge's, and no longer than allowed."""
+        if restriction.slope.shape[0] <= 2:
+            return restriction.minimiser(strength)
+        shift = (strength.lam + strength.eta) * restriction.gram.diagonal()
+        diagonal = restriction.curvature.diagonal() + shift
+        found = restriction.minimiser(strength, ridge=self.ridge * diagonal)
+        if restriction.loss is None:
+            return found
+        # M(tc) = t·slope + ½t²·curved along c; t is where it reaches −most·h, or 1.
+        slope = (restriction.slope * found).sum()
+        curved = 2 * (restriction.value(found, strength) - slope)
+        limit = self.most * torch.clamp(restriction.loss, min=0.0)
+        root = torch.sqrt(torch.clamp(slope * slope - 2 * curved * limit, min=0.0))
+        reached = (-slope - root) / torch.where(curved > 0, curved, torch.ones_like(curved))
+        beyond = -restriction.value(found, strength) > limit
+        return torch.where(beyond & (curved > 0), found * reached.clamp(0.0, 1.0), found)
+
+    def update(self, memo: Memo, coefficients: Tensor, record: StepRecord) -> Memo:
+        """One more step made."""
+        return {"made": memo["made"] + 1}

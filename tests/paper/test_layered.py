@@ -1,0 +1,110 @@
+"""Momentum `layered` and damping `promised`, against dense algebra and by their own words."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import kfac_lab as kl
+from kfac_lab.core.restriction import Restriction
+from kfac_lab.core.vector import Part
+from kfac_lab.paper.damping import Promised
+from kfac_lab.paper.layered import Layered
+from kfac_lab.testing.steps import Bowl, bowl, number, record, strength
+
+
+def model(loss: float | None, seed: int = 0, k: int = 5) -> Restriction:
+    g = torch.Generator().manual_seed(seed)
+    root, basis = (torch.randn(k, k, generator=g, dtype=torch.float64) for _ in range(2))
+    slope = torch.randn(k, generator=g, dtype=torch.float64)
+    h = None if loss is None else number(loss)
+    return Restriction(root @ root.t(), basis @ basis.t(), slope, h)
+
+
+def test_the_coefficients_are_the_ridges_solution() -> None:
+    r, s = model(None), strength(0.3)
+    matrix = r.curvature + (s.lam + s.eta) * r.gram
+    ridge = torch.diag(0.25 * matrix.diagonal())
+    expected = torch.linalg.solve(matrix + ridge, -r.slope)
+    torch.testing.assert_close(Layered(ridge=0.25).choose(r, s, 7), expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(r.minimiser(s), torch.linalg.solve(matrix, -r.slope))
+
+
+def test_no_step_promises_more_than_its_share_of_h() -> None:
+    s = strength(0.01)
+    for seed in range(8):
+        free = Layered(most=0.2).choose(model(None, seed), s, 3)
+        most = -float(model(None, seed).value(free, s))
+        for loss in (most, most * 4.9, most * 5.1, most * 100):
+            r = model(loss, seed)
+            held = Layered(most=0.2).choose(r, s, 3)
+            promise = -float(r.value(held, s))
+            assert promise == pytest.approx(min(0.2 * loss, most), rel=1e-9)
+            ratio = held / free
+            torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio))
+
+
+def test_groups_are_runs_of_layers_for_so_many_steps_of_its_own() -> None:
+    space = Bowl(bowl("three layers"))
+    direction, previous = -space.gradient, space.subject["previous"]
+    momentum = Layered(groups=2, steps=2)
+    memo = momentum.init()
+    for made in range(4):
+        basis = momentum.basis(space, direction, previous, memo)
+        assert [isinstance(v, Part) for v in basis[:-1]] == ([True] * 2 if made < 2 else [False])
+        if made < 2:
+            assert [tuple(v.layers) for v in basis[:-1]] == [(0,), (1, 2)]
+        assert basis[-1] is previous
+        memo = momentum.update(memo, torch.zeros(3), record(0.9))
+    assert len(Layered(groups=9).basis(space, direction, None, momentum.init())) == 3
+
+
+def adapted(lam: float, rho: float, share: float, step: int = 5) -> float:
+    """λ after a step that promised ``share`` of h."""
+    seen = record(rho, lam, step=step, loss=2.0, predicted=-2.0 * share)
+    return float(Promised().adapt(strength(lam), {}, seen)[0].lam) / lam
+
+
+def test_lambda_falls_by_what_a_step_promised_too_little() -> None:
+    assert adapted(10.0, 0.9, 0.03) == pytest.approx(0.5)
+    assert adapted(10.0, 0.9, 0.06) == 1.0
+    assert adapted(10.0, 0.9, 0.0006) == pytest.approx(1 / 16)
+    assert adapted(10.0, 0.4, 0.03) == 1.0  # it did not quite keep its word
+    assert adapted(10.0, 0.2, 0.03) == adapted(10.0, -1.0, 0.5) == 4.0
+    assert adapted(10.0, float("nan"), 0.03) == 4.0
+
+
+def test_after_its_steps_the_rule_is_tieds() -> None:
+    assert adapted(10.0, 0.9, 0.0006, step=21) == 0.5
+    assert adapted(10.0, 0.1, 0.0006, step=21) == 2.0
+
+
+def test_a_lambda_that_shapes_nothing_stays() -> None:
+    seen = replace(record(0.9, 10.0, loss=2.0, predicted=-0.06), norm_squared=number(1e-9))
+    assert float(Promised().adapt(strength(10.0), {}, seen)[0].lam) == 10.0
+
+
+def test_gamma_follows() -> None:
+    after, _ = Promised().adapt(strength(10.0), {}, record(0.9, 10.0, loss=2.0, predicted=-0.06))
+    assert float(after.gamma) == pytest.approx(float(after.lam + after.eta) ** 0.5)
+
+
+@pytest.mark.parametrize("lam", [1e-6, 1e6])
+def test_the_first_lambda_is_a_guess_and_no_more(lam: float) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(200, 8)
+    y = (x @ torch.randn(8, 3)).argmax(1)
+    losses = []
+    for guess in (lam, 1.0):
+        torch.manual_seed(1)
+        net = torch.nn.Sequential(torch.nn.Linear(8, 12), torch.nn.Tanh(), torch.nn.Linear(12, 3))
+        recipe = kl.Recipe.named("robust").replace(
+            damping=f"promised(lam={guess})",
+            momentum="layered",
+            schedule="growing(T3=10, growth=1.25, first=1, eager=20)",
+        )
+        opt = kl.KFAC(net, "categorical", recipe=recipe)
+        for _ in range(30):
+            last = opt.step(x, y)
+        losses.append(float(last.loss))
+    assert losses[0] < 2 * losses[1] < 0.2
