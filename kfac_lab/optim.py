@@ -11,7 +11,7 @@ import contextlib
 import math
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Real
 from typing import Any, NoReturn, TypeAlias
@@ -21,11 +21,13 @@ from torch import Tensor, nn
 
 from kfac_lab import engine as _engine
 from kfac_lab.core import archive, linalg, seeds
+from kfac_lab.core.capture import left_out
 from kfac_lab.core.cases import Call, Cases, Unlabelled, as_cases, concatenated, tensors_of
 from kfac_lab.core.exchange import exchange
 from kfac_lab.core.likelihood import Likelihood, Selector
 from kfac_lab.core.literal import brief
 from kfac_lab.core.parameters import whole_number
+from kfac_lab.core.passes import Seen
 from kfac_lab.core.problem import Drawn, Problem, weighed
 from kfac_lab.core.schema import anything, check, maybe, record, table, text, whole
 from kfac_lab.core.state import Due, StepRecord, Swap
@@ -313,6 +315,11 @@ class Preconditioner:
     have the shape of the last), each of one tensor. The inputs are kept by reference until then,
     and nothing of the graph. The rows are drawn by (seed, step), targets sampled from the model.
 
+    With an estimator whose derivatives are the loss's own (``empirical``) there is no such pass:
+    the rows are taken from your own forward and backward, by hooks that are on the layers on those
+    steps alone. Your loss is a mean over cases then; where it weighs them give ``targets``, and the
+    pass is made with these.
+
     Of the recipe it uses estimator, block, structure, damping, schedule, layers and fallback.
     There is no quadratic model here, hence nothing to judge λ and γ by: they stay where ``damping``
     puts them at first. Weight decay is your optimiser's. Where the loss is a mean over cases, as
@@ -330,6 +337,11 @@ class Preconditioner:
         seed: of the sampled targets and the choice of rows.
         kl_clip: κ; the result is scaled by ν = min(1, √(κ / Σ lr²⟨U, V⟩)) with V the gradient and U
             the preconditioned one (section 12.9). None leaves it alone.
+        normalise: each parameter's result is scaled to root mean square 1, so that the curvature
+            gives the direction and your rate the length, as it does Adam's.
+        leave: what another optimiser trains, whose gradients stay as they are: types of modules,
+            paths or parameters, such as ``("Embedding", "LayerNorm", "*.bias")``. A layer of which
+            only the bias is left is preconditioned whole, and the bias's gradient is kept.
         optimizer: where the clip reads each parameter's ``lr``; or give ``step(lr=…)``.
         outputs: as for :class:`KFAC`.
 
@@ -347,9 +359,13 @@ class Preconditioner:
         kl_clip: float | None = None,  # κ
         optimizer: torch.optim.Optimizer | None = None,
         *,
+        normalise: bool = False,
+        leave: Sequence[str] = (),
         outputs: Selector = None,
     ) -> None:
         _check_model("Preconditioner", model)
+        if isinstance(leave, str) or not all(isinstance(name, str) for name in leave):
+            raise RecipeError(f"leave={leave!r} must be texts, such as ('Embedding', '*.bias')")
         if kl_clip is not None and not (isinstance(kl_clip, Real) and float(kl_clip) > 0):
             raise RecipeError(f"kl_clip={kl_clip!r} must be above 0 (κ, section 12.9), or None")
         chosen = _recipe("Preconditioner", recipe)
@@ -357,9 +373,10 @@ class Preconditioner:
         if not isinstance(optimizer, (torch.optim.Optimizer, type(None))):
             raise RecipeError(f"optimizer={optimizer!r} must be the torch optimiser of your loop")
         problem = _problem(model, likelihood, 0.0, outputs)
-        self._engine = _engine.attach(problem, chosen, whole_number("seed", seed))
-        self.kl_clip, self.optimizer = kl_clip, optimizer
-        self._tap = _Tap()
+        self._engine = _engine.attach(problem, chosen, whole_number("seed", seed), leave=leave)
+        self.kl_clip, self.optimizer, self.normalise = kl_clip, optimizer, bool(normalise)
+        self._kept = left_out(model, leave)  # whose gradients stay, also of layers of ours
+        self._tap = _Tap(weakref.WeakMethod(self._watching))
         handle = model.register_forward_pre_hook(self._tap, prepend=True, with_kwargs=True)
         self._off = weakref.finalize(self, handle.remove)
         self._off.atexit = False
@@ -421,13 +438,22 @@ class Preconditioner:
                 if not math.isfinite(linalg.host([largest])[0]):
                     self._tap.forget()
                     return StepRecord(step=k - 1, due=Due(False), void=1.0)
-                preconditioned, record = engine.precondition(network.pack(full), drawn)
+                rows = self._tap.rows if targets is None else None
+                if rows is not None:
+                    rows.scale = 1 / loss_scale
+                preconditioned, record = engine.precondition(network.pack(full), drawn, rows)
                 result = network.unpack(preconditioned)
+                if self.normalise:
+                    result = _unit(result)
                 clip = self._clip(full, result, rates)
                 if clip is not None:
                     factor = clip.to(result[0].dtype)
                     result = list(torch._foreach_mul(result, factor))
-                pairs = [(g, u) for g, u in zip(gradients, result, strict=True) if g is not None]
+                pairs = [
+                    (g, u)
+                    for name, g, u in zip(network.names, gradients, result, strict=True)
+                    if g is not None and name not in self._kept
+                ]
                 if isinstance(record.void, Tensor):  # on an accelerator nobody has looked yet
                     kept = record.void > 0
                     pairs = [(g, torch.where(kept, g, u)) for g, u in pairs]
@@ -446,6 +472,31 @@ class Preconditioner:
                 failed = isinstance(error, Exception) and not isinstance(error, MemoryError)
                 self._tap.forget() if failed else self._tap.see(seen)
             raise
+
+    def _watching(self) -> Seen | None:
+        """Where the next step wants rows that the user's own passes have."""
+        engine = self._engine
+        if not engine.parts.declares("estimator").of_loss or not engine.observes_next:
+            return None
+        for use, block, observes in zip(
+            engine.network.uses, engine.blocks, engine.parts.observing, strict=True
+        ):
+            if not use.modules and (observes or block.wants()):
+                return None  # what no layer claims has its gradient summed over S1
+        return Seen(engine.network)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Whose gradients are preconditioned; the model's others are for another optimiser."""
+        named = self.model.named_parameters()
+        ours = set(self._engine.network.names) - self._kept
+        return [p for name, p in named if name in ours]
+
+    @property
+    def others(self) -> list[nn.Parameter]:
+        """The model's trained parameters that were left to another optimiser."""
+        named = self.model.named_parameters()
+        return [p for name, p in named if p.requires_grad and name in self._kept]
 
     def _rates(self, parameters: list[Tensor], lr: float | None) -> list[_Step] | None:
         """The learning rate of each parameter, where there is a clip to need them."""
@@ -523,13 +574,14 @@ class _Tap:
 
     passive = True  # see core.plan: it changes nothing, so a pass of our own may do without it
 
-    def __init__(self, open: bool = True) -> None:
-        self._open = open
+    def __init__(self, watching: Any = None, open: bool = True) -> None:
+        self._open, self._watching = open, watching
+        self.rows: Seen | None = None  # of what was seen, where they are wanted
         self._seen: deque[Any] = deque(maxlen=ACCUMULATED)  # tensors or Cases
         self._odd: str | None = None
 
     def __reduce__(self) -> Any:
-        return _Tap, (False,)  # a copied or unpickled model has no Preconditioner
+        return _Tap, (None, False)  # a copied or unpickled model has no Preconditioner
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not (self._open and module.training and torch.is_grad_enabled()):
@@ -546,6 +598,7 @@ class _Tap:
             self._odd = f"{type(module).__name__}({', '.join(names)}): {error}"
         else:
             if len(inputs):
+                self._watch(module, inputs)
                 self._seen.append(inputs.detach())
 
     def seen(self) -> tuple[list[Any], str | None]:
@@ -556,10 +609,30 @@ class _Tap:
         """Notes what was seen before, and nothing else."""
         self._seen, self._odd = deque(seen[0], maxlen=ACCUMULATED), seen[1]
 
+    def _watch(self, module: nn.Module, inputs: Any) -> None:
+        """Hooks on the layers for this one call, where its rows are wanted."""
+        watching = None if self._watching is None else self._watching()
+        if watching is None:
+            return
+        if not self._seen:
+            self.rows = watching()
+        elif len(self._seen) == ACCUMULATED or _kind_of(self._seen[-1]) != _kind_of(inputs):
+            self.rows = None
+        rows = self.rows
+        if rows is None:
+            return
+
+        def after(module: nn.Module, args: Any, output: Any) -> None:
+            rows.end()
+            handle.remove()
+
+        rows.begin(len(inputs))
+        handle = module.register_forward_hook(after, always_call=True)
+
     def forget(self) -> None:
         """Lets go of all that was seen."""
         self._seen.clear()
-        self._odd = None
+        self._odd, self.rows = None, None
 
     def drawn(
         self, seed: int, step: int, targets: Any, estimator: Any, weights: Any = None
@@ -590,6 +663,14 @@ class _Tap:
                     "last step: give one for each, in the same order"
                 )
         return Drawn(inputs, weighed(targets, weights), seeds.permutation(seed, "rows", step, rows))
+
+
+def _unit(tensors: list[Tensor]) -> list[Tensor]:
+    """Each scaled to root mean square 1."""
+    norms = torch._foreach_norm(tensors)
+    tiny = torch.finfo(norms[0].dtype).tiny
+    scales = [t.numel() ** 0.5 / n.clamp(min=tiny) for t, n in zip(tensors, norms, strict=True)]
+    return list(torch._foreach_mul(tensors, scales))
 
 
 def _unlabelled(estimator: str) -> Unlabelled:
@@ -763,7 +844,11 @@ def _restored(
     try:
         if text is not None and text != _text(engine.recipe):
             target = _engine.attach(
-                engine.problem, Recipe.from_text(text), engine.seed, tf32=engine.tf32
+                engine.problem,
+                Recipe.from_text(text),
+                engine.seed,
+                tf32=engine.tf32,
+                leave=engine.leave,
             )
 
         def commit() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from kfac_lab.core.traits import LayerTraits, traits
 from kfac_lab.core.vector import Vec
 from kfac_lab.errors import CoverageError, RecipeError
 
-__all__ = ["Claim", "CoverageRow", "Network", "Recorder", "Use", "called"]
+__all__ = ["Claim", "CoverageRow", "Network", "Recorder", "Use", "called", "left_out"]
 
 Claim = Callable[[nn.Module, str], "tuple[Layer | tuple[Layer, ...] | Declined, str] | None"]
 
@@ -57,6 +58,7 @@ class Network:
     model: nn.Module
     uses: tuple[Use, ...]
     frozen: tuple[str, ...]
+    left: tuple[str, ...] = ()  # trained by somebody else
     names: tuple[str, ...] = field(init=False)
     _places: tuple[tuple[dict[str, Any], str], ...] = field(init=False, repr=False)
 
@@ -98,11 +100,23 @@ class Network:
         return dict(zip(self.names, tensors, strict=True))
 
     @classmethod
-    def of(cls, model: nn.Module, claim: Claim, fallback: bool) -> Network:
-        """Asks ``claim`` for every module; tied parameters have one entry (section 12.3)."""
+    def of(
+        cls, model: nn.Module, claim: Claim, fallback: bool, leave: Sequence[str] = ()
+    ) -> Network:
+        """Asks ``claim`` for every module; tied parameters have one entry (section 12.3).
+
+        ``leave`` are patterns of what somebody else trains: see :func:`left_out`. A module of which
+        only some parameters are left is claimed whole.
+        """
         _check_tensors(model)
         canonical = {id(p): name for name, p in model.named_parameters()}
         trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        left_alone = left_out(model, leave)
+        for module in model.modules():
+            own_names = {canonical[id(p)] for p in module.parameters(recurse=False)}
+            if not own_names & set(trained) <= left_alone:
+                left_alone -= own_names
+        trained = {n: p for n, p in trained.items() if n not in left_alone}
         frozen = tuple(n for n, p in model.named_parameters() if not p.requires_grad)
         groups: dict[tuple[str, ...], list[tuple[Layer, str]]] = {}
         owners: dict[str, set[tuple[str, ...]]] = {}
@@ -122,7 +136,7 @@ class Network:
                 held = [_reach(layer.module, n) for n in layer.names]
                 if any(id(t) not in canonical for t in held):
                     continue  # made anew at every call, as by weight_norm: not the model's
-                if any(not t.requires_grad for t in held):
+                if any(canonical[id(t)] not in trained for t in held):
                     continue  # a partly frozen module goes to the fallback
                 names = tuple(canonical[id(t)] for t in held)
                 groups.setdefault(names, []).append((layer, by))
@@ -168,7 +182,36 @@ class Network:
                 "the model has no trained parameters: every parameter has requires_grad=False, "
                 "or there are none"
             )
-        return cls(model, tuple(uses), frozen)
+        return cls(model, tuple(uses), frozen, tuple(sorted(left_alone)))
+
+
+def left_out(model: nn.Module, patterns: Sequence[str]) -> set[str]:
+    """The trained parameters that ``patterns`` name: a type of module (``"Embedding"``), a path, or
+    a parameter (``"*.bias"``); as ``fnmatch`` has them.
+
+    Raises:
+        RecipeError: a pattern that names nothing.
+    """
+    canonical = {id(p): n for n, p in model.named_parameters() if p.requires_grad}
+    found: set[str] = set()
+    for pattern in patterns:
+        named = {
+            canonical[id(p)]
+            for path, module in model.named_modules()
+            for own, p in module.named_parameters(recurse=False)
+            if id(p) in canonical
+            and any(
+                fnmatchcase(name, pattern)
+                for name in (type(module).__name__, path, f"{path}.{own}" if path else own)
+            )
+        }
+        if not named:
+            raise RecipeError(
+                f"leave={pattern!r} names no trained parameter: give a type of module, a path or "
+                "a parameter, such as 'Embedding', 'head' or '*.bias'"
+            )
+        found |= named
+    return found
 
 
 def _check_tensors(model: nn.Module) -> None:
@@ -274,6 +317,30 @@ class Recorder:
             rows.append(torch.cat(parts, 1) if complete else None)
             seen.clear()
         return rows
+
+    def chosen(
+        self, rows: Tensor | slice, cases: int
+    ) -> tuple[list[Tensor | None], list[Tensor | None]] | None:
+        """ā and g of some of the ``cases``; None where a call has not them in front, or no g."""
+        inputs: list[Tensor | None] = []
+        gradients: list[Tensor | None] = []
+        for use, calls, seen in zip(self._network.uses, self._inputs, self._gradients, strict=True):
+            if not use.modules:
+                inputs.append(None)
+                gradients.append(None)
+                continue
+            given = [seen.get(c) for c in range(len(calls))]
+            known = [x for x in given if x is not None]
+            if not calls or len(known) < len(calls):
+                return None
+            if any(x.shape[:1] != (cases,) for x in (*calls, *known)):
+                return None
+            here = rows.to(calls[0].device) if isinstance(rows, Tensor) else rows
+            a = [use.layer.rows_in(x[here]) for x in calls]
+            g = [use.layer.rows_out(x[here]) for x in known]
+            inputs.append(torch.cat(a, 1) if len(a) > 1 else a[0])
+            gradients.append(torch.cat(g, 1) if len(g) > 1 else g[0])
+        return inputs, gradients
 
     def shapes(self) -> Mapping[int, tuple[int, int, int]]:
         """Layer → (calls, cases, positions), for the chains."""

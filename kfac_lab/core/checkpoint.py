@@ -148,7 +148,8 @@ _STATE = record(
         "memos": _mapping,
         "pending": _none_pending,
         "bound": maybe(_bound),
-    }
+    },
+    optional={"updates": maybe(whole())},
 )
 _FORMAT_1 = record({**_AROUND, **dict.fromkeys(_LOOSE, anything)})
 cloned = trees.copied

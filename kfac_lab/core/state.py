@@ -145,6 +145,8 @@ class State:
     # The curvature: moments, what the structure made of them, and the blocks' own memory.
     moments: Mapping[Any, Tensor] = field(default_factory=dict)  # {} before the first batch
     ages: Mapping[Any, int] = field(default_factory=dict)  # updates so far of what a swap opened
+    # Updates of the moments so far; None in a state of old, whose every step made one.
+    updates: int | None = None
     coupling: Any = 1.0  # ∏ε since the cross moments opened
     reference: Mapping[Any, Tensor] | None = None  # diagonal moments of the last refresh
     factored: Any = None

@@ -97,6 +97,7 @@ class EstimatorTraits(RowsTraits):
     """Of an estimator."""
 
     unbiased: bool = _flag(True, BOUND, old="unbiased")  # False: Σ g gᵀ does not estimate F_R
+    of_loss: bool = _flag(False, OWN)  # its one cotangent is the gradient of the loss itself
 
 
 @dataclass(frozen=True)

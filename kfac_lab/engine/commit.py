@@ -16,7 +16,7 @@ from kfac_lab.core.exchange import exchange
 from kfac_lab.core.state import State, StepRecord
 from kfac_lab.engine.boundary import reference_of
 from kfac_lab.engine.proposal import Outcome, all_finite, not_finite
-from kfac_lab.engine.statistics import Statistics
+from kfac_lab.engine.statistics import Statistics, updates_of
 
 if TYPE_CHECKING:
     from kfac_lab.engine.engine import Engine
@@ -48,6 +48,7 @@ def next_state(
         memos={**state.memos, **memos},
         moments=ledger.current,
         ages=ledger.young,
+        updates=updates_of(state) + statistics.fresh,
         coupling=state.coupling * statistics.epsilon,
         forced=False,
         **new,

@@ -30,6 +30,8 @@ def coverage_of(network: Network, passes: Passes, blocks: Sequence[Any]) -> list
                     tangents=passes.tangent_path,
                 )
             )
+    for name in network.left:
+        rows.append(CoverageRow(name, "-", "left", "-", "-", "-", "-"))
     for name in network.frozen:
         rows.append(CoverageRow(name, "-", "frozen", "-", "-", "-", "-"))
     return rows

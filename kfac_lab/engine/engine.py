@@ -12,9 +12,9 @@ from kfac_lab.core import checkpoint, linalg
 from kfac_lab.core.capture import CoverageRow, Network
 from kfac_lab.core.clock import Clock
 from kfac_lab.core.moments import Layout, Ledger
-from kfac_lab.core.passes import Passes
+from kfac_lab.core.passes import Passes, Seen
 from kfac_lab.core.problem import Drawn, Problem
-from kfac_lab.core.state import Bound, Place, State, StepRecord, Strength
+from kfac_lab.core.state import Bound, Place, Signals, State, StepRecord, Strength
 from kfac_lab.core.vector import Vec
 from kfac_lab.engine import boundary, step, swap
 from kfac_lab.engine.coverage import coverage_of
@@ -70,9 +70,11 @@ class Engine:
         lr: float = 1.0,
         chunk: int = 5000,
         tf32: bool = False,
+        leave: Sequence[str] = (),
     ) -> None:
         self.problem, self.tf32 = problem, bool(tf32)
-        self.network = Network.of(problem.model, recipe.claim, recipe.fallback is not None)
+        self.leave, fallback = tuple(leave), recipe.fallback is not None
+        self.network = Network.of(problem.model, recipe.claim, fallback, self.leave)
         self.passes = Passes(
             self.network,
             problem.likelihood,
@@ -94,6 +96,7 @@ class Engine:
         strength, memo = parts["damping"].init(problem)
         state = State(
             strength=self._strength(strength),
+            updates=0,
             coupling=number(1.0, self.device),
             memos={
                 "damping": memo or {},
@@ -236,18 +239,28 @@ class Engine:
         with linalg.precision(self.tf32):
             return step.whole(self, drawn, clock or Clock())
 
-    def precondition(self, gradient: Vec, drawn: Drawn | None) -> tuple[Vec, StepRecord]:
+    @property
+    def observes_next(self) -> bool:
+        """Whether the next step will ask for statistics."""
+        state = self.state_
+        due, _ = self.parts["schedule"].due(state.step + 1, state.memos["schedule"], Signals())
+        return bool(due.stats)
+
+    def precondition(
+        self, gradient: Vec, drawn: Drawn | None, seen: Seen | None = None
+    ) -> tuple[Vec, StepRecord]:
         """P∇h for a gradient that somebody else computed; θ and the buffers stay as they are.
 
         Observes and inverts as a step does, where due, and counts as one. ``drawn`` may be None
         where no statistics are due; of its targets only an estimator that uses labels takes notice.
+        ``seen`` are rows of S1 that the caller's own passes have given: then there is none of ours.
 
         Raises:
             RecipeError: statistics are due and there is no batch.
             NumericalError: as for :meth:`step_on`.
         """
         with linalg.precision(self.tf32):
-            return step.preconditioned(self, gradient, drawn, Clock())
+            return step.preconditioned(self, gradient, drawn, seen, Clock())
 
     # --- saving ---------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from kfac_lab.core.state import Due, State
 from kfac_lab.core.vector import Vec
 from kfac_lab.engine.parts import Parts
 
-__all__ = ["Statistics", "approximate", "begun", "digested"]
+__all__ = ["Statistics", "approximate", "begun", "digested", "updates_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,11 +38,19 @@ class Statistics:
         return self.ledger.spare if self.fresh else self.ledger.current
 
 
-def begun(parts: Parts, ledger: Ledger, due: Due, k: int, rows: int) -> Statistics:
-    """Starts ε·moments + (1−ε)·(mean over ``rows`` cases), where statistics are due (section 4)."""
+def updates_of(state: State) -> int:
+    """How many updates the moments have seen."""
+    return state.step if state.updates is None else state.updates
+
+
+def begun(parts: Parts, ledger: Ledger, due: Due, state: State, rows: int) -> Statistics:
+    """Starts ε·moments + (1−ε)·(mean over ``rows`` cases), where statistics are due (section 4).
+
+    ε is that of the update, not of the step: a schedule may leave statistics out.
+    """
     if not due.stats:
         return Statistics(ledger, False, 1.0, rows, None)
-    epsilon = float(parts["estimator"].decay(k))
+    epsilon = float(parts["estimator"].decay(updates_of(state) + 1))
     return Statistics(ledger, True, epsilon, rows, ledger.accumulate(epsilon, rows))
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kfac_lab.core.clock import Clock
-from kfac_lab.core.passes import Evaluated, subset
+from kfac_lab.core.passes import Evaluated, Seen, subset
 from kfac_lab.core.problem import Drawn
 from kfac_lab.core.state import Due, StepRecord, Strength
 from kfac_lab.core.vector import Vec
@@ -46,7 +46,7 @@ def whole(engine: Engine, drawn: Drawn, clock: Clock) -> StepRecord:
 
     # h, ∇h; Ā and G on S1
     with clock("evaluate"):
-        gathered = statistics.begun(parts, ledger, due, k, s1)
+        gathered = statistics.begun(parts, ledger, due, engine.state_, s1)
         evaluated, observed = passes.evaluate(
             *drawn,
             k,
@@ -93,7 +93,7 @@ def whole(engine: Engine, drawn: Drawn, clock: Clock) -> StepRecord:
 
 
 def preconditioned(
-    engine: Engine, gradient: Vec, drawn: Drawn | None, clock: Clock
+    engine: Engine, gradient: Vec, drawn: Drawn | None, seen: Seen | None, clock: Clock
 ) -> tuple[Vec, StepRecord]:
     """P∇h for a gradient that somebody else computed; see ``Engine.precondition``."""
     k = engine.state_.step + 1
@@ -113,10 +113,17 @@ def preconditioned(
     observed = None
     with clock("observe"):
         s1 = subset(parts["estimator"], m, parts.processes) if due.stats else 0
-        gathered = statistics.begun(parts, ledger, due, k, s1)
+        gathered = statistics.begun(parts, ledger, due, engine.state_, s1)
         if drawn is not None and gathered.accumulation is not None:
-            given = s1, parts["estimator"], gathered.accumulation
-            observed = engine.passes.observe(*drawn, k, given, parts.observing)
+            # of a mean over m cases, on the scale that ``empirical`` has
+            scale = m * engine.passes.predictions**0.5
+            rows = None if seen is None else seen.taken(drawn.order, s1, scale)
+            if rows is not None:
+                accumulation = gathered.accumulation
+                observed = engine.passes.observe_rows(rows, accumulation, parts.observing)
+            else:
+                given = s1, parts["estimator"], gathered.accumulation
+                observed = engine.passes.observe(*drawn, k, given, parts.observing)
     with torch.no_grad():
         block_memos = statistics.digested(parts, engine.state_, gathered, observed)
         nothing = torch.zeros((), dtype=torch.float64, device=engine.device)

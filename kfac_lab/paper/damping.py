@@ -271,6 +271,11 @@ class Promised(Tied):
         0.06, section="5.5", low=1e-6, high=1.0, help="λ falls while less of h is promised"
     )
 
+    @property
+    def traits(self) -> DampingTraits:
+        """At first λ goes by the promise: a good ρ alone does not lower it."""
+        return DampingTraits()
+
     def adapt(self, strength: Strength, memo: Memo, record: StepRecord) -> tuple[Strength, Memo]:
         """λ by the promise at first, then by ρ; γ with it."""
         if record.step > self.steps:
@@ -287,7 +292,9 @@ class Promised(Tied):
         factor = torch.where(
             failed, 4 * one, torch.where(eager, torch.clamp(promise, 1 / 16, 1.0), one)
         )
-        moved = torch.clamp(strength.lam * factor, 1e-12, 1e12)
+        moved = torch.clamp(
+            strength.lam * factor, max(self.lam_min, 1e-12), min(self.lam_max, 1e12)
+        )
         lam = torch.where((predicted == 0) | ~(loss > 0), strength.lam, moved)
         return strength._replace(lam=lam, gamma=torch.sqrt(lam + strength.eta)), memo
 

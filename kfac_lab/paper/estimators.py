@@ -66,7 +66,7 @@ class Exact(_Estimator):
 class Empirical(_Estimator):
     """g from the labels: the "empirical Fisher", which is no Gauss–Newton matrix (section 1.3)."""
 
-    traits: ClassVar[EstimatorTraits] = EstimatorTraits(unbiased=False)  # of F_R
+    traits: ClassVar[EstimatorTraits] = EstimatorTraits(unbiased=False, of_loss=True)
 
     def cotangents(
         self, likelihood: Likelihood, outputs: Tensor, targets: Tensor, draw: Draw

@@ -81,6 +81,20 @@ RECIPES: dict[str, tuple[str, str, str]] = {
         "fixed rate with decay, norm clip, constant damping: for batches below 500",
         "section 12.9",
     ),
+    "amortised": (
+        _text(
+            estimator="empirical(fraction=0.25, limit=0.9)",
+            model="none",
+            damping="constant(lam=0.001)",
+            momentum="normalised(lr=0.01, mu=0.9)",
+            schedule="growing(T3=50, growth=1.5, T_cov=10, first=10, T1=50)",
+            batch="constant(size=128)",
+            average="none",
+        ),
+        "statistics on every tenth step, inverses on every fiftieth, each layer's step of RMS lr: "
+        "for real nets and a rate schedule of your own",
+        "section 7.2",
+    ),
     "nag": (
         _baseline("nag(lr=0.02, mu_max=0.95)", 50),
         "SGD with Nesterov momentum",

@@ -8,6 +8,7 @@ the sequential plan (``sequential.py``), where one forward pass serves all of th
 
 from kfac_lab.core.passes.evaluated import Evaluated, Observed
 from kfac_lab.core.passes.passes import Passes, subset
+from kfac_lab.core.passes.seen import Rows, Seen
 from kfac_lab.core.passes.sums import square_norm
 
-__all__ = ["Evaluated", "Observed", "Passes", "square_norm", "subset"]
+__all__ = ["Evaluated", "Observed", "Passes", "Rows", "Seen", "square_norm", "subset"]

@@ -14,12 +14,14 @@ from torch import Tensor
 from kfac_lab.core import seeds
 from kfac_lab.core.capture import Network, Recorder, chains_of
 from kfac_lab.core.cases import Cases
+from kfac_lab.core.layers import dense
 from kfac_lab.core.likelihood import Criterion, Joint, Likelihood, Outputs, Selector
 from kfac_lab.core.moments import Accumulation
 from kfac_lab.core.passes import probe
 from kfac_lab.core.passes.evaluated import Evaluated, Observed
 from kfac_lab.core.passes.function import Function
 from kfac_lab.core.passes.general import Autograd
+from kfac_lab.core.passes.seen import Rows
 from kfac_lab.core.passes.sequential import Sequential
 from kfac_lab.core.passes.statistics import Statistics
 from kfac_lab.core.passes.sums import Objective
@@ -273,6 +275,22 @@ class Passes:
             order = order.to(inputs.device) if gather.cases < inputs.shape[0] else None
         self._observe(self.back_end(inputs), gather, inputs, targets, order, step)
         return gather.observed()
+
+    def observe_rows(
+        self, rows: Rows, accumulation: Accumulation, observe: Sequence[bool]
+    ) -> Observed | None:
+        """Statistics of rows that are at hand, g of one cotangent."""
+        with torch.no_grad():
+            accumulation.inputs(rows.inputs)
+            accumulation.gradients(rows.gradients)
+        if not any(observe):
+            return None
+        inputs: list[Tensor | None] = [None] * len(observe)
+        gradients: list[Tensor | None] = [None] * len(observe)
+        for i, (wanted, a, g) in enumerate(zip(observe, *rows, strict=True)):
+            if wanted and a is not None and g is not None:
+                inputs[i], gradients[i] = dense(a), g[None]
+        return Observed(inputs, gradients)
 
     def _statistics(
         self,
