@@ -256,7 +256,7 @@ def validate(component: Any, name: str | None = None) -> None:
     if check is not None:
         try:
             sentence = check(component)
-        except KfacLabError:
+        except (KfacLabError, MemoryError):
             raise
         except Exception as error:
             raise RecipeError(
@@ -380,7 +380,7 @@ def build(factory: Callable[..., Any], values: Mapping[str, Any], name: str | No
         raise RecipeError(f"{name} needs {', '.join(missing)}: write {name}({missing[0]}=…)")
     try:
         component = factory(**values)
-    except KfacLabError:
+    except (KfacLabError, MemoryError):
         raise
     except Exception as error:
         raise RecipeError(f"{name} could not be made: {type(error).__name__}: {error}") from error

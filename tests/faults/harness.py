@@ -1,0 +1,202 @@
+"""Faults at every line: an exception is raised where a line of the package is about to run.
+
+An operation is first run once to see which lines it comes by. Then, for each of them, it is run on
+an object in the same state and cut off there; what it leaves must be the state of before or that of
+after, and going on from it must give the numbers that an undisturbed object gives.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import kfac_lab as kl
+from kfac_lab.core import archive
+
+PACKAGE = str(Path(kl.__file__).parent)
+Place = tuple[str, int]
+
+
+def lines_of(operation: Callable[[Any], Any], subject: Any) -> list[Place]:
+    """File and line of all that ``operation`` runs in the package, each once, in order."""
+    seen: dict[Place, None] = {}
+
+    def local(frame: Any, event: str, argument: Any) -> Any:
+        if event == "line":
+            seen[frame.f_code.co_filename, frame.f_lineno] = None
+        return local
+
+    def trace(frame: Any, event: str, argument: Any) -> Any:
+        return local if frame.f_code.co_filename.startswith(PACKAGE) else None
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        operation(subject)
+    finally:
+        sys.settrace(before)
+    return list(seen)
+
+
+def cut_off(
+    operation: Callable[[Any], Any], subject: Any, place: Place, fault: type[BaseException]
+) -> bool:
+    """Runs ``operation`` and raises ``fault`` where it comes by ``place`` first; whether it was
+    raised and came out."""
+    raised = []
+
+    def local(frame: Any, event: str, argument: Any) -> Any:
+        if event == "line" and not raised and frame.f_lineno == place[1]:
+            raised.append(True)
+            sys.settrace(None)
+            raise fault("a fault")
+        return local
+
+    def trace(frame: Any, event: str, argument: Any) -> Any:
+        return local if not raised and frame.f_code.co_filename == place[0] else None
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        operation(subject)
+    except fault:
+        return bool(raised)
+    finally:
+        sys.settrace(before)
+    return False
+
+
+def surroundings() -> dict[str, Any]:
+    """What an operation may set for a while in the process."""
+    return {
+        "handler": signal.getsignal(signal.SIGINT),
+        "random": archive.digest(torch.get_rng_state()),
+        "gradients": torch.is_grad_enabled(),
+        "precision": torch.get_float32_matmul_precision(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def free(lock: Any) -> bool:
+    """Whether another thread could take a lock."""
+    found = []
+
+    def take() -> None:
+        found.append(lock.acquire(blocking=False))
+        if found[0]:
+            lock.release()
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    thread.join()
+    return bool(found[0])
+
+
+def tensors(tree: Any) -> dict[str, str]:
+    return {name: archive.digest(t.detach().cpu()) for name, t in archive.tensors(tree)}
+
+
+def image(thing: Any) -> dict[str, Any]:
+    """All that a Run, a KFAC or a Preconditioner is, times left out."""
+    if isinstance(thing, kl.Run):
+        model, state, history = thing.problem.model, thing.stepper.state(), thing.history
+        more: dict[str, Any] = {
+            "recipe": thing.recipe.text(),
+            "of the stepper": thing.stepper.recipe.text()
+            if hasattr(thing.stepper, "recipe")
+            else "",
+            "queue": list(thing._queue),
+            "step": thing.step,
+            "earliest": thing.earliest,
+            "locked": not free(thing._lock),
+        }
+    else:
+        model, state = thing.model, thing._engine.state()
+        history = thing.history if isinstance(thing, kl.KFAC) else None
+        more = {
+            "recipe": thing._engine.recipe.text(),
+            "gradients": tensors({n: p.grad for n, p in model.named_parameters()}),
+            "step": thing.step_count,
+        }
+    if history is not None:
+        skip = ("seconds",)
+        rows = {
+            name: list(map(repr, history[name])) for name in kl.history.COLUMNS if name not in skip
+        }
+        more |= {"rows": rows, "marks": list(history.marks), "scores": len(history.evaluations)}
+    return {
+        **more,
+        "state": tensors(state),
+        "model": tensors(dict(model.state_dict())),
+        "modes": [m.training for m in model.modules()],
+    }
+
+
+@dataclass
+class Tally:
+    """What came of the faults of one operation."""
+
+    lines: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    torn: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        told = ", ".join(f"{n} {what}" for what, n in sorted(self.counts.items()))
+        return f"{self.lines} lines: {told}"
+
+
+def attacked(
+    make: Callable[[], Any],
+    operation: Callable[[Any], Any],
+    go_on: Callable[[Any], Any],
+    fault: type[BaseException],
+    look: Callable[[Any], Any] = image,
+    every: int = 1,
+    first: int = 0,
+) -> Tally:
+    """Cuts ``operation`` off at every line (or every so many, from the ``first``)."""
+    before, after = make(), make()
+    operation(after)
+    states = {"before": look(before), "after": look(after)}
+    go_on(before)
+    go_on(after)
+    later = {"before": look(before), "after": look(after)}
+    subject = make()
+    tally = Tally()
+    for place in lines_of(operation, subject)[first::every]:
+        tally.lines += 1
+        subject = make()
+        name = f"{Path(place[0]).relative_to(PACKAGE)}:{place[1]}"
+        around = surroundings()
+        if not cut_off(operation, subject, place, fault):
+            tally.counts["not raised"] += 1  # a line that another run does not come by
+            continue
+        left = surroundings()
+        if left != around:
+            changed = [key for key in around if left[key] != around[key]]
+            if changed == ["handler"]:  # left behind, it delivers the next signal and goes
+                signal.signal(signal.SIGINT, around["handler"])
+                tally.counts["handler left, which heals"] += 1
+            else:
+                tally.torn.append(f"{name}: left {changed} changed")
+        found = look(subject)
+        where = [when for when, state in states.items() if state == found]
+        if not where:
+            near = min(states, key=lambda when: sum(found[k] != states[when][k] for k in found))
+            keys = [k for k in found if found[k] != states[near][k]]
+            tally.torn.append(f"{name}: neither; beside {near} it differs in {keys}")
+            continue
+        go_on(subject)
+        if look(subject) not in [later[when] for when in where]:
+            tally.torn.append(f"{name}: {where[0]}, and then other numbers")
+            continue
+        tally.counts[where[0]] += 1
+    return tally

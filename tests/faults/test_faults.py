@@ -1,0 +1,227 @@
+"""Interrupts and memory errors at any line leave what was before, or what is after.
+
+``make test`` takes every so-and-so-many line, ``make soak`` all of them, and prints the counts.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import kfac_lab as kl
+from faults.harness import attacked, image
+from kfac_lab.core import archive
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+X = torch.randn(48, 6, generator=torch.Generator().manual_seed(1))
+Y = torch.arange(48) % 4
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Dropout(0.1), nn.Linear(5, 4))
+
+
+def problem() -> kl.Problem:
+    return kl.Problem(model=network(), likelihood="categorical", inputs=X, targets=Y, test=(X, Y))
+
+
+PAPER = kl.Recipe.named("paper").replace(batch="constant(size=24)")
+
+
+def recipe_of(method: str) -> kl.Recipe:
+    if method == "kfac":
+        return PAPER
+    return kl.Recipe.of(f"method = {method}\nbatch = constant(size=24)\naverage = polyak")
+
+
+def a_run(method: str) -> kl.Run:
+    run = kl.Run(problem(), recipe_of(method), seed=0, device="cpu").advance(2)
+    run.swap(average="polyak(xi=0.9)")
+    return run.advance(2)
+
+
+def one_step(run: kl.Run) -> None:
+    run.advance(1)
+
+
+def optimizer() -> kl.KFAC:
+    made = kl.KFAC(network(), recipe=PAPER)
+    for _ in range(2):
+        made.step(X, Y)
+    return made
+
+
+def preconditioner() -> kl.Preconditioner:
+    made = kl.Preconditioner(network(), recipe="paper")
+    for _ in range(2):
+        backward(made)
+        made.step()
+    backward(made)
+    return made
+
+
+def backward(made: kl.Preconditioner) -> None:
+    made.model.zero_grad()
+    torch.manual_seed(7)  # of the dropout in the loop's own pass
+    nn.functional.cross_entropy(made.model(X), Y).backward()
+
+
+def go_on(made: Any) -> None:
+    if isinstance(made, kl.KFAC):
+        made.step(X, Y)
+    else:
+        backward(made)
+        made.step()
+
+
+SWAPS = {
+    "momentum": {"momentum": "rescaled"},
+    "structure": {"structure": "block_tridiagonal", "damping": "tied(lam=3.0)"},
+    "estimator": {"estimator": "exact(fraction=0.5)", "schedule": "every_step"},
+}
+
+
+def operations() -> dict[str, tuple]:
+    """Name → (make, operation, go on)."""
+    found: dict[str, tuple] = {}
+    for method in ("kfac", "nag", "adam", "muon"):
+        make = lambda method=method: a_run(method)  # noqa: E731
+        found[f"{method} step"] = (make, one_step, one_step)
+        found[f"{method} rewind"] = (make, lambda run: run.rewind(1), one_step)
+        found[f"{method} fork"] = (make, lambda run: run.fork(), one_step)
+        found[f"{method} evaluate"] = (make, lambda run: run.evaluate("test", at="best"), one_step)
+        swap = {"average": "none"} if method != "kfac" else SWAPS["momentum"]
+        found[f"{method} swap"] = (make, lambda run, swap=swap: run.swap(**swap), one_step)
+    for name in ("structure", "estimator"):
+        parts = SWAPS[name]
+        swapped = lambda run, parts=parts: run.swap(**parts)  # noqa: E731
+        found[f"kfac swap of {name}"] = (lambda: a_run("kfac"), swapped, one_step)
+    found["KFAC step"] = (optimizer, go_on, go_on)
+    found["KFAC swap"] = (optimizer, lambda o: o.swap(**SWAPS["structure"]), go_on)
+    found["Preconditioner step"] = (preconditioner, lambda p: p.step(), go_on)
+    return found
+
+
+OPERATIONS = operations()
+FAULTS = [KeyboardInterrupt, MemoryError]
+
+
+def check(tally: Any, name: str, fault: type[BaseException]) -> None:
+    print(f"{name}, {fault.__name__}: {tally}")
+    assert not tally.torn, "\n".join(tally.torn)
+    assert tally.lines and sum(tally.counts.values()) >= tally.lines
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_some_lines(name: str) -> None:
+    """Every 41st line, from another one for each fault."""
+    for first, fault in enumerate(FAULTS):
+        check(attacked(*OPERATIONS[name], fault, every=41, first=7 + 20 * first), name, fault)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_every_line(name: str, fault: type[BaseException]) -> None:
+    check(attacked(*OPERATIONS[name], fault), name, fault)
+
+
+# ---- files and states ----------------------------------------------------------------------------
+
+
+class Filed:
+    """A run and the file it is saved in."""
+
+    def __init__(self, folder: Path, method: str) -> None:
+        self.path = Path(tempfile.mkdtemp(dir=folder)) / "run.pt"
+        self.run = a_run(method)
+        self.run.save(self.path)
+        self.run.advance(1)
+
+    def image(self) -> dict[str, Any]:
+        saved = archive.load(self.path)  # whole, whatever happened
+        saved["history"]["more"], times = None, saved["history"]["columns"].index("seconds")
+        for row in saved["history"]["rows"]:
+            row[times] = 0.0
+        names = sorted(p.name for p in self.path.parent.iterdir())
+        tensors = dict(saved["digests"])
+        return {**image(self.run), "file": tensors, "rows": repr(saved["history"]), "names": names}
+
+
+class Loading:
+    """A problem made from objects, into which a file is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.problem = path, problem()
+
+    def load(self) -> kl.Run:
+        return kl.Run.load(self.path, problem=self.problem, device="cpu")
+
+    def image(self) -> dict[str, Any]:
+        model = self.problem.model
+        return {
+            "model": {k: archive.digest(v) for k, v in model.state_dict().items()},
+            "modes": [m.training for m in model.modules()],
+            "names": sorted(p.name for p in self.path.parent.iterdir()),
+        }
+
+
+class Stating:
+    """A KFAC or a Preconditioner, and the state of another that it loads."""
+
+    def __init__(self, make: Any) -> None:
+        self.made, other = make(), make()
+        go_on(other)
+        if isinstance(other, kl.KFAC):
+            other.swap(**SWAPS["structure"])
+        go_on(other)
+        self.state = other.state_dict()
+
+    def load(self) -> None:
+        self.made.load_state_dict(self.state)
+
+    def image(self) -> dict[str, Any]:
+        return image(self.made)
+
+
+def filed(folder: Path) -> dict[str, tuple]:
+    nothing = lambda thing: None  # noqa: E731
+    found: dict[str, tuple] = {}
+    for method in ("kfac", "adam"):
+        path = a_run(method).save(folder / f"{method}.pt")
+        make = lambda method=method: Filed(folder / "own", method)  # noqa: E731
+        found[f"{method} save"] = (make, lambda f: f.run.save(f.path), nothing)
+        load = lambda path=path: Loading(path)  # noqa: E731
+        found[f"{method} load"] = (load, Loading.load, nothing)
+    for make in (optimizer, preconditioner):
+        again = lambda make=make: Stating(make)  # noqa: E731
+        found[f"{make.__name__} load_state_dict"] = (again, Stating.load, lambda s: go_on(s.made))
+    return found
+
+
+FILED = ["kfac save", "kfac load", "adam save", "adam load"]
+FILED += ["optimizer load_state_dict", "preconditioner load_state_dict"]
+
+
+def attack_files(name: str, folder: Path, every: int) -> None:
+    (folder / "own").mkdir()
+    look = lambda thing: thing.image()  # noqa: E731
+    for first, fault in enumerate(FAULTS):
+        start = 0 if every == 1 else 7 + first * (every // 2)
+        check(attacked(*filed(folder)[name], fault, look, every, start), name, fault)
+
+
+@pytest.mark.parametrize("name", FILED)
+def test_some_lines_of_files_and_states(name: str, tmp_path: Path) -> None:
+    attack_files(name, tmp_path, 41)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", FILED)
+def test_every_line_of_files_and_states(name: str, tmp_path: Path) -> None:
+    attack_files(name, tmp_path, 1)
