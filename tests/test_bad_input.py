@@ -74,15 +74,15 @@ class Two(nn.Module):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"model": network(5)}, r"does not take inputs of shape \(2, 6\)"),
+        ({"model": network(5)}, r"does not take inputs of shape \(3, 6\)"),
         ({"inputs": X.double()}, "does not take inputs .* torch.float64"),
         ({"model": Two()}, "gives a tuple .* one tensor"),
         ({"targets": CLASSES.float()}, r"real targets are probabilities .* targets.long\(\)"),
         ({"targets": CLASSES.int()}, r"class numbers are torch.int64.* targets.long\(\)"),
-        ({"targets": REAL.long()}, r"class numbers of shape \(2, 3\)"),
+        ({"targets": REAL.long()}, r"class numbers of shape \(3, 3\)"),
         ({"targets": CLASSES + 7}, "class numbers go from 0 to 2"),
-        ({"likelihood": "gaussian", "targets": REAL[:, 0]}, r"targets of shape \(2,\)"),
-        ({"likelihood": "bernoulli", "targets": REAL[:, :2]}, r"targets of shape \(2, 2\)"),
+        ({"likelihood": "gaussian", "targets": REAL[:, 0]}, r"targets of shape \(3,\)"),
+        ({"likelihood": "bernoulli", "targets": REAL[:, :2]}, r"targets of shape \(3, 2\)"),
         ({"likelihood": "bernoulli", "targets": REAL.long()}, r"targets.float\(\)"),
     ],
 )
@@ -106,7 +106,7 @@ def test_targets_are_never_broadcast_by_a_baseline_either(method):
     [
         (nn.Sequential(nn.LazyLinear(3)), "has no shape yet"),
         (network().half(), "0.weight of Linear is torch.float16"),
-        (network().bfloat16(), "in float32 or float64"),
+        (nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4).double()), "of several types"),
     ],
 )
 def test_parameters_that_cannot_be_trained(model, sentence):

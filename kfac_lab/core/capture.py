@@ -14,11 +14,21 @@ from torch import Tensor, nn
 from kfac_lab.core.cases import call_arguments
 from kfac_lab.core.layers import Declined, Tensors, plain_call
 from kfac_lab.core.protocols import Layer
+from kfac_lab.core.rows import Grouped, Layout, Layouts, grouped, joined
 from kfac_lab.core.traits import LayerTraits, traits
 from kfac_lab.core.vector import Vec
 from kfac_lab.errors import CoverageError, RecipeError
 
-__all__ = ["Claim", "CoverageRow", "Network", "Recorder", "Use", "called", "left_out"]
+__all__ = [
+    "Claim",
+    "CoverageRow",
+    "Network",
+    "Recorder",
+    "Use",
+    "called",
+    "left_out",
+    "without",
+]
 
 Claim = Callable[[nn.Module, str], "tuple[Layer | tuple[Layer, ...] | Declined, str] | None"]
 
@@ -34,6 +44,7 @@ class CoverageRow:
     claimed_by: str
     chain: str = ""
     tangents: str = ""
+    rows: str = ""  # of one case, or how else they come
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,8 +93,16 @@ class Network:
         """The trained parameters, in the order of ``names``; always the module's own."""
         return [held[own] for held, own in self._places]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of moments, factors and vectors: the parameters', float32 at the least."""
+        own = self.tensors[0].dtype
+        return own if own in (torch.float32, torch.float64) else torch.float32
+
     def pack(self, tensors: Sequence[Tensor]) -> Vec:
-        """Tensors in the order of ``names`` as a Vec."""
+        """Tensors in the order of ``names`` as a Vec, in the precision ``dtype``."""
+        if tensors[0].dtype != self.dtype:
+            tensors = [t.to(self.dtype) for t in tensors]
         matrices, at = [], 0
         for use in self.uses:
             count = len(use.parameters)
@@ -92,8 +111,10 @@ class Network:
         return Vec(matrices)
 
     def unpack(self, vector: Vec) -> list[Tensor]:
-        """The inverse of ``pack``."""
-        return [t for use, m in zip(self.uses, vector, strict=True) for t in use.layer.unpack(m)]
+        """The inverse of ``pack``, in the parameters' own precision."""
+        found = [t for use, m in zip(self.uses, vector, strict=True) for t in use.layer.unpack(m)]
+        own = self.tensors[0].dtype
+        return found if found[0].dtype == own or own == self.dtype else [t.to(own) for t in found]
 
     def named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
         """Canonical names to tensors, as :func:`called` takes them."""
@@ -214,19 +235,41 @@ def left_out(model: nn.Module, patterns: Sequence[str]) -> set[str]:
     return found
 
 
+def without(claim: Claim, paths: Sequence[str]) -> Claim:
+    """``claim`` but for the layers at ``paths``, which go to the fallback."""
+
+    def claiming(module: nn.Module, path: str) -> Any:
+        claimed = claim(module, path)
+        if claimed is None or isinstance(claimed[0], Declined):
+            return claimed
+        answer, by = claimed
+        layers: tuple[Any, ...] = answer if isinstance(answer, tuple) else (answer,)
+        kept = tuple(n for n in layers if (n.path or type(n.module).__name__) not in paths)
+        return (kept, by) if kept else None
+
+    return claiming
+
+
 def _check_tensors(model: nn.Module) -> None:
-    """Parameters that can be trained here: made, and in float32 or float64."""
+    """Parameters that can be trained here: made, all in float32, float64 or bfloat16."""
+    trained = {p.dtype for p in model.parameters() if p.requires_grad}
     for name, p in model.named_parameters():
         if isinstance(p, nn.parameter.UninitializedParameter):
             raise RecipeError(
                 f"{name} of {_owner_type(model, name)} has no shape yet: call the model once on a "
                 "batch first"
             )
-        if p.requires_grad and p.dtype not in (torch.float32, torch.float64):
+        if p.requires_grad and p.dtype not in (torch.float32, torch.float64, torch.bfloat16):
             raise RecipeError(
                 f"{name} of {_owner_type(model, name)} is {p.dtype}, and K-FAC trains parameters "
-                "in float32 or float64: model.float()"
+                "in float32, float64 or bfloat16: model.float()"
             )
+    if len(trained) > 1:
+        listed = ", ".join(sorted(str(d).removeprefix("torch.") for d in trained))
+        raise RecipeError(
+            f"the trained parameters of {type(model).__name__} are of several types, {listed}: "
+            "K-FAC trains all in one, as model.float() makes them"
+        )
 
 
 def called(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor) -> Any:
@@ -265,26 +308,59 @@ class Recorder:
 
     Tensor hooks, not full backward hooks: in-place activations work. Hooks exist only inside
     ``recording``; the module is an ordinary one at all other times.
+
+    Args:
+        layouts: how the rows of each call belong to cases; without them a call's rows stay as the
+            layer lays them out.
+        cases: how many go through.
     """
 
-    def __init__(self, network: Network) -> None:
-        self._network = network
+    def __init__(
+        self, network: Network, layouts: Layouts | None = None, cases: int | None = None
+    ) -> None:
+        self._network, self._layouts, self._cases = network, layouts, cases
         self.fired: list[int] = []  # layer of each call, in firing order
         self._inputs: list[list[Tensor]] = [[] for _ in network.uses]
         self._gradients: list[dict[int, Tensor]] = [{} for _ in network.uses]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The trained parameters of the network."""
+        return self._network.tensors
 
     @contextmanager
     def recording(self) -> Iterator[Recorder]:
         """Hooks on the layers' modules, for as long as the block lasts."""
         handles = []
         for index, use in enumerate(self._network.uses):
+            layouts = self._layouts[index] if self._layouts is not None else ()
+            repeats = any(layout.repeat is not None for layout in layouts)
             for module in use.modules:
+                if repeats:
+                    before = self._repeat(index)
+                    handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
                 handles.append(module.register_forward_hook(self._hook(index), with_kwargs=True))
         try:
             yield self
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _layout(self, index: int, call: int) -> Layout | None:
+        layouts = self._layouts[index] if self._layouts is not None else ()
+        return layouts[min(call, len(layouts) - 1)] if layouts else None
+
+    def _repeat(self, index: int) -> Callable[[nn.Module, Any, Any], Any]:
+        def hook(module: nn.Module, args: Any, named: Any) -> Any:
+            layout = self._layout(index, len(self._inputs[index]))
+            if layout is None or layout.repeat is None or self._cases is None:
+                return None
+            if args:
+                return (repeated(args[0], layout.repeat, self._cases), *args[1:]), named
+            first = next(iter(named))
+            return args, {**named, first: repeated(named[first], layout.repeat, self._cases)}
+
+        return hook
 
     def _hook(self, index: int) -> Callable[[nn.Module, Any, Any, Any], Any]:
         record = traits(self._network.uses[index].layer, LayerTraits).record or plain_call
@@ -300,23 +376,75 @@ class Recorder:
 
         return hook
 
-    def rows_in(self) -> list[Tensor | None]:
+    def calls_in(self) -> list[list[Tensor]]:
+        """ā of each call of each layer, as the layer lays them out: ``[B, S, d_in]``."""
+        return [
+            [self._rows(use.layer.rows_in, x, use.layer.d_in) for x in calls]
+            for use, calls in zip(self._network.uses, self._inputs, strict=True)
+        ]
+
+    def _rows(self, lay_out: Callable[[Tensor], Tensor], given: Tensor, width: int) -> Tensor:
+        """Rows in the moments' precision, which may be higher than the pass's; none of nothing."""
+        if not given.numel():
+            return given.new_zeros((0, 1, width), dtype=self._network.dtype)
+        rows = lay_out(given)
+        return rows if rows.dtype == self._network.dtype else rows.to(self._network.dtype)
+
+    def calls_out(self) -> list[list[Tensor | None]]:
+        """g of each call of the latest backward, ``[B, S, d_out]``, None where none came."""
+        found: list[list[Tensor | None]] = []
+        for use, calls, seen in zip(self._network.uses, self._inputs, self._gradients, strict=True):
+            layer = use.layer
+            own = [
+                self._rows(layer.rows_out, seen[c], layer.d_out) if c in seen else None
+                for c in range(len(calls))
+            ]
+            found.append(own)
+            seen.clear()
+        return found
+
+    def rows_in(self) -> list[Grouped | None]:
         """ā per layer, ``[n, S, d_in]``; several calls of one layer are further positions."""
-        rows: list[Tensor | None] = []
-        for use, calls in zip(self._network.uses, self._inputs, strict=True):
-            parts = [use.layer.rows_in(x) for x in calls]
-            rows.append(torch.cat(parts, 1) if len(parts) > 1 else parts[0] if parts else None)
+        return [self._joined(i, calls, "first") for i, calls in enumerate(self.calls_in())]
+
+    def rows_out(self) -> list[Grouped | None]:
+        """g per layer of the latest backward, ``[n, S, d_out]``; forgets it.
+
+        A call that the outputs do not depend on has zeros, unless none of its layer's do.
+        """
+        rows: list[Grouped | None] = []
+        for i, calls in enumerate(self.calls_out()):
+            if not any(g is not None for g in calls):
+                rows.append(None)
+                continue
+            layer = self._network.uses[i].layer
+            full = []
+            for c, g in enumerate(calls):
+                if g is None:
+                    shape = self._rows(layer.rows_in, self._inputs[i][c], layer.d_in).shape
+                    like = next(other for other in calls if other is not None)
+                    g = like.new_zeros((*shape[:2], like.shape[-1]))
+                full.append(g)
+            found = self._joined(i, full, "sum")
+            rows.append(found.contiguous() if isinstance(found, Tensor) else found)
         return rows
 
-    def rows_out(self) -> list[Tensor | None]:
-        """g per layer of the latest backward, ``[n, S, d_out]``; forgets it."""
-        rows: list[Tensor | None] = []
-        for use, calls, seen in zip(self._network.uses, self._inputs, self._gradients, strict=True):
-            parts = [use.layer.rows_out(seen[c]) for c in range(len(calls)) if c in seen]
-            complete = parts and len(parts) == len(calls)
-            rows.append(torch.cat(parts, 1) if complete else None)
-            seen.clear()
-        return rows
+    def _joined(self, index: int, calls: list[Tensor], summing: str) -> Grouped | None:
+        """The calls of a layer together; of one that is ``summed`` with one row for each case."""
+        summed = traits(self._network.uses[index].layer, LayerTraits).summed
+
+        def one(rows: Tensor) -> Tensor:
+            if not summed or rows.shape[1] == 1:
+                return rows
+            return rows[:, :1] if summing == "first" else rows.sum(1, keepdim=True)
+
+        if self._layouts is None or self._cases is None:
+            apart = len({len(rows) for rows in calls}) > 1
+            return joined([r.flatten(0, 1).unsqueeze(0) if apart else one(r) for r in calls])
+        found = joined(
+            [grouped(r, self._layout(index, c), self._cases) for c, r in enumerate(calls)]
+        )
+        return one(found) if isinstance(found, Tensor) else found
 
     def chosen(
         self, rows: Tensor | slice, cases: int
@@ -338,18 +466,33 @@ class Recorder:
             here = rows.to(calls[0].device) if isinstance(rows, Tensor) else rows
             a = [use.layer.rows_in(x[here]) for x in calls]
             g = [use.layer.rows_out(x[here]) for x in known]
-            inputs.append(torch.cat(a, 1) if len(a) > 1 else a[0])
-            gradients.append(torch.cat(g, 1) if len(g) > 1 else g[0])
+            joint_a, joint_g = torch.cat(a, 1) if len(a) > 1 else a[0], torch.cat(g, 1)
+            if traits(use.layer, LayerTraits).summed and joint_g.shape[1] > 1:
+                joint_a, joint_g = joint_a[:, :1], joint_g.sum(1, keepdim=True)
+            inputs.append(joint_a)
+            gradients.append(joint_g)
         return inputs, gradients
 
     def shapes(self) -> Mapping[int, tuple[int, int, int]]:
-        """Layer → (calls, cases, positions), for the chains."""
+        """Layer → (calls, cases, positions), for the chains; cases are 0 where rows have none."""
         found = {}
-        for i, (use, calls) in enumerate(zip(self._network.uses, self._inputs, strict=True)):
-            if calls:
-                rows = use.layer.rows_in(calls[0])
-                found[i] = (len(calls), rows.shape[0], rows.shape[1])
+        for i, rows in enumerate(self.rows_in()):
+            if isinstance(rows, Tensor):
+                found[i] = (len(self._inputs[i]), rows.shape[0], rows.shape[1])
+            elif rows is not None:
+                found[i] = (len(self._inputs[i]), 0, 2)
         return found
+
+
+def repeated(given: Tensor, along: int, cases: int) -> Tensor:
+    """One input for all cases as one for each: see ``Layout.repeat``."""
+    if along < 0:  # a new dimension
+        place = -1 - along
+        shape = (*given.shape[:place], cases, *given.shape[place:])
+        return given.unsqueeze(place).expand(shape)
+    if along >= given.dim() or given.shape[along] != 1:
+        return given
+    return given.expand(*given.shape[:along], cases, *given.shape[along + 1 :])
 
 
 def chains_of(fired: Sequence[int], shapes: Mapping[int, tuple[int, int, int]]) -> list[list[int]]:

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from kfac_lab.core.layers import dense
 from kfac_lab.core.protocols import Layer
+from kfac_lab.core.rows import Grouped, Rows
 from kfac_lab.core.traits import LayerTraits, traits
-from kfac_lab.errors import RecipeError
+from kfac_lab.errors import CoverageError, RecipeError
 
 __all__ = ["Accumulation", "Layout", "Ledger", "Table"]
 
@@ -64,16 +65,59 @@ class Accumulation:
     def __init__(self, ledger: Ledger, epsilon: float, cases: int) -> None:
         self._ledger, self._epsilon, self._cases = ledger, epsilon, cases
         self._started: set[Key] = set()
+        self._sums: dict[Key, Tensor] = {}  # of rows whose number is known at the end alone
+        self._counts: dict[int, int] = {}  # such rows of each layer, once for each case served
 
-    def inputs(self, rows: Sequence[Tensor | None]) -> None:
-        """ā of each layer for a chunk of cases: ``[n, S, d_in]``, or None where not recorded."""
+    def inputs(self, rows: Sequence[Grouped | None]) -> None:
+        """ā of each layer for a chunk of cases: ``[n, S, d_in]``, or None where not recorded.
+
+        Rows that have no case of their own come as a tuple (``core.rows``).
+        """
+        for i, own in enumerate(rows):
+            if isinstance(own, tuple) or i in self._counts:
+                more = sum(r.count for r in parts(own)) if own is not None else 0
+                self._counts[i] = self._counts.get(i, 0) + more
         self._gather("A", rows)
 
-    def gradients(self, rows: Sequence[Tensor | None]) -> None:
+    def gradients(self, rows: Sequence[Grouped | None]) -> None:
         """g of each layer for a chunk of cases and one cotangent: ``[n, S, d_out]``."""
         self._gather("G", rows)
 
-    def _gather(self, kind: str, rows: Sequence[Tensor | None]) -> None:
+    def _loose(self, key: Key, rows: Grouped) -> None:
+        """Sums over rows of no case's own: A counts them for each case served, G once."""
+        name, layer, _ = key
+        if name.endswith(".reduced"):
+            path = self._ledger.layout.paths[layer]
+            raise CoverageError(
+                f"{path}: which rows belong to a case is not known, so they cannot be reduced "
+                "(section 12.3): block='kronecker' takes them one by one"
+            )
+        for part in parts(rows):
+            values = part.values.flatten(0, 1)
+            if not len(values):
+                continue  # what got nothing keeps what it has
+            if name.endswith(".diagonal"):
+                new = (values * values).sum(0)
+            elif name.endswith(".mean"):
+                new = values.sum(0)
+            else:
+                new = values.t() @ values
+            if name.startswith("A") and part.times > 1:
+                new = new * part.times
+            before = self._sums.get(key)
+            self._sums[key] = new if before is None else before + new
+
+    def _close(self, key: Key) -> None:
+        """A ← Σ/N and G ← Σ/R, R counting a row for each case that it serves."""
+        count = self._counts[key[1]]
+        old, new = self._weights(key)
+        if key[0].endswith(".mean"):
+            scale = 1 / math.sqrt(self._cases * count)
+        else:
+            scale = 1 / self._cases if key[0].startswith("A") else 1 / count
+        self._add(key, self._sums[key], old, new * scale)
+
+    def _gather(self, kind: str, rows: Sequence[Grouped | None]) -> None:
         for key in self._ledger.keys:
             name, i, j = key
             if not name.startswith(kind):
@@ -81,6 +125,11 @@ class Accumulation:
             left, right = rows[i], rows[j]
             if left is None or right is None:
                 continue
+            if i == j and (i in self._counts or isinstance(left, tuple)):
+                self._loose(key, left)
+                continue
+            if isinstance(left, tuple) or isinstance(right, tuple):
+                continue  # a link whose end has lost its cases
             # A sums over shared positions, G averages over them (section 12.1); the outer product
             # of the mean is the part of A that the mean makes.
             positions = left.shape[1]
@@ -137,10 +186,17 @@ class Accumulation:
 
     def finish(self) -> list[Tensor]:
         """The spare side's tensors; moments that got nothing new decay nothing and are kept."""
+        for key in self._sums:
+            self._close(key)
         for key in self._ledger.keys:
             if key not in self._started:
                 self._ledger.spare[key].copy_(self._ledger.current[key])
         return [self._ledger.spare[key] for key in self._ledger.keys]
+
+
+def parts(rows: Grouped) -> tuple[Rows, ...]:
+    """Rows one by one, whatever they came as."""
+    return rows if isinstance(rows, tuple) else (Rows(dense(rows), 1),)
 
 
 def _sums(rows: Tensor, squared: bool) -> Tensor:
@@ -207,6 +263,7 @@ class Layout:
         like: Tensor,
     ) -> None:
         self.links = tuple(links)
+        self.paths = tuple(layer.path for layer in layers)
         self.groups = tuple(int(traits(layer, LayerTraits).groups) for layer in layers)
         self.nothing = like.new_zeros(())
         first: dict[Key, Tensor] = {}

@@ -68,6 +68,8 @@ class Plan:
     @classmethod
     def of(cls, network: Network) -> Plan | None:
         """The plan of a network, or None where it is not of that kind."""
+        if network.tensors[0].dtype != network.dtype:
+            return None  # vectors are kept in another precision than the activations
         index = {id(m): i for i, use in enumerate(network.uses) for m in use.modules}
         leaves: list[_Leaf] = []
         if not _collect(network.model, index, network, leaves):

@@ -122,6 +122,8 @@ class Layer(Protocol):
     #       tensor than the output, which then is computed anew from that tensor
     #   rows_in may be a sparse COO tensor, of at most one entry for each place: sums of squares
     #       and means of it are taken without making it dense
+    #   summed: bool = False; the rows of one case are added up, g as it is and ā taken once: for
+    #       parameters without an input of their own, whose block then is that of a case's gradient
     #   groups: int = 1; so many blocks of a matrix whose positions come as [S, groups]: reduced
     #       moments are taken for each group
     #   tangent(matrices, inputs, tangents) -> Tensor, and pullback(gradients, inputs) -> Tensor

@@ -98,6 +98,9 @@ class EstimatorTraits(RowsTraits):
 
     unbiased: bool = _flag(True, BOUND, old="unbiased")  # False: Σ g gᵀ does not estimate F_R
     of_loss: bool = _flag(False, OWN)  # its one cotangent is the gradient of the loss itself
+    # Cotangents of different cases are independent with mean zero, so that a sum over cases has
+    # the sum of their second moments; else the engine gives each case a sign of its own.
+    independent: bool = _flag(False, BOUND)
 
 
 @dataclass(frozen=True)
@@ -240,6 +243,7 @@ class LayerTraits(Traits):
     pullback: Method | None = _method()
     partial_tangent: Method | None = _method()  # where matrices may be None, and tangents fewer
     groups: int = _attribute(1)  # blocks of a matrix with positions [S, groups]
+    summed: bool = _attribute(False)  # a case's rows are added up: its own gradient is its one row
 
 
 @dataclass(frozen=True)

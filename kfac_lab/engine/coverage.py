@@ -28,6 +28,7 @@ def coverage_of(network: Network, passes: Passes, blocks: Sequence[Any]) -> list
                     claimed_by=use.claimed_by,
                     chain=chain_of.get(i, "-"),
                     tangents=passes.tangent_path,
+                    rows=passes.rows_text(i),
                 )
             )
     for name in network.left:

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from kfac_lab.core import checkpoint, linalg
-from kfac_lab.core.capture import CoverageRow, Network
+from kfac_lab.core.capture import Claim, CoverageRow, Network, without
 from kfac_lab.core.clock import Clock
 from kfac_lab.core.moments import Layout, Ledger
-from kfac_lab.core.passes import Passes, Seen
+from kfac_lab.core.passes import Passes, Seen, Unseen
 from kfac_lab.core.problem import Drawn, Problem
 from kfac_lab.core.state import Bound, Place, Signals, State, StepRecord, Strength
 from kfac_lab.core.vector import Vec
@@ -72,15 +73,22 @@ class Engine:
         tf32: bool = False,
         leave: Sequence[str] = (),
     ) -> None:
-        self.problem, self.tf32 = problem, bool(tf32)
-        self.leave, fallback = tuple(leave), recipe.fallback is not None
-        self.network = Network.of(problem.model, recipe.claim, fallback, self.leave)
+        self.problem, self.tf32, self._chunk = problem, bool(tf32), chunk
+        self.leave = tuple(leave)
+        self._open(recipe, int(seed), float(lr), recipe.claim)
+        if problem.inputs is not None and problem.targets is not None:
+            self.bind(problem.inputs, problem.targets)
+
+    def _open(self, recipe: Any, seed: int, lr: float, claim: Claim) -> None:
+        """The network's layers as ``claim`` has them, and the state before the first step."""
+        problem, fallback = self.problem, recipe.fallback is not None
+        self.network = Network.of(problem.model, claim, fallback, self.leave)
         self.passes = Passes(
             self.network,
             problem.likelihood,
             problem.l2,
             lambda: self.held.place,
-            chunk,
+            self._chunk,
             problem.outputs,
         )
         self.warnings = boundary.Warnings()
@@ -106,9 +114,7 @@ class Engine:
             block_memos=tuple(map(fresh_memo, parts.block_traits)),
             block_ages=(None,) * len(parts.blocks),
         )
-        self.held = Held(parts, state, int(seed), float(lr))
-        if problem.inputs is not None and problem.targets is not None:
-            self.bind(problem.inputs[:2].to(self.device), problem.targets[:2].to(self.device))
+        self.held = Held(parts, state, seed, lr)
 
     # --- what it holds --------------------------------------------------------------------------
 
@@ -175,8 +181,18 @@ class Engine:
         return parts_of(recipe, self.problem, self.network, self.passes)
 
     def bind(self, inputs: Tensor, targets: Tensor) -> None:
-        """Finds firing order, chains and the tangent path on some cases; opens the ledger."""
-        bound = self.passes.probe(inputs, targets, self.parts.needs_tangents)
+        """Finds firing order, chains and the tangent path on some cases; opens the ledger.
+
+        Layers whose rows do not see every use of them go to the fallback, where there is one.
+        """
+        try:
+            bound = self.passes.probe(inputs, targets, self.parts.needs_tangents)
+        except Unseen as unseen:
+            if self.recipe.fallback is None or self.state_.step:
+                raise
+            claim = without(self.recipe.claim, unseen.paths)
+            self._open(self.recipe, self.seed, self.lr, claim)
+            bound = self.passes.probe(inputs, targets, self.parts.needs_tangents)
         layout, state = self.held.layout, replace(self.held.state, bound=bound)
         if layout is None:
             layout = self.layout_of(self.parts, bound)
@@ -195,7 +211,8 @@ class Engine:
             for i, j in parts["structure"].pairs(bound.chains)
             if {"A", "G"} <= set(wants[i]) and {"A", "G"} <= set(wants[j])
         ]
-        return Layout(self.network.layers, wants, links, self._theta[0])
+        like = torch.empty((), dtype=self.network.dtype, device=self.device)
+        return Layout(self.network.layers, wants, links, like)
 
     def swap(self, recipe: Any, named: Mapping[str, set[str]]) -> None:
         """Takes the parts of ``recipe`` from the next step on; see ``engine.swap``.

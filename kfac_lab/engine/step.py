@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kfac_lab.core.clock import Clock
-from kfac_lab.core.passes import Evaluated, Seen, subset
+from kfac_lab.core.passes import Evaluated, Seen
 from kfac_lab.core.problem import Drawn
 from kfac_lab.core.state import Due, StepRecord, Strength
 from kfac_lab.core.vector import Vec
@@ -34,14 +34,14 @@ __all__ = ["preconditioned", "whole"]
 
 def whole(engine: Engine, drawn: Drawn, clock: Clock) -> StepRecord:
     """One step of Algorithm 2 on a given batch; see ``Engine.step_on``."""
-    passes, k = engine.passes, engine.state_.step + 1
-    if engine.ledger is None or passes.fired is None or engine.lacks_tangents(engine.parts):
+    k = engine.state_.step + 1
+    if engine.ledger is None or engine.passes.fired is None or engine.lacks_tangents(engine.parts):
         engine.bind(drawn.inputs, drawn.targets)
-    parts, ledger = engine.parts, engine.ledger
+    passes, parts, ledger = engine.passes, engine.parts, engine.ledger
     assert ledger is not None
     due, schedule_memo = due_at(engine, k)
     m, processes = drawn.inputs.shape[0], parts.processes
-    s1, s2 = (subset(parts[slot], m, processes) for slot in ("estimator", "model"))
+    s1, s2 = (passes.subset(parts[slot], m) for slot in ("estimator", "model"))
     engine.warnings.small(parts, m * processes, s1 * processes, s2 * processes)
 
     # h, ∇h; Ā and G on S1
@@ -112,12 +112,13 @@ def preconditioned(
     m = 0 if drawn is None else drawn.inputs.shape[0]
     observed = None
     with clock("observe"):
-        s1 = subset(parts["estimator"], m, parts.processes) if due.stats else 0
+        s1 = engine.passes.subset(parts["estimator"], m) if due.stats else 0
         gathered = statistics.begun(parts, ledger, due, engine.state_, s1)
         if drawn is not None and gathered.accumulation is not None:
             # of a mean over m cases, on the scale that ``empirical`` has
             scale = m * engine.passes.predictions**0.5
-            rows = None if seen is None else seen.taken(drawn.order, s1, scale)
+            first = engine.passes.leading(drawn.inputs, drawn.targets)
+            rows = seen.taken(drawn.order, s1, scale) if seen is not None and first else None
             if rows is not None:
                 accumulation = gathered.accumulation
                 observed = engine.passes.observe_rows(rows, accumulation, parts.observing)

@@ -32,8 +32,8 @@ def swapped(engine: Engine, recipe: Any, named: Mapping[str, set[str]]) -> Held:
     if engine.passes.fired is not None and engine.lacks_tangents(parts):
         problem = engine.problem  # without data at hand the next batch decides
         if problem.inputs is not None and problem.targets is not None:
-            inputs, targets = problem.inputs[:2].to(engine.device), problem.targets[:2]
-            state = replace(state, bound=engine.passes.probe(inputs, targets, tangents=True))
+            bound = engine.passes.probe(problem.inputs, problem.targets, tangents=True)
+            state = replace(state, bound=bound)
     strength, memos = _inherited(engine, parts, state, named)
     state = replace(state, strength=strength, memos=memos)
     if "schedule" in named:

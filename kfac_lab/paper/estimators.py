@@ -43,6 +43,8 @@ class _Estimator:
 class Sampled(_Estimator):
     """One model sample of y per case: an unbiased estimate for one extra backward pass."""
 
+    traits: ClassVar[EstimatorTraits] = EstimatorTraits(independent=True)
+
     def cotangents(
         self, likelihood: Likelihood, outputs: Tensor, targets: Tensor, draw: Draw
     ) -> Iterator[Tensor]:

@@ -33,7 +33,7 @@ class Coverage(list[CoverageRow]):
     """The coverage table: a list of rows that prints as a table."""
 
     def __str__(self) -> str:
-        names = ("parameter", "layer", "kind", "block", "claimed_by", "chain", "tangents")
+        names = ("parameter", "layer", "kind", "block", "claimed_by", "chain", "tangents", "rows")
         table = [names, *(tuple(str(getattr(row, n)) for n in names) for row in self)]
         widths = [max(len(line[c]) for line in table) for c in range(len(names))]
         return "\n".join(

@@ -20,32 +20,6 @@ from .watched import watched
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 
-# What is known to be wrong today, by exhibit; a mark goes when the rows are right.
-SHARED = "positions [1, T] or [T]: the rows are shared by all cases, and counted as one case's"
-FOLDED = "windows folded into the cases: A is per window, not per case"
-SWAPPED = "time first: the cases are taken for positions"
-CHANNELS = "nn.CrossEntropyLoss has its classes in dimension 1"
-PENDING = {
-    "gpt2": SHARED,
-    "gpt2_untied": SHARED,
-    "bert": SHARED,
-    "swin": FOLDED,
-    "lstm_tagger_time_first": SWAPPED,
-    "unet": CHANNELS,
-    "experts": "an expert that got no case of the probe is an error",
-    "gcn": "the probe takes two cases of a graph that is one",
-    "gcn_sparse": "the probe takes two cases of a graph that is one",
-}
-
-
-def exhibits(pending):
-    return [
-        pytest.param(n, marks=pytest.mark.xfail(strict=True, reason=pending[n]))
-        if n in pending
-        else n
-        for n in ZOO
-    ]
-
 
 def seen(name):
     """The exhibit, the cases looked at, its engine after a step, and each block's trace."""
@@ -59,7 +33,7 @@ def of_fisher(diagonals, names):
     return float(sum(diagonals[name].sum() for name in names))
 
 
-@pytest.mark.parametrize("name", exhibits(PENDING))
+@pytest.mark.parametrize("name", ZOO)
 def test_traces(name):
     zoo, inputs, engine, found = seen(name)
     diagonals = oracle.fisher_diagonals(zoo.model, inputs, zoo.kind, zoo.whole)

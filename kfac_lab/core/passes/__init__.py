@@ -6,9 +6,10 @@ the sequential plan (``sequential.py``), where one forward pass serves all of th
 (``general.py``), which takes any model. What is done with a trace is written once: ``passes.py``.
 """
 
+from kfac_lab.core.passes.certificate import Unseen
 from kfac_lab.core.passes.evaluated import Evaluated, Observed
 from kfac_lab.core.passes.passes import Passes, subset
 from kfac_lab.core.passes.seen import Rows, Seen
 from kfac_lab.core.passes.sums import square_norm
 
-__all__ = ["Evaluated", "Observed", "Passes", "Rows", "Seen", "square_norm", "subset"]
+__all__ = ["Evaluated", "Observed", "Passes", "Rows", "Seen", "Unseen", "square_norm", "subset"]

@@ -33,6 +33,7 @@ class Function:
         self, network: Network, place: Callable[[], Place], chunk: int, outputs: Outputs
     ) -> None:
         self.network, self._place, self.chunk, self.outputs = network, place, chunk, outputs
+        self.whole = False  # the batch goes through as it is: fewer cases are another network
         self.buffered = bool(dict(network.model.named_buffers()))
 
     @property
@@ -72,4 +73,8 @@ class Function:
 
     def couples(self) -> bool:
         """Whether a case's outputs depend on the others, as under BatchNorm in training mode."""
+        return self.whole or self.normalises()
+
+    def normalises(self) -> bool:
+        """Whether it is in training mode and normalises over the batch."""
         return self.model.training and any(isinstance(m, _COUPLING) for m in self.model.modules())

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from kfac_lab.core.capture import Recorder
 from kfac_lab.core.passes.function import Function
-from kfac_lab.core.passes.products import jacobian_products
+from kfac_lab.core.passes.products import jacobian_products, raised
 from kfac_lab.core.passes.trace import Trace
+from kfac_lab.core.rows import Grouped, Layouts
 from kfac_lab.core.vector import Vec
 
 __all__ = ["Autograd", "gradients"]
@@ -19,7 +20,7 @@ __all__ = ["Autograd", "gradients"]
 
 def gradients(outputs: Tensor, theta: list[Tensor], cotangent: Tensor) -> list[Tensor]:
     """∇⟨cotangent, outputs⟩; zeros for what the outputs do not depend on."""
-    found = torch.autograd.grad(outputs, theta, cotangent, allow_unused=True)
+    found = torch.autograd.grad(outputs, theta, cotangent.to(outputs.dtype), allow_unused=True)
     return [g if g is not None else torch.zeros_like(t) for g, t in zip(found, theta, strict=True)]
 
 
@@ -28,7 +29,7 @@ class _Plain:
 
     def __init__(self, function: Function, live: Tensor) -> None:
         self._function, self._live = function, live
-        self.outputs = live.detach()
+        self.outputs = raised(live.detach())
 
     def gradient(self, cotangent: Tensor) -> list[Tensor]:
         """See ``Trace``."""
@@ -45,11 +46,11 @@ class _Plain:
         """See ``Trace``."""
         raise NotImplementedError("rows and products need passes of their own here")
 
-    def rows_in(self) -> list[Tensor | None]:
+    def rows_in(self) -> list[Grouped | None]:
         """See ``Trace``: none were recorded."""
         return [None] * len(self._function.network.uses)
 
-    def rows_out(self, cotangent: Tensor) -> list[Tensor | None]:
+    def rows_out(self, cotangent: Tensor) -> list[Grouped | None]:
         """See ``Trace``: none were recorded."""
         return [None] * len(self._function.network.uses)
 
@@ -73,17 +74,21 @@ class _Recorded(_Plain):
             if use.modules
         ]
 
-    def rows_in(self) -> list[Tensor | None]:
+    def rows_in(self) -> list[Grouped | None]:
         """See ``Trace``."""
         rows = self._recorder.rows_in()
         for i in self._loose:
             rows[i] = self._function.network.uses[i].layer.rows_in(self._inputs)
         return rows
 
-    def rows_out(self, cotangent: Tensor) -> list[Tensor | None]:
+    def rows_out(self, cotangent: Tensor) -> list[Grouped | None]:
         """See ``Trace``."""
         found = torch.autograd.grad(
-            self._live, self._asked, cotangent, retain_graph=True, allow_unused=True
+            self._live,
+            self._asked,
+            cotangent.to(self._live.dtype),
+            retain_graph=True,
+            allow_unused=True,
         )
         rows = self._recorder.rows_out()
         for i, asked, g in zip(self._loose, self._asked, found, strict=False):
@@ -97,8 +102,8 @@ class Autograd:
 
     shares = False
 
-    def __init__(self, function: Function, path: str) -> None:
-        self._function, self._path = function, path
+    def __init__(self, function: Function, path: str, layouts: Layouts | None = None) -> None:
+        self._function, self._path, self._layouts = function, path, layouts
 
     def randomness(self, step: int, start: int, device: torch.device) -> Any:
         """See ``Function.mask``."""
@@ -112,7 +117,7 @@ class Autograd:
     def record(self, inputs: Tensor, step: int, start: int) -> _Recorded:
         """One call with hooks on the layers, on copies of the buffers."""
         function = self._function
-        recorder = Recorder(function.network)
+        recorder = Recorder(function.network, self._layouts, len(inputs))
         buffers = function.buffers()
         with torch.enable_grad(), recorder.recording():
             with function.mask(step, start, inputs.device):

@@ -12,15 +12,17 @@ import torch
 from torch import Tensor
 
 from kfac_lab.core import seeds
-from kfac_lab.core.capture import Network, Recorder, chains_of
+from kfac_lab.core.capture import Network, chains_of
 from kfac_lab.core.cases import Cases
 from kfac_lab.core.layers import dense
 from kfac_lab.core.likelihood import Criterion, Joint, Likelihood, Outputs, Selector
 from kfac_lab.core.moments import Accumulation
-from kfac_lab.core.passes import probe
+from kfac_lab.core.passes import probe as probing
 from kfac_lab.core.passes.evaluated import Evaluated, Observed
 from kfac_lab.core.passes.function import Function
 from kfac_lab.core.passes.general import Autograd
+from kfac_lab.core.passes.probe import Probed
+from kfac_lab.core.passes.products import raised
 from kfac_lab.core.passes.seen import Rows
 from kfac_lab.core.passes.sequential import Sequential
 from kfac_lab.core.passes.statistics import Statistics
@@ -29,8 +31,9 @@ from kfac_lab.core.passes.trace import BackEnd, Trace
 from kfac_lab.core.plan import Plan
 from kfac_lab.core.problem import Drawn
 from kfac_lab.core.protocols import Estimator
+from kfac_lab.core.rows import Layouts
 from kfac_lab.core.state import Bound, Place
-from kfac_lab.core.traits import RowsTraits, traits
+from kfac_lab.core.traits import EstimatorTraits, RowsTraits, traits
 from kfac_lab.core.vector import Vec
 from kfac_lab.errors import RecipeError
 
@@ -73,6 +76,7 @@ class Passes:
             likelihood, Joint
         ):  # a tensor as the network gives it
             self.plan = Plan.of(network)
+        self.found: Probed | None = None
         self.predictions = 1  # of one case
 
     @property
@@ -116,7 +120,7 @@ class Passes:
         """
         if self.plan is not None and self.plan.usable() and not isinstance(inputs, Cases):
             return Sequential(self.plan)
-        return Autograd(self.function, self.tangent_path)
+        return Autograd(self.function, self.tangent_path, self.layouts)
 
     def uniforms(self, purpose: str, step: int, shape: Sequence[int], like: Tensor) -> Tensor:
         """This process's rows of the step's uniforms; those of the whole S1 are drawn."""
@@ -150,26 +154,68 @@ class Passes:
         return Drawn(drawn.inputs.index_select(0, rows), drawn.targets.index_select(0, rows), None)
 
     def probe(self, inputs: Tensor, targets: Tensor, tangents: bool) -> Bound:
-        """Finds the firing order, the chains and the tangent path on two cases; changes nothing.
+        """Finds the firing order, whose rows are whose, the chains and the tangent path.
+
+        A few cases of ``inputs`` are used, or all where the network does not take fewer. Nothing
+        changes.
 
         Raises:
-            CoverageError: a claimed layer did not fire.
+            CoverageError: a claimed layer did not fire, or is used where its rows do not see it.
             DataError: the model does not take the inputs, or its outputs do not fit the targets.
             RecipeError: no way to forward-mode products through this model, naming the module.
         """
         known, path = self._place().bound, self.tangent_path
         if known is not None and (not tangents or path != "unknown"):
             return known
-        inputs, function = inputs[:2], self.function
-        recorder = Recorder(self.network)
-        with torch.no_grad(), recorder.recording(), self._randomness(0, inputs):
-            count = probe.check_cases(function, inputs, targets[:2])
-        probe.check_fired(recorder, function)
-        self.predictions = count
+        found = self._find(inputs, targets)
+        if self.plan is None and path == "explicit":
+            path = "unknown"
         if tangents and path == "unknown":
-            path = probe.choose_tangents(function, inputs)
-        chains = chains_of(recorder.fired, recorder.shapes())
-        return Bound(tuple(recorder.fired), tuple(map(tuple, chains)), path)
+            some = inputs if found.whole else inputs[:2]
+            path = probing.choose_tangents(self.function, some.to(self._device))
+        if known is not None:
+            return known._replace(tangent_path=path)
+        chains = chains_of(found.fired, found.shapes)
+        return Bound(found.fired, tuple(map(tuple, chains)), path)
+
+    @property
+    def _device(self) -> torch.device:
+        return self.network.tensors[0].device
+
+    def _find(self, inputs: Tensor, targets: Tensor) -> Probed:
+        """What a look at some cases tells, once: whose rows are whose, and what goes together."""
+        if self.found is None:
+            with self._randomness(0, inputs):
+                self.found = probing.probe(self.function, inputs, targets, self._device)
+            self.predictions, self.function.whole = self.found.predictions, self.found.whole
+            if not all(self.found.leading):
+                self.plan = None  # a walk takes leading cases
+        return self.found
+
+    def leading(self, inputs: Any, targets: Any) -> bool:
+        """Whether every call of every layer has the cases first, and nothing else with them."""
+        return all(self._find(inputs, targets).leading)
+
+    @property
+    def layouts(self) -> Layouts | None:
+        """Whose rows are whose, per layer and call; None before they are known."""
+        return None if self.found is None else self.found.layouts
+
+    def rows_text(self, layer: int) -> str:
+        """What ``coverage()`` says of a layer's rows; empty before they are known."""
+        if self.found is None or not self.network.uses[layer].modules:
+            return ""
+        layouts = self.found.layouts[layer]
+        if not layouts:
+            return "none yet"
+        several = sum(n.size for n in layouts if n.kind == "per_case") > 1
+        advice = "; summed before the loss: reduce may be better"
+        calls = " + ".join(dict.fromkeys(layout.text for layout in layouts))
+        return calls + advice if several and self.found.pooled else calls
+
+    def subset(self, component: Any, rows: int) -> int:
+        """:func:`subset`, or all of the batch where fewer cases are another network."""
+        return rows if self.function.whole else subset(component, rows, self.processes)
 
     # --- the passes of a step -------------------------------------------------------------------
 
@@ -191,6 +237,7 @@ class Passes:
         asks for each case's own rows of the gradient too, on the explicit plan (section 7.4);
         without ``tangents`` no activations are kept for them.
         """
+        self._find(inputs, targets)
         m, theta = inputs.shape[0], [t.detach() for t in self.network.tensors]
         back, buffers = self.back_end(inputs), self.function.buffers()
         batch = self.criterion(targets, m)
@@ -269,6 +316,7 @@ class Passes:
 
         The arguments are those of :meth:`evaluate`.
         """
+        self._find(inputs, targets)
         batch = self.criterion(targets, inputs.shape[0])
         gather = self._statistics(batch, statistics, observe, step, examine=True)
         if order is not None:
@@ -306,7 +354,12 @@ class Passes:
         def criterion() -> Criterion:
             return batch.of(self.likelihood)
 
-        return Statistics(self.network, criterion, given, observe, uniforms, examine)
+        # Sums over cases: of the parameters that no layer claims, and of rows that all share.
+        sums = any(not use.modules for use in self.network.uses) or any(
+            layout.kind == "shared" for calls in self.layouts or () for layout in calls
+        )
+        mixes = sums and not traits(given[1], EstimatorTraits).independent
+        return Statistics(self.network, criterion, given, observe, uniforms, examine, mixes)
 
     def _observe(
         self,
@@ -335,7 +388,7 @@ class Passes:
                 with self._randomness(step, inputs, part.start):
                     outputs = function(theta, buffers, inputs[part])
                 seen.criterion.of(self.likelihood)
-                objective.add(outputs, targets[part])
+                objective.add(raised(outputs), targets[part])
             return objective.value(theta, inputs.shape[0])
 
     def _randomness(self, step: int, inputs: Tensor, start: int = 0) -> Any:

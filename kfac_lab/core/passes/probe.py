@@ -1,7 +1,9 @@
-"""Finding out, on two cases and before anything moves, how a network works."""
+"""Finding out, on a few cases and before anything moves, how a network works."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -9,19 +11,25 @@ from torch import Tensor
 
 from kfac_lab.core.capture import Recorder
 from kfac_lab.core.cases import labels
+from kfac_lab.core.passes.certificate import certify
 from kfac_lab.core.passes.function import Function
-from kfac_lab.core.passes.products import PATHS, jacobian_products
+from kfac_lab.core.passes.layouts import find
+from kfac_lab.core.passes.products import PATHS, jacobian_products, raised
+from kfac_lab.core.rows import Layout, Layouts
 from kfac_lab.core.traits import LikelihoodTraits, traits
 from kfac_lab.core.vector import Vec
 from kfac_lab.errors import CoverageError, DataError, RecipeError
 
-__all__ = ["check_cases", "check_fired", "choose_tangents"]
+__all__ = ["Probed", "choose_tangents", "probe"]
+
+FEW = 3  # cases that a probe takes: that many, and one less
+NORMALISED = 8  # the same for a network that normalises over its batch
 
 
-def check_cases(function: Function, inputs: Tensor, targets: Any) -> int:
+def check_cases(function: Function, inputs: Tensor, targets: Any) -> tuple[int, torch.Size]:
     """Calls the model on some cases and takes their loss, to see that all of it fits.
 
-    Returns how many predictions there are for a case.
+    Returns how many predictions there are for a case, and the outputs' shape.
 
     Raises:
         DataError: it does not.
@@ -44,13 +52,105 @@ def check_cases(function: Function, inputs: Tensor, targets: Any) -> int:
         )
     likelihood, known = function.outputs.likelihood, labels(targets)
     if known is not None:  # a Preconditioner may have none
-        likelihood.loss(outputs, known)
+        likelihood.loss(raised(outputs), known)
     count = traits(likelihood, LikelihoodTraits).predictions
-    return 1 if count is None else int(count(outputs))
+    return (1 if count is None else int(count(outputs))), outputs.shape
 
 
-def check_fired(recorder: Recorder, function: Function) -> None:
-    """Every claimed layer has to be called.
+@dataclass(frozen=True)
+class Probed:
+    """What was found out.
+
+    ``leading``: per layer, whether the first dimension of its rows are the cases and nothing else.
+    ``whole``: the network does not take fewer cases than the batch.
+    """
+
+    predictions: int
+    pooled: bool
+    whole: bool
+    layouts: Layouts
+    leading: tuple[bool, ...]
+    fired: tuple[int, ...]
+    shapes: Mapping[int, tuple[int, int, int]]
+
+
+def probe(function: Function, inputs: Any, targets: Any, device: torch.device) -> Probed:
+    """Looks at a few cases, or at all of them where the network takes no fewer.
+
+    Raises:
+        DataError: the model does not take the inputs, or its outputs do not fit the targets.
+        CoverageError: a claimed layer did not fire, or is used where its rows do not see it.
+    """
+    count = len(inputs)
+    most = min(count, NORMALISED if function.normalises() else FEW)
+    sizes = [most, most - 1] if most > 1 else [most]
+    some = inputs[:most].to(device)
+    whole = False
+    refusal: DataError | None = None
+    try:
+        with torch.no_grad():
+            predictions, shape = check_cases(function, some, _moved(targets[:most], device))
+    except DataError as error:
+        if count == most:
+            raise
+        whole, refusal = True, error
+    if not whole and len(sizes) > 1 and some.device.type != "meta":
+        fewer = _shape(function, some[: sizes[1]])
+        if fewer is None:  # as one case for BatchNorm
+            sizes = sizes[:1]
+            whole = most < count and most > 2
+        elif fewer[1:] != shape[1:]:
+            whole = most < count
+            sizes = sizes[:1]
+    elif some.device.type == "meta":
+        sizes = sizes[:1]
+    if whole:
+        sizes, some = [count], inputs.to(device)
+        try:
+            with torch.no_grad():
+                predictions, shape = check_cases(function, some, _moved(targets, device))
+        except DataError as error:
+            raise refusal or error from error
+    layouts, seen = find(function, some, sizes)
+    if not all(seen.shapes[i] for i in _claimed(function)) and sizes[0] < count:
+        # One that nothing was sent to may be sent more of more cases.
+        sizes = [count, count - 1] if count - 1 > most else [count]
+        layouts, seen = find(function, inputs.to(device), sizes)
+    check_fired(seen.recorder, function, layouts)
+    certify(function.network, seen)
+    plain = Layout("per_case")
+    leading = tuple(all(replace(c, size=1) == plain for c in calls) for calls in layouts)
+    return Probed(
+        predictions,
+        predictions == 1,
+        whole,
+        layouts,
+        leading,
+        tuple(seen.recorder.fired),
+        seen.recorder.shapes(),
+    )
+
+
+def _moved(targets: Any, device: torch.device) -> Any:
+    return targets if labels(targets) is None else targets.to(device)
+
+
+def _claimed(function: Function) -> list[int]:
+    return [i for i, use in enumerate(function.network.uses) if use.modules]
+
+
+def _shape(function: Function, inputs: Any) -> tuple[int, ...] | None:
+    """The outputs' shape for fewer cases; None where there are none."""
+    try:
+        with torch.no_grad():
+            outputs = function(None, function.buffers(), inputs)
+    except (RuntimeError, TypeError, ValueError, IndexError):
+        return None
+    return tuple(outputs.shape) if isinstance(outputs, Tensor) else None
+
+
+def check_fired(recorder: Recorder, function: Function, layouts: Layouts) -> None:
+    """Every claimed layer has to be called, unless some get their rows sent as they come.
 
     Raises:
         CoverageError: one was not.
@@ -60,7 +160,8 @@ def check_fired(recorder: Recorder, function: Function) -> None:
         for i, use in enumerate(function.network.uses)
         if use.modules and i not in recorder.fired
     ]
-    if silent:
+    sent = any(layout.kind == "routed" for calls in layouts for layout in calls)
+    if silent and not sent:
         raise CoverageError(
             f"claimed layer{'s' * (len(silent) > 1)} {', '.join(silent)} recorded nothing in "
             "the first pass: the model does not call the module itself; call it in forward, or "

@@ -12,7 +12,7 @@ from torch import Tensor
 from kfac_lab.core.passes.function import Function
 from kfac_lab.core.vector import Vec
 
-__all__ = ["PATHS", "jacobian_products"]
+__all__ = ["PATHS", "jacobian_products", "raised"]
 
 PATHS = ("forward", "double_backward")  # in the order in which they are tried
 
@@ -30,9 +30,14 @@ def jacobian_products(
         return out
 
     with _math_attention():
-        if path == "forward":
-            return _forward(outputs_at, theta, directions)
-        return _double_backward(outputs_at, theta, directions)
+        way = _forward if path == "forward" else _double_backward
+        outputs, products = way(outputs_at, theta, directions)
+    return raised(outputs), raised(products)
+
+
+def raised(values: Tensor) -> Tensor:
+    """Values of half a word in float32: losses and their curvature are not taken in less."""
+    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
 
 
 def _forward(function: Any, theta: list[Tensor], directions: Any) -> tuple[Tensor, Tensor]:

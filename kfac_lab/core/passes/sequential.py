@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kfac_lab.core.passes.general import gradients
 from kfac_lab.core.plan import Plan
+from kfac_lab.core.rows import Grouped
 from kfac_lab.core.vector import Vec
 
 __all__ = ["Sequential", "Walked"]
@@ -48,15 +49,15 @@ class Walked:
         """See ``Trace``."""
         return self._plan.by_case(self._values, cotangent)
 
-    def rows_in(self) -> list[Tensor | None]:
+    def rows_in(self) -> list[Grouped | None]:
         """See ``Trace``."""
         with torch.no_grad():
-            return self._plan.rows_in(self._values)
+            return list(self._plan.rows_in(self._values))
 
-    def rows_out(self, cotangent: Tensor) -> list[Tensor | None]:
+    def rows_out(self, cotangent: Tensor) -> list[Grouped | None]:
         """See ``Trace``."""
         with torch.no_grad():
-            return self._plan.rows_out(self._values, self._derivatives(), cotangent)
+            return list(self._plan.rows_out(self._values, self._derivatives(), cotangent))
 
     def products(self, basis: Sequence[Vec]) -> Tensor:
         """See ``Trace``."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from kfac_lab.core.capture import Network
 from kfac_lab.core.cases import bare
@@ -17,6 +18,7 @@ from kfac_lab.core.moments import Accumulation
 from kfac_lab.core.passes.evaluated import Observed
 from kfac_lab.core.passes.trace import Trace
 from kfac_lab.core.protocols import Estimator
+from kfac_lab.core.rows import Grouped
 
 __all__ = ["Statistics"]
 
@@ -29,6 +31,8 @@ class Statistics:
         criterion: the likelihood on the batch, called for the latest outputs.
         examine: looks at targets that nobody has looked at.
         uniforms: this step's, of a purpose and a shape like the outputs of the whole S1.
+        mixes: some rows are sums over cases, and the estimator's cotangents of different cases are
+            not independent with mean zero.
     """
 
     def __init__(
@@ -38,7 +42,8 @@ class Statistics:
         given: tuple[int, Estimator, Accumulation],
         observe: Sequence[bool],
         uniforms: Callable[[str, Sequence[int], Tensor], Tensor],
-        examine: bool,
+        examine: bool = False,
+        mixes: bool = False,
     ) -> None:
         self.cases, self._estimator, self._accumulation = given
         self._network, self._criterion, self._draws = network, criterion, uniforms
@@ -46,6 +51,8 @@ class Statistics:
         self._rows: list[list[Tensor]] = [[] for _ in observe]
         self._cotangents: list[list[Tensor]] = [[] for _ in observe]
         self._uniforms: dict[str, Tensor] = {}
+        self._apart: set[int] = set()  # layers with rows of no case's own
+        self._mixes = mixes
         self._loose = [i for i, use in enumerate(network.uses) if not use.modules]
         self._summed: list[dict[int, Tensor]] = []  # per cotangent: gradients of the unclaimed
 
@@ -71,32 +78,56 @@ class Statistics:
         bad = criterion.examined(outputs, targets) if self._examine else None
         likelihood = criterion.given(outputs, targets)
         targets = bare(targets)
-        kept: list[list[Tensor | None]] = []
+        kept: list[list[Grouped | None]] = []
+        signs = self._signs(outputs, start)
         for c, cotangent in enumerate(
             self._estimator.cotangents(likelihood, outputs, targets, self._draw(outputs, start))
         ):
             if bad is not None:  # on an accelerator, where the step's flag tells
                 cotangent = torch.where(bad, float("nan"), cotangent)
-            g = trace.rows_out(cotangent)
+            g = trace.rows_out(cotangent if signs is None else cotangent * signs)
             self._sum(c, g)
             self._accumulation.gradients(g)
             # Lets go of what no block observes: ``exact`` has a cotangent for every output.
             kept.append([r if own else None for r, own in zip(g, self._observe, strict=True)])
         for i, wanted in enumerate(self._observe):
-            row = rows[i]
-            seen = [g[i] for g in kept]
-            if wanted and row is not None and all(g is not None for g in seen):
-                self._rows[i].append(dense(row))
-                self._cotangents[i].append(torch.stack(seen))  # type: ignore[arg-type]
+            if wanted:
+                self._keep(i, rows[i], [g[i] for g in kept])
 
-    def _sum(self, column: int, rows: list[Tensor | None]) -> None:
+    def _keep(self, layer: int, rows: Grouped | None, seen: list[Grouped | None]) -> None:
+        """Rows of no case's own are cases of their own, weighed for it at the end."""
+        if rows is None or any(g is None for g in seen):
+            return
+        if isinstance(rows, Tensor):
+            self._rows[layer].append(dense(rows))
+            self._cotangents[layer].append(torch.stack(seen))  # type: ignore[arg-type]
+            return
+        for n, part in enumerate(rows):
+            if part.values.numel():
+                self._rows[layer].append(part.values)
+                own = [g[n].values for g in seen if isinstance(g, tuple)]
+                self._cotangents[layer].append(torch.stack(own))
+                self._apart.add(layer)
+
+    def _signs(self, outputs: Tensor, start: int) -> Tensor | None:
+        """±1 for each case, where a sum over cases is taken: columns of B, and gradients at labels,
+        are not independent with mean zero by themselves, as samples from the model are.
+        """
+        if not self._mixes:
+            return None
+        like = outputs[:, :1].flatten(1)[:, :1] if outputs.dim() > 1 else outputs
+        uniforms = self._draw(like, start)("signs")
+        signs = torch.where(uniforms < 0.5, -1.0, 1.0).to(outputs.dtype)
+        return signs.reshape(-1, *[1] * (outputs.dim() - 1))
+
+    def _sum(self, column: int, rows: list[Grouped | None]) -> None:
         """Takes the unclaimed parameters' gradients out of ``rows``: they are sums over S1."""
         for i in self._loose:
             if column == len(self._summed):
                 self._summed.append({})
             new, sums = rows[i], self._summed[column]
             rows[i] = None
-            if new is not None:
+            if isinstance(new, Tensor):
                 sums[i] = sums[i] + new if i in sums else new
 
     def observed(self) -> Observed | None:
@@ -109,7 +140,19 @@ class Statistics:
                 own = [per[i] * (1 / math.sqrt(self.cases)) for per in self._summed]
                 self._rows[i] = [layer.rows_in(own[0])]
                 self._cotangents[i] = [torch.stack(own)]
-        return Observed(
-            [torch.cat(r) if r else None for r in self._rows],
-            [torch.cat(c, 1) if c else None for c in self._cotangents],
-        )
+        rows = [self._all(r, 0) for r in self._rows]
+        cotangents = [self._all(c, 1) for c in self._cotangents]
+        for i in self._apart:  # a mean over rows is to be one over cases
+            everything, g = rows[i], cotangents[i]
+            if everything is not None and g is not None:
+                cotangents[i] = g * math.sqrt(len(everything) / self.cases)
+        return Observed(rows, cotangents)
+
+    @staticmethod
+    def _all(chunks: list[Tensor], along: int) -> Tensor | None:
+        """Chunks as one tensor, where positions differ with zeros behind them."""
+        if not chunks:
+            return None
+        most = max(t.shape[-2] for t in chunks)
+        full = [functional.pad(t, (0, 0, 0, most - t.shape[-2])) for t in chunks]
+        return torch.cat(full, along)

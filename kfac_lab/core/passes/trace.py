@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from kfac_lab.core.rows import Grouped
 from kfac_lab.core.vector import Vec
 
 __all__ = ["BackEnd", "Trace"]
@@ -38,11 +39,14 @@ class Trace(Protocol):
         """
         ...
 
-    def rows_in(self) -> list[Tensor | None]:
-        """ā of each layer ``[n, S, d_in]``; None for what was not recorded."""
+    def rows_in(self) -> Sequence[Grouped | None]:
+        """ā of each layer ``[n, S, d_in]``; None for what was not recorded.
+
+        Rows that have no case of their own come as a tuple (``core.rows``).
+        """
         ...
 
-    def rows_out(self, cotangent: Tensor) -> list[Tensor | None]:
+    def rows_out(self, cotangent: Tensor) -> list[Grouped | None]:
         """g of each layer ``[n, S, d_out]`` for a cotangent on the outputs.
 
         Of a parameter that no layer claims it is the sum over the cases, ``[1, 1, d_out]``.

@@ -8,9 +8,10 @@ too much, ``kronecker(factor_g="diagonal")`` or ``diagonal`` keep the diagonal.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +64,7 @@ class ScaleShift:
 
     module: Any
     path: str
+    summed: ClassVar[bool] = True  # a case's rows are one: its own gradient
 
     @property
     def d_out(self) -> int:
@@ -82,31 +84,33 @@ class ScaleShift:
     def record(
         self, module: Any, args: tuple[Any, ...], named: Mapping[str, Any], output: Any
     ) -> Recorded:
-        """The call with a copy ``[N, P]`` of the parameters for each case, whose gradient is g."""
+        """The call with a copy of the parameters for each row, ``[N, ..., P]``, whose gradient is
+        g. Of what is normalised over its last dimensions every leading place is a row: which
+        dimension has the cases is not for this layer to know.
+        """
         x: Tensor = args[0] if args else next(iter(named.values()))
         flat = [getattr(module, name).reshape(-1) for name in self.names]
-        each = torch.cat(flat).expand(x.shape[0], -1)
-        shape = self._broadcast(module, x)
-        parts = [p.reshape(x.shape[0], *shape) for p in each.split([t.numel() for t in flat], 1)]
+        own: torch.Size = module.weight.shape
+        last = isinstance(module, (nn.LayerNorm, nn.RMSNorm))
+        lead = x.shape[: x.dim() - len(own)] if last else x.shape[:1]
+        shape = own if last else (own[0], *[1] * (x.dim() - 2))  # channels, then places
+        each = torch.cat(flat).expand(*lead, -1)
+        parts = [p.reshape(*lead, *shape) for p in each.split([t.numel() for t in flat], -1)]
         out = NORMALISED[computes_as(module)](module, x) * parts[0]
         return Recorded(x, each, out + parts[1] if len(parts) > 1 else out)
 
-    @staticmethod
-    def _broadcast(module: Any, x: Tensor) -> tuple[int, ...]:
-        """The parameters' shape against one case of ``x``."""
-        own: torch.Size = module.weight.shape
-        if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):  # the last dimensions
-            return (*[1] * (x.dim() - 1 - len(own)), *own)
-        return (own[0], *[1] * (x.dim() - 2))  # channels, then places
-
     def rows_in(self, inputs: Tensor) -> Tensor:
-        """1 for each case: ``[N, 1, 1]``."""
+        """1 for each row: ``[N, S, 1]``."""
         own: Tensor = getattr(self.module, self.names[0])
-        return own.new_ones((inputs.shape[0], 1, 1))
+        last = isinstance(self.module, (nn.LayerNorm, nn.RMSNorm))
+        lead = inputs.shape[: inputs.dim() - own.dim()] if last else inputs.shape[:1]
+        first = lead[0] if lead else 1
+        return own.new_ones((first, math.prod(lead[1:]), 1))
 
     def rows_out(self, gradients: Tensor) -> Tensor:
-        """Each case's own gradient: ``[N, 1, P]``."""
-        return gradients.unsqueeze(1)
+        """Each row's own gradient: ``[N, S, P]``."""
+        first = gradients.shape[0] if gradients.dim() > 1 else 1
+        return gradients.reshape(first, -1, gradients.shape[-1])
 
     def pack(self, tensors: Sequence[Tensor]) -> Tensor:
         """(w, b) as a column ``[P, 1]``."""

@@ -166,7 +166,7 @@ def test_attention_without_cases_is_refused():
     """One sentence, before anything has changed."""
     x = torch.randn(6, 4)
     problem = kl.Problem(model=Unbatched(), likelihood="gaussian", inputs=x, targets=x)
-    with pytest.raises(kl.CoverageError, match=r"attention is called on \(2, 4\), without"):
+    with pytest.raises(kl.CoverageError, match=r"attention is called on \(3, 4\), without"):
         kl.Run(problem, busy(6), device="cpu")
 
 

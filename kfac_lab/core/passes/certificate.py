@@ -1,0 +1,105 @@
+"""Whether the recorded rows are all there is: Σ g āᵀ against autograd's own gradient."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from kfac_lab.core.capture import Network
+from kfac_lab.core.passes.layouts import Look
+from kfac_lab.core.rows import Grouped
+from kfac_lab.errors import CoverageError
+
+__all__ = ["Unseen", "certify"]
+
+# Relative difference that rounding may make, by the coarsest precision on the way.
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+
+
+class Unseen(CoverageError):
+    """Layers that are used in a way their rows do not see; ``paths`` says which."""
+
+    def __init__(self, message: str, paths: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.paths = paths
+
+
+def certify(network: Network, seen: Look) -> None:
+    """Compares, for each claimed layer, Σ_rows g āᵀ with the gradient of its parameters.
+
+    Raises:
+        Unseen: they differ, or a layer that the outputs depend on recorded nothing.
+    """
+    outputs = seen.outputs
+    if outputs.device.type == "meta":
+        return
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(outputs.shape, generator=generator, dtype=torch.float64).to(outputs)
+    tensors = network.tensors
+    found = seen.backward(drawn, tensors)
+    truth = network.pack(
+        [torch.zeros_like(t) if g is None else g for t, g in zip(tensors, found, strict=True)]
+    )
+    with torch.no_grad():
+        rows_in, rows_out = seen.recorder.rows_in(), seen.recorder.rows_out()
+        wrong: dict[str, float] = {}
+        for use, a, g, expected in zip(network.uses, rows_in, rows_out, truth, strict=True):
+            if use.modules:
+                difference = _difference(a, g, expected, outputs.dtype)
+                if difference:
+                    wrong[use.layer.path or type(use.layer.module).__name__] = difference
+    if not wrong:
+        return
+    named = ", ".join(f"{path} (relative difference {d:.2g})" for path, d in wrong.items())
+    raise Unseen(
+        f"the recorded rows of {named} do not make up the gradient of the parameters: the model "
+        "uses them in a way that no call of the layer shows (its weight in a product of its own, "
+        "torch.autograd.grad inside forward, a functional call, a change in place). Use the "
+        "layer by calling it, freeze it with requires_grad_(False), or name a fallback in the "
+        "recipe, which then looks after it: fallback='diagonal'",
+        tuple(wrong),
+    )
+
+
+def _difference(
+    rows: Grouped | None, gradients: Grouped | None, expected: Tensor, coarse: torch.dtype
+) -> float:
+    """The relative difference, or 0.0 where rounding explains it."""
+    ours = torch.zeros_like(expected, dtype=torch.float64)
+    length = 0.0  # Σ ‖g‖‖ā‖: what cancels in the sum leaves this much rounding
+    tolerance = _TOLERANCE.get(coarse, 1e-1)
+    if rows is not None and gradients is not None:
+        for a, g in _pairs(rows, gradients):
+            for dtype in (a.dtype, g.dtype):
+                tolerance = max(tolerance, _TOLERANCE.get(dtype, 1e-1))
+            flat = g.flatten(0, 1).double()
+            if a.is_sparse:
+                case, position, column = a._indices()
+                values = a._values().double()
+                sums = ours.new_zeros(ours.shape[::-1])
+                ours = (
+                    ours
+                    + sums.index_add_(0, column, g[case, position].double() * values[:, None]).t()
+                )
+                length += float((flat.norm(dim=1).max() * values.abs().sum()) if len(flat) else 0)
+            else:
+                inputs = a.flatten(0, 1).double()
+                ours = ours + flat.t() @ inputs
+                length += float((flat.norm(dim=1) * inputs.norm(dim=1)).sum())
+    apart = float((ours - expected).norm())
+    if not math.isfinite(apart):
+        return 0.0  # the step itself says what is not finite
+    size = max(float(expected.norm()), float(ours.norm()))
+    if apart <= tolerance * size + tolerance * 1e-3 * length:
+        return 0.0
+    return apart / size if size else apart
+
+
+def _pairs(rows: Grouped, gradients: Grouped) -> list[tuple[Tensor, Tensor]]:
+    if isinstance(rows, tuple):
+        assert isinstance(gradients, tuple)
+        return [(a.values, g.values) for a, g in zip(rows, gradients, strict=True)]
+    assert isinstance(gradients, Tensor)
+    return [(rows, gradients)]
