@@ -30,7 +30,7 @@ from kfac_lab.hooks import Recipe, hookimpl, lab
 if TYPE_CHECKING:
     from kfac_lab import testing
     from kfac_lab.optim import KFAC, Preconditioner
-    from kfac_lab.panel import Panel
+    from kfac_lab.panel import Panel, watch
     from kfac_lab.run import Run
 
 __all__ = [
@@ -61,10 +61,17 @@ __all__ = [
     "hookimpl",
     "lab",
     "testing",
+    "watch",
 ]
 
 __version__ = "0.1.0"
-_LAZY = {"Run": "run", "KFAC": "optim", "Preconditioner": "optim", "Panel": "panel"}
+_LAZY = {
+    "Run": "run",
+    "KFAC": "optim",
+    "Preconditioner": "optim",
+    "Panel": "panel",
+    "watch": "panel",
+}
 
 
 def __getattr__(name: str) -> Any:

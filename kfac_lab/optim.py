@@ -376,6 +376,7 @@ class Preconditioner:
         self._engine = _engine.attach(problem, chosen, whole_number("seed", seed), leave=leave)
         self.kl_clip, self.optimizer, self.normalise = kl_clip, optimizer, bool(normalise)
         self._kept = left_out(model, leave)  # whose gradients stay, also of layers of ours
+        self.history = History()
         self._tap = _Tap(weakref.WeakMethod(self._watching))
         handle = model.register_forward_pre_hook(self._tap, prepend=True, with_kwargs=True)
         self._off = weakref.finalize(self, handle.remove)
@@ -390,6 +391,7 @@ class Preconditioner:
         *,
         lr: float | None = None,
         weights: Tensor | None = None,
+        loss: float | Tensor | None = None,
     ) -> StepRecord:
         """Turns every ``p.grad`` into the preconditioned gradient, in place.
 
@@ -397,8 +399,8 @@ class Preconditioner:
         ``targets`` are the labels of the cases: the estimator ``empirical`` asks for them, and a
         loss that weighs or ignores some of them has its exact scale by them (without, every
         prediction counts as the mean one does). ``weights`` are those of the cases in your loss.
-        ``lr`` is for the clip, where there is no ``optimizer``. A parameter without a gradient
-        stays without one.
+        ``lr`` is for the clip, where there is no ``optimizer``. ``loss`` is what your loop's loss
+        was, for the ``history``. A parameter without a gradient stays without one.
 
         The record has ``due``, λ, γ, and ν as ``alpha``. Where the gradient is not finite it has
         ``void`` = 1, and nothing has changed: leave out ``optimizer.step()`` too, as a
@@ -465,6 +467,11 @@ class Preconditioner:
                     written.append(True)
 
                 exchange(commit)
+                if loss is not None:
+                    record = replace(record, loss=loss.detach() if torch.is_tensor(loss) else loss)
+                self.history.append(record)
+                if record.due.inverse and len(self.history) > 2 * HISTORY:
+                    self.history.keep(HISTORY)
                 return record
         except BaseException as error:
             if not written:  # the engine has made its step, or not: it goes back

@@ -16,7 +16,7 @@ left out. Arrays may be lists, numpy arrays or CPU tensors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -188,14 +188,15 @@ class Plot:
         title: the heading.
         axes: from left to right.
         note: a line beneath the title.
-        words: what is to be seen, for those who do not see it; "": counted off the data.
+        words: what is to be seen, for those who do not see it; or a function that says it, which
+            is asked when somebody reads; "": counted off the data.
         marks: vertical lines in every axes whose horizontal axis they know.
     """
 
     title: str
     axes: Sequence[Axes]
     note: str = ""
-    words: str = ""
+    words: str | Callable[[], str] = ""
     marks: Sequence[Mark] = ()
 
 

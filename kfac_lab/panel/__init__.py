@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING, Any
 from kfac_lab.errors import KfacLabError
 
 if TYPE_CHECKING:
+    from kfac_lab.panel.loop import Watch as watch
     from kfac_lab.panel.panel import Panel
 
-__all__ = ["Panel"]
+__all__ = ["Panel", "watch"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Panel":
+    if name in ("Panel", "watch"):
         for module in ("ipywidgets", "matplotlib"):
             if importlib.util.find_spec(module) is None:
                 raise KfacLabError(f"the panel needs {module}: pip install 'kfac-lab[lab]'")
+        if name == "watch":
+            return importlib.import_module("kfac_lab.panel.loop").Watch
         return importlib.import_module("kfac_lab.panel.panel").Panel
     raise AttributeError(f"module 'kfac_lab.panel' has no attribute {name!r}")

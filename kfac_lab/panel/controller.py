@@ -26,7 +26,7 @@ from kfac_lab.panel.measure import Measure
 from kfac_lab.panel.status import Mark, Status, status_of
 from kfac_lab.run import Run
 
-__all__ = ["BUTTONS", "OWN", "Controller", "Mark", "Status", "culprit"]
+__all__ = ["BUTTONS", "OWN", "Controller", "Mark", "Status", "culprit", "nudged"]
 
 #: the buttons' names, in the order in which they stand
 BUTTONS = (
@@ -410,15 +410,7 @@ class Controller(Machine):
         Raises:
             RecipeError: the run has no such number, or its damping no such field.
         """
-        status, recipe = self.status(), self.run.recipe
-        now = {"lam": status.lam, "gamma": status.gamma}
-        name = {"λ": "lam", "γ": "gamma"}.get(what, what)
-        if name not in now or now[name] != now[name] or "damping" not in recipe:
-            raise RecipeError(f"this run has no {what} yet")
-        named = Recipe.named_fields(recipe.text_of("damping"))
-        values = {n: v for n, v in now.items() if n in named}  # the other one stays as it is
-        values[name] = now[name] * factor
-        self.apply(damping=export.with_fields(recipe, "damping", **values))
+        self.apply(damping=nudged(self.run, self.status(), what, factor))
 
     def evaluate(self, every: int | None = None, seconds: float | None = None) -> None:
         """Evaluates the error on the training set and on held-out cases while runs train.
@@ -452,6 +444,22 @@ class Controller(Machine):
 
     def _free(self, label: str) -> str:
         return self.roster.free(label)
+
+
+def nudged(run: Any, status: Status, what: str, factor: float) -> str:
+    """The damping's text that multiplies λ or γ as they are now.
+
+    Raises:
+        RecipeError: the run has no such number, or its damping no such field.
+    """
+    now = {"lam": status.lam, "gamma": status.gamma}
+    name = {"λ": "lam", "γ": "gamma"}.get(what, what)
+    if name not in now or now[name] != now[name] or "damping" not in run.recipe:
+        raise RecipeError(f"this run has no {what} yet")
+    named = Recipe.named_fields(run.recipe.text_of("damping"))
+    values = {n: v for n, v in now.items() if n in named}  # the other one stays as it is
+    values[name] = now[name] * factor
+    return export.with_fields(run.recipe, "damping", **values)
 
 
 def recipe_name(recipe: Recipe, lab: Lab) -> str:

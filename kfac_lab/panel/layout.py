@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import ipywidgets as widgets
-from ipywidgets.widgets.widget_description import DescriptionStyle
 
 from kfac_lab.hooks.registry import SLOTS
 from kfac_lab.panel.access import help_access
 from kfac_lab.panel.says import pending
+from kfac_lab.panel.shared import Shared
 from kfac_lab.panel.slots import Slot
 
 __all__ = ["MEANING", "PARTS", "Layout"]
@@ -49,11 +49,11 @@ class Layout:
 
     def build(self, names: Sequence[str], lab: Any, chart: Any, *, manages: bool) -> None:
         """Makes the widgets; ``names`` are the buttons', ``manages``: of runs that it starts."""
-        self._shared: dict[str, Any] = {}
+        self._shared = Shared()
         self.chart = chart
         self.buttons = {name: self._button(name, MEANING[name]) for name in names}
         self._fields()
-        self.slots = {slot: Slot(slot, lab, self.told_pending) for slot in PARTS}
+        self.slots = {slot: Slot(slot, lab, self.told_pending, self._shared) for slot in PARTS}
         self.view = widgets.ToggleButtons(
             tooltip="which view is drawn", style={"button_width": "auto"}
         )
@@ -74,42 +74,20 @@ class Layout:
     def told_pending(self) -> None:
         """Something was chosen: what Apply will do is said anew."""
 
-    def _layout(self, kind: str) -> Any:
-        """One Layout for all widgets of a kind."""
-        if kind not in self._shared:
-            make: dict[str, Callable[[], Any]] = {
-                "html": lambda: widgets.Layout(flex="0 1 auto"),
-                "button": lambda: widgets.Layout(width="auto"),
-                "row": lambda: widgets.Layout(flex_flow="row wrap", align_items="center"),
-                "number": lambda: widgets.Layout(width="148px"),
-                "choice": lambda: widgets.Layout(width="200px"),
-            }
-            self._shared[kind] = make[kind]()
-        return self._shared[kind]
-
     def _html(self) -> Any:
-        return widgets.HTML(layout=self._layout("html"))
-
-    def _style(self, kind: str) -> Any:
-        key = f"{kind} style"
-        if key not in self._shared:
-            if kind == "button":
-                self._shared[key] = widgets.ButtonStyle()
-            else:
-                self._shared[key] = DescriptionStyle(description_width="56px")
-        return self._shared[key]
+        return widgets.HTML(layout=self._shared["html"], style=self._shared["html style"])
 
     def _button(self, name: str, meaning: str) -> Any:
         return widgets.Button(
             description=name,
             tooltip=meaning,
-            layout=self._layout("button"),
-            style=self._style("button"),
+            layout=self._shared["button"],
+            style=self._shared["button style"],
         )
 
     def _fields(self) -> None:
-        number = {"layout": self._layout("number"), "style": self._style("field")}
-        choice = {"layout": self._layout("choice"), "style": self._style("field")}
+        number = {"layout": self._shared["number"], "style": self._shared["field style"]}
+        choice = {"layout": self._shared["choice"], "style": self._shared["field style"]}
         self.steps = widgets.BoundedIntText(
             value=STEPS,
             min=0,
@@ -147,7 +125,7 @@ class Layout:
             value="run",
             description="file",
             tooltip="name for Save, Load and Export, no ending",
-            layout=self._layout("choice"),
+            layout=self._shared["choice"],
             style={"description_width": "56px"},
         )
 
@@ -162,7 +140,7 @@ class Layout:
 
     def _place(self, manages: bool) -> None:
         """The chart on the left, the parts on the right; one above the other where narrow."""
-        row, named = self._layout("row"), self.buttons
+        row, named = self._shared["row"], self.buttons
 
         def line(*parts: Any) -> Any:
             return widgets.HBox(list(parts), layout=row)
@@ -196,7 +174,8 @@ class Layout:
             last = [self.file, named["Export"]] if "Export" in named else []
             rows = [line(named["Stop"])], [line(*last)]
         self.widget = widgets.VBox(
-            [*rows[0], self.message, self.asking, main, *rows[1], self.differences]
+            [*rows[0], self.message, self.asking, main, *rows[1], self.differences],
+            layout=self._shared["plain"],
         )
         help_access(self.widget)
 

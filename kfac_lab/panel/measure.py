@@ -49,9 +49,10 @@ class Measure:
         """Evaluates a run where it is time; called at a step boundary."""
         if self.every is None and self.seconds is None:
             return
-        step, seconds = self._last.get(run, (0, 0.0))
+        step, seconds = self._last.get(run, (run.step - 1, run.seconds))
         if step > run.step:  # it was rewound
-            step, seconds = 0, 0.0
+            step, seconds = run.step - 1, run.seconds
+        self._last.setdefault(run, (step, seconds))
         due = self.every is not None and run.step // self.every > step // self.every
         due = due or (self.seconds is not None and run.seconds - seconds >= self.seconds)
         if not due:

@@ -37,7 +37,7 @@ class Painted(NamedTuple):
     status: Status
     summary: str | None = None
     png: bytes | None = None
-    cost: float = 0.0  # seconds that what is light took
+    cost: float = 0.0  # the processor's seconds that what is light took
 
 
 class Painter:
@@ -48,10 +48,11 @@ class Painter:
         heard: the page's module has answered.
     """
 
-    def __init__(self, control: Any, module: bool) -> None:
+    def __init__(self, control: Any, module: bool, wait: float) -> None:
         self.control = control
         self.view: Any = None
         self.heard = False
+        self.wait = wait
         self.module = module  # there is one to wait for
         self.others: Callable[[], list[dict[str, Any]]] = list
         self._wire = Wire()
@@ -60,7 +61,7 @@ class Painter:
         self._begun = math.inf  # when the page was first waited for
         self._heavy: list[tuple[str, Plot | Picture]] = []
         self._heavy_of: Any = None
-        self._next_heavy = self._next_words = self._next_picture = 0.0
+        self._next_heavy = self._next_words = self._next_picture = self._next_whole = 0.0
         self._runs: Any = None
         self._outbox: deque[Painted] = deque()
         self._forgotten = False  # the page has lost what it had
@@ -86,7 +87,7 @@ class Painter:
         if not self._lock.acquire(blocking=not between):
             return None
         try:
-            start = time.monotonic()
+            start, begun = time.monotonic(), time.thread_time()
             if self._forgotten:
                 self._forgotten = False
                 self._wire.forget()
@@ -98,12 +99,13 @@ class Painter:
             message: dict[str, Any] = {"t": "up"}
             buffers: list[Any] = []
             status = self.control.status()
-            spent = time.monotonic()
+            spent = time.thread_time()
             plots = self._plots(between)
-            heavy = time.monotonic() - spent if self.heavy else 0.0
+            heavy = time.thread_time() - spent if self.heavy else 0.0
             if plots is not None:
-                if not self.heard and self._alone():
-                    self._wire.forget()  # nobody answers: every message has to stand alone
+                if not self.heard and self._alone() and start >= self._next_whole:
+                    self._next_whole = start + PICTURE
+                    self._wire.forget()  # nobody can answer while a cell runs: all of it again
                 new, buffers = self._wire.message(plots)
                 message |= new
             message["view"] = self.view.name
@@ -117,12 +119,12 @@ class Painter:
             if plots is not None and start >= self._next_words:
                 self._next_words = start + SPOKEN
                 summary = message["words"] = self._told(words(plots))
-            spent = time.monotonic()
+            spent = time.thread_time()
             png = self._fallback(between, start)
-            heavy += time.monotonic() - spent
+            heavy += time.thread_time() - spent
             self._number += 1
             message["n"] = self._number
-            cost = time.monotonic() - start - heavy
+            cost = time.thread_time() - begun - heavy
             painted = Painted(message, buffers, status, summary, png, cost)
             self._outbox.append(painted)
             return painted
@@ -140,10 +142,10 @@ class Painter:
         return compare.histories(shown), views.seen(run, self.view.wants)
 
     def _alone(self) -> bool:
-        return self.module and time.monotonic() - self._begun > WAIT
+        return self.module and time.monotonic() - self._begun > self.wait
 
     def _fallback(self, between: bool, now: float) -> bytes | None:
-        waited = now - self._begun > WAIT or not self.module
+        waited = now - self._begun > self.wait or not self.module
         if self.heard or between or not waited or now < self._next_picture:
             return None
         self._next_picture = now + PICTURE

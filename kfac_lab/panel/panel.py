@@ -10,15 +10,19 @@ import torch
 
 from kfac_lab.errors import RecipeError
 from kfac_lab.hooks import lab as process_lab
-from kfac_lab.hooks.manager import Lab
+from kfac_lab.hooks.manager import BUILTIN_OWNER, Lab
 from kfac_lab.panel import compare, panels, says, views
 from kfac_lab.panel.chart import chart
 from kfac_lab.panel.controller import OWN, Controller
 from kfac_lab.panel.controls import close
 from kfac_lab.panel.layout import Layout
 from kfac_lab.panel.live import Live
+from kfac_lab.panel.loop import Beside, Loop
 from kfac_lab.panel.notebook import Cell, after_cells
-from kfac_lab.panel.painter import Painted, Painter
+from kfac_lab.panel.painter import WAIT, Painted, Painter
+from kfac_lab.panel.source import Foreign, every_column
+from kfac_lab.panel.views.draw import draw as draw_plot
+from kfac_lab.panel.views.draw import told
 from kfac_lab.run import Run
 
 __all__ = ["Panel"]
@@ -47,8 +51,10 @@ class Panel(Layout):
         closed: it has been taken away.
     """
 
-    def __init__(self, run: Run, *, lab: Lab = process_lab) -> None:
-        self.controller = control = Controller(run, lab=lab)
+    def __init__(self, run: Any, *, lab: Lab = process_lab) -> None:
+        own = not isinstance(run, Run)
+        control: Any = Loop(run, lab=lab) if own else Controller(run, lab=lab)
+        self.controller = control
         self.closed = False
         self.number, self.cell = 0, None
         self._left = Cell()  # where ordinary output goes
@@ -62,26 +68,30 @@ class Panel(Layout):
         self._views: list[views.View] = []
         self.build(control.BUTTONS, lab, chart(self._heard), manages=control.manages)
         self._connect()
-        self.painter = Painter(control, self.chart is not None)
+        self.painter = Painter(control, self.chart is not None, 1.0 if own else WAIT)
         self.painter.others = lambda: panels.others(self)
         control.pictures = self._pictures
         self._read_views()
-        self.live = Live(control, self.painter.paint, self._show, self._changed, self._leave)
+        self.live: Any
+        if own:
+            self.live = Beside(control, self.painter.paint, self._show, self._changed)
+        else:
+            self.live = Live(control, self.painter.paint, self._show, self._changed, self._leave)
         panels.add(self)
-        told = panels.replaced(self)
-        if told:
-            control.message = f"{told} {control.message}"
+        closed = panels.replaced(self)
+        if closed:
+            control.message = f"{closed} {control.message}"
         self.refresh()
         self.push()
-        after_cells(self.refresh)
+        after_cells(self._after_cell)
 
     # --- what a notebook calls ------------------------------------------------------------------
 
     @property
-    def run(self) -> Run:
-        """The current run."""
-        found: Run = self.controller.run
-        return found
+    def run(self) -> Any:
+        """The current run; of a loop of one's own, the object that was given."""
+        run = self.controller.run
+        return run if isinstance(run, Run) else run.given
 
     @property
     def runs(self) -> dict[str, Run]:
@@ -141,13 +151,30 @@ class Panel(Layout):
         return await self.live.wait()
 
     def close(self) -> None:
-        """Stops at the next step boundary and takes the widgets away."""
-        self.controller.stop()
+        """Stops at the next step boundary and takes the widgets away.
+
+        A loop of one's own goes on, without a panel.
+        """
+        if self.controller.manages:
+            self.controller.stop()
         self.live.close()
         self.closed = True
         close(self.widget)
-        for shared in self._shared.values():
-            shared.close()
+        self._shared.close()
+
+    def ended(self) -> None:
+        """The block of ``with kl.watch(…)`` has ended: ordinary output is left in its cell."""
+        self.controller.rest()
+        self.live.last()
+        if len(self.controller.run.history):
+            self._leave(here=True)
+        self.controller.release()
+
+    def _after_cell(self) -> None:
+        if isinstance(self.live, Beside) and not self.closed:
+            self.controller.rest()
+            self.live.last()
+        self.refresh()
 
     def refresh(self) -> None:
         """Reads the registry and the runs again; choices that were made stay."""
@@ -165,7 +192,7 @@ class Panel(Layout):
             if list(self.mark.options) != marks:
                 self.mark.options = marks
                 self.mark.index = len(marks) - 1
-        recipe = control.run.recipe
+        recipe: Any = control.run.recipe if control.swaps else {}
         before = self._known[1] if self._known[:1] == (control.run,) else {}
         for name, slot in self.slots.items():
             slot.widget.layout.display = "" if name in recipe else "none"
@@ -178,10 +205,11 @@ class Panel(Layout):
                 self._handed.pop(name, None)
         self._known = self._now()
         self.told_pending()
+        self.buttons["Apply"].disabled = not control.swaps
         several = len(control.runs) > 1
         table = compare.differences(control.runs) if several else None
-        told = "Runs compared: they do not differ yet." if several else ""
-        self.differences.value = table.html("Runs compared") if table and table.rows else told
+        same = "Runs compared: they do not differ yet." if several else ""
+        self.differences.value = table.html("Runs compared") if table and table.rows else same
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         self._left.here()
@@ -234,7 +262,7 @@ class Panel(Layout):
 
     def _apply(self) -> None:
         """Hands in what was chosen, but not again what waits for the step boundary already."""
-        recipe, chosen = self.run.recipe, {}
+        recipe, chosen = self.controller.run.recipe, {}
 
         def read() -> dict[str, str]:
             touched = {s.slot: s.text() for s in self.slots.values() if s.touched}
@@ -248,6 +276,9 @@ class Panel(Layout):
 
     def told_pending(self) -> None:
         """What Apply will do, said where the parts are."""
+        if not self.controller.swaps:
+            self.pending.value = ""
+            return
         changes = [s.change() for s in self.slots.values() if s.touched]
         self.pending.value = says.pending(changes)
 
@@ -347,6 +378,9 @@ class Panel(Layout):
         found = {view.name: view for view in views.all_views(self.controller.lab)}
         self._views = [found.pop(view.name, view) for view in self._views]
         self._views += list(found.values())
+        history = self.controller.run.history
+        if isinstance(history, Foreign) and self._views[0].name != "columns":
+            self._views = [_columns()]  # what it has; ours are made of columns that it may lack
         self._settling = True
         self.view.tooltips = [view.title for view in self._views]
         self.view.options = [(view.name, n) for n, view in enumerate(self._views)]
@@ -420,12 +454,24 @@ class Panel(Layout):
     def _leave(self, here: bool) -> None:
         """Ordinary output: the figure and a table, readable without a kernel."""
         runs = self.controller.runs
-        told = [compare.standing(runs), compare.differences(runs)]
+        tables = [compare.standing(runs), compare.differences(runs)]
         try:
             png = self.painter.picture()
         except BaseException:  # a view's, which the message has told of
             png = None
-        self._left.leave(png, [table for table in told if table.rows], here)
+        self._left.leave(png, [table for table in tables if table.rows], here)
+
+
+def _columns() -> views.View:
+    title = "What the history has"
+
+    def draw(figure: Any, histories: Any, seen: Any) -> None:
+        draw_plot(figure, every_column(histories, seen), tuple(histories))
+
+    def summary(histories: Any, seen: Any) -> str:
+        return told(every_column(histories, seen))
+
+    return views.View("columns", title, draw, summary, (), title, BUILTIN_OWNER, every_column)
 
 
 def _devices(run: Run) -> list[str]:

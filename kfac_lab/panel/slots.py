@@ -12,14 +12,14 @@ from kfac_lab.errors import RecipeError
 from kfac_lab.hooks import Recipe
 from kfac_lab.hooks.manager import Lab
 from kfac_lab.hooks.registry import Entry
-from kfac_lab.panel.controls import LABEL, Control, close, labels
+from kfac_lab.panel.controls import Control, close, labels
+from kfac_lab.panel.shared import Shared
 
 __all__ = ["Slot"]
 
 RULES = "(rules)"  # a block that differs between layers
 NAMELESS = "(own)"  # a component whose class nobody has registered
 KEPT = ("lam", "gamma")  # a swap keeps the run's λ and γ unless its text names them
-_STYLE = {"description_width": LABEL}
 
 
 class Slot:
@@ -32,7 +32,14 @@ class Slot:
         controls: field name → Control, of the component that is chosen.
     """
 
-    def __init__(self, slot: str, lab: Lab, changed: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        slot: str,
+        lab: Lab,
+        changed: Callable[[], None] = lambda: None,
+        shared: Shared | None = None,
+    ) -> None:
+        self._shared = shared = shared or Shared()
         self.slot, self.lab, self._changed = slot, lab, changed
         self._controls: dict[str, Control] | None = None  # made when somebody asks
         self._current = ""  # the name that the run has
@@ -41,21 +48,27 @@ class Slot:
         self.choice = widgets.Dropdown(
             description=slot,
             tooltip=f"{slot}: which part plays it",
-            layout=widgets.Layout(flex="1 1 200px", width="auto"),
-            style=_STYLE,
+            layout=shared["part"],
+            style=shared["part style"],
         )
         self._more = widgets.ToggleButton(
             description="fields",
             tooltip=f"{slot}: show its parameters",
-            layout=widgets.Layout(width="58px"),
+            layout=shared["more"],
+            style=shared["more style"],
         )
-        self._fields = widgets.VBox(layout=widgets.Layout(display="none", margin="0 0 6px 10px"))
-        self.widget = widgets.VBox(
-            [widgets.HBox([self.choice, self._more]), self._fields],
-            layout=widgets.Layout(flex="0 0 auto"),
-        )
+        self._row = widgets.HBox([self.choice, self._more], layout=shared["plain"])
+        self._box: Any = None
+        self.widget = widgets.VBox([self._row], layout=widgets.Layout(flex="0 0 auto"))
         self.choice.observe(self._chosen, "value")
         self._more.observe(self._unfold, "value")
+
+    @property
+    def _fields(self) -> Any:
+        """The box of the fields, made when it is first needed."""
+        if self._box is None:
+            self._box = widgets.VBox(layout=self._shared["fields"])
+        return self._box
 
     @property
     def controls(self) -> dict[str, Control]:
@@ -146,7 +159,7 @@ class Slot:
 
     def _open(self) -> None:
         opened = bool(self._more.value)
-        self._fields.layout.display = "" if opened else "none"
+        self.widget.children = (self._row, self._fields) if opened else (self._row,)
         self._more.description = "close" if opened else "fields"
         if opened:
             _ = self.controls
@@ -155,10 +168,10 @@ class Slot:
         """Another component: its fields are made if the part is open, else when they are asked."""
         name = self.choice.value
         self._controls = None
-        old = self._fields.children
-        self._fields.children = ()
-        for widget in old:
-            close(widget)
+        if self._box is not None:
+            old, self._box.children = self._box.children, ()
+            for widget in old:
+                close(widget)
         entry = self._entries.get(name)
         summary = f": {entry.summary} ({entry.owner})" if entry else ""
         self.choice.tooltip = f"{self.slot} {name}{summary}"

@@ -336,9 +336,9 @@ def test_rules_of_a_block() -> None:
 
 def test_fields_are_made_when_the_part_is_opened() -> None:
     row = slot_of("levenberg_marquardt")
-    assert row._fields.children == () and row._fields.layout.display == "none"
+    assert row._fields.children == () and row._fields not in row.widget.children
     row._more.value = True
-    assert row._fields.layout.display == ""
+    assert row._fields in row.widget.children
     assert len(row._fields.children) == len(row.controls) > 8
     row.choice.value = "tied"  # another part, opened too
     assert len(row._fields.children) == len(row.controls)

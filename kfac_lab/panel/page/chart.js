@@ -352,8 +352,8 @@ export class Chart {
   }
 
   tabulate() {
-    if (!this.table.open) return;
     const place = this.table.querySelector('div'), made = [];
+    if (!this.table.open) { place.replaceChildren(); return; }
     for (const cell of this.cells) {
       const axes = this.axes(cell), series = this.seen(cell), rows = new Map();
       series.forEach((s, k) => s.points.forEach(([x, y]) => { if (!rows.has(x)) rows.set(x, []); rows.get(x)[k] = y; }));
@@ -369,9 +369,8 @@ export class Chart {
   save(kind) {
     const name = `${(this.view || 'chart').replace(/\W/g, '_')}.${kind}`;
     if (kind === 'csv') {
-      const quote = t => /[",\n]/.test(t) ? `"${t.replace(/"/g, '""')}"` : t, lines = ['axis,run,series,x,value,point'];
-      for (const cell of this.cells) for (const s of this.seen(cell)) for (const [x, y] of s.points) lines.push([quote(this.axes(cell).y.label), quote(s.run), quote(s.name), quote(this.choice(this.axes(cell))[0]), y, x].join(','));
-      lines[0] = 'axis,run,series,against,value,at';
+      const quote = t => /[",\n]/.test(t) ? `"${t.replace(/"/g, '""')}"` : t, lines = ['axis,run,series,against,at,value'];
+      for (const cell of this.cells) for (const s of this.seen(cell)) for (const [x, y] of s.points) lines.push([quote(this.axes(cell).y.label), quote(s.run), quote(s.name), quote(this.choice(this.axes(cell))[0]), x, y].join(','));
       return saveAs(new Blob([lines.join('\n') + '\n'], { type: 'text/csv' }), name);
     }
     const theme = this.colours(), sizes = this.cells.map(c => [c.place.offsetLeft, c.place.offsetTop, c.place.clientWidth, c.place.clientHeight]);

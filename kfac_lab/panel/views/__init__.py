@@ -31,7 +31,18 @@ from kfac_lab.panel.views.strength import Strengths
 from kfac_lab.panel.views.verbs import Verbs
 from kfac_lab.panel.views.view import View, all_views
 
-__all__ = ["Seen", "View", "all_views", "facts", "failure", "figure", "save", "seen"]
+__all__ = [
+    "Seen",
+    "View",
+    "all_views",
+    "draw",
+    "facts",
+    "failure",
+    "figure",
+    "save",
+    "seen",
+    "told",
+]
 
 
 @hookimpl

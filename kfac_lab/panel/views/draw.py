@@ -49,7 +49,7 @@ def draw(figure: Figure, plot: Plot, runs: Sequence[str] = ()) -> None:
 def told(plot: Plot) -> str:
     """The plot in words, counted off its data, where it has none of its own."""
     if plot.words:
-        return plot.words
+        return plot.words if isinstance(plot.words, str) else plot.words()
     parts = [_said(part) for axes in plot.axes for part in axes.parts]
     return f"{plot.title}. {'; '.join(p for p in parts if p) or 'Nothing drawn'}."
 

@@ -35,5 +35,8 @@ class Pair:
             )
             for q in self.quantities
         ]
-        words = series.stories(self.title, runs, self.quantities)
+
+        def words() -> str:
+            return series.stories(self.title, runs, self.quantities)
+
         return plots.Plot(self.title, axes, self.note, words, plots.marks(runs))

@@ -46,7 +46,11 @@ class ByIteration:
                 parts += _evaluated(label, list(history.evaluations), along[label], column)
             y = plots.Axis(quantity.label, named, log=quantity.log)
             axes.append(plots.Axes(parts, plots.along(runs, self.against), y))
-        return plots.Plot(self.title, axes, note, self._words(runs, seen), plots.marks(runs))
+
+        def words() -> str:
+            return self._words(runs, seen)
+
+        return plots.Plot(self.title, axes, note, words, plots.marks(runs))
 
     def _words(self, runs: Mapping[str, History], seen: Seen | None) -> str:
         """From where to where, with the lowest and where it was."""

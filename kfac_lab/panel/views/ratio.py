@@ -47,7 +47,11 @@ class Ratio:
             empty="no step was judged: ρ was never due" if made else "no steps yet",
         )
         note = "actual ÷ predicted change of h, where it was judged; ρ = 1: the model was right"
-        return plots.Plot(self.title, (axes,), note, self._words(runs, seen), plots.marks(runs))
+
+        def words() -> str:
+            return self._words(runs, seen)
+
+        return plots.Plot(self.title, (axes,), note, words, plots.marks(runs))
 
     def _words(self, histories: Mapping[str, History], seen: Seen | None) -> str:
         """How often it lay in each band."""

@@ -60,7 +60,10 @@ class Reduction:
             empty="no step was judged yet" if made else "no steps yet",
         )
         note = "left: predicted as a line, actual as circles where it was judged (× where h rose)"
-        words = self._words(runs)
+
+        def words() -> str:
+            return self._words(runs)
+
         return plots.Plot(self.title, (left, right), note, words, plots.marks(runs))
 
     def _words(self, histories: Mapping[str, History]) -> str:

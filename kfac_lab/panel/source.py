@@ -1,0 +1,249 @@
+"""Anything with a ``history`` as the views see a run: an optimiser of ours, or a foreign loop."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from kfac_lab.core.state import StepRecord
+from kfac_lab.history import COLUMNS, Column, History
+from kfac_lab.plots import Axes, Axis, Plot, Series, floats
+
+__all__ = ["Foreign", "Source", "every_column"]
+
+
+class Foreign:
+    """A foreign history as the views read ours.
+
+    It may be a mapping of names to sequences, a sequence of mappings (one per step), or an object
+    that has either as attribute ``history``. Columns of ours that it lacks are NaN; ``names`` are
+    those that it has.
+    """
+
+    def __init__(self, given: Any) -> None:
+        self.given = given
+        self.marks: list[Any] = []
+        self.evaluations: list[dict[str, Any]] = []
+        self._clock: list[float] = []
+        self._begun = time.monotonic()
+
+    @property
+    def names(self) -> list[str]:
+        """The columns of numbers that it has, in its own order."""
+        given = self.given
+        if isinstance(given, Mapping):
+            return [n for n, v in given.items() if isinstance(n, str) and _numbers(v)]
+        return [n for n, v in given[-1].items() if _number(v)] if len(given) else []
+
+    def __len__(self) -> int:
+        given = self.given
+        if isinstance(given, Mapping):
+            return max((len(v) for v in given.values() if _numbers(v)), default=0)
+        return len(given)
+
+    @property
+    def step(self) -> int:
+        """How many steps it tells of."""
+        return len(self)
+
+    def __getitem__(self, name: str) -> Column:
+        count = len(self)
+        given = self.given
+        if isinstance(given, Mapping):
+            found = list(given.get(name, ())) if _numbers(given.get(name)) else []
+        else:
+            found = [row.get(name, math.nan) for row in given] if name in self.names else []
+        values = np.full(count, np.nan)
+        if found:
+            values[: len(found)] = [float(v) if _number(v) else math.nan for v in found[:count]]
+        elif name == "step":
+            values = np.arange(1.0, count + 1)
+        elif name == "seconds":
+            self._clock += [time.monotonic() - self._begun] * (count - len(self._clock))
+            values = np.array(self._clock[:count])
+        elif name == "batch":
+            values = np.zeros(count)
+        return Column(name, values)
+
+    def tail(self, count: int) -> Sequence[StepRecord]:
+        """The last steps as records."""
+        if not len(self):
+            return ()
+        names = [n for n in COLUMNS if n in self.names or n in ("step", "seconds")]
+        rows = zip(*(list(self[n])[-count:] for n in names), strict=True)
+        return tuple(StepRecord(**dict(zip(names, row, strict=True))) for row in rows)
+
+    @property
+    def records(self) -> Sequence[StepRecord]:
+        """All steps as records."""
+        return self.tail(len(self))
+
+    def copy(self) -> Foreign:
+        """The same: nobody writes into it here."""
+        return self
+
+    def to_csv(self) -> str:
+        """The columns that it has, one line per step."""
+        names = list(dict.fromkeys(["step", *self.names]))
+        rows = zip(*(list(self[n]) for n in names), strict=True)
+        lines = [",".join("" if v != v else repr(v) for v in row) for row in rows]
+        return "\n".join([",".join(names), *lines]) + "\n"
+
+
+def _number(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return value.dim() == 0
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+
+
+def _numbers(values: Any) -> bool:
+    if (
+        values is None
+        or isinstance(values, (str, bytes, Mapping))
+        or not hasattr(values, "__len__")
+    ):
+        return False
+    return len(values) == 0 or _number(values[-1])
+
+
+class _NoRecipe(dict[str, Any]):
+    """The recipe of a loop that has none: no slots."""
+
+    def __init__(self, method: str) -> None:
+        self.method = method
+
+    def text_of(self, slot: str) -> str:
+        """There is no slot."""
+        raise KeyError(slot)
+
+
+class _Own:
+    """What the views ask of a problem."""
+
+    def __init__(self, title: str, problem: Any) -> None:
+        self.title = self.name = title
+        self.likelihood = getattr(problem, "likelihood", None)
+        self.model = getattr(problem, "model", None)
+        self.test, self.available = None, None
+
+    def split(self, name: str) -> Any:
+        """There are no cases to look at: they come from the loop."""
+        from kfac_lab.errors import RecipeError
+
+        raise RecipeError("the cases come from your own loop")
+
+
+class Source:
+    """An object with a ``history`` where a run is expected.
+
+    Attributes:
+        given: the object itself.
+    """
+
+    seed, named, earliest = None, None, 0
+
+    def __init__(self, given: Any) -> None:
+        self.given = given
+        self.stepper = getattr(given, "_engine", None)
+        engine = self.stepper
+        problem = getattr(engine, "problem", None)
+        self.problem = _Own("your own loop", problem)
+        self._recipe: Any = _NoRecipe(type(given).__name__)
+        self._foreign: Foreign | None = None
+        self._lock = contextlib.nullcontext()  # it steps in the thread that looks
+        self._began = time.monotonic()
+
+    @property
+    def history(self) -> Any:
+        """Its history, as the views read it."""
+        found = self.given.history
+        inner = getattr(found, "history", None)  # a callback object that keeps its own
+        if not isinstance(found, (History, Mapping, Sequence)) and inner is not None:
+            found = inner
+        if isinstance(found, History):
+            return found
+        if self._foreign is None or self._foreign.given is not found:
+            self._foreign = Foreign(found)
+        return self._foreign
+
+    @property
+    def recipe(self) -> Any:
+        """Its recipe; one without slots where it has none."""
+        return self._recipe if self.stepper is None else self.stepper.recipe
+
+    @property
+    def step(self) -> int:
+        """How many steps it has made."""
+        return int(self.history.step)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training where it counts them, else since it is watched."""
+        last = self.history.tail(1)
+        known = last[0].seconds if last else 0.0
+        return float(known) if known == known else time.monotonic() - self._began
+
+    @property
+    def device(self) -> Any:
+        """Where it computes."""
+        return torch.device("cpu") if self.stepper is None else self.stepper.device
+
+    def swap(self, **parts: Any) -> None:
+        """Its own swap."""
+        self.given.swap(**parts)
+
+    def report(self) -> str:
+        """A line."""
+        return repr(self.given)
+
+
+def every_column(runs: Mapping[str, Any], seen: Any) -> Plot:
+    """All numbers that a foreign history has, an axes each."""
+    names: dict[str, None] = {}
+    for history in runs.values():
+        names |= dict.fromkeys(n for n in history.names if n not in ("step", "seconds"))
+    axes = []
+    for name in list(names)[:6]:
+        parts = []
+        for label, history in runs.items():
+            x = {"iteration": floats(history["step"]), "seconds of training": history["seconds"]}
+            x = {key: floats(v) for key, v in x.items()}
+            parts.append(Series(name, x, floats(history[name]), label))
+        positive = all(v > 0 for p in parts for v in p.y if v == v)
+        both = (Axis("iteration"), Axis("seconds of training"))
+        axes.append(Axes(parts, both, Axis(name, log=positive and "loss" in name)))
+    return Plot("What the history has", axes or [Axes(())])
+
+
+def hooked(given: Any, before: Any, after: Any) -> Iterator[Any]:
+    """Calls ``before`` and ``after`` around every step of an object; yields what takes it off."""
+    if isinstance(given, torch.optim.Optimizer):
+        yield given.register_step_pre_hook(lambda *_: before()).remove
+        yield given.register_step_post_hook(lambda *_: after()).remove
+        return
+    step = getattr(given, "step", None)
+    if not callable(step):
+        return
+    own = "step" in vars(given)
+
+    def wrapped(*arguments: Any, **named: Any) -> Any:
+        before()
+        made = step(*arguments, **named)
+        after()
+        return made
+
+    given.step = wrapped
+
+    def off() -> None:
+        if own:
+            given.step = step
+        else:
+            vars(given).pop("step", None)
+
+    yield off

@@ -1,0 +1,339 @@
+"""The live chart in a real browser: its points, its frames, and every control of it.
+
+Each control has a control experiment: the same check where the control does nothing must fail.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from browser.driver import Lab, Page, notebook, opened, wait
+
+CELL = """
+import sys
+sys.path.insert(0, {tests!r})
+import kfac_lab as kl
+from panel.helpers import Slow
+run = kl.Run('digits', 'paper', seed=0, device='cpu')
+panel = kl.Panel(run)
+panel
+"""
+#: the points of a run's series as the page has them, and what is drawn of them
+POINTS = "chart.seen(chart.cells[{k}]).find(s => s.run === {run!r} && s.name === {name!r}).points"
+DEAF = "Object.getPrototypeOf(chart).{method} = () => undefined"
+
+
+@pytest.fixture(scope="module")
+def page(lab: Lab, chrome: Any) -> Iterator[Page]:
+    notebook(lab.folder / "chart.ipynb", CELL.format(tests=str(Path(__file__).parents[1])))
+    with opened(lab, chrome, "chart.ipynb", size=(1500, 1100)) as page:
+        page.run(0)
+        page.says("Start trains")
+        page.kernel.until("panel.painter.heard")
+        page.kernel.do("panel.start(40); await panel.live")
+        page.kernel.do("panel.apply(damping='tied'); panel.fork('other'); await panel.live")
+        page.kernel.do("panel.evaluate(every=10); panel.start(40); await panel.live")
+        page.kernel.do("panel.evaluate(); await panel.live")
+        settled(page)
+        yield page
+
+
+def settled(page: Page) -> None:
+    """Waits until the page has drawn what the kernel has."""
+    wait(lambda: page.chart("page.status.step") == page.kernel.ask("panel.run.step"), "no status")
+    page.tab.wait_for_timeout(150)
+
+
+def drawn(page: Page, run: str = "paper", name: str = "loss", k: int = 0) -> np.ndarray:
+    return np.array(page.chart(POINTS.format(k=k, run=run, name=name)))
+
+
+@pytest.fixture(autouse=True)
+def whole(page: Page) -> None:
+    """Every test begins with the whole picture."""
+    page.chart(
+        "(chart.zoomed(), chart.smooth = 0, chart.smoother.value = 0, chart.scale = 'auto', "
+        "chart.choices = {}, chart.hover(null), chart.draw())"
+    )
+    page.kernel.do("panel.controller.isolate(None)")
+    page.tab.wait_for_timeout(100)
+
+
+def middle(page: Page, across: float = 0.5, down: float = 0.5) -> tuple[float, float]:
+    """A place on the first axes."""
+    box = page.tab.locator(".kl-cell canvas").first.bounding_box()
+    return box["x"] + across * box["width"], box["y"] + down * box["height"]
+
+
+# ---- what is drawn -------------------------------------------------------------------------------
+
+
+def test_the_points_are_the_historys_numbers(page: Page) -> None:
+    loss, step = page.kernel.ask("[list(run.history['loss']), list(run.history['step'])]")
+    assert np.array_equal(drawn(page), np.transpose([step, loss]))
+    assert np.array_equal(
+        drawn(page, name="error", k=1)[:, 1], page.kernel.ask("list(run.history['error'])")
+    )
+    held = page.kernel.ask(
+        "[[e['step'], e['error']] for e in run.history.evaluations if e['split'] == 'test']"
+    )
+    assert len(held) == 4 and np.array_equal(drawn(page, name="held out", k=1), held)
+    # a fork differs from where it was forked
+    assert (
+        len(page.chart("chart.seen(chart.cells[0]).filter(s => s.run === 'other')[0].points")) == 1
+    )
+
+
+def test_several_updates_a_second_and_none_without_training(page: Page) -> None:
+    before = page.frames()
+    page.tab.wait_for_timeout(700)
+    assert page.frames() == before
+    page.kernel.do("panel.start(seconds=4.0)")
+    page.kernel.until("panel.run.step > 81")
+    first = page.frames()
+    page.tab.wait_for_timeout(2000)
+    made = page.frames() - first
+    page.kernel.until("not panel.live.running")
+    settled(page)
+    assert made >= 6, f"{made} frames in two seconds"
+    page.kernel.do("panel.rewind(80); await panel.live")
+    settled(page)
+    assert len(drawn(page)) == 80
+
+
+def test_the_clock_goes_on_during_a_long_step(page: Page) -> None:
+    page.kernel.do("""
+slow = Slow('digits', 'paper', seed=0, device='cpu'); Slow.wait = 3.0
+panel.controller.roster.add('slow', slow); panel.select('slow'); await panel.live
+panel.start(2)""")
+    try:
+        page.tab.wait_for_timeout(600)
+        seen = set()
+        for _ in range(10):
+            seen.add(page.tab.locator(".kl-time").inner_text())
+            page.tab.wait_for_timeout(200)
+        assert page.kernel.ask("slow.step") == 0 and len(seen) >= 6
+    finally:
+        page.kernel.until("not panel.live.running")
+        page.kernel.do("panel.select('paper'); panel.controller.remove('slow'); await panel.live")
+        settled(page)
+
+
+# ---- the controls --------------------------------------------------------------------------------
+
+
+def hover(page: Page) -> None:
+    page.tab.mouse.move(*middle(page, 0.4))
+    page.tab.locator(".kl-tip").wait_for(timeout=2000)
+    told = page.tab.locator(".kl-tip").inner_text().split()
+    step = int(float(told[1]))
+    loss = page.kernel.ask(f"run.history['loss'][{step - 1}]")
+    assert (
+        told[:1] == ["iteration"]
+        and told[2] == "paper"
+        and float(told[3]) == pytest.approx(loss, 1e-3)
+    )
+
+
+def drag(page: Page) -> None:
+    page.tab.mouse.move(*middle(page, 0.4))
+    page.tab.mouse.down()
+    page.tab.mouse.move(*middle(page, 0.6), steps=4)
+    page.tab.mouse.up()
+    page.tab.wait_for_timeout(200)
+    assert 5 < len(drawn(page)) < 60
+    page.tab.mouse.dblclick(*middle(page, 0.5))
+    page.tab.wait_for_timeout(200)
+    assert len(drawn(page)) == 80
+
+
+def wheel(page: Page) -> None:
+    page.tab.mouse.move(*middle(page, 0.5))
+    page.tab.mouse.wheel(0, -300)
+    page.tab.wait_for_timeout(300)
+    assert 5 < len(drawn(page)) < 60
+
+
+def keys(page: Page) -> None:
+    page.tab.locator(".kl-cell canvas").first.focus()
+    page.tab.keyboard.press("Home")
+    page.tab.keyboard.press("ArrowRight")
+    page.tab.wait_for_timeout(150)
+    assert page.tab.locator(".kl-sr").inner_text().startswith("iteration 2: paper ")
+    page.tab.keyboard.press("+")
+    page.tab.wait_for_timeout(150)
+    assert len(drawn(page)) < 80
+    page.tab.keyboard.press("0")
+    page.tab.wait_for_timeout(150)
+    assert len(drawn(page)) == 80
+
+
+def against(page: Page) -> None:
+    seconds = page.kernel.ask("list(run.history['seconds'])")
+    cases = page.kernel.ask("[float(v) for v in __import__('numpy').cumsum(run.history['batch'])]")
+    select = page.tab.get_by_label("horizontal axis")
+    for name, expected in (("seconds of training", seconds), ("cases", cases)):
+        select.select_option(label=name)
+        page.tab.wait_for_timeout(150)
+        assert np.array_equal(drawn(page)[:, 0], expected)
+    select.select_option(label="epochs")
+    page.tab.wait_for_timeout(150)
+    size = page.kernel.ask("run.problem.available")
+    assert np.allclose(drawn(page)[:, 0], np.array(cases) / size)
+
+
+def scale(page: Page) -> None:
+    assert page.chart("chart.cells[0].made.sy.log")
+    page.tab.get_by_label("vertical scale").select_option(label="linear")
+    page.tab.wait_for_timeout(150)
+    assert not page.chart("chart.cells[0].made.sy.log")
+
+
+def smooth(page: Page) -> None:
+    raw = page.chart("chart.cells[1].made.found[0].p.y")
+    page.tab.get_by_label("smoothing").fill("0.9")
+    page.tab.wait_for_timeout(150)
+    mean, weight, expected = 0.0, 0.0, []
+    for value in raw:
+        mean, weight = 0.9 * mean + 0.1 * value, 0.9 * weight + 0.1
+        expected.append(mean / weight)
+    assert np.allclose(page.chart("chart.cells[1].made.found[0].p.y"), expected)
+    assert np.array_equal(drawn(page, name="error", k=1)[:, 1], raw), "the points stay themselves"
+
+
+def hide(page: Page) -> None:
+    page.tab.get_by_label("hide paper", exact=True).click()
+    page.kernel.until("panel.controller.roster['paper'].hidden", patience=5)
+    page.tab.wait_for_timeout(150)
+    assert page.chart("chart.seen(chart.cells[0]).map(s => s.run)") == ["other"]
+    page.tab.get_by_label("show paper", exact=True).click()
+    page.kernel.until("not panel.controller.roster['paper'].hidden", patience=5)
+
+
+def isolate(page: Page) -> None:
+    page.tab.get_by_label("isolate other", exact=True).click()
+    page.kernel.until("panel.controller.roster['paper'].hidden", patience=5)
+    page.tab.get_by_label("isolate other", exact=True).click()
+    page.kernel.until("not panel.controller.roster['paper'].hidden", patience=5)
+
+
+def rename(page: Page) -> None:
+    page.tab.get_by_label("rename other", exact=True).click()
+    page.tab.get_by_label("new name of other").fill("the fork")
+    page.tab.keyboard.press("Enter")
+    page.kernel.until("'the fork' in panel.runs", patience=5)
+    page.tab.get_by_label("hide the fork", exact=True).wait_for(timeout=3000)
+    page.kernel.do("panel.controller.rename('the fork', 'other'); panel.push()")
+    page.tab.get_by_label("hide other", exact=True).wait_for(timeout=3000)
+
+
+def mark(page: Page) -> None:
+    page.tab.locator(".kl-mark").first.click()
+    pop = page.tab.locator(".kl-pop")
+    pop.wait_for(timeout=2000)
+    assert "damping → tied" in pop.inner_text() and "before: damping = leven" in pop.inner_text()
+    pop.get_by_role("button", name="Rewind to here").click()
+    page.tab.get_by_text("The 40 steps after it are thrown away").wait_for(timeout=3000)
+    page.button("No").click()
+    assert page.kernel.ask("run.step") == 80
+
+
+def table(page: Page) -> None:
+    page.tab.get_by_text("Table of the visible points").click()
+    rows = page.tab.locator(".kl-table table").first.locator("tbody tr")
+    wait(lambda: rows.count() >= 80, "no rows", 3)
+    page.tab.get_by_text("Table of the visible points").click()
+
+
+def saved(page: Page) -> None:
+    for kind, begins in (("png", b"\x89PNG"), ("svg", b"<svg"), ("csv", b"axis,run")):
+        with page.tab.expect_download(timeout=4000) as download:
+            page.tab.get_by_label("save what is seen").select_option(value=kind)
+        content = Path(download.value.path()).read_bytes()
+        assert content.startswith(begins) and len(content) > 1500
+    lines = content.decode().splitlines()
+    mine = [row.split(",") for row in lines if row.startswith("objective h,paper,loss")]
+    assert [float(row[-1]) for row in mine] == page.kernel.ask("list(run.history['loss'])")
+
+
+def nudge(page: Page) -> None:
+    now = page.kernel.ask("run.history['lam'][-1]")
+    page.tab.get_by_label("λ now ×2").click()
+    page.kernel.until("len(run.history.marks) == 2 and not panel.live.running", patience=5)
+    assert f"lam={2 * now!r}" in page.kernel.ask("run.recipe.text_of('damping')")
+    page.kernel.do("panel.start(1); await panel.live")
+    assert page.kernel.ask("run.history['lam'][-1]") == 2 * now
+    page.kernel.do("panel.rewind(79); await panel.live; panel.start(1); await panel.live")
+    settled(page)
+
+
+#: check → the method of the page's module without which it must fail
+CHECKS: dict[Callable[[Page], None], str] = {
+    hover: "chart.hover",
+    drag: "chart.dragged",
+    wheel: "chart.wheel",
+    keys: "chart.key",
+    against: "chart.choice",
+    scale: "chart.soon",
+    smooth: "chart.soon",
+    hide: "page.toggle",
+    isolate: "page.isolate",
+    rename: "page.rename",
+    mark: "chart.explain",
+    table: "chart.tabulate",
+    saved: "chart.save",
+    nudge: "page.send",
+}
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_a_control_has_its_effect(check: Callable[[Page], None], page: Page) -> None:
+    check(page)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_a_control_without_effect_is_found_out(check: Callable[[Page], None], page: Page) -> None:
+    who, method = CHECKS[check].split(".")
+    names = ["iteration", "seconds of training", "cases", "epochs"]
+    same = f"(() => ['iteration', {names}])"
+    nothing = same if method == "choice" else "(() => undefined)"
+    page.chart(f"void ({who}.{method} = {nothing})")
+    page.tab.set_default_timeout(3000)
+    try:
+        with pytest.raises(Exception):  # noqa: B017 - whatever the check is made of
+            check(page)
+    finally:
+        page.tab.set_default_timeout(60000)
+        page.tab.keyboard.press("Escape")
+        page.chart(f"void (delete {who}.{method}, {who}.editing = false, chart.table.open = false)")
+        page.chart(
+            "void (chart.asked = false, chart.pop.hidden = true, page.listed(), chart.soon())"
+        )
+        page.kernel.do("panel.no.click()")
+
+
+# ---- light and dark, sharp -----------------------------------------------------------------------
+
+
+def test_the_canvas_has_the_screens_pixels_and_the_themes_colours(page: Page) -> None:
+    ratio = page.tab.evaluate("window.devicePixelRatio")
+    box = page.tab.locator(".kl-cell canvas").first.bounding_box()
+    assert page.chart("chart.cells[0].canvas.width") == round(box["width"] * ratio)
+    light = page.chart("chart.colours().ink")
+    page.tab.evaluate(
+        "document.documentElement.style.setProperty('--jp-content-font-color1', '#eee')"
+    )
+    page.chart("chart.body.style.setProperty('--jp-content-font-color1', '#eeeeee')")
+    assert page.chart("chart.colours().ink") == "#eeeeee" != light
+    page.chart("chart.body.style.removeProperty('--jp-content-font-color1')")
+
+
+def test_nothing_of_the_data_is_saved_with_the_notebook(page: Page) -> None:
+    """The state of the panel's widgets, as JupyterLab would write it."""
+    size = page.kernel.ask(
+        "len(__import__('json').dumps(__import__('ipywidgets').Widget.get_manager_state()))"
+    )
+    assert size < 150_000

@@ -1,0 +1,167 @@
+"""A panel of a loop of one's own: it shows the history, and the loop's numbers stay the same."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import kfac_lab as kl
+from kfac_lab.panel.loop import Stopped
+from panel.helpers import Seen
+
+
+def task(seed=0):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    x = torch.randn(200, 6)
+    return model, x, (x[:, 0] > 0).long() + (x[:, 1] > 0).long()
+
+
+def loop(opt, x, y, steps):
+    for _ in range(steps):
+        opt.step(x, y)
+
+
+def test_the_chart_is_the_history_and_the_numbers_are_those_without_a_panel(monkeypatch) -> None:
+    monkeypatch.setattr("kfac_lab.panel.loop.INTERVAL", 0.0)
+    monkeypatch.setattr("kfac_lab.panel.loop.SHARE", 1.0)
+    model, x, y = task()
+    opt = kl.KFAC(model, likelihood="categorical")
+    page = Seen(panel := kl.Panel(opt))
+    loop(opt, x, y, 20)
+    panel.live.last()
+    for name in ("loss", "error"):
+        assert np.array_equal(page.points("KFAC", name)[1], opt.history[name])
+    assert len(page.messages) > 20, "one a step"
+    plain, x, y = task()
+    other = kl.KFAC(plain, likelihood="categorical")
+    loop(other, x, y, 20)
+    assert list(other.history["loss"]) == list(opt.history["loss"])
+    for a, b in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_every_view_can_be_opened(monkeypatch) -> None:
+    model, x, y = task()
+    opt = kl.KFAC(model, likelihood="categorical")
+    page = Seen(panel := kl.Panel(opt))
+    loop(opt, x, y, 2)
+    for number, (name, _) in enumerate(panel.view.options):
+        panel.view.value = number
+        opt.step(x, y)
+        panel.live.last()
+        assert page.messages[-1]["view"] == name and "failed" not in page.words
+        if name in ("spectra", "factors"):
+            assert "layer 0" in page.words and "layer 2" in page.words
+
+
+def test_a_swap_waits_for_the_next_step_and_is_a_mark() -> None:
+    model, x, y = task()
+    opt = kl.KFAC(model, likelihood="categorical")
+    panel = kl.Panel(opt)
+    loop(opt, x, y, 3)
+    panel.slots["damping"].choice.value = "tied"
+    assert panel.slots["damping"].change() in panel.pending.value.replace("&#x27;", "'")
+    panel.buttons["Apply"].click()
+    assert "At the next step: damping = tied" in panel.controller.message
+    assert not opt.history.marks
+    opt.step(x, y)
+    assert [(m.step, dict(m.parts)) for m in opt.history.marks] == [(3, {"damping": "tied"})]
+    panel.controller.press("Nudge", what="λ", factor=2.0)
+    before = opt.history["lam"][-1]
+    opt.step(x, y)
+    assert opt.history["lam"][-1] == pytest.approx(2 * before)
+    panel.controller.press("Apply", damping="nothing")
+    assert "there is no damping" in panel.message.value
+
+
+def test_stop_ends_the_loop_at_its_next_step_with_everything_kept() -> None:
+    model, x, y = task()
+    opt = kl.KFAC(model, likelihood="categorical")
+    panel = kl.Panel(opt)
+    loop(opt, x, y, 4)
+    panel.buttons["Stop"].click()
+    assert panel.controller.state == "stopping"
+    with pytest.raises(Stopped, match="after step 4; everything is kept"):
+        opt.step(x, y)
+    assert opt.step_count == 4 == len(opt.history)
+    assert Stopped("x")._render_traceback_() == ["x"]
+    opt.step(x, y)  # the loop can be run again
+    assert opt.step_count == 5
+
+
+def test_watch_is_one_line_and_its_block_ends_at_a_stop() -> None:
+    model, x, y = task()
+    opt = kl.KFAC(model, likelihood="categorical")
+    with kl.watch(opt) as panel:
+        for k in range(10):
+            opt.step(x, y)
+            if k == 5:
+                panel.stop()
+    assert opt.step_count == 6 and panel.controller.state == "stopped"
+    with pytest.raises(ZeroDivisionError), kl.watch(opt):
+        opt.step(x, y)
+        _ = 1 / 0
+    loop(opt, x, y, 2)  # nobody looks any more
+    assert panel.controller.state == "stopped"
+
+
+def test_a_preconditioner_has_a_history_and_a_panel() -> None:
+    model, x, y = task()
+    pre = kl.Preconditioner(model, likelihood="categorical")
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    page = Seen(panel := kl.Panel(pre))
+    losses = []
+    for _ in range(12):
+        sgd.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        losses.append(float(loss))
+        pre.step(loss=loss)
+        sgd.step()
+    panel.live.last()
+    assert list(pre.history["step"]) == list(range(1, 13))
+    assert np.array_equal(page.points("Preconditioner", "loss")[1], losses)
+    assert losses[-1] < losses[0]
+    assert panel.buttons["Apply"].disabled, "it has no swap"
+    panel.close()
+    assert "step" not in vars(pre)
+
+
+@pytest.mark.parametrize("rows", [False, True])
+def test_any_object_with_a_history(rows) -> None:
+    class Trainer:
+        history = [] if rows else {"train_loss": [], "accuracy": [], "name": "x"}
+
+    trainer = Trainer()
+    page = Seen(panel := kl.Panel(trainer))
+    for k in range(8):
+        row = {"train_loss": 1.0 / (k + 1), "accuracy": k / 8}
+        if rows:
+            trainer.history.append(row)
+        else:
+            for name, value in row.items():
+                trainer.history[name].append(value)
+    panel.live.last()
+    assert np.array_equal(page.points("Trainer", "accuracy")[1], np.arange(8) / 8)
+    assert np.array_equal(page.points("Trainer", "train_loss")[0], np.arange(1, 9))
+    more = {"train_loss": 0.1, "accuracy": 1.0}
+    _ = (
+        [trainer.history.append(more)]
+        if rows
+        else [trainer.history[n].append(v) for n, v in more.items()]
+    )
+    end = time.monotonic() + 10
+    while len(page.points("Trainer", "accuracy")[1]) < 9:  # a thread looks at it
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    panel.buttons["Stop"].click()
+    assert "interrupt the cell" in panel.message.value
+    panel.close()
+
+
+def test_what_has_no_history_is_refused() -> None:
+    with pytest.raises(kl.RecipeError, match="a panel takes a Run, not a SGD"):
+        kl.Panel(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1))
