@@ -163,7 +163,7 @@ def test_adam_and_muon_are_pytorchs_bit_for_bit(kind: str, dtype: torch.dtype) -
         left = 1 - (k - 1) / steps
         faded = min(left / method.decay, 1.0) if method.total_steps else 1.0
         for p, g in zip(parameters, gradients(plain, k, 3, 16), strict=True):
-            p.grad = g if kind == "adam" else g + plain.l2 * p.detach()
+            p.grad = g if kind == "adam" else torch.add(g, p.detach(), alpha=plain.l2)
         for optimiser, lr in zip(optimisers, first, strict=True):
             optimiser.param_groups[0]["lr"] = lr * faded
             optimiser.step()

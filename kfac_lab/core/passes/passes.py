@@ -378,16 +378,22 @@ class Passes:
             gather.take(back.record(inputs[part], step, part.start), targets[part], part.start)
 
     def objective(
-        self, theta: list[Tensor], inputs: Any, targets: Any, step: int, seen: Evaluated
+        self,
+        theta: list[Tensor],
+        inputs: Any,
+        targets: Any,
+        step: int,
+        seen: Evaluated | None = None,
     ) -> Tensor:
-        """h(θ) on the batch ``seen``, with the same dropout as the step's main pass."""
-        objective, function = Objective(seen.criterion, self.l2), self.function
+        """h(θ) on a batch with the dropout of the step's main pass; ``seen`` is what that made."""
+        batch = self.criterion(targets, inputs.shape[0]) if seen is None else seen.criterion
+        objective, function = Objective(batch, self.l2), self.function
         with torch.no_grad():
             for part in function.chunks(inputs.shape[0]):
                 buffers = function.buffers()
                 with self._randomness(step, inputs, part.start):
                     outputs = function(theta, buffers, inputs[part])
-                seen.criterion.of(self.likelihood)
+                batch.of(self.likelihood)
                 objective.add(raised(outputs), targets[part])
             return objective.value(theta, inputs.shape[0])
 
