@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from kfac_lab.core.likelihood import Labelled, Likelihood
+from kfac_lab.core.likelihood import Likelihood, is_labelled
 from kfac_lab.core.parameters import parameter
 from kfac_lab.core.traits import EstimatorTraits
 
@@ -74,7 +74,7 @@ class Empirical(_Estimator):
         self, likelihood: Likelihood, outputs: Tensor, targets: Tensor, draw: Draw
     ) -> Iterator[Tensor]:
         """One cotangent: what ``sampled`` would have, had it drawn the true targets."""
-        if isinstance(likelihood, Labelled):
+        if is_labelled(likelihood):
             yield likelihood.label_gradient(outputs, targets)
         else:
             yield likelihood.gradient(outputs, targets)

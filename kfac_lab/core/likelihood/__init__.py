@@ -17,6 +17,8 @@ from kfac_lab.core.likelihood.protocol import (
     Labelled,
     Likelihood,
     Weighted,
+    is_labelled,
+    is_weighted,
 )
 from kfac_lab.core.likelihood.resolve import METHODS, claimants, of_torch, resolve
 from kfac_lab.core.likelihood.torch_classes import CrossEntropy
@@ -46,6 +48,8 @@ __all__ = [
     "Weighted",
     "claimants",
     "examined",
+    "is_labelled",
+    "is_weighted",
     "of_torch",
     "resolve",
 ]

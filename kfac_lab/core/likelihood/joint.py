@@ -12,11 +12,11 @@ from kfac_lab.core.cases import Cases
 from kfac_lab.core.likelihood.outputs import listed
 from kfac_lab.core.likelihood.protocol import (
     Counted,
-    Examined,
     Flaw,
-    Joining,
     Likelihood,
-    Weighted,
+    is_examined,
+    is_joining,
+    is_weighted,
 )
 from kfac_lab.errors import DataError, RecipeError
 
@@ -70,7 +70,7 @@ class Joint:
         heads, flat, shapes = {}, [], {}
         for name, head in self.heads.items():
             part = parts[name]
-            if isinstance(head, Joining):
+            if is_joining(head):
                 part, head = head.joined(part)
             if not isinstance(part, Tensor):
                 raise DataError(
@@ -194,14 +194,14 @@ class Joint:
     @property
     def bare(self) -> Joint:
         """As of ``Weighted``."""
-        return self._each_with(lambda h: h.bare if isinstance(h, Weighted) else h)
+        return self._each_with(lambda h: h.bare if is_weighted(h) else h)
 
     def weights(self, outputs: Tensor, targets: Any) -> Tensor | float | None:
         """As of ``Weighted``."""
         own: Any = self._by_head(targets, "targets") if targets is not None else {}
         found = []
         for (name, head), z in zip(self.heads.items(), self._cut(outputs), strict=True):
-            w = head.weights(z, own.get(name)) if isinstance(head, Weighted) else None
+            w = head.weights(z, own.get(name)) if is_weighted(head) else None
             found.append(w)
         if all(w is None for w in found):
             return None
@@ -217,21 +217,19 @@ class Joint:
         return tuple(
             total
             for name, head in self.heads.items()
-            if isinstance(head, Weighted)
+            if is_weighted(head)
             for total in head.totals(own[name])
         )
 
     def on_batch(self, cases: int, totals: Iterator[Tensor]) -> Joint:
         """As of ``Weighted``."""
-        return self._each_with(
-            lambda h: h.on_batch(cases, totals) if isinstance(h, Weighted) else h
-        )
+        return self._each_with(lambda h: h.on_batch(cases, totals) if is_weighted(h) else h)
 
     def label_gradient(self, outputs: Tensor, targets: Any) -> Tensor:
         """As of ``Weighted``."""
         parts = []
         for head, z, y in self._labelled(outputs, targets):
-            own = head.label_gradient if isinstance(head, Weighted) else head.gradient
+            own = head.label_gradient if is_weighted(head) else head.gradient
             parts.append(own(z, y))
         return self._flat(parts)
 
@@ -246,7 +244,7 @@ class Joint:
                     f"targets of the head {name!r} are a {type(own[name]).__name__}: give a tensor "
                     "[n, ...]"
                 )
-            if isinstance(head, Examined):
+            if is_examined(head):
                 found += [_named(name, flaw) for flaw in head.flaws(z, own[name])]
         return found
 

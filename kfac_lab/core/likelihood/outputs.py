@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from kfac_lab.core.likelihood.protocol import Joining, Likelihood
+from kfac_lab.core.likelihood.protocol import Likelihood, is_joining
 from kfac_lab.errors import DataError, RecipeError
 
 __all__ = ["Outputs", "Selector", "listed"]
@@ -46,7 +46,7 @@ class Outputs:
             )
         self.selector = selector
         self.likelihood = likelihood
-        self.plain = selector is None and not isinstance(likelihood, Joining)
+        self.plain = selector is None and not is_joining(likelihood)
 
     def __call__(self, given: Any) -> Tensor:
         """z ``[N, ...]``.
@@ -57,7 +57,7 @@ class Outputs:
         if self.plain and isinstance(given, Tensor):
             return given
         chosen = self._chosen(given)
-        if isinstance(self.likelihood, Joining):
+        if is_joining(self.likelihood):
             chosen, self.likelihood = self.likelihood.joined(chosen)
         if not isinstance(chosen, Tensor):
             parts = listed(chosen)

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 from torch import Tensor
 
-__all__ = ["Counted", "Examined", "Flaw", "Joining", "Labelled", "Likelihood", "Weighted"]
+__all__ = [
+    "Counted",
+    "Examined",
+    "Flaw",
+    "Joining",
+    "Labelled",
+    "Likelihood",
+    "Weighted",
+    "is_examined",
+    "is_joining",
+    "is_labelled",
+    "is_weighted",
+]
 
 
 @runtime_checkable
@@ -146,3 +158,37 @@ class Joining(Protocol):
             DataError: these are not the outputs it is for, naming what is missing.
         """
         ...
+
+
+_KNOWN: dict[tuple[type, tuple[str, ...]], bool] = {}
+
+
+def _has(kind: type, names: tuple[str, ...]) -> bool:
+    key = kind, names
+    if key not in _KNOWN:
+        _KNOWN[key] = all(hasattr(kind, name) for name in names)
+    return _KNOWN[key]
+
+
+# What ``isinstance`` says of a Protocol, told by the class and remembered: asked at every step.
+
+
+def is_labelled(likelihood: object) -> TypeGuard[Labelled]:
+    """Whether it is ``Labelled``."""
+    return _has(type(likelihood), ("label_gradient",))
+
+
+def is_weighted(likelihood: object) -> TypeGuard[Weighted]:
+    """Whether it is ``Weighted``."""
+    names = ("label_gradient", "bare", "weights", "totals", "on_batch")
+    return _has(type(likelihood), names)
+
+
+def is_examined(likelihood: object) -> TypeGuard[Examined]:
+    """Whether it is ``Examined``."""
+    return _has(type(likelihood), ("flaws",))
+
+
+def is_joining(likelihood: object) -> TypeGuard[Joining]:
+    """Whether it is ``Joining``."""
+    return _has(type(likelihood), ("joined",))

@@ -18,6 +18,7 @@ __all__ = [
     "class_numbers",
     "one_tensor",
     "per_case",
+    "refuses_numbers",
     "unknown_numbers",
 ]
 
@@ -84,13 +85,18 @@ def check_classes(outputs: Tensor, targets: Tensor, dim: int) -> None:
         )
 
 
+def refuses_numbers(device: torch.device) -> bool:
+    """Whether a device says so where a class number is none, and goes on."""
+    return device.type in ("cpu", "meta")
+
+
 def class_numbers(targets: Tensor, classes: int, dim: int) -> Tensor:
     """Class numbers with the classes' dimension, as gather and scatter take them.
 
     An accelerator would be lost for good by a number that is no class: there they are clamped, and
     the flaw is told by the step's flag.
     """
-    if targets.device.type not in ("cpu", "meta"):
+    if not refuses_numbers(targets.device):
         targets = targets.clamp(0, classes - 1)
     return targets.unsqueeze(dim)
 

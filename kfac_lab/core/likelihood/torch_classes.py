@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kfac_lab.core.likelihood import targets as targets_of
 from kfac_lab.core.likelihood.categorical import Softmax, probabilities
 from kfac_lab.core.likelihood.protocol import Flaw
 from kfac_lab.core.likelihood.targets import (
@@ -68,7 +69,7 @@ class CrossEntropy(TorchLoss):
         """Class numbers with the ignored ones at 0, and c_y ``[N, ...]``, 0 where ignored."""
         ignored = targets == self.ignore_index
         numbers = targets.masked_fill(ignored, 0)
-        if numbers.device.type not in ("cpu", "meta") and weight is not None:
+        if weight is not None and not targets_of.refuses_numbers(numbers.device):
             numbers = numbers.clamp(0, weight.shape[0] - 1)
         if weight is None:
             return numbers, (~ignored).to(like)

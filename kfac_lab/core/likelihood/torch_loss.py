@@ -15,7 +15,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from kfac_lab.core.likelihood.protocol import Examined, Flaw, Likelihood
+from kfac_lab.core.likelihood.protocol import Flaw, Likelihood, is_examined
 from kfac_lab.core.likelihood.weighing import Weight, root, times
 from kfac_lab.errors import RecipeError
 
@@ -133,7 +133,7 @@ class TorchLoss(ABC):
 
     def flaws(self, outputs: Tensor | None, targets: Tensor) -> Sequence[Flaw]:
         """As of ``Examined``."""
-        assert isinstance(self.bare, Examined)
+        assert is_examined(self.bare)
         return self.bare.flaws(outputs, targets)
 
     # --- tensors of the loss --------------------------------------------------------------------

@@ -11,7 +11,12 @@ import torch
 from torch import Tensor
 
 from kfac_lab.core.cases import Weighed, labels
-from kfac_lab.core.likelihood.protocol import Examined, Flaw, Likelihood, Weighted
+from kfac_lab.core.likelihood.protocol import (
+    Flaw,
+    Likelihood,
+    is_examined,
+    is_weighted,
+)
 from kfac_lab.errors import DataError
 
 __all__ = ["Criterion", "Given", "times"]
@@ -59,7 +64,7 @@ class Given:
 
     def label_gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """As of ``Weighted``."""
-        if isinstance(self.likelihood, Weighted):
+        if is_weighted(self.likelihood):
             found = self.likelihood.label_gradient(outputs, targets)
         else:
             found = self.likelihood.gradient(outputs, targets)
@@ -114,7 +119,7 @@ class Criterion:
         known = labels(targets)
         self._cases = cases * processes
         self._totals: list[Tensor] | None = None
-        if isinstance(likelihood, Weighted) and known is not None:
+        if is_weighted(likelihood) and known is not None:
             totals = list(likelihood.totals(known))
             if totals and processes > 1 and mean is not None:
                 mean(totals)
@@ -131,7 +136,7 @@ class Criterion:
             DataError: no target counts.
         """
         made = cls(likelihood, None, cases)
-        if isinstance(likelihood, Weighted):
+        if is_weighted(likelihood):
             totals: list[Tensor] = []
             for targets in chunks:
                 new = likelihood.totals(labels(targets))
@@ -146,7 +151,7 @@ class Criterion:
     def follow(self, likelihood: Likelihood) -> None:
         """Another object of the same likelihood: the outputs of a Joint may change their shapes."""
         self._followed = self.likelihood = likelihood
-        if isinstance(likelihood, Weighted) and self._totals is not None:
+        if is_weighted(likelihood) and self._totals is not None:
             self.likelihood = likelihood.on_batch(self._cases, iter(self._totals))
 
     def of(self, likelihood: Likelihood) -> Criterion:
@@ -158,13 +163,13 @@ class Criterion:
     @property
     def bare(self) -> Likelihood:
         """For ``Evaluation.likelihood``: its tangents have the roots of the weights in them."""
-        return self.likelihood.bare if isinstance(self.likelihood, Weighted) else self.likelihood
+        return self.likelihood.bare if is_weighted(self.likelihood) else self.likelihood
 
     def given(self, outputs: Tensor, targets: Any) -> Likelihood:
         """The likelihood of some rows, whose targets may be unknown."""
         own = targets.weights if isinstance(targets, Weighed) else None
         known = labels(targets)
-        if not isinstance(self.likelihood, Weighted):
+        if not is_weighted(self.likelihood):
             if own is None:
                 return self.likelihood
             alone = _shaped(own, outputs)
@@ -219,17 +224,21 @@ def examined(likelihood: Likelihood, outputs: Tensor | None, targets: Any) -> Te
     known = labels(targets)
     if known is None:
         return None
-    flaws = list(likelihood.flaws(outputs, known)) if isinstance(likelihood, Examined) else []
+    flaws = list(likelihood.flaws(outputs, known)) if is_examined(likelihood) else []
     if isinstance(targets, Weighed):
         flaws += weight_flaws(targets.weights)
     if not flaws:
         return None
-    if all(flaw.bad.device.type == "cpu" for flaw in flaws):
+    if all(_reads_are_free(flaw.bad.device) for flaw in flaws):
         for flaw in flaws:
             if bool(flaw.bad):
                 raise DataError(flaw.says())
         return None
     return torch.stack([flaw.bad.reshape(()) for flaw in flaws]).any()
+
+
+def _reads_are_free(device: torch.device) -> bool:
+    return device.type == "cpu"
 
 
 def weight_flaws(weights: Tensor) -> Sequence[Flaw]:
@@ -250,7 +259,7 @@ def weight_flaws(weights: Tensor) -> Sequence[Flaw]:
 
 def _check_any(totals: Sequence[Tensor]) -> None:
     for total in totals:
-        if total.device.type == "cpu" and not float(total) > 0:
+        if _reads_are_free(total.device) and not float(total) > 0:
             raise DataError(
                 "no target of the batch counts: all are ignored, or of classes of weight 0, and "
                 "torch's mean over them is 0/0; leave such batches out"

@@ -201,6 +201,17 @@ def preconditioner(rank, size):
     return {f"theta {n}": p.detach().clone() for n, p in enumerate(model.parameters())}
 
 
+def masked(rank, size):
+    """torch's mean over classes' weights, most of one process's targets being ignored."""
+    x, y = data()
+    classes = y.sum(1).long().clamp(max=2)
+    classes[torch.arange(CASES) % 3 > 0] = -100
+    loss = nn.CrossEntropyLoss(torch.tensor([1.0, 3.0, 0.5]).double(), label_smoothing=0.1)
+    problem = kl.Problem(model=network(), likelihood=loss, inputs=x, targets=classes, l2=1e-3)
+    run = kl.Run(problem, recipe(size), seed=0, device="cpu").advance(FEWER)
+    return numbers(run.stepper, run.history)
+
+
 def digits(rank, size):
     """A registered problem in float32 by a registered recipe; 1024 and its shares divide by 2."""
     parts = kl.Recipe.of("paper").replace(
@@ -230,6 +241,7 @@ SAME = {
         swapped,
         other_start,
         preconditioner,
+        masked,
         digits,
     )
 }
