@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import kfac_lab as kl
+from kfac_lab.core.likelihood import resolve
 from kfac_lab.engine import attach
 
 N = 24
@@ -344,6 +345,18 @@ def test_a_gaussian_of_given_variance_learns_both() -> None:
         assert 0.07 < float(spread[x < -0.5].mean()) < 0.2
         assert 0.4 < float(spread[x > 0.5].mean()) < 0.7
     assert found[0] == pytest.approx(found[1])
+
+
+def test_means_and_variances_of_the_shapes_that_torch_takes() -> None:
+    mean, variance, y = tensor(1, N, 3), tensor(2, N, 3).exp(), tensor(3, N, 3)
+    for spread in (variance, variance[:, :1], variance[:, 0]):
+        wanted = nn.GaussianNLLLoss()(mean, y, spread)
+        z, likelihood = resolve(nn.GaussianNLLLoss()).joined((mean, spread))
+        torch.testing.assert_close(likelihood.loss(z, y).mean(), wanted)
+    with pytest.raises(kl.DataError, match=r"variances .24, 2. came with means .24, 3."):
+        resolve(nn.GaussianNLLLoss()).joined((mean, variance[:, :2]))
+    with pytest.raises(kl.DataError, match="needs two tensors"):
+        kl.HeteroscedasticGaussian().joined((mean, mean, mean))
 
 
 def test_counts() -> None:

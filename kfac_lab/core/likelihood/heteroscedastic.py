@@ -54,10 +54,14 @@ class HeteroscedasticGaussian:
                 "with outputs=lambda out: (out.mean, out.variance)"
             )
         mean, spread = parts
-        if spread.dim() == mean.dim() - 1:  # one for each case, as torch allows
+        mean = mean.unsqueeze(-1) if mean.dim() == 1 else mean
+        if spread.dim() == mean.dim() - 1:  # one for all of the last dimension, as torch allows
             spread = spread.unsqueeze(-1)
-        if mean.dim() == 1:
-            mean, spread = mean.unsqueeze(-1), spread.unsqueeze(-1)
+        if spread.dim() != mean.dim() or spread.shape[-1] not in (1, mean.shape[-1]):
+            raise DataError(
+                f"variances {tuple(spread.shape)} came with means {tuple(mean.shape)}: give one "
+                "for each, or one for all of the last dimension"
+            )
         return torch.cat([mean, spread.expand_as(mean)], -1), self
 
     def _halves(self, outputs: Tensor) -> tuple[Tensor, Tensor]:

@@ -72,9 +72,8 @@ class Passes:
         self.outputs = Outputs(likelihood, outputs)
         self.function = Function(network, place, chunk, self.outputs)
         self.plan: Plan | None = None
-        if outputs is None and not isinstance(
-            likelihood, Joint
-        ):  # a tensor as the network gives it
+        # Where the likelihood is of a tensor as the network gives it.
+        if outputs is None and not isinstance(likelihood, Joint):
             self.plan = Plan.of(network)
         self.found: Probed | None = None
         self.predictions = 1  # of one case
