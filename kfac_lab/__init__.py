@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from kfac_lab.core import traits
 from kfac_lab.core.likelihood import (
     Bernoulli,
     Categorical,
@@ -61,6 +62,7 @@ __all__ = [
     "hookimpl",
     "lab",
     "testing",
+    "traits",
     "watch",
 ]
 

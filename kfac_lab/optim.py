@@ -64,7 +64,7 @@ class KFAC(torch.optim.Optimizer):
             a Likelihood, a ``Joint`` of several, or a torch loss such as ``nn.CrossEntropyLoss()``,
             which is then h itself, weights and mean included.
         recipe: a name, a text or a Recipe; its batch slot has no say.
-        l2: η of the term ½η‖θ‖² of the objective, biases included (section 5.7).
+        l2: η of the term ½η‖θ‖² of the objective, biases included (section 6).
         seed: of the sampled targets, the choice of rows and the model's own dropout.
         lr: factor on δ.
         tf32: lets float32 products be TF32 where the device has it; they are full else.
@@ -336,7 +336,7 @@ class Preconditioner:
         recipe: a name, a text or a Recipe.
         seed: of the sampled targets and the choice of rows.
         kl_clip: κ; the result is scaled by ν = min(1, √(κ / Σ lr²⟨U, V⟩)) with V the gradient and U
-            the preconditioned one (section 12.9). None leaves it alone.
+            the preconditioned one (Ba et al. 2017). None leaves it alone.
         normalise: each parameter's result is scaled to root mean square 1, so that the curvature
             gives the direction and your rate the length, as it does Adam's.
         leave: what another optimiser trains, whose gradients stay as they are: types of modules,
@@ -367,7 +367,7 @@ class Preconditioner:
         if isinstance(leave, str) or not all(isinstance(name, str) for name in leave):
             raise RecipeError(f"leave={leave!r} must be texts, such as ('Embedding', '*.bias')")
         if kl_clip is not None and not (isinstance(kl_clip, Real) and float(kl_clip) > 0):
-            raise RecipeError(f"kl_clip={kl_clip!r} must be above 0 (κ, section 12.9), or None")
+            raise RecipeError(f"kl_clip={kl_clip!r} must be above 0 (κ, Ba et al. 2017), or None")
         chosen = _recipe("Preconditioner", recipe)
         chosen = chosen.replace(model="none", momentum="fixed(lr=1.0, mu=0.0)", average="none")
         if not isinstance(optimizer, (torch.optim.Optimizer, type(None))):
@@ -524,7 +524,7 @@ class Preconditioner:
     def _clip(
         self, gradients: list[Tensor], result: list[Tensor], rates: list[_Step] | None
     ) -> Tensor | None:
-        """ν = min(1, √(κ / Σ lr²⟨U, V⟩)), 0-dim float64 (section 12.9)."""
+        """ν = min(1, √(κ / Σ lr²⟨U, V⟩)), 0-dim float64 (Ba et al. 2017)."""
         if rates is None or self.kl_clip is None:
             return None
         products = [p.sum(dtype=torch.float64) for p in torch._foreach_mul(gradients, result)]

@@ -9,7 +9,7 @@ and kept. Points of 10 s (FACES: 30 s) narrow the choice: a grid of learning rat
 around the best, then other batches and settings one after the other, each kept where it is better.
 The best then gets the whole budget, and so do the learning rates next to it, on and on until both
 neighbours are worse: the chosen one never lies on the edge. The error is that of the whole training
-set (FACES: of every fifth case), the smaller of θ's and θ̄'s (section 10.5).
+set (FACES: of every fifth case), the smaller of θ's and θ̄'s (section 13).
 
 What is in results/tuning.json already is not run again; remove an entry to have it made anew.
 """

@@ -538,7 +538,7 @@ def test_the_gradient_is_autograds_through_any_module() -> None:
 
 
 def test_positions_sum_in_a_and_average_in_g() -> None:
-    """Ā sums over shared positions, G averages over them (section 12.3, expand)."""
+    """Ā sums over shared positions, G averages over them (Eschenhagen et al. 2023, expand)."""
     x, y = data(40, dtype=torch.float64)
     torch.manual_seed(1)
     model = Branching(drop=0.0, norm=False).double()
@@ -669,7 +669,7 @@ def test_swap_marks_keeps_lambda_and_finds_tangents_late() -> None:
 
 @pytest.mark.parametrize("parts", [{"model": "none"}, {"momentum": "fixed(lr=0.01)"}])
 def test_without_ground_lambda_stays(parts: dict[str, str]) -> None:
-    """Neither the rule, nor steering, nor a γ search has anything to go by then (section 6)."""
+    """Neither the rule, nor steering, nor a γ search has anything to go by then (section 7)."""
     x, y = data()
     for damping in ("steered(lam=30.0)", "levenberg_marquardt(lam=30.0, gamma=0.5)"):
         made = kl.Recipe.named("robust").replace(damping=damping, schedule="every_step", **parts)
@@ -787,7 +787,7 @@ def backward(model: nn.Module, x: Tensor, y: Tensor, scale: float = 1.0) -> list
 
 
 def moments(model: nn.Sequential, x: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Ā and the exact G of every Linear, case by case and column by column of B (section 12.4)."""
+    """Ā and the exact G of every Linear, case by case and column by column of B."""
     layers = [m for m in model if isinstance(m, nn.Linear)]
     ins: dict[int, Tensor] = {}
     outs: dict[int, Tensor] = {}
@@ -817,7 +817,7 @@ def moments(model: nn.Sequential, x: Tensor) -> list[tuple[Tensor, Tensor]]:
 def dense_solution(
     model: nn.Sequential, factors: list[tuple[Tensor, Tensor]], grads: list[Tensor], lam: float
 ) -> list[Tensor]:
-    """((Ā + πγI) ⊗ (G + γ/π I))⁻¹ vec(V) with a dense matrix, γ = √λ (sections 3, 5.3)."""
+    """((Ā + πγI) ⊗ (G + γ/π I))⁻¹ vec(V) with a dense matrix, γ = √λ (sections 4 and 6.3)."""
     result, at = [], iter(grads)
     for layer, (a, g) in zip([m for m in model if isinstance(m, nn.Linear)], factors, strict=True):
         v = next(at)
@@ -849,7 +849,7 @@ def test_the_preconditioned_gradient_is_the_dense_one(hooked: bool) -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, parameters(model), strict=True))
     assert record.step == 1 and record.due.stats and record.due.inverse
     assert float(record.lam) == 0.04 and float(record.alpha) == 1.0 and record.void == 0.0
-    # The second step averages: ε = 1/2 (section 4).
+    # The second step averages: ε = 1/2 (section 5).
     with torch.no_grad():
         model[0].weight += 0.3
     x2, y2 = x.roll(1, 1), y
@@ -957,7 +957,7 @@ def test_a_gradient_that_is_not_finite_leaves_everything_as_it_is() -> None:
 
 
 def test_the_clip_bounds_the_step() -> None:
-    """lr²ν²Σ⟨U, V⟩ ≤ κ, with every parameter's own rate (section 12.9)."""
+    """lr²ν²Σ⟨U, V⟩ ≤ κ, with every parameter's own rate (Ba et al. 2017)."""
     x, y = data(dtype=torch.float64)
     model = classifier(torch.float64)
     sgd = torch.optim.SGD(

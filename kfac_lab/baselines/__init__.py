@@ -1,4 +1,4 @@
-"""The methods K-FAC is measured against: Nesterov SGD, Adam, Muon and SOAP (section 10.6).
+"""The methods K-FAC is measured against: Nesterov SGD, Adam, Muon and SOAP (section 13).
 
 Each is a component (``nag``, ``adam``, ``muon``, ``soap``) whose ``attach`` gives a Stepper with
 the interface of ``engine.Engine``, so that the curves overlay. They use the recipe's ``batch`` and

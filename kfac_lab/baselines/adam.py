@@ -18,7 +18,7 @@ __all__ = ["Adam"]
 class Adam:
     """``torch.optim.Adam``; with ``decay`` the last part of the run lowers ε linearly to 0."""
 
-    lr: float = parameter(0.001, symbol="ε", section="10.6", low=0.0, log=True)
+    lr: float = parameter(0.001, symbol="ε", section="13", low=0.0, log=True)
     beta1: float = parameter(0.9, symbol="β1", low=0.0, high=0.99999)
     beta2: float = parameter(0.999, symbol="β2", low=0.0, high=0.9999999)
     eps: float = parameter(1e-8, low=0.0, log=True, help="added to the root of the second moment")

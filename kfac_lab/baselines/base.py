@@ -42,12 +42,12 @@ _COUPLING = nn.modules.batchnorm._BatchNorm  # modules whose output mixes the ca
 
 def end_steps() -> Any:
     """The field ``total_steps``."""
-    return parameter(None, section="10.6", low=1, help="steps of the whole run, where it is known")
+    return parameter(None, section="13", low=1, help="steps of the whole run, where it is known")
 
 
 def end_seconds() -> Any:
     """The field ``total_seconds``."""
-    return parameter(None, section="10.6", low=0.0, help="training seconds of the whole run")
+    return parameter(None, section="13", low=0.0, help="training seconds of the whole run")
 
 
 def one_end(component: Any) -> str | None:
@@ -284,7 +284,7 @@ class Baseline:
         return memo
 
     def average(self) -> Sequence[Tensor] | None:
-        """θ̄, in the order of ``names``; None where there is none (section 10.5)."""
+        """θ̄, in the order of ``names``; None where there is none (section 13)."""
         read: Sequence[Tensor] | None = self._average.read(self._settle())
         return read
 

@@ -28,7 +28,7 @@ class Muon:
     the other methods; Muon's own decoupled weight decay is off.
     """
 
-    lr: float = parameter(0.01, symbol="ε", section="10.6", low=0.0, log=True)
+    lr: float = parameter(0.01, symbol="ε", section="13", low=0.0, log=True)
     momentum: float = parameter(0.95, symbol="μ", low=0.0, high=0.99999)
     adam_lr: float = parameter(0.001, low=0.0, log=True, help="ε of Adam, for what is no matrix")
     decay: float = parameter(0.3, low=0.0, high=1.0, help="last fraction of the run, ε → 0")

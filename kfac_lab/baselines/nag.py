@@ -1,4 +1,4 @@
-"""SGD with Nesterov momentum and Sutskever's schedule (section 10.6)."""
+"""SGD with Nesterov momentum and Sutskever's schedule (section 13)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["Nag", "nesterov_mu"]
 
 
 def nesterov_mu(t: int, mu_max: float) -> float:
-    """μ_t = min(1 − 2^(−1−log₂(⌊t/250⌋+1)), μ_max), t = 0, 1, 2, … (section 10.6)."""
+    """μ_t = min(1 − 2^(−1−log₂(⌊t/250⌋+1)), μ_max), t = 0, 1, 2, … (section 13)."""
     return min(1 - 2.0 ** (-1 - math.log2(t // 250 + 1)), mu_max)
 
 
 @dataclass(frozen=True)
 class Nag:
-    """SGD with Nesterov momentum, constant ε and Sutskever's schedule for μ (section 10.6).
+    """SGD with Nesterov momentum, constant ε and Sutskever's schedule for μ (section 13).
 
     v ← μ_t v − ε ∇h(θ + μ_t v), θ ← θ + v. The module holds the look-ahead variable
     φ_t = θ_t + μ_t v_t, where the gradient is taken: then one pass gives the gradient and the
@@ -36,10 +36,10 @@ class Nag:
     −ε (μ_{t+1} − μ_t) b is added.
     """
 
-    lr: float = parameter(0.001, symbol="ε", section="10.6", low=0.0, log=True)
-    mu_max: float = parameter(0.99, symbol="μ_max", section="10.6", low=0.0, high=0.99999)
+    lr: float = parameter(0.001, symbol="ε", section="13", low=0.0, log=True)
+    mu_max: float = parameter(0.99, symbol="μ_max", section="13", low=0.0, high=0.99999)
     final: float = parameter(
-        0.0, section="10.6", low=0.0, high=1.0, help="last fraction of the run with μ ≤ 0.9"
+        0.0, section="13", low=0.0, high=1.0, help="last fraction of the run with μ ≤ 0.9"
     )
     decay: float = parameter(0.0, low=0.0, high=1.0, help="last fraction of the run, ε → 0")
     total_steps: int | None = end_steps()

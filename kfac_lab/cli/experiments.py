@@ -1,4 +1,4 @@
-"""The long experiments by name: which methods, which seeds, how far (section 10).
+"""The long experiments by name: which methods, which seeds, how far (section 13).
 
 A plan is a list of runs in the order of making; ``reproduce`` makes them.
 """

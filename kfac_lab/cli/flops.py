@@ -1,4 +1,4 @@
-"""How many FLOPs a run will take, counted before it is made (section 7.1)."""
+"""How many FLOPs a run will take, counted before it is made (section 8)."""
 
 from __future__ import annotations
 

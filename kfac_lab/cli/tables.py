@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kfac_lab.cli.terminal import Live, paint, table
 from kfac_lab.core import files
-from kfac_lab.core.parameters import Description, describe, did_you_mean
+from kfac_lab.core.parameters import Description, cited, describe, did_you_mean
 from kfac_lab.errors import KfacLabError, RecipeError
 from kfac_lab.hooks import lab
 from kfac_lab.hooks.manager import Plugin
@@ -69,7 +69,7 @@ def _listing(entries: Sequence[Entry]) -> list[str]:
                     known.symbol,
                     "required" if known.required else f"= {_value(known.default)}",
                     _allowed(known),
-                    f"section {known.section}" if known.section else "",
+                    cited(known.section),
                     known.help,
                 ]
                 for known in _parameters(entry)

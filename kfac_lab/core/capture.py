@@ -124,7 +124,7 @@ class Network:
     def of(
         cls, model: nn.Module, claim: Claim, fallback: bool, leave: Sequence[str] = ()
     ) -> Network:
-        """Asks ``claim`` for every module; tied parameters have one entry (section 12.3).
+        """Asks ``claim`` for every module; tied parameters have one entry.
 
         ``leave`` are patterns of what somebody else trains: see :func:`left_out`. A module of which
         only some parameters are left is claimed whole.

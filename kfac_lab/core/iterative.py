@@ -1,4 +1,4 @@
-"""Inverses and roots from matrix products alone: Newton-Schulz (section 7.5).
+"""Inverses and roots from matrix products alone: Newton-Schulz (section 8).
 
     X ← X (2I − A X)        I − A X squares at every step
 
@@ -52,7 +52,7 @@ def newton_schulz_inverse(
     previous: Tensor | None = None,
     iterations: int | None = None,
 ) -> Tensor:
-    """(M + shift·I)⁻¹, symmetric [d, d], by scaled Newton-Schulz steps (section 7.5).
+    """(M + shift·I)⁻¹, symmetric [d, d], by scaled Newton-Schulz steps (section 8).
 
     Starts at `previous` [d, d], symmetric, where its residual is below 0.9, chosen on the device,
     else at c·I. The residual is ‖I − A^(1/2) X₀ A^(1/2)‖_F = tr((I − A X₀)²)^(1/2): never above

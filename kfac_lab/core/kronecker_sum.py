@@ -1,4 +1,4 @@
-"""(A ⊗ B ± C ⊗ D)⁻¹ without forming it (section 3.4).
+"""(A ⊗ B ± C ⊗ D)⁻¹ without forming it (appendix B).
 
 As an equation in matrices: given V [dB, dA], find U with B U Aᵀ ± D U Cᵀ = V. A [dA, dA] and
 B [dB, dB] are symmetric positive definite, damped already; C and D are symmetric positive
@@ -7,7 +7,7 @@ columns of K = R E diagonalise both at once, and
 
     U = K₂ [(K₂ᵀ V K₁) ⊘ (1 ± s₂ s₁ᵀ)] K₁ᵀ.
 
-For the conditional covariance of section 3.3 the sign is minus and s₁, s₂ are squared canonical
+For the conditional covariance of section 4.3 the sign is minus and s₁, s₂ are squared canonical
 correlations, below 1 as long as the joint second moment is positive definite.
 """
 
@@ -114,7 +114,7 @@ def kronecker_sum_inverse(
     method: Literal["eigh", "smith"] = "eigh",
     iterations: int = 10,
 ) -> KroneckerSumInverse:
-    """(A ⊗ B ± C ⊗ D)⁻¹ for A, C [dA, dA] and B, D [dB, dB] (section 3.4).
+    """(A ⊗ B ± C ⊗ D)⁻¹ for A, C [dA, dA] and B, D [dB, dB] (appendix B).
 
     `"eigh"` is exact; for the minus sign s is clamped to [0, 1 − eps]. `"smith"` needs no
     eigendecomposition; `iterations` passes sum 2^iterations terms of a series with ratio
@@ -140,7 +140,7 @@ def kronecker_difference_inverse(
     inverse_a: Tensor | None = None,
     inverse_b: Tensor | None = None,
 ) -> KroneckerSumInverse:
-    """(A ⊗ B − C ⊗ D)⁻¹ for C and D given by thin roots: the links of a chain (section 3.3).
+    """(A ⊗ B − C ⊗ D)⁻¹ for C and D given by thin roots: the links of a chain (section 4.3).
 
     root_a [dA, dA] and root_b [dB, dB] are such that A⁻¹ = root_a root_aᵀ, likewise B. x1 [rA, dA]
     and x2 [rB, dB] are such that root_aᵀ C root_a = x1ᵀ x1 and root_bᵀ D root_b = x2ᵀ x2. In a
@@ -165,7 +165,7 @@ def kronecker_difference_inverse(
 
 
 def eigenbasis_inverse(a: Eigen, b: Eigen, shift: Scalar) -> SpectralInverse:
-    """(A ⊗ B + shift·I ⊗ I)⁻¹: Tikhonov damping that is not factored (sections 3.4, 5.3)."""
+    """(A ⊗ B + shift·I ⊗ I)⁻¹: Tikhonov damping that is not factored (section 6.3, appendix B)."""
     products = torch.outer(b.values, a.values)
     weights = linalg.spectral_power(products, shift)
     return SpectralInverse(b.vectors, a.vectors, weights, products.amax())

@@ -13,7 +13,7 @@ __all__ = ["Declined", "Linear", "Recorded", "Tensors", "append_one", "dense", "
 
 
 def append_one(rows: Tensor) -> Tensor:
-    """ā: a column of ones behind ``rows`` ``[..., d]`` (section 1.1)."""
+    """ā: a column of ones behind ``rows`` ``[..., d]`` (section 2.1)."""
     result = rows.new_empty((*rows.shape[:-1], rows.shape[-1] + 1))
     result[..., :-1] = rows
     result[..., -1] = 1
@@ -101,7 +101,7 @@ class Linear:
     def tangent(
         self, matrices: Sequence[Tensor], inputs: Tensor, tangents: Tensor | None
     ) -> Tensor:
-        """ṡ = V ā + W ȧ for each V: ``[k, n, ..., d_out]`` (section 7.3).
+        """ṡ = V ā + W ȧ for each V: ``[k, n, ..., d_out]`` (appendix C).
 
         ``inputs`` are ``[n, ..., d]``; ``tangents`` ``[k, n, ..., d]``, or None where they are 0.
         """
@@ -157,7 +157,7 @@ class Tensors:
     """The fallback for a parameter that no layer claims: its entries as one column.
 
     Its rows are one pseudo case with input 1, so that a diagonal block sees the batch-summed
-    gradient squared over N (section 12.5).
+    gradient squared over N (Osawa et al. 2019).
     """
 
     module: nn.Module

@@ -1,4 +1,4 @@
-"""The ledger: running second moments of every layer and linked pair (section 4).
+"""The ledger: running second moments of every layer and linked pair (section 5).
 
 Two sides are kept per moment. A step accumulates into the spare side and reads from it; its commit
 names that side the current one. So a step that fails has changed nothing, and commit allocates
@@ -90,7 +90,7 @@ class Accumulation:
             path = self._ledger.layout.paths[layer]
             raise CoverageError(
                 f"{path}: which rows belong to a case is not known, so they cannot be reduced "
-                "(section 12.3): block='kronecker' takes them one by one"
+                "(Eschenhagen et al. 2023): block='kronecker' takes them one by one"
             )
         for part in parts(rows):
             values = part.values.flatten(0, 1)
@@ -130,7 +130,7 @@ class Accumulation:
                 continue
             if isinstance(left, tuple) or isinstance(right, tuple):
                 continue  # a link whose end has lost its cases
-            # A sums over shared positions, G averages over them (section 12.1); the outer product
+            # A sums over shared positions, G averages over them (KFC, 2016); the outer product
             # of the mean is the part of A that the mean makes.
             positions = left.shape[1]
             old, new = self._weights(key)
@@ -210,7 +210,7 @@ def _sums(rows: Tensor, squared: bool) -> Tensor:
 
 
 def _reduced(rows: Tensor, groups: int, mean: bool) -> Tensor:
-    """KFAC-reduce: rows ``[n, S·groups, d]`` summed or averaged over S (section 12.3).
+    """KFAC-reduce: rows ``[n, S·groups, d]`` summed or averaged over S (Eschenhagen et al. 2023).
 
     Rows of other groups are of other units: each group keeps a position of its own.
     """

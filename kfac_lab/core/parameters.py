@@ -6,10 +6,10 @@ from there::
 
     @dataclass(frozen=True)
     class LevenbergMarquardt:
-        lam: float = parameter(150.0, symbol="λ", section="5.5", low=0.0, log=True)
+        lam: float = parameter(150.0, symbol="λ", section="6.5", low=0.0, log=True)
 
     validate(LevenbergMarquardt(lam=-1.0))
-    # RecipeError: levenberg_marquardt: lam=-1.0 must be at least 0 (λ, section 5.5)
+    # RecipeError: levenberg_marquardt: lam=-1.0 must be at least 0 (λ, section 6.5)
 
 ``parameter`` is shorthand: ``dataclasses.field(default=…, metadata={…})`` with the same keys, and
 bare fields, work as well. The keys, each optional: ``symbol``, ``section``, ``low`` and ``high``
@@ -49,6 +49,7 @@ __all__ = [
     "Parsed",
     "build",
     "changed_fields",
+    "cited",
     "component_name",
     "describe",
     "did_you_mean",
@@ -120,8 +121,8 @@ class Description:
 
     @property
     def reference(self) -> str:
-        """The symbol and the section, for the end of a message: " (λ, section 5.5)" or ""."""
-        parts = [self.symbol, f"section {self.section}" if self.section else ""]
+        """The symbol and the section, for the end of a message: " (λ, section 6.5)" or ""."""
+        parts = [self.symbol, cited(self.section)]
         told = ", ".join(part for part in parts if part)
         return f" ({told})" if told else ""
 
@@ -158,6 +159,13 @@ def describe(component: Any) -> tuple[Description, ...]:
         for p in signature.parameters.values()
         if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     )
+
+
+def cited(section: str) -> str:
+    """ "section 6.5" or "appendix C" of the paper (arXiv:1503.05671v7); another source as it is."""
+    if section[:1].isdigit():
+        return f"section {section}"
+    return f"appendix {section}" if len(section) == 1 else section
 
 
 def component_name(component: Any) -> str:

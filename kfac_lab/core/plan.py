@@ -160,7 +160,7 @@ class Plan:
         derivatives: Sequence[Tensor | None],
         basis: Sequence[Vec],
     ) -> Tensor:
-        """J v for each v of ``basis``: ``[k, n, ...]`` (section 7.3).
+        """J v for each v of ``basis``: ``[k, n, ...]`` (appendix C).
 
         A vector enters at the first of its ``layers`` and costs nothing before.
         """

@@ -1,4 +1,4 @@
-"""What is minimised: a model, a likelihood, cases, and the ℓ2 term (section 1)."""
+"""What is minimised: a model, a likelihood, cases, and the ℓ2 term (section 2)."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class Problem:
             raise RecipeError("a problem takes either inputs and targets, or data, not both")
         given: Any = l2
         if not isinstance(given, Real) or not 0 <= float(given) < math.inf:
-            raise RecipeError(f"l2={l2!r} must be at least 0 and finite (η, section 5.7)")
+            raise RecipeError(f"l2={l2!r} must be at least 0 and finite (η, section 6)")
         self.model = model
         self.likelihood: Likelihood = resolve(likelihood)
         Outputs(self.likelihood, outputs)

@@ -1,6 +1,8 @@
 """The nine verbs and who plays them. Read this file first.
 
-One step of K-FAC (section 8) is
+Sections and appendices, here and in every other docstring, are those of arXiv:1503.05671v7.
+
+One step of K-FAC (section 9) is
 
     sample · observe · invert · propose · model · choose · judge · move · average
 
@@ -132,12 +134,12 @@ class Layer(Protocol):
 
 
 class Moments(Protocol):
-    """What a block asked for of one layer, read from the ledger (section 4).
+    """What a block asked for of one layer, read from the ledger (section 5).
 
     Keys are the names that ``Block.wants`` returned: ``"A"`` E[ā āᵀ] ``[d_in, d_in]``, ``"G"``
     E[g gᵀ] ``[d_out, d_out]``, ``"A.diagonal"`` ``[d_in]``, ``"G.diagonal"`` ``[d_out]``,
     ``"A.mean"`` E[ā] ``[d_in]``. With shared positions A is summed over positions, G averaged
-    (expand, section 12.3); ``"A.reduced"`` E[(Σ_s ā)(Σ_s ā)ᵀ] and ``"G.reduced"``, of means of g
+    (expand, arXiv:2311.00636); ``"A.reduced"`` E[(Σ_s ā)(Σ_s ā)ᵀ], ``"G.reduced"``, of means of g
     over positions, are those of the reduce setting.
     """
 
@@ -183,7 +185,7 @@ class Evaluation(Protocol):
 
 
 class Restriction(Protocol):
-    """M on the span of k vectors: M(Σ c_j v_j) − M(0) as a function of c (sections 5.1, 7.3).
+    """M on the span of k vectors: M(Σ c_j v_j) − M(0) as a function of c (section 6.1, appendix C).
 
     ``curvature`` ``[k, k]`` never contains λ or η; they are added here and nowhere else.
     """
@@ -230,7 +232,7 @@ class Space(Protocol):
 
 @runtime_checkable
 class Estimator(Protocol):
-    """observe: where the derivatives g come from (sections 1.3 and 4)."""
+    """observe: where the derivatives g come from (sections 2.2 and 5)."""
 
     fraction: float  # τ1: S1 is the leading ⌈τ1 m⌉ rows of the batch
 
@@ -257,7 +259,7 @@ class Estimator(Protocol):
 
 @runtime_checkable
 class Block(Protocol):
-    """invert, one layer: the curvature of a layer and its damped inverse (sections 2, 3, 5.3)."""
+    """invert, one layer: the curvature of a layer, its damped inverse (sections 3, 4 and 6.3)."""
 
     def wants(self) -> Sequence[str]:
         """The moments it needs; see :class:`Moments` for the names."""
@@ -299,7 +301,7 @@ class BlockInverse(Protocol):
 
 @runtime_checkable
 class Structure(Protocol):
-    """invert, all layers: how the blocks make one preconditioner (section 3)."""
+    """invert, all layers: how the blocks make one preconditioner (section 4)."""
 
     def pairs(self, chains: Sequence[Sequence[int]]) -> Sequence[tuple[int, int]]:
         """Which cross moments to keep; ``chains`` are runs of layers that may be linked."""
@@ -337,7 +339,7 @@ class Preconditioner(Protocol):
 
 @runtime_checkable
 class Model(Protocol):
-    """model: the quadratic model on a small basis (sections 5.1, 7.3).
+    """model: the quadratic model on a small basis (section 6.1, appendix C).
 
     ``fraction`` is τ2: S2 is the leading ⌈τ2 m⌉ rows of the batch.
     """
@@ -355,7 +357,7 @@ class Model(Protocol):
 
 @runtime_checkable
 class Damping(Protocol):
-    """choose and judge: λ and γ (section 5)."""
+    """choose and judge: λ and γ (section 6)."""
 
     def init(self, problem: Any) -> tuple[Strength, Memo]:
         """The strengths at step 1; ``problem.l2`` is η."""
@@ -384,7 +386,7 @@ class Damping(Protocol):
 
 @runtime_checkable
 class Momentum(Protocol):
-    """propose and choose: the basis of the step and its coefficients (sections 5.4, 6)."""
+    """propose and choose: the basis of the step and its coefficients (sections 6.4 and 7)."""
 
     def basis(
         self, space: Space, direction: Vec, previous: Vec | None, memo: Memo
@@ -403,7 +405,7 @@ class Momentum(Protocol):
 
 @runtime_checkable
 class Schedule(Protocol):
-    """When to do what (section 7.2)."""
+    """When to do what (section 8)."""
 
     def due(self, step: int, memo: Memo, signals: Signals) -> tuple[Due, Memo]:
         """What step k = 1, 2, … has to do."""
@@ -415,7 +417,7 @@ class Schedule(Protocol):
 
 @runtime_checkable
 class Batch(Protocol):
-    """sample: how many cases (section 10.4)."""
+    """sample: how many cases (section 13)."""
 
     def size(self, step: int, available: int | None) -> int:
         """m of step k; ``available`` is |S|, or None where data come from a callable."""
@@ -424,7 +426,7 @@ class Batch(Protocol):
 
 @runtime_checkable
 class Average(Protocol):
-    """average: iterate averaging (section 10.5). θ is the list of the trained tensors."""
+    """average: iterate averaging (section 13). θ is the list of the trained tensors."""
 
     def init(self, theta: Sequence[Tensor]) -> Memo:
         """Before the first step."""
@@ -441,7 +443,7 @@ class Average(Protocol):
 
 @runtime_checkable
 class Collective(Protocol):
-    """Several processes as one (section 12.6); ``solo`` does nothing.
+    """Several processes as one (Osawa et al. 2019); ``solo`` does nothing.
 
     The whole batch is the processes' shares in turn: of P processes, rank r has cases r, r + P, ….
     Means are taken of loss, gradient, moments, restriction, products with F, and of the floating

@@ -1,4 +1,4 @@
-"""Restriction: the quadratic model on the span of k vectors (sections 5.1, 7.3).
+"""Restriction: the quadratic model on the span of k vectors (section 6.1, appendix C).
 
 Models make it, momenta and the γ search consume it; none can tell which model it came from.
 """
@@ -48,7 +48,7 @@ class Restriction:
         With a ``ridge`` ``[k]`` it is that of value(c) + ½ Σ ridge_j c_j².
 
         A zero or dependent direction gets the coefficient 0, which is one of the minimisers
-        (section 6): elimination with selects, since a library solve would check on the host.
+        (section 7): elimination with selects, since a library solve would check on the host.
         """
         k = self.slope.shape[0]
         matrix, right = self._matrix(strength), -self.slope

@@ -1,4 +1,4 @@
-"""Rows of a layer and the cases that they belong to (section 12.1 for shared positions).
+"""Rows of a layer and the cases that they belong to (Grosse & Martens 2016 for shared positions).
 
 A call of a layer gives rows ``[B, S, d]`` as its adapter lays them out, and either dimension may
 hold the cases, folded with something else or not at all. A :class:`Layout` says how, and

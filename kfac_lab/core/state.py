@@ -30,7 +30,7 @@ class Strength(NamedTuple):
     """How strongly to damp: λ for the quadratic model, γ for the factors, η of the ℓ2 term.
 
     Strategies give floats or 0-dim tensors and may leave ``eta`` out; the engine makes 0-dim
-    float64 tensors on the device and sets ``eta`` in every Strength (sections 5.3–5.7).
+    float64 tensors on the device and sets ``eta`` in every Strength (sections 6.3 to 6).
     """
 
     lam: Any  # λ
@@ -39,10 +39,10 @@ class Strength(NamedTuple):
 
 
 class Due(NamedTuple):
-    """What this step has to do; γ implies the inverse, and so do the factors (section 7.2).
+    """What this step has to do; γ implies the inverse, and so do the factors (section 8).
 
     ``stats``: update the moments. ``factors``: factorise them. ``inverse``: damp and invert.
-    ``gamma``: try several γ (section 5.6). ``lam``: adapt λ by ρ (section 5.5).
+    ``gamma``: try several γ (section 6.6). ``lam``: adapt λ by ρ (section 6.5).
     """
 
     stats: bool = True

@@ -15,7 +15,7 @@ class Vec:
 
     The order of the matrices is the order of the layers. A Vec is a value: no method writes into
     its tensors. Scalars that leave it (``dot``, ``gram``) are 0-dim or ``[k, k]`` float64 tensors
-    on its own device, accumulated in double precision (section 6), and nothing is read by the
+    on its own device, accumulated in double precision (section 7), and nothing is read by the
     host.
     """
 

@@ -34,22 +34,22 @@ class Warnings:
             warnings.warn(message, stacklevel=stacklevel + 1)
 
     def small(self, parts: Parts, m: int, s1: int, s2: int) -> None:
-        """A batch whose curvature is too noisy for adaptive α and μ (section 10.10)."""
+        """A batch whose curvature is too noisy for adaptive α and μ (section 13)."""
         if m < 500 and parts.declares("momentum").adapts and min(s1, s2) < m:
             self.say(
                 "small",
                 f"a batch of {m} leaves {min(s1, s2)} cases for the curvature: adaptive α and μ "
-                "do not cope with that noise (section 10.10); recipe 'small_batch' is made for it, "
+                "do not cope with that noise (section 13); recipe 'small_batch' is made for it, "
                 "and 'robust' uses small batches whole",
                 stacklevel=5,
             )
 
     def ground(self) -> None:
-        """λ and γ are asked to follow a ratio that says nothing (section 6)."""
+        """λ and γ are asked to follow a ratio that says nothing (section 7)."""
         self.say(
             "ground",
             "λ and γ stay where they are: with this model and momentum the reduction "
-            "ratio says nothing (section 6), so their adaptation is switched off",
+            "ratio says nothing (section 7), so their adaptation is switched off",
             stacklevel=5,
         )
 

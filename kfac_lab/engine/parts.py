@@ -49,7 +49,7 @@ class Parts(Mapping[str, Any]):
 
     @property
     def grounded(self) -> bool:
-        """Whether the model and the momentum give adaptation a ground (section 6)."""
+        """Whether the model and the momentum give adaptation a ground (section 7)."""
         return bool(self.declares("model").grounded and self.declares("momentum").adapts)
 
     @property
@@ -119,7 +119,7 @@ def parts_of(recipe: Any, problem: Problem, network: Network, passes: Passes) ->
         if problem.l2:
             raise RecipeError(
                 f"low_rank=True and l2={problem.l2} do not go together: ηθ is of full "
-                "rank (section 7.4); set l2=0, or use another regulariser"
+                "rank (section 8); set l2=0, or use another regulariser"
             )
         if passes.plan is None:
             raise RecipeError(

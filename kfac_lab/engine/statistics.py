@@ -44,7 +44,7 @@ def updates_of(state: State) -> int:
 
 
 def begun(parts: Parts, ledger: Ledger, due: Due, state: State, rows: int) -> Statistics:
-    """Starts ε·moments + (1−ε)·(mean over ``rows`` cases), where statistics are due (section 4).
+    """Starts ε·moments + (1−ε)·(mean over ``rows`` cases), where statistics are due (section 5).
 
     ε is that of the update, not of the step: a schedule may leave statistics out.
     """

@@ -1,4 +1,4 @@
-"""The step: the nine verbs in order, and nothing else (section 8). Beside Algorithm 2:
+"""The step: the nine verbs in order, and nothing else (section 9). Beside Algorithm 2:
 
     sample · observe · invert · propose · model · choose · judge · move · average
 
@@ -191,7 +191,7 @@ def _judged(
     evaluated: Evaluated,
     clock: Clock,
 ) -> tuple[StepRecord, Strength, Mapping[str, Any]]:
-    """ρ and the λ that follows it, where due (section 5.5)."""
+    """ρ and the λ that follows it, where due (section 6.5)."""
     parts, memo = engine.parts, engine.state_.memos["damping"]
     if not record.due.lam:
         return record, chosen.strength, memo

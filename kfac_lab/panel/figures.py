@@ -259,7 +259,7 @@ def images(
 def chain(labels: Sequence[str], *, title: str, alt: str, note: str = "") -> Picture:
     """The graphical models of the tridiagonal inverse, undirected and directed (figure 3).
 
-    Undirected edges carry blocks of F̂⁻¹; directed ones Ψ, and their nodes Σ (section 3.3).
+    Undirected edges carry blocks of F̂⁻¹; directed ones Ψ, and their nodes Σ (section 4.3).
 
     Args:
         labels: what stands in the nodes, layer 1 first.

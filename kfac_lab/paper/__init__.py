@@ -32,20 +32,20 @@ S = "section "
 def kfac_register_estimators(register: Any) -> None:
     """Where g comes from."""
     register(
-        "sampled", estimators.Sampled, summary="targets sampled from the model", reference=S + "4"
+        "sampled", estimators.Sampled, summary="targets sampled from the model", reference=S + "5"
     )
-    register("exact", estimators.Exact, summary="every column of B pulled back", reference=S + "4")
-    register("empirical", estimators.Empirical, summary="the labels", reference=S + "1.3")
+    register("exact", estimators.Exact, summary="every column of B pulled back", reference=S + "5")
+    register("empirical", estimators.Empirical, summary="the labels", reference=S + "2.2")
 
 
 @hookimpl
 def kfac_register_blocks(register: Any) -> None:
     """Curvature of one layer."""
     register(
-        "kronecker", kronecker.Kronecker, summary="Ā ⊗ G, damped by factor", reference=S + "3.2"
+        "kronecker", kronecker.Kronecker, summary="Ā ⊗ G, damped by factor", reference=S + "4.2"
     )
-    register("diagonal", diagonal.Diagonal, summary="E[(DW)²] entry by entry", reference=S + "12.5")
-    register("identity", diagonal.Identity, summary="the plain gradient", reference=S + "12.5")
+    register("diagonal", diagonal.Diagonal, summary="E[(DW)²] entry by entry", reference="")
+    register("identity", diagonal.Identity, summary="the plain gradient")
 
 
 @hookimpl
@@ -55,13 +55,13 @@ def kfac_register_structures(register: Any) -> None:
         "block_diagonal",
         block_diagonal.BlockDiagonal,
         summary="F̆: layers apart",
-        reference=S + "3.2",
+        reference=S + "4.2",
     )
     register(
         "block_tridiagonal",
         block_tridiagonal.BlockTridiagonal,
         summary="F̂: a Gaussian chain over adjacent layers",
-        reference=S + "3.3",
+        reference=S + "4.3",
     )
 
 
@@ -72,15 +72,15 @@ def kfac_register_models(register: Any) -> None:
         "exact_fisher",
         quadratic_model.ExactFisher,
         summary="vᵀFv from Jv on S2",
-        reference=S + "7.3",
+        reference="appendix C",
     )
     register(
         "approximate_fisher",
         quadratic_model.ApproximateFisher,
         summary="vᵀF̆v from the blocks",
-        reference=S + "5.1",
+        reference=S + "6.1",
     )
-    register("none", quadratic_model.NoModel, summary="no curvature", reference=S + "5.1")
+    register("none", quadratic_model.NoModel, summary="no curvature", reference=S + "6.1")
 
 
 @hookimpl
@@ -90,78 +90,81 @@ def kfac_register_dampings(register: Any) -> None:
         "levenberg_marquardt",
         damping.LevenbergMarquardt,
         summary="λ by the reduction ratio, γ by search",
-        reference=S + "5.5",
+        reference=S + "6.5",
     )
-    register("tied", damping.Tied, summary="γ = √(λ+η)", reference=S + "5.3")
+    register("tied", damping.Tied, summary="γ = √(λ+η)", reference=S + "6.3")
     register(
         "steered",
         damping.Steered,
         summary="tied, first steps held to a reduction",
-        reference=S + "5.5",
+        reference=S + "6.5",
     )
     register(
         "promised",
         damping.Promised,
         summary="tied, λ moved by the first steps' promises",
-        reference=S + "5.5",
+        reference=S + "6.5",
     )
-    register("constant", damping.Constant, summary="fixed λ and γ", reference=S + "12.10")
-    register("scheduled", damping.Scheduled, summary="λ falls by a schedule", reference=S + "5.3")
+    register("constant", damping.Constant, summary="fixed λ and γ", reference="Heskes 2000")
+    register("scheduled", damping.Scheduled, summary="λ falls by a schedule", reference=S + "6.3")
 
 
 @hookimpl
 def kfac_register_momentums(register: Any) -> None:
     """From proposal to update."""
-    register("optimal", momentum.Optimal, summary="αΔ + μδ0, both from M", reference=S + "6")
-    register("rescaled", momentum.Rescaled, summary="αΔ, α from M", reference=S + "5.4")
+    register("optimal", momentum.Optimal, summary="αΔ + μδ0, both from M", reference=S + "7")
+    register("rescaled", momentum.Rescaled, summary="αΔ, α from M", reference=S + "6.4")
     register(
         "conjugate_gradient",
         momentum.ConjugateGradient,
         summary="a Krylov space of M",
-        reference=S + "5.4",
+        reference=S + "6.4",
     )
-    register("fixed", momentum.Fixed, summary="fixed rate and momentum", reference=S + "6")
+    register("fixed", momentum.Fixed, summary="fixed rate and momentum", reference=S + "7")
     register(
-        "norm_clip", momentum.NormClip, summary="fixed, in a trust region", reference=S + "12.9"
+        "norm_clip",
+        momentum.NormClip,
+        summary="fixed, in a trust region",
+        reference="Ba et al. 2017",
     )
     register(
         "layered",
         layered.Layered,
         summary="an α for each group of layers at first",
-        reference=S + "5.4",
+        reference=S + "6.4",
     )
-    register("normalised", momentum.Normalised, summary="each layer of RMS 1", reference=S + "12.9")
+    register(
+        "normalised", momentum.Normalised, summary="each layer of RMS 1", reference="Ba et al. 2017"
+    )
 
 
 @hookimpl
 def kfac_register_schedules(register: Any) -> None:
     """When what is due."""
-    register("periodic", schedules.Periodic, summary="T1, T2, T3 and burn-in", reference=S + "7.2")
-    register("every_step", schedules.EveryStep, summary="everything, always", reference=S + "7.2")
-    register(
-        "growing", schedules.Growing, summary="inverses ever further apart", reference=S + "7.2"
-    )
-    register("on_drift", schedules.OnDrift, summary="when factors have moved", reference=S + "7.4")
+    register("periodic", schedules.Periodic, summary="T1, T2, T3 and burn-in", reference=S + "8")
+    register("every_step", schedules.EveryStep, summary="everything, always", reference=S + "8")
+    register("growing", schedules.Growing, summary="inverses ever further apart", reference=S + "8")
+    register("on_drift", schedules.OnDrift, summary="when factors have moved", reference=S + "8")
 
 
 @hookimpl
 def kfac_register_batches(register: Any) -> None:
     """How many cases."""
-    register("constant", schedules.Constant, summary="the same m always", reference=S + "10.4")
-    register("exponential", schedules.Exponential, summary="m grows to |S|", reference=S + "10.4")
+    register("constant", schedules.Constant, summary="the same m always", reference=S + "13")
+    register("exponential", schedules.Exponential, summary="m grows to |S|", reference=S + "13")
 
 
 @hookimpl
 def kfac_register_averages(register: Any) -> None:
     """Iterate averaging."""
-    register("polyak", averaging.Polyak, summary="exponential average of θ", reference=S + "10.5")
-    register("none", averaging.NoAverage, summary="none", reference=S + "10.5")
+    register("polyak", averaging.Polyak, summary="exponential average of θ", reference=S + "13")
+    register("none", averaging.NoAverage, summary="none", reference=S + "13")
 
 
 @hookimpl
 def kfac_register_collectives(register: Any) -> None:
     """Processes."""
-    register("solo", averaging.Solo, summary="one process", reference=S + "12.6")
+    register("solo", averaging.Solo, summary="one process")
 
 
 @hookimpl

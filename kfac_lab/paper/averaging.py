@@ -1,4 +1,4 @@
-"""Iterate averaging (section 10.5) and the collective of one process."""
+"""Iterate averaging (section 13) and the collective of one process."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Polyak:
     at 200 with ξ_k = min(1 − 1/(k−199), 0.99): that is ``ramp=True, start=200``.
     """
 
-    xi: float = parameter(0.99, symbol="ξ", section="10.5", low=0.0, high=0.99999)
-    start: int = parameter(1, section="10.5", low=1, help="first averaged step")
-    ramp: bool = parameter(False, section="10.5", help="ξ_k = min(1 − 1/(k−start+1), ξ)")
+    xi: float = parameter(0.99, symbol="ξ", section="13", low=0.0, high=0.99999)
+    start: int = parameter(1, section="13", low=1, help="first averaged step")
+    ramp: bool = parameter(False, section="13", help="ξ_k = min(1 − 1/(k−start+1), ξ)")
 
     def init(self, theta: Sequence[Tensor]) -> Memo:
         """θ̄ = θ."""

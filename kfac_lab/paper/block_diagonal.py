@@ -1,4 +1,4 @@
-"""F̆: every layer for itself (section 3.2)."""
+"""F̆: every layer for itself (section 4.2)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class BlockDiagonalInverse:
         return Vec([p.apply(v) for p, v in zip(self.inverses, vector, strict=True)])
 
     def apply_cases(self, cases: Sequence[tuple[Tensor, Tensor]], vector: Vec) -> Vec:
-        """``apply`` of the gradient, by its cases' rows where that is cheaper (section 7.4).
+        """``apply`` of the gradient, by its cases' rows where that is cheaper (section 8).
 
         ``cases`` are ā ``[m, d_in]`` and g ``[m, d_out]`` of each layer, ``vector`` the same
         gradient as matrices. Two products with m rows and one of m columns, 2m(d_in² + d_out² +
@@ -58,11 +58,11 @@ class BlockDiagonalInverse:
 
 @dataclass(frozen=True)
 class BlockDiagonal:
-    """The inverse of each layer's own block; layers do not see each other (section 3.2)."""
+    """The inverse of each layer's own block; layers do not see each other (section 4.2)."""
 
     low_rank: bool = parameter(
         False,
-        section="7.4",
+        section="8",
         help="P∇h by cases in layers wider than the batch; needs l2=0 and a sequential network",
     )
 

@@ -1,4 +1,4 @@
-"""F̂: neighbours in a chain see each other (section 3.3).
+"""F̂: neighbours in a chain see each other (section 4.3).
 
 F̂ agrees with F̃ on the tridiagonal blocks and its inverse is block-tridiagonal: the covariance of
 a Gaussian chain over the layers' gradients, each layer's given the next one's. In the paper's
@@ -62,7 +62,7 @@ class BlockTridiagonalInverse:
     links: tuple[Link, ...]
 
     def apply(self, vector: Vec) -> Vec:
-        """F̂⁻¹ v in three sweeps, each over what the one before left (section 3.3)."""
+        """F̂⁻¹ v in three sweeps, each over what the one before left (section 4.3)."""
         given = list(vector)
         y = list(given)
         for link in self.links:  # Ξ
@@ -82,7 +82,7 @@ class BlockTridiagonalInverse:
 
 @dataclass(frozen=True)
 class BlockTridiagonal:
-    """The inverse that also sees each layer's neighbours in its chain (sections 3.3, 3.4).
+    """The inverse that also sees each layer's neighbours in its chain (section 4.3, appendix B).
 
     A link holds where the blocks at both its ends are products of two factors; a block that is not
     (``diagonal``, ``identity``, an unfactored one) ends its chain and stands alone.
@@ -91,12 +91,12 @@ class BlockTridiagonal:
     sigma: str = parameter(
         "eigh",
         symbol="Σ",
-        section="3.4",
+        section="B",
         choices=("eigh", "smith"),
         help="how the conditional covariance is inverted: exactly, or by products alone",
     )
     iterations: int = parameter(
-        10, section="3.4", low=1, high=30, help="of smith: 2^iterations terms of its series"
+        10, section="B", low=1, high=30, help="of smith: 2^iterations terms of its series"
     )
 
     def pairs(self, chains: Sequence[Sequence[int]]) -> Sequence[tuple[int, int]]:
@@ -124,7 +124,7 @@ class BlockTridiagonal:
         strength: Strength,
         previous: Any,
     ) -> BlockTridiagonalInverse:
-        """Every block's damped inverse, and Ψ and Σ⁻¹ of every link (sections 3.3, 5.3)."""
+        """Every block's damped inverse, and Ψ and Σ⁻¹ of every link (sections 4.3 and 6.3)."""
         inverses = damped_blocks(factored.diagonal, memos, strength, previous)
         nodes: dict[int, _Node | None] = {}
         links = []

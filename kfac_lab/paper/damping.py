@@ -1,4 +1,4 @@
-"""λ and γ: Levenberg–Marquardt, the γ search, and simpler rules (section 5)."""
+"""λ and γ: Levenberg–Marquardt, the γ search, and simpler rules (section 6)."""
 
 from __future__ import annotations
 
@@ -29,34 +29,34 @@ def _tied(lam: Any, eta: Any) -> Any:
 
 @dataclass(frozen=True)
 class _Rule:
-    """The λ rule that several strategies share (section 5.5)."""
+    """The λ rule that several strategies share (section 6.5)."""
 
     lam: float = parameter(
-        150.0, symbol="λ", section="5.5", low=0.0, log=True, help="at step 1; err on the large side"
+        150.0, symbol="λ", section="6.5", low=0.0, log=True, help="at step 1; err on the large side"
     )
     omega1: float = parameter(
-        OMEGA_1, symbol="ω1", section="5.5", low=0.01, high=1.0, help="λ factor, (19/20)^T1"
+        OMEGA_1, symbol="ω1", section="6.5", low=0.01, high=1.0, help="λ factor, (19/20)^T1"
     )
-    lower: float = parameter(0.25, section="5.5", help="ρ below: λ grows")
-    upper: float = parameter(0.75, section="5.5", help="ρ above: λ shrinks")
+    lower: float = parameter(0.25, section="6.5", help="ρ below: λ grows")
+    upper: float = parameter(0.75, section="6.5", help="ρ above: λ shrinks")
     denominator: Literal["model", "without_lambda"] = parameter(
         "model",
-        section="13",
+        section="6.5",
         choices=("model", "without_lambda"),
         help="of ρ: M with λ (the paper), or without it (later libraries)",
     )
     safeguard: bool = parameter(
-        True, section="13", help="an increase of h counts as ρ = −∞, whatever M promised"
+        True, section="6.5", help="an increase of h counts as ρ = −∞, whatever M promised"
     )
     share: float = parameter(
         0.0,
-        section="5.5",
+        section="6.5",
         low=0.0,
         high=1.0,
         help="λ shrinks only while λ‖δ‖² is at least this share of δᵀ(F+λ+η)δ; 0 is the paper",
     )
-    lam_min: float = parameter(0.0, section="5.5", low=0.0, log=True)
-    lam_max: float = parameter(math.inf, section="5.5", low=0.0, log=True)
+    lam_min: float = parameter(0.0, section="6.5", low=0.0, log=True)
+    lam_max: float = parameter(math.inf, section="6.5", low=0.0, log=True)
 
     @property
     def traits(self) -> DampingTraits:
@@ -99,7 +99,7 @@ class _Rule:
 
 @dataclass(frozen=True)
 class LevenbergMarquardt(_Rule):
-    """λ by the reduction ratio, γ by a search of its own (sections 5.5 and 5.6).
+    """λ by the reduction ratio, γ by a search of its own (sections 6.5 and 6.6).
 
     γ starts at √(λ+η). When γ is due, ω2γ, γ and γ/ω2 are tried, the outer two clipped to
     [√η, gamma_max]; the lowest M wins and its inverse stays in use. The clip comes from the
@@ -107,16 +107,16 @@ class LevenbergMarquardt(_Rule):
     """
 
     gamma: float | None = parameter(
-        None, symbol="γ", section="5.6", low=0.0, log=True, help="at step 1; None is √(λ+η)"
+        None, symbol="γ", section="6.6", low=0.0, log=True, help="at step 1; None is √(λ+η)"
     )
     omega2: float = parameter(
-        OMEGA_2, symbol="ω2", section="5.6", low=0.01, high=1.0, help="γ factor, √(19/20)^T2"
+        OMEGA_2, symbol="ω2", section="6.6", low=0.01, high=1.0, help="γ factor, √(19/20)^T2"
     )
     gamma_min: float | None = parameter(
-        None, section="5.6", low=0.0, log=True, help="of the candidates; None is √η"
+        None, section="6.6", low=0.0, log=True, help="of the candidates; None is √η"
     )
     gamma_max: float = parameter(
-        1.0, section="5.6", low=0.0, log=True, help="of the candidates", infinite=True
+        1.0, section="6.6", low=0.0, log=True, help="of the candidates", infinite=True
     )
 
     def init(self, problem: Any) -> tuple[Strength, Memo]:
@@ -142,7 +142,7 @@ class LevenbergMarquardt(_Rule):
 
 @dataclass(frozen=True)
 class Tied(_Rule):
-    """λ by the reduction ratio, γ = √(λ+η) at all times (section 5.3)."""
+    """λ by the reduction ratio, γ = √(λ+η) at all times (section 6.3)."""
 
     def init(self, problem: Any) -> tuple[Strength, Memo]:
         """λ as given."""
@@ -173,18 +173,18 @@ class Steered(Tied):
     """
 
     omega1: float = parameter(
-        0.5, symbol="ω1", section="5.5", low=0.01, high=1.0, help="λ factor per adaptation"
+        0.5, symbol="ω1", section="6.5", low=0.01, high=1.0, help="λ factor per adaptation"
     )
     share: float = parameter(
         0.01,
-        section="5.5",
+        section="6.5",
         low=0.0,
         high=1.0,
         help="λ shrinks only while λ‖δ‖² is at least this share of δᵀ(F+λ+η)δ",
     )
-    steps: int = parameter(20, section="5.5", low=0, help="how many steps are steered")
-    low: float = parameter(0.06, section="5.5", low=0.0, high=1.0, help="least relative reduction")
-    high: float = parameter(0.2, section="5.5", low=0.0, high=1.0, help="most relative reduction")
+    steps: int = parameter(20, section="6.5", low=0, help="how many steps are steered")
+    low: float = parameter(0.06, section="6.5", low=0.0, high=1.0, help="least relative reduction")
+    high: float = parameter(0.2, section="6.5", low=0.0, high=1.0, help="most relative reduction")
 
     def check(self) -> str | None:
         """low must lie below high, and the rule's own bounds in their order."""
@@ -257,18 +257,18 @@ class Promised(Tied):
     """
 
     omega1: float = parameter(
-        0.5, symbol="ω1", section="5.5", low=0.01, high=1.0, help="λ factor per adaptation"
+        0.5, symbol="ω1", section="6.5", low=0.01, high=1.0, help="λ factor per adaptation"
     )
     share: float = parameter(
         0.01,
-        section="5.5",
+        section="6.5",
         low=0.0,
         high=1.0,
         help="λ shrinks only while λ‖δ‖² is at least this share of δᵀ(F+λ+η)δ",
     )
-    steps: int = parameter(20, section="5.5", low=0, help="steps that move λ by their promise")
+    steps: int = parameter(20, section="6.5", low=0, help="steps that move λ by their promise")
     low: float = parameter(
-        0.06, section="5.5", low=1e-6, high=1.0, help="λ falls while less of h is promised"
+        0.06, section="6.5", low=1e-6, high=1.0, help="λ falls while less of h is promised"
     )
 
     @property
@@ -301,11 +301,11 @@ class Promised(Tied):
 
 @dataclass(frozen=True)
 class Constant:
-    """Fixed λ and γ; with ``pi="one"`` in the block this is Heskes' damping (section 12.10)."""
+    """Fixed λ and γ; with ``pi="one"`` in the block this is Heskes' damping (2000)."""
 
-    lam: float = parameter(1e-2, symbol="λ", section="5.3", low=0.0, log=True)
+    lam: float = parameter(1e-2, symbol="λ", section="6.3", low=0.0, log=True)
     gamma: float | None = parameter(
-        None, symbol="γ", section="5.3", low=0.0, log=True, help="None is √(λ+η)"
+        None, symbol="γ", section="6.3", low=0.0, log=True, help="None is √(λ+η)"
     )
     traits: ClassVar[DampingTraits] = DampingTraits(follows_rho=False)
 
@@ -327,10 +327,10 @@ class Constant:
 class Scheduled:
     """λ falls from ``lam`` to ``lam_end`` geometrically over ``steps`` steps; γ = √(λ+η)."""
 
-    lam: float = parameter(1.0, symbol="λ", section="5.3", low=1e-30, log=True)
+    lam: float = parameter(1.0, symbol="λ", section="6.3", low=1e-30, log=True)
     traits: ClassVar[DampingTraits] = DampingTraits(needs_rho=False, follows_rho=False)
-    lam_end: float = parameter(1e-3, symbol="λ", section="5.3", low=1e-30, log=True)
-    steps: int = parameter(500, section="5.3", low=1)
+    lam_end: float = parameter(1e-3, symbol="λ", section="6.3", low=1e-30, log=True)
+    steps: int = parameter(500, section="6.3", low=1)
 
     def init(self, problem: Any) -> tuple[Strength, Memo]:
         """λ at its start."""

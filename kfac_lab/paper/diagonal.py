@@ -1,4 +1,4 @@
-"""Blocks without factors: the diagonal of the Fisher, and the identity (sections 2, 12.5)."""
+"""Blocks without factors: the diagonal of the Fisher, and the identity (section 3)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class DiagonalInverse:
 
 @dataclass(frozen=True)
 class Diagonal:
-    """D = E[(DW)²], entry by entry, damped as D + γ²: γ² stands for λ + η (section 5.6)."""
+    """D = E[(DW)²], entry by entry, damped as D + γ²: γ² stands for λ + η (section 6.6)."""
 
     def wants(self) -> Sequence[str]:
         """Vectors only, which give the sides of the matrix before anything was observed."""
@@ -123,7 +123,7 @@ class IdentityInverse:
 
 @dataclass(frozen=True)
 class Identity:
-    """The plain gradient: U = V, whatever γ is (section 12.5)."""
+    """The plain gradient: U = V, whatever γ is."""
 
     def wants(self) -> Sequence[str]:
         """No moments."""

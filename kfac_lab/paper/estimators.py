@@ -1,4 +1,4 @@
-"""Where the derivatives g come from: model samples, all of B, or the labels (section 4)."""
+"""Where the derivatives g come from: model samples, all of B, or the labels (section 5)."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Draw = Callable[[str], Tensor]
 @dataclass(frozen=True)
 class _Estimator:
     fraction: float = parameter(
-        0.125, symbol="τ1", section="7.4", low=1e-6, high=1.0, help="share of the batch for Ā, G"
+        0.125, symbol="τ1", section="8", low=1e-6, high=1.0, help="share of the batch for Ā, G"
     )
     limit: float = parameter(
-        0.95, symbol="ε", section="4", low=0.0, high=0.9999, help="ε = min(1 − 1/k, limit)"
+        0.95, symbol="ε", section="5", low=0.0, high=0.9999, help="ε = min(1 − 1/k, limit)"
     )
     minimum: int = parameter(
-        0, section="7.4", low=0, help="at least this many rows, or the whole batch"
+        0, section="8", low=0, help="at least this many rows, or the whole batch"
     )
 
     def decay(self, k: int) -> float:
@@ -54,7 +54,7 @@ class Sampled(_Estimator):
 
 @dataclass(frozen=True)
 class Exact(_Estimator):
-    """G = E[J_sᵀ F_R J_s]: every column of B pulled back (section 12.4's KFLR)."""
+    """G = E[J_sᵀ F_R J_s]: every column of B pulled back (KFLR, Botev et al. 2017)."""
 
     def cotangents(
         self, likelihood: Likelihood, outputs: Tensor, targets: Tensor, draw: Draw
@@ -66,7 +66,7 @@ class Exact(_Estimator):
 
 @dataclass(frozen=True)
 class Empirical(_Estimator):
-    """g from the labels: the "empirical Fisher", which is no Gauss–Newton matrix (section 1.3)."""
+    """g from the labels: the "empirical Fisher", which is no Gauss–Newton matrix (section 2.2)."""
 
     traits: ClassVar[EstimatorTraits] = EstimatorTraits(unbiased=False, of_loss=True)
 

@@ -1,4 +1,4 @@
-"""The Kronecker-factored block Ā ⊗ G and its damped inverse (sections 2, 3.2, 5.3, 7.4, 7.5)."""
+"""The Kronecker-factored block Ā ⊗ G and its damped inverse (sections 3, 4.2, 6.3 and 8)."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class KroneckerInverse:
     G_shift: Tensor  # γ/π, 0-dim
 
     def apply(self, matrix: Tensor) -> Tensor:
-        """U = G⁻¹ V Ā⁻¹ (section 3.2); either order costs the same."""
+        """U = G⁻¹ V Ā⁻¹ (section 4.2); either order costs the same."""
         right = low_rank.times(matrix, self.A_inverse)
         if isinstance(self.G_inverse, Tensor):
             return self.G_inverse @ right
@@ -80,7 +80,7 @@ class KroneckerInverse:
 
 @dataclass(frozen=True)
 class EigenbasisInverse:
-    """(Ā ⊗ G + shift·I ⊗ I)⁻¹ in the eigenbases of the factors (section 3.4)."""
+    """(Ā ⊗ G + shift·I ⊗ I)⁻¹ in the eigenbases of the factors (appendix B)."""
 
     A_basis: Tensor  # [d_in, d_in]
     G_basis: Tensor  # [d_out, d_out]
@@ -106,7 +106,7 @@ RANK1, LOWRANK = "rank1_plus_diagonal", "lowrank_plus_diagonal"
 
 @dataclass(frozen=True)
 class Kronecker:
-    """The block Ā ⊗ G, damped factor by factor (section 5.3) or, as an option, exactly.
+    """The block Ā ⊗ G, damped factor by factor (section 6.3) or, as an option, exactly.
 
     ``factored``: (Ā + πγI) ⊗ (G + γ/π I). ``unfactored``: Ā ⊗ G + γ² I ⊗ I in the eigenbases, γ²
     standing for λ + η; it ends its chain.
@@ -115,34 +115,32 @@ class Kronecker:
     pi: str = parameter(
         "trace",
         symbol="π",
-        section="5.3",
+        section="6.3",
         choices=("trace", "frobenius", "spectral", "median", "one"),
         help="the norm whose ratio splits γ between the two factors",
     )
     inverse: str = parameter(
         "cholesky",
-        section="7.5",
+        section="8",
         choices=("cholesky", "eigh", "newton_schulz"),
         help="eigh shares one decomposition among the γ candidates; newton_schulz is matmuls only",
     )
     factor_a: str = parameter(
         DENSE,
         symbol="Ā",
-        section="7.4",
+        section="8",
         choices=(DENSE, DIAGONAL, RANK1, LOWRANK),
         help="rank1_plus_diagonal is E[ā]E[ā]ᵀ + diag(Var ā)",
     )
     factor_g: str = parameter(
-        DENSE, symbol="G", section="7.4", choices=(DENSE, DIAGONAL, LOWRANK), help="as factor_a"
+        DENSE, symbol="G", section="8", choices=(DENSE, DIAGONAL, LOWRANK), help="as factor_a"
     )
-    rank: int = parameter(
-        16, section="7.4", low=1, help="columns of a lowrank_plus_diagonal factor"
-    )
+    rank: int = parameter(16, section="8", low=1, help="columns of a lowrank_plus_diagonal factor")
     tikhonov: str = parameter(
-        "factored", section="5.3", choices=("factored", "unfactored"), help="how γ is added"
+        "factored", section="6.3", choices=("factored", "unfactored"), help="how γ is added"
     )
     iterations: int | None = parameter(
-        None, section="7.5", low=1, high=100, help="of newton_schulz; None is enough for any start"
+        None, section="8", low=1, high=100, help="of newton_schulz; None is enough for any start"
     )
 
     def check(self) -> str | None:
@@ -192,7 +190,7 @@ class Kronecker:
         if test is None:
             test = low_rank.test_matrix(rows, self.rank)
         sketch = memo.get(f"{name}.sketch")
-        # Opens at zero and shares the diagonal's weights, as a cross moment does (section 4).
+        # Opens at zero and shares the diagonal's weights, as a cross moment does (section 5).
         sketch = torch.zeros_like(test) if sketch is None else sketch
         new = rows.t() @ (rows @ test)
         return {
@@ -243,7 +241,7 @@ class Kronecker:
         return linalg.eigh(factor) if self.pi in ("spectral", "median") else None
 
     def _norm(self, factor: Factor, eigen: Any) -> Tensor:
-        """‖factor ⊗ I‖ up to what cancels in π, 0-dim float64 (section 5.3)."""
+        """‖factor ⊗ I‖ up to what cancels in π, 0-dim float64 (section 6.3)."""
         if self.pi == "trace":
             return low_rank.mean_diagonal(factor)
         if self.pi == "frobenius":
@@ -256,7 +254,7 @@ class Kronecker:
     def damped(
         self, factored: KroneckerFactors, memo: Memo, strength: Strength, previous: Any
     ) -> BlockInverse:
-        """The damped inverse for one γ (sections 5.3, 5.6)."""
+        """The damped inverse for one γ (sections 6.3 and 6.6)."""
         gamma = torch.as_tensor(strength.gamma, dtype=torch.float64, device=factored.pi.device)
         if self.tikhonov == "unfactored":
             return self._unfactored(factored, gamma)
@@ -300,7 +298,7 @@ class Kronecker:
 
 
 def low_rank_apply(inverse: KroneckerInverse, inputs_rows: Tensor, gradient_rows: Tensor) -> Tensor:
-    """G⁻¹ V Ā⁻¹ for V = 𝒢𝒜ᵀ/m without forming V, cheaper where m < d (section 7.4).
+    """G⁻¹ V Ā⁻¹ for V = 𝒢𝒜ᵀ/m without forming V, cheaper where m < d (section 8).
 
     U = 1/m (G⁻¹𝒢)(𝒜ᵀĀ⁻¹) for ``inputs_rows`` ``[m, d_in]`` (ā of each case) and ``gradient_rows``
     ``[m, d_out]`` (each case's own derivatives). V contains no ℓ2 term, which is of full rank.

@@ -1,5 +1,5 @@
 """Momentum with a coefficient for each group of layers while the layers' steps move the same
-outputs (an extension of sections 5.4 and 6).
+outputs (an extension of sections 6.4 and 7).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Memo = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Layered:
-    """δ = Σ_g α_g Δ_g + μ δ0 over ``groups`` runs of layers, at first; then αΔ + μδ0 (section 6).
+    """δ = Σ_g α_g Δ_g + μ δ0 over ``groups`` runs of layers, at first; then αΔ + μδ0 (section 7).
 
     A block-diagonal P treats each layer as if the others stood still. On a plateau all their steps
     move the same outputs, and one α for all has to be small: 0.01, where a coefficient for each
@@ -39,13 +39,13 @@ class Layered:
     Groups are runs of layers in the order in which the model defines them.
     """
 
-    groups: int = parameter(6, section="5.4", low=1, high=64, help="runs of layers with an α each")
-    steps: int = parameter(40, section="5.4", low=0, help="so long; then one α for all")
+    groups: int = parameter(6, section="6.4", low=1, high=64, help="runs of layers with an α each")
+    steps: int = parameter(40, section="6.4", low=0, help="so long; then one α for all")
     ridge: float = parameter(
-        0.3, section="5.4", low=0.0, log=True, help="share of the model's diagonal added to it"
+        0.3, section="6.4", low=0.0, log=True, help="share of the model's diagonal added to it"
     )
     most: float = parameter(
-        0.2, section="5.5", low=1e-6, high=1.0, help="share of h promised at most meanwhile"
+        0.2, section="6.5", low=1e-6, high=1.0, help="share of h promised at most meanwhile"
     )
 
     def init(self) -> Memo:

@@ -1,4 +1,4 @@
-"""Factors that are a diagonal plus a few columns, and their inverses (sections 6 and 7.4).
+"""Factors that are a diagonal plus a few columns, and their inverses (sections 7 and 8).
 
 A Kronecker factor is either a plain symmetric matrix ``[d, d]`` or a :class:`LowRank`. The
 functions below take both, so that a block need not ask which one it has.
@@ -84,7 +84,7 @@ def times(rows: Tensor, factor: Factor) -> Tensor:
 
 
 def mean_diagonal(factor: Factor) -> Tensor:
-    """tr/d, the trace norm that π uses, 0-dim float64 (section 5.3)."""
+    """tr/d, the trace norm that π uses, 0-dim float64 (section 6.3)."""
     if isinstance(factor, Tensor):
         return factor.diagonal().mean(dtype=torch.float64)
     total = factor.diagonal.sum(dtype=torch.float64)

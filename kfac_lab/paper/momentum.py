@@ -22,14 +22,14 @@ Memo = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Optimal:
-    """δ = αΔ + μδ0, both coefficients from the quadratic model (section 6).
+    """δ = αΔ + μδ0, both coefficients from the quadratic model (section 7).
 
     Momentum helps where the gradient has little noise; on a batch of less than ``cases`` δ0 stays
     out and the step is ``rescaled``'s. A case that predicts a class at each of T positions counts
     as T.
     """
 
-    cases: int = parameter(0, section="6", low=0, help="the least batch for which δ0 takes part")
+    cases: int = parameter(0, section="7", low=0, help="the least batch for which δ0 takes part")
     traits: ClassVar[MomentumTraits] = MomentumTraits(minimises=True)
 
     def basis(
@@ -45,7 +45,7 @@ class Optimal:
 
 @dataclass(frozen=True)
 class Rescaled:
-    """δ = αΔ, α from the quadratic model (section 5.4)."""
+    """δ = αΔ, α from the quadratic model (section 6.4)."""
 
     traits: ClassVar[MomentumTraits] = MomentumTraits(minimises=True)
 
@@ -62,13 +62,13 @@ class Rescaled:
 
 @dataclass(frozen=True)
 class ConjugateGradient:
-    """``steps`` steps of preconditioned CG on M, as minimisation over their span (section 5.4).
+    """``steps`` steps of preconditioned CG on M, as minimisation over their span (section 6.4).
 
     The span of Δ, P(F+λ+η)Δ, … with δ0 beside it; ``steps=1`` is ``optimal``.
     """
 
-    steps: int = parameter(2, section="5.4", low=1, high=50, help="dimension of the Krylov space")
-    momentum: bool = parameter(True, section="6", help="δ0 joins the basis")
+    steps: int = parameter(2, section="6.4", low=1, high=50, help="dimension of the Krylov space")
+    momentum: bool = parameter(True, section="7", help="δ0 joins the basis")
     traits: ClassVar[MomentumTraits] = MomentumTraits(minimises=True)
 
     def basis(
@@ -101,11 +101,11 @@ class ConjugateGradient:
 
 @dataclass(frozen=True)
 class Fixed:
-    """δ = lr_k Δ + mu δ0 with lr_k = lr·decay^(k−1): no model, no re-scaling (section 6)."""
+    """δ = lr_k Δ + mu δ0 with lr_k = lr·decay^(k−1): no model, no re-scaling (section 7)."""
 
-    lr: float = parameter(0.1, symbol="α", section="6", low=0.0, log=True, help="learning rate")
-    mu: float = parameter(0.9, symbol="μ", section="6", low=0.0, high=1.0, help="momentum")
-    decay: float = parameter(1.0, section="10.10", low=0.0, high=1.0, help="of lr, per step")
+    lr: float = parameter(0.1, symbol="α", section="7", low=0.0, log=True, help="learning rate")
+    mu: float = parameter(0.9, symbol="μ", section="7", low=0.0, high=1.0, help="momentum")
+    decay: float = parameter(1.0, section="13", low=0.0, high=1.0, help="of lr, per step")
     traits: ClassVar[MomentumTraits] = MomentumTraits(adapts=False)
 
     def basis(
@@ -122,15 +122,19 @@ class Fixed:
 
 @dataclass(frozen=True)
 class NormClip:
-    """Fixed coefficients within a trust region: lr²·ΔᵀPΔ-norm at most κ (section 12.9).
+    """Fixed coefficients within a trust region: lr²·ΔᵀPΔ-norm at most κ (Ba et al. 2017).
 
     ν = min(1, √(κ / (lr_k² Σ⟨U, V⟩))) with V the gradient and U the preconditioned gradient.
     """
 
-    lr: float = parameter(0.1, symbol="α", section="12.9", low=0.0, log=True, help="learning rate")
-    kappa: float = parameter(1e-3, symbol="κ", section="12.9", low=0.0, log=True)
-    mu: float = parameter(0.9, symbol="μ", section="12.9", low=0.0, high=1.0, help="momentum")
-    decay: float = parameter(1.0, section="10.10", low=0.0, high=1.0, help="of lr, per step")
+    lr: float = parameter(
+        0.1, symbol="α", section="Ba et al. 2017", low=0.0, log=True, help="learning rate"
+    )
+    kappa: float = parameter(1e-3, symbol="κ", section="Ba et al. 2017", low=0.0, log=True)
+    mu: float = parameter(
+        0.9, symbol="μ", section="Ba et al. 2017", low=0.0, high=1.0, help="momentum"
+    )
+    decay: float = parameter(1.0, section="13", low=0.0, high=1.0, help="of lr, per step")
     traits: ClassVar[MomentumTraits] = MomentumTraits(adapts=False)
 
     def basis(
@@ -158,8 +162,12 @@ class Normalised:
     over the first ``warmup`` of the run and falls linearly to 0 at its end.
     """
 
-    lr: float = parameter(0.01, symbol="α", section="12.9", low=0.0, log=True, help="RMS of a step")
-    mu: float = parameter(0.9, symbol="μ", section="12.9", low=0.0, high=0.99999, help="momentum")
+    lr: float = parameter(
+        0.01, symbol="α", section="Ba et al. 2017", low=0.0, log=True, help="RMS of a step"
+    )
+    mu: float = parameter(
+        0.9, symbol="μ", section="Ba et al. 2017", low=0.0, high=0.99999, help="momentum"
+    )
     warmup: float = parameter(0.0, low=0.0, high=1.0, help="first fraction of the run, lr rises")
     total_steps: int | None = parameter(
         None, low=1, help="steps of the whole run, where it is known; lr falls to 0"

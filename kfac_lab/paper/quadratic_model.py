@@ -1,4 +1,4 @@
-"""The quadratic model on a small basis: M(δ) = ½δᵀ(F+(λ+η)I)δ + ∇hᵀδ + h (sections 5.1, 7.3)."""
+"""M(δ) = ½δᵀ(F+(λ+η)I)δ + ∇hᵀδ + h on a small basis (section 6.1, appendix C)."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def _linear(evaluation: Evaluation, basis: Sequence[Vec]) -> tuple[Tensor, Tenso
 
 @dataclass(frozen=True)
 class ExactFisher:
-    """Curvature from J v on S2 alone: uᵀFv = mean of (BᵀJu)ᵀ(BᵀJv) (section 7.3)."""
+    """Curvature from J v on S2 alone: uᵀFv = mean of (BᵀJu)ᵀ(BᵀJv) (appendix C)."""
 
     fraction: float = parameter(
-        0.25, symbol="τ2", section="7.4", low=1e-6, high=1.0, help="share of the batch for vᵀFv"
+        0.25, symbol="τ2", section="8", low=1e-6, high=1.0, help="share of the batch for vᵀFv"
     )
     minimum: int = parameter(
-        0, section="7.4", low=0, help="at least this many rows, or the whole batch"
+        0, section="8", low=0, help="at least this many rows, or the whole batch"
     )
     traits: ClassVar[ModelTraits] = ModelTraits(exact=True)
 

@@ -29,16 +29,16 @@ def _baseline(method: str, size: int) -> str:
 
 # name → (text, summary, reference)
 RECIPES: dict[str, tuple[str, str, str]] = {
-    "paper": (_text(), "the paper's settings, block-diagonal", "section 8"),
+    "paper": (_text(), "the paper's settings, block-diagonal", "section 9"),
     "paper_tridiagonal": (
         _text(structure="block_tridiagonal"),
         "the paper's settings, block-tridiagonal",
-        "section 3.3",
+        "section 4.3",
     ),
     "no_momentum": (
         _text(momentum="rescaled"),
         "re-scaling alone, δ = αΔ",
-        "section 5.4",
+        "section 6.4",
     ),
     "heskes": (
         _text(
@@ -51,12 +51,12 @@ RECIPES: dict[str, tuple[str, str, str]] = {
             average="none",
         ),
         "fixed γ on both factors, exact G, no averaging, no re-scaling, no momentum",
-        "section 12.10",
+        "Heskes 2000",
     ),
     "centering": (
         _text(block='kronecker(factor_a="rank1_plus_diagonal", factor_g="diagonal")'),
         "Ā as mean and variances, G as variances: centred activities and scaled gradients",
-        "section 9.4",
+        "section 10",
     ),
     "robust": (
         _text(
@@ -67,7 +67,7 @@ RECIPES: dict[str, tuple[str, str, str]] = {
             schedule="periodic(T1=5, T2=5, T3=5, burn_in=20)",
         ),
         "steers its first steps, γ tied to λ; needs no λ0 and no batch size by hand",
-        "section 5.5",
+        "section 6.5",
     ),
     "small_batch": (
         _text(
@@ -79,7 +79,7 @@ RECIPES: dict[str, tuple[str, str, str]] = {
             batch="constant(size=128)",
         ),
         "fixed rate with decay, norm clip, constant damping: for batches below 500",
-        "section 12.9",
+        "Ba et al. 2017",
     ),
     "amortised": (
         _text(
@@ -93,14 +93,14 @@ RECIPES: dict[str, tuple[str, str, str]] = {
         ),
         "statistics on every tenth step, inverses on every fiftieth, each layer's step of RMS lr: "
         "for real nets and a rate schedule of your own",
-        "section 7.2",
+        "section 8",
     ),
     "nag": (
         _baseline("nag(lr=0.02, mu_max=0.95)", 50),
         "SGD with Nesterov momentum",
-        "section 10.6",
+        "section 13",
     ),
-    "adam": (_baseline("adam(lr=0.001, beta2=0.99)", 50), "Adam", "section 10.6"),
+    "adam": (_baseline("adam(lr=0.001, beta2=0.99)", 50), "Adam", "section 13"),
     "muon": (
         _baseline(
             "muon(lr=0.02, adjust='match_rms_adamw', hidden_only=True, adam_lr=0.003, "
@@ -108,6 +108,6 @@ RECIPES: dict[str, tuple[str, str, str]] = {
             100,
         ),
         "Muon for matrices, Adam for biases",
-        "section 10.6",
+        "section 13",
     ),
 }

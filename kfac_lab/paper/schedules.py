@@ -1,4 +1,4 @@
-"""When statistics, factors, inverses, γ and λ are due (section 7.2), and how many cases (10.4)."""
+"""When statistics, factors, inverses, γ and λ are due (section 8), and how many cases (10.4)."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Memo = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Periodic:
-    """λ every T1 steps, γ every T2, the inverse every T3 and at k ≤ burn_in (section 7.2)."""
+    """λ every T1 steps, γ every T2, the inverse every T3 and at k ≤ burn_in (section 8)."""
 
-    T1: int = parameter(5, symbol="T1", section="5.5", low=1, help="λ period")
-    T2: int = parameter(20, symbol="T2", section="5.6", low=1, help="γ period, a multiple of T3")
-    T3: int = parameter(20, symbol="T3", section="7.2", low=1, help="inverse period")
-    burn_in: int = parameter(3, section="7.2", low=0, help="the inverse is due at k ≤ burn_in")
+    T1: int = parameter(5, symbol="T1", section="6.5", low=1, help="λ period")
+    T2: int = parameter(20, symbol="T2", section="6.6", low=1, help="γ period, a multiple of T3")
+    T3: int = parameter(20, symbol="T3", section="8", low=1, help="inverse period")
+    burn_in: int = parameter(3, section="8", low=0, help="the inverse is due at k ≤ burn_in")
     T_scale: int | None = parameter(
-        None, section="12.2", low=1, help="period of the inverse alone; None is T3"
+        None, section="George et al. 2018", low=1, help="period of the inverse alone; None is T3"
     )
 
     def check(self) -> str | None:
@@ -35,7 +35,7 @@ class Periodic:
         if self.T2 % self.T3:
             return (
                 f"T2={self.T2} must be a multiple of T3={self.T3}: γ is searched where the inverse "
-                "is rebuilt anyway (section 5.6)"
+                "is rebuilt anyway (section 6.6)"
             )
         return None
 
@@ -51,8 +51,8 @@ class Periodic:
 class EveryStep:
     """Everything at every step, γ every T2: the dearest schedule."""
 
-    T1: int = parameter(1, symbol="T1", section="5.5", low=1, help="λ period")
-    T2: int = parameter(1, symbol="T2", section="5.6", low=1, help="γ period")
+    T1: int = parameter(1, symbol="T1", section="6.5", low=1, help="λ period")
+    T2: int = parameter(1, symbol="T2", section="6.6", low=1, help="γ period")
 
     def due(self, step: int, memo: Memo, signals: Signals) -> tuple[Due, Memo]:
         """See ``core.protocols.Schedule``."""
@@ -61,16 +61,16 @@ class EveryStep:
 
 @dataclass(frozen=True)
 class OnDrift:
-    """The inverse when the factors have moved by ``threshold`` of their norm (section 7.4).
+    """The inverse when the factors have moved by ``threshold`` of their norm (section 8).
 
     Drift is the largest ‖M − M₀‖/‖M₀‖ over the diagonal moments, M₀ those of the last refresh; it
     is read every ``check`` steps.
     """
 
-    threshold: float = parameter(0.1, section="7.4", low=0.0, log=True, help="relative change")
-    check: int = parameter(5, section="7.4", low=1, help="steps between looks")
-    T1: int = parameter(5, symbol="T1", section="5.5", low=1, help="λ period")
-    burn_in: int = parameter(3, section="7.2", low=0, help="the inverse is due at k ≤ burn_in")
+    threshold: float = parameter(0.1, section="8", low=0.0, log=True, help="relative change")
+    check: int = parameter(5, section="8", low=1, help="steps between looks")
+    T1: int = parameter(5, symbol="T1", section="6.5", low=1, help="λ period")
+    burn_in: int = parameter(3, section="8", low=0, help="the inverse is due at k ≤ burn_in")
 
     @property
     def traits(self) -> ScheduleTraits:
@@ -97,14 +97,14 @@ class Growing:
     searched.
     """
 
-    T3: int = parameter(50, symbol="T3", section="7.2", low=1, help="longest inverse period")
+    T3: int = parameter(50, symbol="T3", section="8", low=1, help="longest inverse period")
     growth: float = parameter(
-        1.5, section="7.2", low=1.05, help="the next inverse is due at this multiple of k"
+        1.5, section="8", low=1.05, help="the next inverse is due at this multiple of k"
     )
-    T_cov: int = parameter(1, section="7.2", low=1, help="statistics period")
-    first: int = parameter(10, section="7.2", low=1, help="statistics are due at k ≤ first")
-    T1: int = parameter(5, symbol="T1", section="5.5", low=1, help="λ period")
-    eager: int = parameter(0, section="5.5", low=0, help="λ is due at k ≤ eager")
+    T_cov: int = parameter(1, section="8", low=1, help="statistics period")
+    first: int = parameter(10, section="8", low=1, help="statistics are due at k ≤ first")
+    T1: int = parameter(5, symbol="T1", section="6.5", low=1, help="λ period")
+    eager: int = parameter(0, section="6.5", low=0, help="λ is due at k ≤ eager")
 
     def due(self, step: int, memo: Memo, signals: Signals) -> tuple[Due, Memo]:
         """See ``core.protocols.Schedule``."""
@@ -143,7 +143,7 @@ class _Cases(int):
 class Constant:
     """The same number of cases at every step: ``batch.size(step, available)`` is min(size, |S|)."""
 
-    size: int = parameter(1000, symbol="m", section="10.4", low=1)
+    size: int = parameter(1000, symbol="m", section="13", low=1)
 
     def __post_init__(self) -> None:
         if isinstance(self.size, int) and not isinstance(self.size, bool):
@@ -154,10 +154,10 @@ class Constant:
 class Exponential:
     """m_k = start·(|S|/start)^((k−1)/(full_at−1)); from ``full_at`` on the whole set (10.4)."""
 
-    start: int = parameter(1000, symbol="m1", section="10.4", low=1)
-    full_at: int = parameter(500, section="10.4", low=2, help="step at which m is the whole set")
+    start: int = parameter(1000, symbol="m1", section="13", low=1)
+    full_at: int = parameter(500, section="13", low=2, help="step at which m is the whole set")
     full: int | None = parameter(
-        None, section="10.4", low=1, help="the largest batch; needed where |S| is unknown"
+        None, section="13", low=1, help="the largest batch; needed where |S| is unknown"
     )
 
     def size(self, step: int, available: int | None) -> int:

@@ -1,6 +1,6 @@
 """CURVES-like: images of one smooth curve through three random points, and its autoencoder.
 
-The original CURVES images (section 10.2) are not available; these come from a generator of our
+The original CURVES images (section 13) are not available; these come from a generator of our
 own, so errors on them are not comparable with published ones. What is known of the original is
 kept: 20,000 training and 10,000 test images of 28 x 28, values in [0, 1], three random points in
 the plane (six numbers, hence the code of 6). Its curve type, pen and range of points were never
@@ -37,7 +37,7 @@ _LAYOUT = {"images": ("uint8", (TRAIN + TEST, SIDE * SIDE))}
 
 
 def curves(seed: int = 0, device: str | torch.device = "cpu") -> Problem:
-    """The CURVES autoencoder 784-400-200-100-50-25-6-… (section 10.1) on CURVES-like images.
+    """The CURVES autoencoder 784-400-200-100-50-25-6-… (section 13) on CURVES-like images.
 
     Args:
         seed: of the sparse initialisation only; the images are always the same.

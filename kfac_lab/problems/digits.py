@@ -32,7 +32,7 @@ def digits(seed: int = 0, device: str | torch.device = "cpu") -> Problem:
     """The autoencoder 64-32-16-4-16-32-64 on 8 x 8 digits, 1,437 / 360 cases.
 
     Logistic hidden units, linear code, Bernoulli outputs, as the large autoencoders of
-    section 10.1.
+    section 13.
 
     Args:
         seed: of the sparse initialisation only.
@@ -54,7 +54,7 @@ def digits(seed: int = 0, device: str | torch.device = "cpu") -> Problem:
 def digits_classifier(seed: int = 0, device: str | torch.device = "cpu") -> Problem:
     """The tanh classifier 64-32-16-10 on 8 x 8 digits, 1,437 / 360 cases.
 
-    Weights from N(0, 1/fan-in), zero biases, as the classifier of section 2.4.
+    Weights from N(0, 1/fan-in), zero biases, as the classifier of section 3.
 
     Args:
         seed: of the initialisation only.
@@ -66,7 +66,7 @@ def digits_classifier(seed: int = 0, device: str | torch.device = "cpu") -> Prob
 def digits_small(seed: int = 0, device: str | torch.device = "cpu") -> Problem:
     """The tanh classifier 64-20-20-20-20-20-10 on 8 x 8 digits, 1,437 / 360 cases.
 
-    Its four middle layers are those of ``mnist_small`` (section 2.4), for where MNIST is not.
+    Its four middle layers are those of ``mnist_small`` (section 3), for where MNIST is not.
 
     Args:
         seed: of the initialisation only.

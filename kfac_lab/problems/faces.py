@@ -1,4 +1,4 @@
-"""FACES: 25 x 25 patches of the Olivetti faces and the autoencoder on them (sections 10.1, 10.2).
+"""FACES: 25 x 25 patches of the Olivetti faces and the autoencoder on them (section 13).
 
 The patches are made as described for the set of Hinton & Salakhutdinov (2006): each of the 400
 photographs is rotated by -90, -86, …, 90 degrees and scaled by 1.4, 1.45, …, 1.8, which gives 414
@@ -52,7 +52,7 @@ _LAYOUT = {
 
 
 def faces(seed: int = 0, device: str | torch.device = "cpu") -> Problem:
-    """The FACES autoencoder 625-2000-1000-500-30-500-1000-2000-625 (section 10.1).
+    """The FACES autoencoder 625-2000-1000-500-30-500-1000-2000-625 (section 13).
 
     Linear outputs and the squared error in the paper's own, "full" scale, hence l2 = 1e-5.
 

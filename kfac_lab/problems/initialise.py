@@ -1,4 +1,4 @@
-"""Initialisation of the parameters: sparse (section 10.3) and dense (section 2.4).
+"""Initialisation of the parameters: sparse (section 13) and dense (section 3).
 
 Both draw in float32 from a generator on the CPU that depends on the seed alone, so one seed gives
 the same parameters on every device, and PyTorch's global generator is left as it was.
@@ -19,7 +19,7 @@ __all__ = ["dense_", "sparse_"]
 
 @torch.no_grad()
 def sparse_(model: nn.Module, seed: int, fan_in: int = 15, tanh: bool = False) -> nn.Module:
-    """Sparse initialisation of every ``nn.Linear``, in place (Martens 2010; section 10.3).
+    """Sparse initialisation of every ``nn.Linear``, in place (Martens 2010; section 13).
 
     Each unit gets ``fan_in`` incoming connections with weights from N(0, 1); its other weights and
     its bias are 0. The connections are drawn *with* replacement, as in the authors' release, so a
@@ -55,7 +55,7 @@ def sparse_(model: nn.Module, seed: int, fan_in: int = 15, tanh: bool = False) -
 
 @torch.no_grad()
 def dense_(model: nn.Module, seed: int) -> nn.Module:
-    """Every weight of every ``nn.Linear`` from N(0, 1/fan-in), biases 0, in place (section 2.4).
+    """Every weight of every ``nn.Linear`` from N(0, 1/fan-in), biases 0, in place (section 3).
 
     Args:
         model: any module; its Linear layers are taken in the order of ``model.modules()``.

@@ -1,4 +1,4 @@
-"""MNIST: 60,000 / 10,000 handwritten digits and the autoencoder on them (sections 10.1, 10.2).
+"""MNIST: 60,000 / 10,000 handwritten digits and the autoencoder on them (section 13).
 
 The images are LeCun, Cortes and Burges's and are not shipped. They are read from the four idx
 files in ``KFAC_LAB_DATA`` (packed or not), else fetched through scikit-learn; either way the bytes
@@ -57,7 +57,7 @@ _LAYOUT = {name: ("uint8", shape) for name, (_, shape, _) in _FILES.items()}
 
 
 def mnist(seed: int = 0, device: str | torch.device = "cpu") -> Problem:
-    """The MNIST autoencoder 784-1000-500-250-30-250-500-1000-784 (section 10.1).
+    """The MNIST autoencoder 784-1000-500-250-30-250-500-1000-784 (section 13).
 
     Args:
         seed: of the sparse initialisation only.
@@ -92,7 +92,7 @@ def mnist_arrays() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Training images, training labels, test images, test labels: all uint8, on the CPU.
 
     Images are ``[N, 28, 28]``. The training cases are permuted once, by a fixed seed
-    (section 10.2); the test cases keep the order of the file.
+    (section 13); the test cases keep the order of the file.
     """
     arrays = _read_folder() or _fetch_once()
     train_images, train_labels, test_images, test_labels = (

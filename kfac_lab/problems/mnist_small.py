@@ -1,4 +1,4 @@
-"""A small tanh classifier on 16 x 16 MNIST: small enough to form its Fisher (section 2.4)."""
+"""A small tanh classifier on 16 x 16 MNIST: small enough to form its Fisher (section 3)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SIDE = 16
 
 
 def mnist_small(seed: int = 0, device: str | torch.device = "cpu") -> Problem:
-    """The 256-20-20-20-20-20-10 tanh classifier of the structure figures (section 2.4).
+    """The 256-20-20-20-20-20-10 tanh classifier of the structure figures (section 3).
 
     1,000 training images chosen by a fixed seed, all 10,000 test images; weights from
     N(0, 1/fan-in), zero biases, categorical likelihood.

@@ -15,7 +15,7 @@ __all__ = ["autoencoder", "classifier"]
 
 
 def autoencoder(encoder: Sequence[int], device: str | torch.device = "cpu") -> nn.Sequential:
-    """A symmetric autoencoder: logistic hidden units, linear code, linear outputs (section 10.1).
+    """A symmetric autoencoder: logistic hidden units, linear code, linear outputs (section 13).
 
     Args:
         encoder: widths from the input to the code, as ``(784, 1000, 500, 250, 30)``; the decoder
@@ -35,7 +35,7 @@ def autoencoder(encoder: Sequence[int], device: str | torch.device = "cpu") -> n
 
 
 def classifier(widths: Sequence[int], device: str | torch.device = "cpu") -> nn.Sequential:
-    """A classifier with tanh hidden units and logits as outputs (section 2.4).
+    """A classifier with tanh hidden units and logits as outputs (section 3).
 
     Args:
         widths: from the input to the number of classes, as ``(256, 20, 20, 20, 20, 20, 10)``.

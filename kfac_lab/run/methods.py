@@ -28,8 +28,8 @@ def kfac_register_methods(register: Any) -> None:
     """The Steppers in the box."""
     from kfac_lab.baselines import Adam, Muon, Nag, Soap
 
-    register("kfac", Kfac, summary="K-FAC, every slot of the recipe", reference="section 8")
-    register("nag", Nag, summary="SGD with Nesterov momentum", reference="section 10.6")
+    register("kfac", Kfac, summary="K-FAC, every slot of the recipe", reference="section 9")
+    register("nag", Nag, summary="SGD with Nesterov momentum", reference="section 13")
     register("adam", Adam, summary="Adam", reference="Kingma & Ba 2015")
     register("muon", Muon, summary="Muon for matrices, Adam for biases", reference="Jordan 2024")
     register("soap", Soap, summary="Adam in Shampoo's eigenbases", reference="Vyas et al. 2024")

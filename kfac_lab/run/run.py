@@ -60,7 +60,7 @@ class Run:
         run.history["loss"], run.history.marks          # a column per step; the swaps
 
     ``run.problem.model`` is an ordinary module at all times. One step is the pseudocode of
-    section 8; ``run.recipe`` says by which parts. Whatever is raised in a method, an interrupt
+    section 9; ``run.recipe`` says by which parts. Whatever is raised in a method, an interrupt
     included, leaves the run as it was before or as it is afterwards, never between.
 
     Attributes:
@@ -433,7 +433,7 @@ class Run:
         """Loss and error over a whole set, in chunks, outside the run's clock.
 
         ``at`` is ``"theta"``, ``"average"`` (θ̄) or ``"best"``, the smaller error of the two, which
-        is what results report (section 10.5). Squared error is summed over outputs; for classes
+        is what results report (section 13). Squared error is summed over outputs; for classes
         it is the percentage wrong. The score is the error as a number and has ``loss`` too.
 
         Raises:

@@ -11,7 +11,7 @@ class Score(float):
     """An evaluation: the error as a number, and what it belongs to.
 
     ``error`` is the mean per case: the squared error summed over outputs, or for classes the
-    percentage wrong; ``loss`` is h on the same cases, ℓ2 included (sections 1 and 10.5).
+    percentage wrong; ``loss`` is h on the same cases, ℓ2 included (sections 2 and 13).
     """
 
     loss: float

@@ -1,5 +1,5 @@
 """Small networks under the magnifying glass: F itself, and what K-FAC puts in its place, as dense
-matrices (sections 2 and 3).
+matrices (sections 3 and 4).
 
 Everything here costs the square of the number of weights, and more. The engine uses none of it.
 

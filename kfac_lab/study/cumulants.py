@@ -1,4 +1,4 @@
-"""The error of F̃, entry by entry, by cumulants of activities and derivatives (section 2.2)."""
+"""The error of F̃, entry by entry, by cumulants of activities and derivatives (appendix A)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Cumulants:
 
     @property
     def totals(self) -> tuple[float, float]:
-        """(Σ|error|, Σ bound) over all ordered pairs, the paper's two totals (section 2.3)."""
+        """(Σ|error|, Σ bound) over all ordered pairs, the paper's two totals (section 3)."""
         return float(self.error.abs().sum()), float(self.bound.sum())
 
 

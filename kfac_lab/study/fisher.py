@@ -1,4 +1,4 @@
-"""F, F̃, F̆ and F̂ as dense matrices (sections 1.3, 2.1, 3.2 and 3.3).
+"""F, F̃, F̆ and F̂ as dense matrices (sections 2.2, 3, 4.2 and 4.3).
 
 A weight's place in a matrix: layers in order, and within a layer its matrix ``[d_i, n_i]`` column
 by column, n_i counting the homogeneous 1.
@@ -38,7 +38,7 @@ class Seen:
     Attributes:
         inputs: ā of each layer ``[N, n_i]``, the homogeneous 1 last where there is a bias.
         columns: g of each layer for every column of the factor B of F_R ``[N, C, d_i]``: their sum
-            of outer products over C is E_y[g gᵀ] (section 1.2).
+            of outer products over C is E_y[g gᵀ] (section 2.1).
     """
 
     inputs: tuple[Tensor, ...]
@@ -101,7 +101,7 @@ def look(
 
 
 def exact_fisher(seen: Seen) -> Tensor:
-    """F over the layers seen ``[P, P]``: E[vec(g āᵀ) vec(g āᵀ)ᵀ] (section 1.3)."""
+    """F over the layers seen ``[P, P]``: E[vec(g āᵀ) vec(g āᵀ)ᵀ] (section 2.2)."""
     rows = rows_of(seen.inputs, seen.columns)
     return rows.T @ rows / len(seen.inputs[0])
 
@@ -115,7 +115,7 @@ def rows_of(inputs: Sequence[Tensor], columns: Sequence[Tensor]) -> Tensor:
 
 
 def moments(seen: Seen) -> tuple[Blocks, Blocks]:
-    """A[i][j] = E[ā_i ā_jᵀ] and G[i][j] = E[g_i g_jᵀ] of every pair of layers (section 2.1)."""
+    """A[i][j] = E[ā_i ā_jᵀ] and G[i][j] = E[g_i g_jᵀ] of every pair of layers (section 3)."""
     count = len(seen.inputs[0])
     a = [[x.T @ y / count for y in seen.inputs] for x in seen.inputs]
     flat = [g.flatten(0, 1) for g in seen.columns]
@@ -123,7 +123,7 @@ def moments(seen: Seen) -> tuple[Blocks, Blocks]:
 
 
 def damped(a: Blocks, g: Blocks, gamma: float) -> tuple[Blocks, Blocks]:
-    """Factored Tikhonov with π from traces: the diagonal factors only (sections 5.3 and 3.3).
+    """Factored Tikhonov with π from traces: the diagonal factors only (sections 4.3 and 6.3).
 
     Args:
         a: A[i][j].
@@ -140,17 +140,17 @@ def damped(a: Blocks, g: Blocks, gamma: float) -> tuple[Blocks, Blocks]:
 
 
 def khatri_rao(a: Blocks, g: Blocks) -> Tensor:
-    """F̃ ``[P, P]``: block (i, j) is A[i][j] ⊗ G[i][j] (section 2.1)."""
+    """F̃ ``[P, P]``: block (i, j) is A[i][j] ⊗ G[i][j] (section 3)."""
     return _assembled(_products(a, g))
 
 
 def diagonal_blocks(a: Blocks, g: Blocks) -> Tensor:
-    """F̆ ``[P, P]``: the diagonal blocks of F̃ (section 3.2)."""
+    """F̆ ``[P, P]``: the diagonal blocks of F̃ (section 4.2)."""
     return torch.block_diag(*(torch.kron(a[i][i], g[i][i]) for i in range(len(a))))
 
 
 def chain_precision(a: Blocks, g: Blocks) -> Tensor:
-    """F̂⁻¹ ``[P, P]`` = Ξᵀ Λ Ξ, from the tridiagonal blocks of F̃ alone (section 3.3)."""
+    """F̂⁻¹ ``[P, P]`` = Ξᵀ Λ Ξ, from the tridiagonal blocks of F̃ alone (section 4.3)."""
     blocks, last = _products(a, g), len(a) - 1
     sizes = [len(blocks[i][i]) for i in range(last + 1)]
     xi = _assembled(
@@ -173,7 +173,7 @@ def chain_precision(a: Blocks, g: Blocks) -> Tensor:
 
 def chain_covariance(a: Blocks, g: Blocks) -> Tensor:
     """F̂ ``[P, P]``: F̃ on the tridiagonal blocks; beyond them products along the chain, which are
-    Kronecker products again (section 3.3)."""
+    Kronecker products again (section 4.3)."""
     far_a, far_g = [list(row) for row in a], [list(row) for row in g]
     for apart in range(2, len(a)):
         for i in range(len(a) - apart):

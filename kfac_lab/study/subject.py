@@ -1,4 +1,4 @@
-"""The network of the structure figures, trained as the paper trained it (section 2.4)."""
+"""The network of the structure figures, trained as the paper trained it (section 3)."""
 
 from __future__ import annotations
 

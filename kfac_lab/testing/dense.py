@@ -30,7 +30,7 @@ def predictive(likelihood: Any, z: Tensor) -> distributions.Distribution | None:
 
 
 def output_fisher(likelihood: Any, z: Tensor) -> Tensor:
-    """F_R ``[*out, *out]`` of one case: minus the mean Hessian of log r(y|z) in z (section 1.2).
+    """F_R ``[*out, *out]`` of one case: minus the mean Hessian of log r(y|z) in z (section 2.1).
 
     For the three exponential families the Hessian does not depend on y, so any y serves.
     """

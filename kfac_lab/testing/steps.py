@@ -52,7 +52,7 @@ def record(
     loss: float = 2.0,
     predicted: float = -0.5,
 ) -> StepRecord:
-    """The draft of a step whose reduction ratio came out as ``rho`` (section 5.5).
+    """The draft of a step whose reduction ratio came out as ``rho`` (section 6.5).
 
     The numbers agree with each other: at the minimum of M its value is half the slope, and λ‖δ‖² is
     half of δᵀ(F+λ+η)δ.
@@ -176,7 +176,7 @@ class Bowl:
         return _vec(self.subject[name] @ torch.cat([m.reshape(-1) for m in vector]))
 
     def restrict(self, basis: Sequence[Vec]) -> Restriction:
-        """M on the span of a basis (section 7.3)."""
+        """M on the span of a basis (appendix C)."""
         products = [self.fisher(v) for v in basis]
         curvature = torch.stack([torch.stack([v.dot(w) for w in products]) for v in basis])
         curvature = (curvature + curvature.t()) / 2

@@ -94,10 +94,10 @@ class GivenMoments(dict[str, Tensor]):
 
 
 def moments_of(rows: Tensor, cotangents: Tensor) -> GivenMoments:
-    """The moments of rows ``[N, S, d_in]`` and cotangents ``[C, N, S, d_out]`` (section 12.1).
+    """The moments of rows ``[N, S, d_in]`` and cotangents ``[C, N, S, d_out]``.
 
     A is summed over positions, G averaged over them; both are means over the cases. The reduced
-    ones are of a case's sum and mean over positions (section 12.3).
+    ones are of a case's sum and mean over positions (Eschenhagen et al. 2023).
     """
     cases, positions, _ = rows.shape
     a = rows.flatten(0, 1)

@@ -16,7 +16,7 @@ def test_components_lists_every_part_with_its_parameters(command) -> None:
     assert done.code == 0 and "\x1b" not in done.out
     for entry in kl.lab.components():
         assert f"  {entry.name}  " in done.out
-    assert "lam_min" in done.out and "section 5.5" in done.out and "kfac-lab]" in done.out
+    assert "lam_min" in done.out and "section 6.5" in done.out and "kfac-lab]" in done.out
 
 
 def test_one_slot_alone(command) -> None:

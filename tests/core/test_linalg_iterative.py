@@ -1,4 +1,4 @@
-"""Newton-Schulz (section 7.5): the residual squares at every step."""
+"""Newton-Schulz (section 8): the residual squares at every step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""(A ⊗ B ± C ⊗ D)⁻¹ against the dense matrix (sections 3.3, 3.4; section 11, items 1 to 4, 18)."""
+"""(A ⊗ B ± C ⊗ D)⁻¹ against the dense matrix (section 4.3, appendix B)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def chain(low: int, high: int, rows: int, shift: float, seed: int) -> tuple[Tens
 
 
 def factors(da: int, ra: int, db: int, rb: int, shift: float = 0.05) -> dict[str, Tensor]:
-    """A, B of the lower layer, C, D as section 3.3 makes them, and the thin roots."""
+    """A, B of the lower layer, C, D as section 4.3 makes them, and the thin roots."""
     a, a_high, a_cross = chain(da, ra, 3 * (da + ra), shift, seed=10)
     b, b_high, b_cross = chain(db, rb, 3 * (db + rb), shift, seed=20)
     c = a_cross @ torch.linalg.solve(a_high, a_cross.T)
@@ -150,7 +150,7 @@ def test_the_economical_difference(sizes, give_inverses, monkeypatch):
     assert relative(thin.apply(f["v"]), expected) < 1e-10
     assert relative(thin.apply(f["v"]), full.apply(f["v"])) < 1e-10
     torch.testing.assert_close(thin.largest, full.largest, rtol=1e-9, atol=1e-9)
-    assert 0 < thin.largest < 1  # section 11, item 18
+    assert 0 < thin.largest < 1
 
     f = {k: t.float() for k, t in f.items()}
     thin = ks.kronecker_difference_inverse(f["root_a"], f["root_b"], f["x1"], f["x2"])
@@ -174,7 +174,7 @@ def test_lifting_leaves_out_directions_that_are_not_there(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_canonical_correlations_at_and_above_one_stay_finite(dtype):
-    # float32 with little damping: 1 − s₂ s₁ᵀ can hit zero (section 13, trap 14)
+    # float32 with little damping: 1 − s₂ s₁ᵀ can hit zero
     a, b = torch.eye(3, dtype=dtype), torch.eye(2, dtype=dtype)
     v = torch.ones(2, 3, dtype=dtype)
     for excess in (1.0, 1.5):

@@ -1,4 +1,4 @@
-"""The moments of KFAC-reduce: rows of one case summed or averaged over positions (section 12.3)."""
+"""The moments of KFAC-reduce: rows of a case summed or averaged over positions."""
 
 from types import SimpleNamespace
 

@@ -3,7 +3,7 @@
 The oracles are in tests/oracles and know nothing of the package. Networks have l >= 4 layers of
 unequal sizes, with bias, without and mixed, N below and above the widths, both structures and all
 likelihoods, through the explicit plan and the generic path. Which test holds which item of the list
-of numerical oracles (section 11); "paper/" are the tests of the parts by themselves:
+of numerical oracles; "paper/" are the tests of the parts by themselves:
 
      1  vec and Kronecker identities      moments: vec_identities
      2  F-breve^-1 product                preconditioner: it_is_the_dense_inverse; paper/kronecker
@@ -41,7 +41,7 @@ of numerical oracles (section 11); "paper/" are the tests of the parts by themse
     34  determinism                       edges: the_same_seed...; invariants/
     35  behaviour on digits               behaviour: all of it (the full size is marked soak)
 
-Beside the list: the 45-step trajectory of section 8 (trajectory), fixed, clipped and conjugate
-gradient updates (quadratic_model), Heskes' distance (preconditioner, section 9.6), cross moments
-that open late (moments, section 4), the user's module between steps (edges).
+Beside the list: the 45-step trajectory of section 9 (trajectory), fixed, clipped and conjugate
+gradient updates (quadratic_model), Heskes' distance (preconditioner, section 12), cross moments
+that open late (moments, section 5), the user's module between steps (edges).
 """

@@ -92,7 +92,7 @@ class Wrapped(nn.Module):
 
 
 class Transformed(nn.Module):
-    """The network of section 9.1: bias-free Linears between fixed maps Omega and Phi."""
+    """The network of section 10: bias-free Linears between fixed maps Omega and Phi."""
 
     def __init__(self, net: dense.Network) -> None:
         super().__init__()
@@ -173,7 +173,7 @@ PLAIN = {
     "model": "exact_fisher(fraction=1.0)",
     "average": "none",
 }
-# The paper's adaptation from lambda_0 = 1 (section 8).
+# The paper's adaptation from lambda_0 = 1 (section 9).
 ADAPTIVE = {
     "damping": "levenberg_marquardt(lam=1.0)",
     "momentum": "optimal",

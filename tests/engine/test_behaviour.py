@@ -1,4 +1,4 @@
-"""How K-FAC behaves on a small problem: a regression test of the optimiser as a whole (section 11).
+"""How K-FAC behaves on a small problem: a regression test of the optimiser as a whole.
 
 The autoencoder 64-32-16-4-16-32-64 on 8 x 8 digits: logistic units, linear code, Bernoulli outputs,
 sparse initialisation, eta = 1e-5, full batch, lambda_1 = 1. Targets are sampled from the model, as
@@ -14,7 +14,7 @@ from kfac_lab import Problem, Recipe
 from kfac_lab.engine import Engine
 from kfac_lab.problems.digits import digits
 
-RATES = (0.05, 0.01, 0.005, 0.001, 0.0005, 0.0001)  # the grid of section 10.6
+RATES = (0.05, 0.01, 0.005, 0.001, 0.0005, 0.0001)  # the grid of section 13
 BEYOND = (0.2, 0.1)  # larger than the grid's largest, which turns out to be its best
 UPDATES, LAMBDA = 2000, 1.0
 
@@ -104,7 +104,7 @@ def judge(seed: int, count: int, rates=RATES, further_rates=BEYOND) -> None:
 
 
 def test_kfac_needs_far_fewer_iterations_than_nesterov():
-    """section 11-style oracle: iterations to the loss of NAG (best rate of the grid) after 2000.
+    """iterations to the loss of NAG (best rate of the grid) after 2000.
 
     Ratio at least 3 (10 expected), for both structures and even beyond the grid; without momentum
     K-FAC is clearly slower. Run with -s to see the numbers. The grid's lower rates, which fall as
@@ -116,12 +116,12 @@ def test_kfac_needs_far_fewer_iterations_than_nesterov():
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_same_on_all_of_the_digits(seed):
-    """section 11-style oracle: the same with all 1,437 cases, three seeds."""
+    """the same with all 1,437 cases, three seeds."""
     judge(seed, 1437)
 
 
 def test_without_rescaling_the_proposal_is_useless_until_gamma_is_large():
-    """section 11-style oracle: figure 7: re-scaling off and small gamma: h rises.
+    """figure 7: re-scaling off and small gamma: h rises.
 
     From one state after 60 iterations: h(theta) - h(theta + delta) over gamma, for the raw
     proposal, with re-scaling, and with momentum beside it.

@@ -1,4 +1,4 @@
-"""lambda by the reduction ratio, gamma by its own search, pi (paper sections 5.3 to 5.6)."""
+"""lambda by the reduction ratio, gamma by its own search, pi (paper sections 6.3 to 6.6)."""
 
 import math
 
@@ -77,7 +77,7 @@ BRANCHES = {
 @pytest.mark.parametrize("kind", ["levenberg_marquardt", "tied"])
 @pytest.mark.parametrize("name", BRANCHES)
 def test_branches_of_the_lambda_rule(name, kind):
-    """section 11-style oracle: LM branches at 0.24/0.25/0.75/0.76, NaN, increase, zero predicted.
+    """LM branches at 0.24/0.25/0.75/0.76, NaN, increase, zero predicted.
 
     omega_1 is (19/20)^5 in every adaptation; gamma is untouched, but where it is tied.
     """
@@ -94,7 +94,7 @@ def test_branches_of_the_lambda_rule(name, kind):
 
 
 def test_the_denominator_without_lambda():
-    """section 11-style oracle: later libraries leave lambda |delta|^2 / 2 out of M (section 13).
+    """later libraries leave lambda |delta|^2 / 2 out of M (section 6.5).
 
     predicted -1 = M with lambda 2 and |delta|^2 = 0.5, so -1.5 without: 0.8 becomes 0.533.
     """
@@ -109,7 +109,7 @@ def test_the_denominator_without_lambda():
 
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_the_denominator_in_a_run(structure):
-    """section 11-style oracle: that denominator is M with eta and without lambda, in the engine."""
+    """that denominator is M with eta and without lambda, in the engine."""
     net, x, y = problem("gaussian_half", seed=1)
     engine = engine_of(
         net,
@@ -142,7 +142,7 @@ def test_the_denominator_in_a_run(structure):
 
 
 def test_rho_is_taken_on_the_batch_of_the_step():
-    """Section 5.5: h(theta + delta) and h(theta) on the same cases, a part of the set."""
+    """Section 6.5: h(theta + delta) and h(theta) on the same cases, a part of the set."""
     net, x, y = problem("bernoulli", count=60)
     parts = {"damping": "levenberg_marquardt(lam=1.0)", "momentum": "optimal"}
     parts |= {"schedule": "every_step", "batch": "constant(size=20)"}
@@ -164,14 +164,14 @@ def test_rho_is_taken_on_the_batch_of_the_step():
 
 
 def test_lambda_stays_within_its_bounds():
-    """section 11-style oracle: lam_min and lam_max where they are given; [0, inf) else."""
+    """lam_min and lam_max where they are given; [0, inf) else."""
     rule = component("levenberg_marquardt(lam_min=1.9, lam_max=2.1)")
     assert rule.adapt(strength(), {}, record(-1.0, -1.0))[0].lam.item() == 1.9
     assert rule.adapt(strength(), {}, record(1.0, -1.0))[0].lam.item() == 2.1
 
 
 def test_a_step_is_taken_whatever_rho_says():
-    """section 11-style oracle: delta is applied though h rises; lambda adapts after it."""
+    """delta is applied though h rises; lambda adapts after it."""
     net, x, y = problem("gaussian_full", (6, 5, 4, 3, 4, 5), seed=2)
     engine = engine_of(
         net,
@@ -206,9 +206,9 @@ def candidates(text, gamma, due=True, eta=1e-5):
 
 
 def test_gamma_candidates_and_their_clip():
-    """section 11-style oracle: {max(omega_2 g, sqrt eta), g, min(g/omega_2, 1)}, clip on outer two.
+    """{max(omega_2 g, sqrt eta), g, min(g/omega_2, 1)}, clip on outer two.
 
-    The quirk of section 5.6: from 12.247 the third candidate is exactly 1, without the clip 20.5.
+    The quirk of section 6.6: from 12.247 the third candidate is exactly 1, without the clip 20.5.
     """
     first = math.sqrt(150 + 1e-5)
     assert OMEGA_2 == pytest.approx(0.59874, abs=1e-5)
@@ -228,7 +228,7 @@ def test_gamma_candidates_and_their_clip():
 
 
 def test_where_gamma_starts():
-    """section 11-style oracle: gamma_1 = sqrt(lambda_1 + eta), 12.247 for the paper's settings."""
+    """gamma_1 = sqrt(lambda_1 + eta), 12.247 for the paper's settings."""
     net, x, y = problem("bernoulli")
     engine = engine_of(net, "bernoulli", x, y, l2=1e-5, damping="levenberg_marquardt")
     assert float(engine.state_.strength.lam) == 150
@@ -239,7 +239,7 @@ def test_where_gamma_starts():
 @pytest.mark.parametrize("structure", STRUCTURES)
 @pytest.mark.parametrize("start", [0.02, 0.5, 3.0])
 def test_the_search_keeps_the_best_candidate_and_its_inverse(start, structure):
-    """section 11-style oracle: argmin of q; gamma, delta and the inverse are all the chosen one's.
+    """argmin of q; gamma, delta and the inverse are all the chosen one's.
 
     Every q is M of that candidate's own step, by dense matrices.
     """
@@ -286,7 +286,7 @@ def test_the_search_keeps_the_best_candidate_and_its_inverse(start, structure):
 
 
 def test_the_chosen_inverse_serves_until_the_next_refresh():
-    """section 11-style oracle: between refreshes the inverse of the last one proposes."""
+    """between refreshes the inverse of the last one proposes."""
     net, x, y = problem("gaussian_half", (6, 5, 4, 3, 4, 5))
     engine = engine_of(net, "gaussian_half", x, y, l2=1e-5, **ADAPTIVE)
     rebuilt = []
@@ -307,7 +307,7 @@ def test_the_chosen_inverse_serves_until_the_next_refresh():
 
 
 def test_equal_candidates_keep_gamma():
-    """section 11-style oracle: of equal q the first candidate wins, the current gamma.
+    """of equal q the first candidate wins, the current gamma.
 
     At a stationary point every q is 0.
     """
@@ -331,7 +331,7 @@ def test_equal_candidates_keep_gamma():
 
 @pytest.mark.parametrize("rule", ["trace", "frobenius", "spectral"])
 def test_pi_and_the_expansion_of_the_damped_block(rule):
-    """section 11-style oracle: factored damping: expansion, pi minimises its bound, its scaling.
+    """factored damping: expansion, pi minimises its bound, its scaling.
 
     Inputs times c: pi of the first layer times c, where its weights are divided by c.
     """
@@ -371,7 +371,7 @@ def test_pi_and_the_expansion_of_the_damped_block(rule):
 
 
 def test_pi_scales_with_its_factors():
-    """section 11-style oracle: A -> c^2 A gives c pi; a common rescaling of A and G leaves pi."""
+    """A -> c^2 A gives c pi; a common rescaling of A and G leaves pi."""
     net, x, y = problem("gaussian_half", bias=False, seed=4)
 
     def pi_of(network, inputs, likelihood="gaussian_half"):

@@ -40,7 +40,7 @@ PATHS = ("explicit", "generic")
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_at_a_stationary_point_nothing_moves(structure, path):
-    """section 11-style oracle: zero gradient: Delta, mu and delta are 0, no NaN; lambda stays."""
+    """zero gradient: Delta, mu and delta are 0, no NaN; lambda stays."""
     net, x, y = problem("gaussian_half")
     zero = dense.at(net, 0 * dense.flatten(net.weights))
     engine = engine_of(
@@ -57,7 +57,7 @@ def test_at_a_stationary_point_nothing_moves(structure, path):
 
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_a_run_that_comes_to_rest_stays_finite(structure):
-    """section 11-style oracle: the gradient vanishes after a while: delta -> 0 and lambda is kept.
+    """the gradient vanishes after a while: delta -> 0 and lambda is kept.
 
     The targets are the network's own outputs for other parameters; then theta is set there.
     """
@@ -103,7 +103,7 @@ def dead_problem(kind):
     "kind", ["dead input", "constant input", "dead unit", "no derivatives", "one case"]
 )
 def test_singular_moments_have_finite_damped_inverses(kind, structure, path):
-    """section 11-style oracle: dead unit, constant column: finite; pi finite where tr G = 0."""
+    """dead unit, constant column: finite; pi finite where tr G = 0."""
     net, x, y = dead_problem(kind)
     engine = engine_of(
         net, "gaussian_half", x, y, l2=1e-5, path=path, structure=structure, **ADAPTIVE
@@ -121,7 +121,7 @@ def test_singular_moments_have_finite_damped_inverses(kind, structure, path):
 
 
 def test_pi_is_one_where_a_trace_is_zero():
-    """section 11-style oracle: tr G = 0: pi = 1."""
+    """tr G = 0: pi = 1."""
     net, x, y = dead_problem("no derivatives")
     engine = engine_of(net, "gaussian_half", x, y, damping="constant(lam=0.1)")
     engine.step()
@@ -135,7 +135,7 @@ def test_pi_is_one_where_a_trace_is_zero():
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_chunked_is_unchunked(likelihood, path):
-    """section 11-style oracle: gradient, statistics, J v, F v and h(theta + delta) in chunks of 7.
+    """gradient, statistics, J v, F v and h(theta + delta) in chunks of 7.
 
     30 cases, S1 of 17 and S2 of 11 rows: no chunk ends where a subset does.
     """
@@ -180,7 +180,7 @@ def test_chunked_is_unchunked(likelihood, path):
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_a_chunked_run_is_the_same_run(structure, path):
-    """section 11-style oracle: 22 adaptive steps with sampled G, chunk 7 against one chunk."""
+    """22 adaptive steps with sampled G, chunk 7 against one chunk."""
     net, x, y = problem("bernoulli", count=30, seed=1)
     engines = [
         engine_of(
@@ -212,7 +212,7 @@ def test_a_chunked_run_is_the_same_run(structure, path):
 
 @pytest.mark.parametrize("path", PATHS)
 def test_an_exact_estimator_holds_one_cotangent_at_a_time(path, monkeypatch):
-    """section 7.4's bounded memory: dim z cotangents of all layers at once would be gigabytes."""
+    """section 8's bounded memory: dim z cotangents of all layers at once would be gigabytes."""
     seen, most = [], [0]
     work = Accumulation.gradients
 
@@ -254,7 +254,7 @@ def stochastic(seed, structure="block_tridiagonal", path="explicit"):
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_the_same_seed_gives_the_same_run(structure, path):
-    """section 11-style oracle: determinism; a restored state goes on bit for bit; seeds differ.
+    """determinism; a restored state goes on bit for bit; seeds differ.
 
     Restored at k = 17, between refreshes: the cached inverse is part of the state.
     """
@@ -300,7 +300,7 @@ def hooks_of(module):
 
 @pytest.mark.parametrize("path", PATHS)
 def test_between_steps_the_module_is_an_ordinary_one(path):
-    """section 11-style oracle: no hooks are left, nothing outside a step is recorded or changed."""
+    """no hooks are left, nothing outside a step is recorded or changed."""
     net, x, y = problem("bernoulli")
     engine = engine_of(net, "bernoulli", x, y, path=path, l2=1e-5, **ADAPTIVE)
     module = engine.problem.model
@@ -342,7 +342,7 @@ def test_between_steps_the_module_is_an_ordinary_one(path):
 
 @pytest.mark.parametrize("path", PATHS)
 def test_a_step_that_fails_leaves_no_hooks(path):
-    """section 11-style oracle: an exception inside the network leaves an ordinary module behind."""
+    """an exception inside the network leaves an ordinary module behind."""
 
     class Sometimes(nn.Module):
         broken = False
@@ -370,7 +370,7 @@ def test_a_step_that_fails_leaves_no_hooks(path):
 
 
 def test_hooks_of_the_user_are_kept_and_called():
-    """section 11-style oracle: a user's forward hook sees every pass, and turns the plan off."""
+    """a user's forward hook sees every pass, and turns the plan off."""
     net, x, y = problem("bernoulli")
     plain = engine_of(net, "bernoulli", x, y, **ADAPTIVE)
     engine = engine_of(net, "bernoulli", x, y, **ADAPTIVE)

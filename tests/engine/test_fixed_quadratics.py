@@ -23,7 +23,7 @@ OMEGA_1 = (19 / 20) ** 5
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("likelihood", GAUSSIAN)
 def test_one_step_lands_on_the_least_squares_solution(likelihood, bias):
-    """section 11-style oracle: single linear layer, full batch, no damping: one step, alpha = 1."""
+    """single linear layer, full batch, no damping: one step, alpha = 1."""
     net, x, y = problem(likelihood, (5, 4), 20, [], bias, seed=1)
     rows = dense.forward(net, x)[0][0]
     best = torch.linalg.lstsq(rows, y).solution.t()
@@ -50,7 +50,7 @@ def test_one_step_lands_on_the_least_squares_solution(likelihood, bias):
 @pytest.mark.parametrize("lam, eta", [(0.3, 0.0), (0.3, 0.01), (0.0, 0.05)])
 @pytest.mark.parametrize("likelihood", GAUSSIAN)
 def test_exact_tikhonov_in_preconditioner_and_model_gives_alpha_one(likelihood, lam, eta):
-    """section 11-style oracle: the unfactored damping equal to that of M: alpha* = 1."""
+    """the unfactored damping equal to that of M: alpha* = 1."""
     net, x, y = problem(likelihood, (5, 4), 20, [], seed=1)
     engine = engine_of(
         net,
@@ -80,7 +80,7 @@ def hessian_and_slope(net, likelihood, x, y, eta):
 
 @pytest.mark.parametrize("likelihood", GAUSSIAN)
 def test_momentum_on_a_quadratic_is_preconditioned_conjugate_gradients(likelihood):
-    """section 11-style oracle: fixed quadratic, lambda = 0, gamma constant: iterates equal PCG.
+    """fixed quadratic, lambda = 0, gamma constant: iterates equal PCG.
 
     eta stays: it is part of h. The preconditioner is F-breve^-1 at that gamma. Negative control:
     lambda = 0.1 in M leaves the path at once.
@@ -124,7 +124,7 @@ def test_momentum_on_a_quadratic_is_preconditioned_conjugate_gradients(likelihoo
 @pytest.mark.parametrize("momentum", ["optimal", "rescaled"])
 @pytest.mark.parametrize("likelihood", GAUSSIAN)
 def test_lambda_shrinks_at_every_adaptation_on_a_quadratic(likelihood, momentum):
-    """section 11-style oracle: F = Hessian: rho = 1 + lambda |delta|^2 / (2|q|) >= 1."""
+    """F = Hessian: rho = 1 + lambda |delta|^2 / (2|q|) >= 1."""
     for eta in (0.0, 0.01):
         net, x, y = problem(likelihood, (6, 3), 15, [], seed=3)
         engine = engine_of(

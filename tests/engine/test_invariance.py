@@ -1,4 +1,4 @@
-"""Theorem 1 and its corollaries: undamped K-FAC does not see the parametrisation (paper section 9).
+"""Theorem 1 and its corollaries: undamped K-FAC does not see the parametrisation (section 10).
 
 The transformed network is a Module of bias-free Linears between fixed maps Omega and Phi. Damping
 is off, G is exact (or both networks draw the same targets), and the data are enough for A and G to
@@ -35,7 +35,7 @@ ORACLE = {"fixed": {"alpha": 0.05}, "rescaled": {}, "momentum": {"momentum": Tru
 
 
 def setting(activation="tanh", likelihood="gaussian_half"):
-    """No damping is needed here (section 9.5), and targets near the outputs: no blow-up."""
+    """No damping is needed here (section 10), and targets near the outputs: no blow-up."""
     net = dense.random_network((3, 4, 2, 4, 3), activation, seed=0, scale=2.0)
     x = draw(80, 3)
     z = dense.outputs(net, x) + 0.1 * draw(80, 3, seed=9)
@@ -68,7 +68,7 @@ def dagger_of(net, seed=6):
 
 @pytest.mark.parametrize("likelihood", ["gaussian_half", "bernoulli"])
 def test_rules_of_transformation(likelihood):
-    """section 11-style oracle: equal outputs; A, G, grad h, F and both inverses transform (9.2)."""
+    """equal outputs; A, G, grad h, F and both inverses transform (9.2)."""
     net, x, y = setting(likelihood=likelihood)
     star, J, omega, phi = dagger_of(net, 4)
     plain = engine_of(net, likelihood, x, y, structure=AllPairs(), **UNDAMPED)
@@ -97,7 +97,7 @@ def test_rules_of_transformation(likelihood):
 @pytest.mark.parametrize("structure", STRUCTURES)
 @pytest.mark.parametrize("rule", RULES)
 def test_the_path_through_function_space_is_the_same(rule, structure, likelihood):
-    """section 11-style oracle: zeta(theta' + delta') = theta + delta and equal losses, 5 steps.
+    """zeta(theta' + delta') = theta + delta and equal losses, 5 steps.
 
     For a fixed rate, for alpha* and for the momentum solution with lambda = eta = 0; each network
     also follows the dense oracle's path.
@@ -120,7 +120,7 @@ def test_the_path_through_function_space_is_the_same(rule, structure, likelihood
 
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_the_same_samples_do_as_well_as_exact_g(structure):
-    """section 11-style oracle: identical model samples in both networks: the same path."""
+    """identical model samples in both networks: the same path."""
     net, x, y = setting()
     star, J, _, _ = dagger_of(net)
     slots = {
@@ -136,7 +136,7 @@ def test_the_same_samples_do_as_well_as_exact_g(structure):
 
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_running_averages_are_invariant_too(structure):
-    """section 11-style oracle: the linear maps commute with epsilon: averaged A, G, same path."""
+    """the linear maps commute with epsilon: averaged A, G, same path."""
     net, x, y = setting()
     star, J, omega, phi = dagger_of(net)
     slots = {"structure": structure, "estimator": "exact(fraction=1.0)", **RULES["rescaled"]}
@@ -159,7 +159,7 @@ def test_running_averages_are_invariant_too(structure):
 
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_what_breaks_the_invariance(structure):
-    """section 11-style oracle: gamma > 0, lambda > 0, SGD, or labels on one side: paths differ."""
+    """gamma > 0, lambda > 0, SGD, or labels on one side: paths differ."""
     net, x, y = setting()
     star, J, _, _ = dagger_of(net)
     base = {"structure": structure, **RULES["fixed"]}
@@ -186,7 +186,7 @@ def test_what_breaks_the_invariance(structure):
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_tanh_and_logistic_networks_learn_alike(structure, rule):
-    """section 11-style oracle: the sigmoid/tanh pair: the same loss curve, plain networks both."""
+    """the sigmoid/tanh pair: the same loss curve, plain networks both."""
     net, x, y = setting()
     twin = invariance.swap_twin(net)
     assert twin.omega is None and twin.activations[0] == "logistic"
@@ -201,7 +201,7 @@ def test_tanh_and_logistic_networks_learn_alike(structure, rule):
 
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_an_affine_map_of_the_inputs_changes_nothing(structure):
-    """section 11-style oracle: any affine transform of the data: the same path (corollary 2)."""
+    """any affine transform of the data: the same path (corollary 2)."""
     net, x, y = setting()
     omega = [torch.eye(w.shape[1], dtype=w.dtype) for w in net.weights]
     phi = [torch.eye(w.shape[0], dtype=w.dtype) for w in net.weights]
@@ -223,7 +223,7 @@ def test_an_affine_map_of_the_inputs_changes_nothing(structure):
 
 @pytest.mark.parametrize("centred", [False, True])
 def test_kfac_is_gradient_descent_in_the_whitened_network(centred):
-    """section 11-style oracle: F-breve' = I, and a plain gradient step there is K-FAC's step here.
+    """F-breve' = I, and a plain gradient step there is K-FAC's step here.
 
     By Omega = A^-1/2, or by the form that centres the activities and keeps the 1. Re-chosen at
     every step, because Omega and Phi depend on theta.
@@ -264,7 +264,7 @@ def test_kfac_is_gradient_descent_in_the_whitened_network(centred):
 @pytest.mark.parametrize("gamma", [0.0, 0.1])
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_permuting_hidden_units_changes_nothing(structure, gamma):
-    """section 11-style oracle: permuted hidden units: the same trajectory (damped as well)."""
+    """permuted hidden units: the same trajectory (damped as well)."""
     net, x, y = setting()
     slots = {
         **RULES["rescaled"],
@@ -283,7 +283,7 @@ def test_permuting_hidden_units_changes_nothing(structure, gamma):
 
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_rescaling_a_relu_unit_changes_nothing_without_damping(structure):
-    """section 11-style oracle: a ReLU unit's weights times c and 1/c: same path, undamped."""
+    """a ReLU unit's weights times c and 1/c: same path, undamped."""
     net = dense.random_network((3, 2, 2), "relu", seed=7)
     x = draw(80, 3, seed=7)
     y = dense.outputs(net, x) + 0.1 * draw(80, 2, seed=9)

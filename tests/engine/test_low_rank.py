@@ -1,4 +1,4 @@
-"""The product of section 7.4 by cases: the same steps as the full product, where it is allowed."""
+"""The product of section 8 by cases: the same steps as the full product, where it is allowed."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def tables_close(engine_tables, dense_tables, tol=1e-10):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_objective_gradient_and_error(likelihood, shape, path):
-    """section 11-style oracle: h with its l2 term, grad h with eta theta, and what is reported."""
+    """h with its l2 term, grad h with eta theta, and what is reported."""
     dims, bias, count = SHAPES[shape]
     net, x, y = problem(likelihood, dims, count, "tanh", bias, seed=3)
     engine = engine_of(net, likelihood, x, y, path=path, l2=0.3)
@@ -75,7 +75,7 @@ def test_objective_gradient_and_error(likelihood, shape, path):
 
 
 def test_classes_may_come_as_numbers():
-    """section 11-style oracle: class numbers and one-hot rows are the same targets."""
+    """class numbers and one-hot rows are the same targets."""
     net, x, y = problem("categorical")
     by_rows = engine_of(net, "categorical", x, y)
     by_number = engine_of(net, "categorical", x, y.argmax(1))
@@ -84,7 +84,7 @@ def test_classes_may_come_as_numbers():
 
 
 def test_vec_identities_in_the_layout_of_the_engine():
-    """section 11-style oracle: vec(g a^T) = a (x) g, (A (x) B) vec(X) = vec(B X A^T)."""
+    """vec(g a^T) = a (x) g, (A (x) B) vec(X) = vec(B X A^T)."""
     net, x, y = problem("gaussian_half", bias=[True, False, True, False])
     engine = engine_of(net, "gaussian_half", x, y)
     plan = engine.passes.plan
@@ -113,7 +113,7 @@ def test_vec_identities_in_the_layout_of_the_engine():
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_exact_moments_of_every_pair(likelihood, shape, path):
-    """section 11-style oracle: A_ij and the exact G_ij = E[J_s^T F_R J_s], all pairs of layers."""
+    """A_ij and the exact G_ij = E[J_s^T F_R J_s], all pairs of layers."""
     dims, bias, count = SHAPES[shape]
     net, x, y = problem(likelihood, dims, count, "tanh", bias, seed=4)
     engine = engine_of(net, likelihood, x, y, path=path, structure=AllPairs())
@@ -133,7 +133,7 @@ def test_exact_moments_of_every_pair(likelihood, shape, path):
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("activation", ["logistic", "relu", "softplus"])
 def test_exact_moments_through_other_activations(activation, path):
-    """section 11-style oracle: the same with logistic, rectified and softplus units."""
+    """the same with logistic, rectified and softplus units."""
     net, x, y = problem("categorical", activation=activation, seed=2)
     engine = engine_of(net, "categorical", x, y, path=path, structure=AllPairs())
     tables_close(
@@ -144,7 +144,7 @@ def test_exact_moments_through_other_activations(activation, path):
 
 @pytest.mark.parametrize("path", PATHS)
 def test_only_the_leading_rows_count(path):
-    """section 11-style oracle: S1 is the leading ceil(tau_1 m) rows, and the mean is over them."""
+    """S1 is the leading ceil(tau_1 m) rows, and the mean is over them."""
     net, x, y = problem("bernoulli", count=30)
     engine = engine_of(
         net, "bernoulli", x, y, path=path, structure=AllPairs(), estimator="exact(fraction=0.38)"
@@ -168,7 +168,7 @@ class Branches(nn.Module):
 
 
 def test_every_layer_has_its_gradients_whatever_the_order_of_the_modules():
-    """section 4: G of layers that do not lie behind the first one by name, against autograd."""
+    """section 5: G of layers that do not lie behind the first one by name, against autograd."""
     torch.manual_seed(0)
     model = Branches().double()
     x, y = draw(600, 4), draw(600, 2, seed=1)
@@ -191,7 +191,7 @@ def test_every_layer_has_its_gradients_whatever_the_order_of_the_modules():
 
 @pytest.mark.filterwarnings("ignore:a batch of")
 def test_the_rows_of_an_ordered_batch_are_those_that_the_order_names():
-    """section 11-style oracle: S1 and S2 by permutation, where leading rows are not random."""
+    """S1 and S2 by permutation, where leading rows are not random."""
     net, x, y = problem("bernoulli", count=30)
     order = torch.randperm(30, generator=torch.Generator().manual_seed(1))
     for path in PATHS:
@@ -228,7 +228,7 @@ def test_the_rows_of_an_ordered_batch_are_those_that_the_order_names():
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("model", ["exact_fisher(fraction=1.0)", "none"])
 def test_s1_goes_by_the_order_also_where_s2_is_the_whole_batch(model, path):
-    """design section 5: a batch of the user's may be sorted, so its leading rows are no sample."""
+    """design section 6: a batch of the user's may be sorted, so its leading rows are no sample."""
     net, x, y = problem("bernoulli", count=30)
     order = torch.randperm(30, generator=torch.Generator().manual_seed(1))
     engine = engine_of(
@@ -259,7 +259,7 @@ def test_s1_goes_by_the_order_also_where_s2_is_the_whole_batch(model, path):
 
 
 def test_the_estimate_is_a_running_mean_and_then_a_window():
-    """section 11-style oracle: constants stay, k <= 20 is the arithmetic mean, then 0.95 and 0.05.
+    """constants stay, k <= 20 is the arithmetic mean, then 0.95 and 0.05.
 
     Every step has a batch of its own; the first layer's A depends on the inputs alone.
     """
@@ -285,7 +285,7 @@ def test_the_estimate_is_a_running_mean_and_then_a_window():
 
 
 def test_cross_moments_that_open_late_keep_the_joint_moment_positive():
-    """section 11-style oracle: opened at zero with the diagonals' epsilon, PSD at every step."""
+    """opened at zero with the diagonals' epsilon, PSD at every step."""
     net, x, y = problem("gaussian_full", (4, 5, 6, 5, 3), count=7)
     engine = engine_of(net, "gaussian_full", x, y, damping="constant(lam=1.0)")
     for _ in range(6):
@@ -311,7 +311,7 @@ def test_cross_moments_that_open_late_keep_the_joint_moment_positive():
         assert float(record.coupling) == pytest.approx(1 - remaining)
 
 
-# --- where F-tilde is exact, and where it is not (section 2) --------------------------------------
+# --- where F-tilde is exact, and where it is not (section 3) --------------------------------------
 
 
 def f_tilde_and_f(net, likelihood, x, y, **options):
@@ -324,7 +324,7 @@ def f_tilde_and_f(net, likelihood, x, y, **options):
 @pytest.mark.parametrize("activation", ["tanh", "logistic", "relu"])
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_one_datum_is_exact(likelihood, activation, copies):
-    """section 11-style oracle: one datum, or N identical ones: F-tilde = F in every block."""
+    """one datum, or N identical ones: F-tilde = F in every block."""
     net, x, y = problem(likelihood, count=1, activation=activation, seed=6)
     x, y = x.repeat(copies, 1), y.repeat(copies, 1)
     tilde, F = f_tilde_and_f(net, likelihood, x, y)
@@ -338,7 +338,7 @@ def test_one_datum_is_exact(likelihood, activation, copies):
 @pytest.mark.parametrize("dims", [(4, 3, 3, 2), (3, 5, 2, 4, 2, 3)])
 @pytest.mark.parametrize("likelihood", GAUSSIAN)
 def test_deep_linear_with_squared_error_is_exact(likelihood, dims, bias):
-    """section 11-style oracle: deep linear, squared error: F-tilde = F = GGN in every block."""
+    """deep linear, squared error: F-tilde = F = GGN in every block."""
     net, x, y = problem(likelihood, dims, 6, "identity", bias, seed=7)
     tilde, F = f_tilde_and_f(net, likelihood, x, y)
     close(tilde, F)
@@ -349,7 +349,7 @@ def test_deep_linear_with_squared_error_is_exact(likelihood, dims, bias):
 
 @pytest.mark.parametrize("likelihood", GAUSSIAN)
 def test_deep_linear_with_sampled_targets_converges(likelihood):
-    """section 11-style oracle: the same with 25,000 samples a case, within 5 %."""
+    """the same with 25,000 samples a case, within 5 %."""
     net, x, y = problem(likelihood, (4, 3, 3, 2), 6, "identity", True, seed=8)
     copies = 25_000
     many = x.repeat(copies, 1), y.repeat(copies, 1)
@@ -365,7 +365,7 @@ def test_deep_linear_with_sampled_targets_converges(likelihood):
 
 
 def test_nonlinear_is_not_exact():
-    """section 11-style oracle: the negative control: with tanh and many data F-tilde is not F."""
+    """the negative control: with tanh and many data F-tilde is not F."""
     net, x, y = problem("gaussian_half")
     tilde, F = f_tilde_and_f(net, "gaussian_half", x, y)
     assert (tilde - F).norm() > 1e-2 * F.norm()
@@ -373,7 +373,7 @@ def test_nonlinear_is_not_exact():
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_bias_bias_entries_are_exact(likelihood):
-    """section 11-style oracle: the entries of F and F-tilde between biases coincide."""
+    """the entries of F and F-tilde between biases coincide."""
     net, x, y = problem(likelihood, seed=9)
     tilde, F = f_tilde_and_f(net, likelihood, x, y)
     biases = []
@@ -385,7 +385,7 @@ def test_bias_bias_entries_are_exact(likelihood):
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_the_error_is_the_sum_of_its_cumulants(likelihood):
-    """section 11-style oracle: F - F-tilde entry by entry in cumulants, and the bound on it."""
+    """F - F-tilde entry by entry in cumulants, and the bound on it."""
     net, x, y = problem(likelihood, (3, 4, 3, 3, 3), 12, seed=2)
     tilde, F = f_tilde_and_f(net, likelihood, x, y)
     terms = cumulants.error_terms(net, likelihood, x)
@@ -399,7 +399,7 @@ def test_the_error_is_the_sum_of_its_cumulants(likelihood):
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_positive_and_of_zero_mean(likelihood):
-    """section 11-style oracle: F, F-tilde, F-breve PSD; E[D theta] = 0 and Cov(a, g) = 0."""
+    """F, F-tilde, F-breve PSD; E[D theta] = 0 and Cov(a, g) = 0."""
     net, x, y = problem(likelihood, count=6, seed=5)
     tilde, F = f_tilde_and_f(net, likelihood, x, y)
     A, G = statistics_of(engine_of(net, likelihood, x, y, structure=AllPairs()))
@@ -427,7 +427,7 @@ def test_positive_and_of_zero_mean(likelihood):
         close(product, torch.zeros_like(product))
 
 
-# --- weight sharing (section 12.3) ----------------------------------------------------------------
+# --- weight sharing (Eschenhagen et al. 2023) -----------------------------------------------------
 
 
 class Reduced(nn.Module):
@@ -470,7 +470,7 @@ class Claiming:
 @pytest.mark.parametrize("how", ["sum", "mean"])
 @pytest.mark.parametrize("likelihood", GAUSSIAN)
 def test_weight_sharing(likelihood, how, monkeypatch):
-    """section 11-style oracle: expand and reduce factors; exact where the theory says so.
+    """expand and reduce factors; exact where the theory says so.
 
     Independent positions: expand is exact. Reduced at the output: reduce is exact. Reduced in the
     middle: both are behind it, reduce alone is before it.

@@ -1,4 +1,4 @@
-"""The preconditioner that the engine holds, as a dense matrix (paper sections 3 and 5.3).
+"""The preconditioner that the engine holds, as a dense matrix (paper sections 4 and 6.3).
 
 tests/paper does the same for the structures alone; here the moments, the damping and the order of
 things are the engine's.
@@ -60,7 +60,7 @@ def same_matrix(left, right, tol=1e-10):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_it_is_the_dense_inverse(likelihood, shape, structure, path):
-    """section 11-style oracle: F-breve^-1 and F-hat^-1, damped, against dense inverses."""
+    """F-breve^-1 and F-hat^-1, damped, against dense inverses."""
     dims, bias, count = SHAPES[shape]
     net, x, y = problem(likelihood, dims, count, "tanh", bias, seed=2)
     _, P = stepped(net, likelihood, x, y, structure, path=path)
@@ -79,7 +79,7 @@ BLOCKS = {
 @pytest.mark.parametrize("structure", [*STRUCTURES, "block_tridiagonal(sigma='smith')"])
 @pytest.mark.parametrize("name", BLOCKS)
 def test_every_way_to_invert(name, structure):
-    """section 11-style oracle: eigh, Newton-Schulz, Smith and every pi give that same matrix."""
+    """eigh, Newton-Schulz, Smith and every pi give that same matrix."""
     net, x, y = problem("bernoulli", (6, 5, 4, 3, 4, 5), 40, seed=2)
     _, P = stepped(net, "bernoulli", x, y, structure, block=BLOCKS[name])
     rule = name.split()[1] if name.startswith("pi") else "trace"
@@ -90,14 +90,14 @@ def test_every_way_to_invert(name, structure):
 
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_unfactored_tikhonov(structure):
-    """section 11-style oracle: (A (x) G + gamma^2 I)^-1 by the eigenbasis; it ends its chain."""
+    """(A (x) G + gamma^2 I)^-1 by the eigenbasis; it ends its chain."""
     net, x, y = problem("categorical", seed=2)
     _, P = stepped(net, "categorical", x, y, structure, block="kronecker(tikhonov='unfactored')")
     same_matrix(P, dense.tikhonov_inverse(*dense_moments(net, "categorical", x), GAMMA**2), 1e-9)
 
 
 def test_a_chain_that_one_block_ends():
-    """section 11-style oracle: mixed chains: [0, 1], the lone 2, [3, 4], by rules on the path."""
+    """mixed chains: [0, 1], the lone 2, [3, 4], by rules on the path."""
     net, x, y = problem("gaussian_full", (6, 5, 4, 3, 4, 5), 40, seed=2)
     rules = {"4": "kronecker(tikhonov='unfactored')", "*": "kronecker"}  # 4: the third Linear
     _, P = stepped(net, "gaussian_full", x, y, "block_tridiagonal", block=rules)
@@ -111,7 +111,7 @@ def test_a_chain_that_one_block_ends():
 @pytest.mark.parametrize("gamma", [0.02, 0.4])
 @pytest.mark.parametrize("bias", [True, False])
 def test_f_hat_by_its_definition(bias, gamma):
-    """section 11-style oracle: tridiagonal blocks of F-tilde, block-tridiagonal inverse, PD."""
+    """tridiagonal blocks of F-tilde, block-tridiagonal inverse, PD."""
     net, x, y = problem("categorical", (6, 5, 4, 3, 4, 5), 40, bias=bias, seed=3)
     _, inverse = stepped(net, "categorical", x, y, "block_tridiagonal", gamma)
     A, G = dense.damp(*dense_moments(net, "categorical", x), gamma)
@@ -136,7 +136,7 @@ def test_f_hat_by_its_definition(bias, gamma):
 
 @pytest.mark.parametrize("dims", [(4, 3), (4, 5, 3)])
 def test_one_and_two_layers_are_exact(dims):
-    """section 11-style oracle: l = 1: F-breve = F-hat = F-tilde; l = 2: F-hat = F-tilde."""
+    """l = 1: F-breve = F-hat = F-tilde; l = 2: F-hat = F-tilde."""
     net, x, y = problem("bernoulli", dims, 20, seed=4)
     A, G = dense.damp(*dense_moments(net, "bernoulli", x), GAMMA)
     expected = torch.linalg.inv(dense.f_tilde(A, G))
@@ -151,7 +151,7 @@ def test_one_and_two_layers_are_exact(dims):
 
 @pytest.mark.parametrize("likelihood", ["categorical", "bernoulli"])
 def test_f_hat_is_nearer_to_f_tilde_on_a_trained_tanh_net(likelihood):
-    """section 11-style oracle: |F-hat - F-tilde| <= |F-breve - F-tilde|, inverses too (figs 5, 6).
+    """|F-hat - F-tilde| <= |F-breve - F-tilde|, inverses too (figs 5, 6).
 
     Empirical, no theorem: after 20 steps of K-FAC.
     """
@@ -176,7 +176,7 @@ def test_f_hat_is_nearer_to_f_tilde_on_a_trained_tanh_net(likelihood):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_the_undamped_blocks_are_the_hessian_of_heskes_distance(likelihood, bias):
-    """section 11-style oracle: F-breve = Hessian of D(theta', theta) with frozen activities (9.6).
+    """F-breve = Hessian of D(theta', theta) with frozen activities (9.6).
 
     By the products that the model approximate_fisher uses.
     """

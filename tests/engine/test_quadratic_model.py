@@ -59,7 +59,7 @@ def restriction(engine, vectors, rows=None):
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_linear_model_fisher_is_ggn_and_hessian(likelihood):
-    """section 11-style oracle: F (exact) = GGN = Hessian of h for a linear model, each loss."""
+    """F (exact) = GGN = Hessian of h for a linear model, each loss."""
     net, x, y = problem(likelihood, (5, 4), 20, [], seed=1)
     F = fisher_of(engine_of(net, likelihood, x, y))
     close(F, dense.ggn(net, likelihood, x, y))
@@ -70,7 +70,7 @@ def test_linear_model_fisher_is_ggn_and_hessian(likelihood):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_inner_products_by_the_factor_of_the_output_fisher(likelihood, bias, tangents):
-    """section 11-style oracle: u^T F v from B^T J v; chunked = unchunked; S2 scaled by 1/|S2|."""
+    """u^T F v from B^T J v; chunked = unchunked; S2 scaled by 1/|S2|."""
     for chunk in (5000, 7):
         engine, net, x, y = prepared(likelihood, tangents, chunk, bias=bias)
         size = len(theta_of(engine))
@@ -93,7 +93,7 @@ def test_inner_products_by_the_factor_of_the_output_fisher(likelihood, bias, tan
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_products_with_f_are_the_whole_of_f(likelihood):
-    """section 11-style oracle: F assembled from its products, on all of S' and on S2."""
+    """F assembled from its products, on all of S' and on S2."""
     for tangents in TANGENTS:
         engine, net, x, _ = prepared(likelihood, tangents)
         close(fisher_of(engine), dense.fisher(net, likelihood, x))
@@ -105,7 +105,7 @@ def test_products_with_f_are_the_whole_of_f(likelihood):
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_alpha_is_the_minimum_along_the_proposal(likelihood):
-    """section 11-style oracle: alpha*: least on a grid, slope 0, M(d) - M(0) = grad h^T d / 2."""
+    """alpha*: least on a grid, slope 0, M(d) - M(0) = grad h^T d / 2."""
     engine, net, x, y = prepared(likelihood)
     u = draw(len(theta_of(engine)), seed=5)
     F, g = dense.fisher(net, likelihood, x), dense.gradient(net, likelihood, x, y, ETA)
@@ -128,7 +128,7 @@ def test_alpha_is_the_minimum_along_the_proposal(likelihood):
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_alpha_and_mu_are_the_minimum_over_both(likelihood):
-    """section 11-style oracle: gradient of M orthogonal to Delta and delta_0, below re-scaling."""
+    """gradient of M orthogonal to Delta and delta_0, below re-scaling."""
     engine, net, x, y = prepared(likelihood)
     size = len(theta_of(engine))
     u, v = draw(size, seed=5), 1e-3 * draw(size, seed=6)
@@ -151,7 +151,7 @@ def test_alpha_and_mu_are_the_minimum_over_both(likelihood):
 
 @pytest.mark.parametrize("factor", [1.0, 1e-6, 3.0, -2e4])
 def test_parallel_and_zero_directions(factor):
-    """section 11-style oracle: Delta parallel to delta_0: the same delta; a zero vector gets 0."""
+    """Delta parallel to delta_0: the same delta; a zero vector gets 0."""
     engine, net, x, y = prepared("categorical")
     u = draw(len(theta_of(engine)), seed=5)
     F, g = dense.fisher(net, "categorical", x), dense.gradient(net, "categorical", x, y, ETA)
@@ -167,7 +167,7 @@ def test_parallel_and_zero_directions(factor):
 
 
 def test_momentum_never_does_worse_than_rescaling():
-    """section 11-style oracle: q with momentum <= q of alpha alone, at every step of a run.
+    """q with momentum <= q of alpha alone, at every step of a run.
 
     At k = 1 the formula is the scalar one; mu is neither clipped nor positive by rule.
     """
@@ -215,7 +215,7 @@ FRESH = {"estimator": "exact(fraction=1.0, limit=0.0)", "schedule": "every_step"
 
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_rescaled_is_alpha_times_the_proposal(structure):
-    """section 11-style oracle: delta = alpha* Delta, exactly, at every step."""
+    """delta = alpha* Delta, exactly, at every step."""
     net, x, y = problem("bernoulli", seed=2)
     engine = engine_of(
         net,
@@ -240,7 +240,7 @@ def test_rescaled_is_alpha_times_the_proposal(structure):
 
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_fixed_coefficients(structure):
-    """section 11-style oracle: delta = lr decay^(k-1) Delta + mu delta_0, lambda and gamma kept."""
+    """delta = lr decay^(k-1) Delta + mu delta_0, lambda and gamma kept."""
     net, x, y = problem("bernoulli", seed=2)
     engine = engine_of(
         net,
@@ -266,7 +266,7 @@ def test_fixed_coefficients(structure):
 
 @pytest.mark.filterwarnings("ignore:λ and γ stay")
 def test_fixed_coefficients_switch_the_adaptation_off():
-    """section 11-style oracle: with fixed alpha and mu neither lambda nor gamma moves (section 6).
+    """with fixed alpha and mu neither lambda nor gamma moves (section 7).
 
     Because rho then says nothing about the model's minimiser.
     """
@@ -289,7 +289,7 @@ def test_fixed_coefficients_switch_the_adaptation_off():
 
 @pytest.mark.parametrize("kappa", [1e-4, 1e-2, 1e3])
 def test_norm_clip_keeps_its_bound(kappa):
-    """section 11-style oracle: lr^2 nu^2 <U, V> <= kappa, nu = 1 where that is so (12.9)."""
+    """lr^2 nu^2 <U, V> <= kappa, nu = 1 where that is so (12.9)."""
     net, x, y = problem("categorical", seed=2)
     engine = engine_of(
         net,
@@ -320,7 +320,7 @@ def test_norm_clip_keeps_its_bound(kappa):
 @pytest.mark.parametrize("momentum", [True, False])
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_many_conjugate_gradient_steps_are_the_newton_step(structure, momentum):
-    """section 11-style oracle: CG over the whole space reaches the minimiser of M,
+    """CG over the whole space reaches the minimiser of M,
     -(F + (lambda + eta) I)^-1 grad h; steps = 1 is `optimal`; every further one lowers M.
     """
     net, x, y = problem("gaussian_half", (2, 3, 2, 2, 2), 30, seed=3)
@@ -366,7 +366,7 @@ def test_many_conjugate_gradient_steps_are_the_newton_step(structure, momentum):
 
 
 def test_scalars_are_accumulated_in_double_precision():
-    """section 11-style oracle: dot and gram leave in float64, also from float32 (section 6)."""
+    """dot and gram leave in float64, also from float32 (section 7)."""
     values = [draw(40, 50, seed=s).float() for s in (1, 2)]
     u, v = Vec([values[0]]), Vec([values[1]])
     exact = (values[0].double() * values[1].double()).sum()
@@ -375,7 +375,7 @@ def test_scalars_are_accumulated_in_double_precision():
 
 
 def test_theta_goes_in_and_out_as_one_vector():
-    """section 11-style oracle: the helpers' own maps between Vec, module and theta [P]."""
+    """the helpers' own maps between Vec, module and theta [P]."""
     net, x, y = problem("categorical", bias=[True, False, False, True])
     engine = engine_of(net, "categorical", x, y)
     theta = dense.flatten(net.weights)

@@ -35,7 +35,7 @@ def sampled(likelihood, z, count=DRAWS, seed=1):
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_moments_of_the_sampled_score(likelihood):
-    """section 11-style oracle: E[grad_z L] = 0 and Cov = F_R, entry by entry by a z-test."""
+    """E[grad_z L] = 0 and Cov = F_R, entry by entry by a z-test."""
     z = draw(4, seed=3)
     g = sampled(likelihood, z)
     F = dense.output_fisher(likelihood, z[None])[0]
@@ -55,7 +55,7 @@ def test_moments_of_the_sampled_score(likelihood):
 
 
 def test_bernoulli_samples_are_binary():
-    """section 11-style oracle: y is 0 or 1 with probability p, independent over outputs."""
+    """y is 0 or 1 with probability p, independent over outputs."""
     z = torch.tensor([-2.0, 0.1, 1.5], dtype=torch.float64)
     p = torch.sigmoid(z)
     y = p - sampled("bernoulli", z)
@@ -68,7 +68,7 @@ def test_bernoulli_samples_are_binary():
 
 
 def test_categorical_samples_are_one_hot():
-    """section 11-style oracle: one class is drawn, with the softmax's probabilities."""
+    """one class is drawn, with the softmax's probabilities."""
     z = torch.tensor([-1.0, 0.5, 2.0, 0.0], dtype=torch.float64)
     p = torch.softmax(z, -1)
     y = p - sampled("categorical", z)
@@ -79,7 +79,7 @@ def test_categorical_samples_are_one_hot():
 
 @pytest.mark.parametrize("likelihood", GAUSSIAN)
 def test_gaussian_samples_are_normal(likelihood):
-    """section 11-style oracle: the score of y ~ N(z, I) or N(z, I/2): all moments to the fourth."""
+    """the score of y ~ N(z, I) or N(z, I/2): all moments to the fourth."""
     sigma = {"gaussian_half": 1.0, "gaussian_full": math.sqrt(2)}[likelihood]
     g = sampled(likelihood, torch.zeros(2, dtype=torch.float64)) / sigma
     assert g.mean().abs() < 4.5 / math.sqrt(2 * DRAWS)
@@ -93,7 +93,7 @@ def test_gaussian_samples_are_normal(likelihood):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_extreme_uniforms_and_outputs_stay_finite(likelihood, dtype, monkeypatch):
-    """section 11-style oracle: the ends of [0, 1) and saturated outputs give no NaN or infinity.
+    """the ends of [0, 1) and saturated outputs give no NaN or infinity.
 
     In single precision one draw in 2^24 is exactly 0, which a large batch meets at every few steps.
     """
@@ -108,7 +108,7 @@ def test_extreme_uniforms_and_outputs_stay_finite(likelihood, dtype, monkeypatch
 
 
 def test_uniforms_are_a_function_of_seed_purpose_and_step():
-    """section 11-style oracle: the same arguments, the same numbers; any other, others."""
+    """the same arguments, the same numbers; any other, others."""
     shape, device, dtype = (50, 3), torch.device("cpu"), torch.float64
     first = seeds.uniforms(1, "targets", 7, shape, device, dtype)
     state = torch.random.get_rng_state()
@@ -144,7 +144,7 @@ def exact(likelihood, net, x):
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_sampled_g_converges_at_the_monte_carlo_rate(likelihood):
-    """section 11-style oracle: |G_n - G| falls as n^(-1/2): slope of the logs over 3 decades."""
+    """|G_n - G| falls as n^(-1/2): slope of the logs over 3 decades."""
     net, x, y = problem(likelihood, count=4, seed=11)
     G = exact(likelihood, net, x)
     logs = []
@@ -163,7 +163,7 @@ def test_sampled_g_converges_at_the_monte_carlo_rate(likelihood):
 @pytest.mark.parametrize("path", ["explicit", "generic"])
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_sampled_g_is_unbiased(likelihood, path):
-    """section 11-style oracle: z-test of every entry, cross moments included, over 500 steps."""
+    """z-test of every entry, cross moments included, over 500 steps."""
     net, x, y = problem(likelihood, count=6, seed=12)
     G = exact(likelihood, net, x)
     engine = engine_of(
@@ -194,7 +194,7 @@ def test_sampled_g_is_unbiased(likelihood, path):
 
 @pytest.mark.parametrize("path", ["explicit", "generic"])
 def test_samples_come_from_the_model_whatever_the_targets(path):
-    """section 11-style oracle: grey targets change grad h and leave the sampled G bit for bit."""
+    """grey targets change grad h and leave the sampled G bit for bit."""
     net, x, grey = problem("bernoulli", count=9, seed=13)
     options = {"path": path, "estimator": "sampled(fraction=1.0)"}
     one = engine_of(net, "bernoulli", x, grey, **options)
@@ -214,7 +214,7 @@ def test_samples_come_from_the_model_whatever_the_targets(path):
 
 
 def test_both_paths_draw_the_same_samples():
-    """section 11-style oracle: explicit and generic paths, small and large chunks: one draw."""
+    """explicit and generic paths, small and large chunks: one draw."""
     for likelihood in LIKELIHOODS:
         net, x, y = problem(likelihood, count=20, seed=14)
         tables = [

@@ -1,6 +1,6 @@
 """45 full-batch steps with exact G, everything adapting, against Algorithm 2 in dense matrices.
 
-Section 8 with lambda_0 = 1: lambda moves every T1 = 5 steps, gamma is searched and the inverse
+Section 9 with lambda_0 = 1: lambda moves every T1 = 5 steps, gamma is searched and the inverse
 rebuilt every T2 = T3 = 20 (crossed twice), momentum from the model. The oracle knows nothing of the
 package.
 """
@@ -110,7 +110,7 @@ def compare(case, expected, engine, step, tol=TOL):
 @pytest.mark.parametrize("structure", STRUCTURES)
 @pytest.mark.parametrize("name", CASES)
 def test_every_number_of_every_step(name, structure):
-    """section 11-style oracle: the trajectory: theta, h, lambda, gamma, rho, alpha, mu and q.
+    """the trajectory: theta, h, lambda, gamma, rho, alpha, mu and q.
 
     Through the explicit plan and through the generic path.
     """
@@ -217,7 +217,7 @@ MOVED = {
 @pytest.mark.parametrize("structure", STRUCTURES)
 @pytest.mark.parametrize("name", OTHER)
 def test_other_settings(name, structure):
-    """section 11-style oracle: the trajectory under other settings, S1 and S2 smaller than S'."""
+    """the trajectory under other settings, S1 and S2 smaller than S'."""
     case = OTHER[name]
     net, x, y = case.make()
     expected = case.run(net, x, y, structure)
@@ -231,7 +231,7 @@ def test_other_settings(name, structure):
 @pytest.mark.parametrize("start", [1, 4])
 @pytest.mark.parametrize("ramp", [True, False])
 def test_the_average_is_of_the_iterates(ramp, start):
-    """Section 10.5: theta-bar averages theta_2, theta_3, ..., what the steps led to."""
+    """Section 13: theta-bar averages theta_2, theta_3, ..., what the steps led to."""
     case, xi, steps = CASES["half"], 0.8, 12
     net, x, y = case.make()
     text = f"polyak(xi={xi}, start={start}, ramp={ramp})"

@@ -24,7 +24,7 @@ class LevenbergMarquardt:
     The second line is not in the summary.
     """
 
-    lam: float = parameter(150.0, symbol="λ", section="5.5", low=0, log=True)
+    lam: float = parameter(150.0, symbol="λ", section="6.5", low=0, log=True)
     omega1: float = parameter(0.77, symbol="ω1", low=0.0, high=1.0)
     clip: bool = True
 

@@ -573,7 +573,7 @@ def test_two_plugins_of_one_distribution_do_not_share_a_name() -> None:
 
 def test_the_notebook_registers_and_replaces() -> None:
     lab = toy_lab()
-    lab.register("damping", "mine", LevenbergMarquardt, reference="§5")
+    lab.register("damping", "mine", LevenbergMarquardt, reference="§6")
     assert lab.component("damping", "mine(lam=2)") == LevenbergMarquardt(2)
     lab.register("damping", "mine", CONSTANT, summary="another")
     assert lab.component("damping", "notebook/mine(x=2)") == CONSTANT(2)

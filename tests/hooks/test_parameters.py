@@ -40,7 +40,7 @@ def sentence(component: Any) -> str:
 
 def test_the_sentence_has_value_rule_symbol_and_section() -> None:
     assert sentence(LevenbergMarquardt(lam=-1.0)) == (
-        "levenberg_marquardt: lam=-1.0 must be at least 0 (λ, section 5.5)"
+        "levenberg_marquardt: lam=-1.0 must be at least 0 (λ, section 6.5)"
     )
     assert sentence(LevenbergMarquardt(omega1=1.5)) == (
         "levenberg_marquardt: omega1=1.5 must be at most 1 (ω1)"
@@ -84,7 +84,7 @@ def test_what_is_allowed_is_allowed() -> None:
 
 def test_an_infinity_is_a_value_only_where_the_field_says_so() -> None:
     assert sentence(LevenbergMarquardt(lam=math.inf)).endswith(
-        "lam=inf must be finite (λ, section 5.5)"
+        "lam=inf must be finite (λ, section 6.5)"
     )
 
     @dataclass(frozen=True)
@@ -105,10 +105,10 @@ def test_constructors_store_and_do_nothing_else() -> None:
 def test_outsiders_need_no_helper_of_ours() -> None:
     @dataclass(frozen=True)
     class Bare:
-        lam: float = field(default=1.0, metadata={"symbol": "λ", "low": 0.5, "section": 5.5})
+        lam: float = field(default=1.0, metadata={"symbol": "λ", "low": 0.5, "section": 6.5})
         free: int = 3
 
-    assert sentence(Bare(lam=0.1)) == "bare: lam=0.1 must be at least 0.5 (λ, section 5.5)"
+    assert sentence(Bare(lam=0.1)) == "bare: lam=0.1 must be at least 0.5 (λ, section 6.5)"
     assert sentence(Bare(free="x")) == "bare: free='x' must be a whole number"  # type: ignore[arg-type]
 
 
@@ -188,7 +188,7 @@ def test_describe_tells_what_tables_and_controls_need() -> None:
     assert known["pi"].choices == ("trace", "one")
     assert (known["count"].low, known["count"].high, known["count"].default) == (1, 10, 5)
     (lam, *_) = describe(LevenbergMarquardt())
-    assert (lam.symbol, lam.section, lam.low, lam.high, lam.log) == ("λ", "5.5", 0, None, True)
+    assert (lam.symbol, lam.section, lam.low, lam.high, lam.log) == ("λ", "6.5", 0, None, True)
 
 
 def test_describe_reads_the_signature_of_a_factory() -> None:

@@ -147,11 +147,11 @@ def test_the_name_kfac_is_looked_up_when_it_is_asked_for() -> None:
         ),
         (
             {"damping": "levenberg_marquardt(lam=-1.0)"},
-            "levenberg_marquardt: lam=-1.0 must be at least 0 (λ, section 5.5)",
+            "levenberg_marquardt: lam=-1.0 must be at least 0 (λ, section 6.5)",
         ),
         (
             {"damping": LevenbergMarquardt(-1.0)},
-            "levenberg_marquardt: lam=-1.0 must be at least 0 (λ, section 5.5)",
+            "levenberg_marquardt: lam=-1.0 must be at least 0 (λ, section 6.5)",
         ),
         ({"average": None}, "average=None says nothing; name a component"),
         ({"damping": 3}, "damping=3 is no damping: it has no init, no candidates, no adapt "

@@ -1,4 +1,4 @@
-"""The error of F-tilde entry by entry, in cumulants (paper section 2.2).
+"""The error of F-tilde entry by entry, in cumulants (paper appendix A).
 
 Joint cumulants are taken from their definition, a sum over the partitions of a set, with the exact
 expectation over x and over y ~ model. Variables of a pair of weights (p, q):
@@ -108,7 +108,7 @@ def error_terms(net: dense.Network, likelihood: str, x: Tensor) -> ErrorTerms:
 
 
 def totals(terms: ErrorTerms, indices: Tensor | None = None) -> tuple[float, float]:
-    """(sum |error|, sum bound) over ordered pairs of the chosen weights (paper section 2.3)."""
+    """(sum |error|, sum bound) over ordered pairs of the chosen weights (paper section 3)."""
     keep = torch.arange(len(terms.error)) if indices is None else indices
     error = terms.error[keep][:, keep].abs().sum().item()
     return error, terms.bound[keep][:, keep].sum().item()

@@ -1,6 +1,6 @@
 """The network, its likelihoods and every curvature matrix of the paper, dense and by definition.
 
-Conventions, held by every oracle (paper section 1.1):
+Conventions, held by every oracle (paper section 2.1):
 
 - theta = [cvec(W_1); ...; cvec(W_l)], cvec stacks columns; P = number of parameters.
 - W_i is [d_i, n_i], where n_i = d_{i-1} + 1 with a bias (last column) and d_{i-1} without.
@@ -30,7 +30,7 @@ ACTIVATIONS = {
 }
 
 
-# --- vec and Kronecker (paper section 1.1) -------------------------------------------------------
+# --- vec and Kronecker (paper section 2.1) -------------------------------------------------------
 
 
 def cvec(matrix: Tensor) -> Tensor:
@@ -63,11 +63,11 @@ def layer_slices(weights: list[Tensor]) -> list[slice]:
     return slices
 
 
-# --- the network (paper sections 1.1 and 9.1) ----------------------------------------------------
+# --- the network (paper sections 2.1 and 10) ----------------------------------------------------
 
 
 class Network(NamedTuple):
-    """A multilayer perceptron; omega and phi are only for the transformed networks of section 9.
+    """A multilayer perceptron; omega and phi are only for the transformed networks of section 10.
 
     weights: W_i [d_i, n_i].  activations: one name per layer; the last is "identity", because the
     likelihood takes z = s_l.  bias: one bool per layer.
@@ -145,18 +145,18 @@ def at(net: Network, theta: Tensor) -> Network:
 
 
 def jacobian(net: Network, x: Tensor) -> Tensor:
-    """J = dz/dtheta per case: [N, K, P] (paper section 1.3)."""
+    """J = dz/dtheta per case: [N, K, P] (paper section 2.2)."""
     theta = flatten(net.weights)
     return vmap(jacrev(lambda t, case: outputs(at(net, t), case)), (None, 0))(theta, x)
 
 
 def jacobian_s(net: Network, x: Tensor) -> list[Tensor]:
-    """J_{s_i} = dz/ds_i per case: one [N, K, d_i] per layer (paper section 4)."""
+    """J_{s_i} = dz/ds_i per case: one [N, K, d_i] per layer (paper section 5)."""
     zeros = [torch.zeros(w.shape[0], dtype=x.dtype) for w in net.weights]
     return list(vmap(jacrev(lambda e, case: forward(net, case, e)[1]), (None, 0))(zeros, x))
 
 
-# --- likelihoods (paper section 1.2) -------------------------------------------------------------
+# --- likelihoods (paper section 2.1) -------------------------------------------------------------
 
 
 def as_targets(likelihood: str, targets: Tensor, width: int) -> Tensor:
@@ -186,7 +186,7 @@ def score(likelihood: str, z: Tensor, y: Tensor) -> Tensor:
 
 
 def output_fisher(likelihood: str, z: Tensor) -> Tensor:
-    """F_R per case, by the table of paper section 1.2: z [N, K] -> [N, K, K]."""
+    """F_R per case, by the table of paper section 2.1: z [N, K] -> [N, K, K]."""
     if likelihood == "gaussian_half":
         return torch.eye(z.shape[1], dtype=z.dtype).expand(len(z), -1, -1)
     if likelihood == "gaussian_full":
@@ -201,7 +201,7 @@ def output_fisher(likelihood: str, z: Tensor) -> Tensor:
 
 
 def output_factor(likelihood: str, z: Tensor) -> Tensor:
-    """B with F_R = B B^T per case: z [N, K] -> [N, K, K] (paper section 1.2)."""
+    """B with F_R = B B^T per case: z [N, K] -> [N, K, K] (paper section 2.1)."""
     if likelihood == "categorical":
         p = torch.softmax(z, dim=-1)
         return torch.diag_embed(p.sqrt()) - p[:, :, None] * p.sqrt()[:, None, :]
@@ -237,7 +237,7 @@ def error(likelihood: str, z: Tensor, y: Tensor) -> float:
     return ((mean - y) ** 2).sum(1).mean().item()
 
 
-# --- the objective (paper sections 1.1 and 5.7) --------------------------------------------------
+# --- the objective (paper sections 2.1 and 6) --------------------------------------------------
 
 
 def objective(net: Network, likelihood: str, x: Tensor, y: Tensor, eta: float = 0.0) -> Tensor:
@@ -256,7 +256,7 @@ def objective_hessian(net: Network, likelihood: str, x: Tensor, y: Tensor, eta=0
     return hessian(lambda t: objective(at(net, t), likelihood, x, y, eta))(flatten(net.weights))
 
 
-# --- exact curvature (paper section 1.3) ---------------------------------------------------------
+# --- exact curvature (paper section 2.2) ---------------------------------------------------------
 
 
 def sandwich(jac: Tensor, middle: Tensor) -> Tensor:
@@ -292,7 +292,7 @@ def empirical_fisher(net: Network, likelihood: str, x: Tensor, y: Tensor) -> Ten
     return dtheta.t() @ dtheta / len(x)
 
 
-# --- moments (paper sections 2.1 and 4) ----------------------------------------------------------
+# --- moments (paper sections 3 and 5) ----------------------------------------------------------
 
 
 def pairwise(rows: list[Tensor]) -> list[list[Tensor]]:
@@ -326,11 +326,11 @@ def moments_g_empirical(net: Network, likelihood: str, x: Tensor, y: Tensor):
 
 
 def decay(k: int, cap: float = 0.95) -> float:
-    """epsilon at iteration k = 1, 2, ... (paper section 4)."""
+    """epsilon at iteration k = 1, 2, ... (paper section 5)."""
     return min(1 - 1 / k, cap)
 
 
-# --- damping (paper sections 3.3 and 5.3) --------------------------------------------------------
+# --- damping (paper sections 4.3 and 6.3) --------------------------------------------------------
 
 
 def pi(a: Tensor, g: Tensor, rule: str = "trace") -> float:
@@ -359,7 +359,7 @@ def damp(A, G, gamma: float, rule: str = "trace"):
     return A, G
 
 
-# --- the approximations (paper sections 2.1, 3.2, 3.3) -------------------------------------------
+# --- the approximations (paper sections 3, 4.2 and 4.3) -------------------------------------------
 
 
 def kron_blocks(A, G) -> list[list[Tensor]]:
@@ -381,17 +381,17 @@ def block_diagonal(blocks: list[list[Tensor]]) -> Tensor:
 
 
 def f_tilde(A, G) -> Tensor:
-    """F-tilde, all blocks: [P, P] (paper section 2.1)."""
+    """F-tilde, all blocks: [P, P] (paper section 3)."""
     return assemble(kron_blocks(A, G))
 
 
 def f_breve(A, G) -> Tensor:
-    """F-breve = the diagonal blocks of F-tilde: [P, P] (paper section 3.2)."""
+    """F-breve = the diagonal blocks of F-tilde: [P, P] (paper section 4.2)."""
     return block_diagonal(kron_blocks(A, G))
 
 
 def chain_precision(blocks: list[list[Tensor]]) -> Tensor:
-    """Precision of the Gaussian chain l -> l-1 -> ... -> 1 (paper section 3.3): [P, P].
+    """Precision of the Gaussian chain l -> l-1 -> ... -> 1 (paper section 4.3): [P, P].
 
     blocks: a covariance in blocks, of which only the tridiagonal ones are read.
     Psi_i = S_{i,i+1} S_{i+1,i+1}^-1, Sigma_i = S_ii - Psi_i S_{i+1,i+1} Psi_i^T, Xi^T Lambda Xi.
@@ -412,7 +412,7 @@ def chain_precision(blocks: list[list[Tensor]]) -> Tensor:
 
 
 def chain_precision_reversed(blocks: list[list[Tensor]]) -> Tensor:
-    """The same precision from the chain 1 -> 2 -> ... -> l (paper section 3.3): [P, P]."""
+    """The same precision from the chain 1 -> 2 -> ... -> l (paper section 4.3): [P, P]."""
     depth = len(blocks)
     xi = [[torch.zeros_like(blocks[i][j]) for j in range(depth)] for i in range(depth)]
     lam = []
@@ -440,12 +440,12 @@ def chains_precision(blocks: list[list[Tensor]], chains: list[list[int]]) -> Ten
 
 
 def f_hat_inverse(A, G) -> Tensor:
-    """F-hat^-1: [P, P]. With damping, pass the lists that `damp` returned (paper section 3.3)."""
+    """F-hat^-1: [P, P]. With damping, pass the lists that `damp` returned (paper section 4.3)."""
     return chain_precision(kron_blocks(A, G))
 
 
 def f_hat(A, G) -> Tensor:
-    """F-hat as a covariance, without inverting its precision: [P, P] (paper section 3.3).
+    """F-hat as a covariance, without inverting its precision: [P, P] (paper section 4.3).
 
     Tridiagonal blocks are F-tilde's; for j >= i+2, F-hat_ij = Psi_{i,i+1} F-hat_{i+1,j}.
     """
@@ -462,7 +462,7 @@ def f_hat(A, G) -> Tensor:
 
 
 def preconditioner(A, G, structure: str, gamma: float, rule: str = "trace") -> Tensor:
-    """The damped inverse that maps grad h to -Delta: [P, P] (paper sections 3.2, 3.3, 5.3)."""
+    """The damped inverse that maps grad h to -Delta: [P, P] (paper sections 4.2, 4.3 and 6.3)."""
     damped_a, damped_g = damp(A, G, gamma, rule)
     if structure == "block_diagonal":
         return torch.linalg.inv(f_breve(damped_a, damped_g))
@@ -472,6 +472,6 @@ def preconditioner(A, G, structure: str, gamma: float, rule: str = "trace") -> T
 
 
 def tikhonov_inverse(A, G, strength: float) -> Tensor:
-    """Unfactored: inverse of blockdiag(A_ii (x) G_ii) + strength I: [P, P] (paper section 5.3)."""
+    """Unfactored: inverse of blockdiag(A_ii (x) G_ii) + strength I: [P, P] (paper section 6.3)."""
     breve = f_breve(A, G)
     return torch.linalg.inv(breve + strength * torch.eye(len(breve), dtype=breve.dtype))

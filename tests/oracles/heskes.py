@@ -1,4 +1,4 @@
-"""Heskes' reading of F-breve as the Hessian of a distance between networks (paper section 9.6)."""
+"""Heskes' reading of F-breve as the Hessian of a distance between networks (paper section 12)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Transformed networks, the map zeta, and undamped paths through function space (paper section 9).
+"""Transformed networks, the map zeta, and undamped paths through function space (paper section 10).
 
 omega[i] = Omega_i [n_i, n_i] acts on the input of layer i (the paper's a_bar_{i-1}, i from zero);
 phi[i] = Phi [d_i, d_i] acts on the pre-activation of layer i. A daggered network is a
@@ -35,7 +35,7 @@ def random_transform(net: dense.Network, seed: int = 0) -> tuple[list[Tensor], l
 
 
 def dagger(net: dense.Network, omega: list[Tensor], phi: list[Tensor]) -> dense.Network:
-    """The equivalent transformed network, W_dagger = Phi^-1 W Omega^-1 (paper section 9.2)."""
+    """The equivalent transformed network, W_dagger = Phi^-1 W Omega^-1 (paper section 10)."""
     weights = [
         torch.linalg.inv(p) @ w @ torch.linalg.inv(o)
         for w, o, p in zip(net.weights, omega, phi, strict=True)
@@ -44,7 +44,7 @@ def dagger(net: dense.Network, omega: list[Tensor], phi: list[Tensor]) -> dense.
 
 
 def zeta(weights: list[Tensor], omega: list[Tensor], phi: list[Tensor]) -> list[Tensor]:
-    """W = Phi W_dagger Omega, layer by layer (paper section 9.2)."""
+    """W = Phi W_dagger Omega, layer by layer (paper section 10)."""
     return [p @ w @ o for w, o, p in zip(weights, omega, phi, strict=True)]
 
 
@@ -55,7 +55,7 @@ def zeta_jacobian(omega: list[Tensor], phi: list[Tensor]) -> Tensor:
 
 
 def swap_transform(net: dense.Network) -> tuple[list[Tensor], list[Tensor]]:
-    """(omega, phi) that swap tanh and logistic: the dagger is a plain network (section 9.3).
+    """(omega, phi) that swap tanh and logistic: the dagger is a plain network (section 10).
 
     sigma(s) = 1/2 + 1/2 tanh(s/2): Phi = I/2 at a tanh layer, then Omega = [[I/2, 1/2], [0, 1]].
     tanh(s) = 2 sigma(2s) - 1: Phi = 2I at a logistic layer, then Omega = [[2I, -1], [0, 1]].
@@ -82,7 +82,7 @@ def swap_twin(net: dense.Network) -> dense.Network:
 
 
 def whitening(A, G) -> tuple[list[Tensor], list[Tensor]]:
-    """Omega = A_ii^-1/2, Phi = G_ii^-1/2, which make the dagger F-breve = I (section 9.4)."""
+    """Omega = A_ii^-1/2, Phi = G_ii^-1/2, which make the dagger F-breve = I (section 10)."""
     layers = range(len(A))
     return [inverse_root(A[i][i]) for i in layers], [inverse_root(G[i][i]) for i in layers]
 
@@ -121,7 +121,7 @@ def path(
     gamma: float = 0.0,
     targets_for_g: Tensor | None = None,
 ) -> list[PathStep]:
-    """Full batch, exact G of the current step, no l2, lambda = 0 (paper section 9.5).
+    """Full batch, exact G of the current step, no l2, lambda = 0 (paper section 10).
 
     structure: "block_diagonal", "block_tridiagonal", or "identity" for gradient descent.
     alpha: a fixed learning rate; None minimises M with the exact F (with momentum, over (Delta,

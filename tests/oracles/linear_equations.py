@@ -1,4 +1,4 @@
-"""Matrix equations solved as one big linear system (paper sections 3.4, 5.3, 7.4, 7.5).
+"""Matrix equations solved as one big linear system (paper sections 6.3 and 8, appendix B).
 
 A, C [n, n] and B, D [d, d] symmetric; V, U [d, n]; theta-like vectors are cvec(V) [d n].
 """
@@ -19,22 +19,22 @@ def kron_pair(A: Tensor, B: Tensor, C: Tensor, D: Tensor, sign: int) -> Tensor:
 
 
 def solve(A: Tensor, B: Tensor, C: Tensor, D: Tensor, V: Tensor, sign: int) -> Tensor:
-    """U with (A (x) B + sign C (x) D) cvec(U) = cvec(V): [d, n] (paper section 3.4)."""
+    """U with (A (x) B + sign C (x) D) cvec(U) = cvec(V): [d, n] (paper appendix B)."""
     return uncvec(torch.linalg.solve(kron_pair(A, B, C, D, sign), cvec(V)), *V.shape)
 
 
 def residual(A: Tensor, B: Tensor, C: Tensor, D: Tensor, U: Tensor, V: Tensor, sign: int) -> Tensor:
-    """B U A^T + sign D U C^T - V, the generalized Stein equation: [d, n] (paper section 3.4)."""
+    """B U A^T + sign D U C^T - V, the generalized Stein equation: [d, n] (paper appendix B)."""
     return B @ U @ A.t() + sign * D @ U @ C.t() - V
 
 
 def solve_kron(A: Tensor, B: Tensor, V: Tensor) -> Tensor:
-    """U with (A (x) B) cvec(U) = cvec(V): [d, n] (paper section 3.2)."""
+    """U with (A (x) B) cvec(U) = cvec(V): [d, n] (paper section 4.2)."""
     return uncvec(torch.linalg.solve(torch.kron(A.contiguous(), B.contiguous()), cvec(V)), *V.shape)
 
 
 def solve_tikhonov(A: Tensor, B: Tensor, V: Tensor, strength: float) -> Tensor:
-    """U with (A (x) B + strength I) cvec(U) = cvec(V): [d, n] (paper sections 3.4, 5.3)."""
+    """U with (A (x) B + strength I) cvec(U) = cvec(V): [d, n] (paper section 6.3, appendix B)."""
     eye_n, eye_d = torch.eye(len(A), dtype=A.dtype), torch.eye(len(B), dtype=B.dtype)
     return solve(A, B, strength * eye_n, eye_d, V, +1)
 
@@ -45,7 +45,7 @@ def canonical_correlations(A: Tensor, C: Tensor) -> Tensor:
 
 
 def smith_sum(P: Tensor, Q: Tensor, R: Tensor, sign: int, terms: int) -> Tensor:
-    """sum_{t < terms} (-sign)^t P^t R (Q^t)^T: [d, n] (paper section 3.4).
+    """sum_{t < terms} (-sign)^t P^t R (Q^t)^T: [d, n] (paper appendix B).
 
     What Smith's iteration from U = R holds after terms - 1 steps, and the squared variant (minus
     sign) when terms = 2^steps. P = B^-1 D, Q = A^-1 C, R = B^-1 V A^-T.
@@ -70,5 +70,5 @@ def inverse_root(A: Tensor) -> Tensor:
 
 
 def low_rank_product(A: Tensor, B: Tensor, a_rows: Tensor, g_rows: Tensor) -> Tensor:
-    """U = B^-1 (mean_n g_n a_n^T) A^-1 for a_rows [m, n], g_rows [m, d]: [d, n] (section 7.4)."""
+    """U = B^-1 (mean_n g_n a_n^T) A^-1 for a_rows [m, n], g_rows [m, d]: [d, n] (section 8)."""
     return solve_kron(A, B, g_rows.t() @ a_rows / len(a_rows))

@@ -12,7 +12,7 @@ def pca_error(train: Tensor, test: Tensor, components: int) -> float:
     """Average squared error per case, summed over pixels, of principal component analysis.
 
     Mean and components are fitted on ``train`` and judged on ``test``; float64 throughout. The
-    unit is that of the errors of section 10.1.
+    unit is that of the errors of section 13.
 
     Args:
         train: ``[N, d]``.

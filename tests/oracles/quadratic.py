@@ -1,4 +1,4 @@
-"""The quadratic model M and its minimisers over small subspaces (paper sections 5.1, 5.4, 6).
+"""The quadratic model M and its minimisers over small subspaces (paper sections 6.1, 6.4 and 7).
 
 F [P, P] is the exact Fisher, g [P] = grad h (eta theta included), lam and eta scalars.
 """
@@ -17,12 +17,12 @@ def curvature(F: Tensor, lam: float, eta: float) -> Tensor:
 
 
 def model_change(delta: Tensor, F: Tensor, g: Tensor, lam: float, eta: float) -> float:
-    """M(delta) - M(0), evaluated term by term (paper section 5.1)."""
+    """M(delta) - M(0), evaluated term by term (paper section 6.1)."""
     return (0.5 * delta @ curvature(F, lam, eta) @ delta + g @ delta).item()
 
 
 def alpha_star(direction: Tensor, F: Tensor, g: Tensor, lam: float, eta: float) -> float:
-    """The scalar minimiser along one direction; 0 for a zero direction (paper section 5.4)."""
+    """The scalar minimiser along one direction; 0 for a zero direction (paper section 6.4)."""
     bottom = direction @ F @ direction + (lam + eta) * direction @ direction
     return (-(g @ direction) / bottom).item() if bottom > 0 else 0.0
 
@@ -32,7 +32,7 @@ def coefficients(directions: list[Tensor], F, g, lam: float, eta: float, rtol=1e
 
     Zero directions are dropped (coefficient 0). The rest are scaled to unit curvature, so that a
     pseudo-inverse with relative tolerance `rtol` is meaningful; parallel directions then share
-    the minimum and delta is unique although the coefficients are not (paper section 6).
+    the minimum and delta is unique although the coefficients are not (paper section 7).
     """
     result = [0.0] * len(directions)
     kept = [i for i, d in enumerate(directions) if bool((d != 0).any())]
@@ -55,17 +55,17 @@ def combine(directions: list[Tensor], coeffs: list[float]) -> Tensor:
 
 
 def predicted(directions: list[Tensor], coeffs: list[float], g: Tensor) -> float:
-    """q = 1/2 grad h^T delta = M(delta) - M(0) at a minimiser over a subspace (section 5.1)."""
+    """q = 1/2 grad h^T delta = M(delta) - M(0) at a minimiser over a subspace (section 6.1)."""
     return 0.5 * (g @ combine(directions, coeffs)).item()
 
 
 def reduction_ratio(h_before: float, h_after: float, q: float) -> float:
-    """rho = (h(theta + delta) - h(theta)) / (M(delta) - M(0)), NaN if q is 0 (section 5.5)."""
+    """rho = (h(theta + delta) - h(theta)) / (M(delta) - M(0)), NaN if q is 0 (section 6.5)."""
     return (h_after - h_before) / q if q != 0 else float("nan")
 
 
 def adapt_lambda(lam: float, h_before: float, h_after: float, q: float, omega1: float) -> float:
-    """Levenberg-Marquardt (paper section 5.5): the lambda of the next iteration.
+    """Levenberg-Marquardt (paper section 6.5): the lambda of the next iteration.
 
     A zero predicted change leaves lambda; an increase or a NaN raises it.
     """

@@ -1,4 +1,4 @@
-"""Plain numbers: batch sizes, averaging and the baseline's momentum (paper sections 10.4-10.6)."""
+"""Plain numbers: batch sizes, averaging and the baseline's momentum (paper section 13)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def batch_size(k: int, available: int, first: int = 1000, full_at: int = 500) -> int:
-    """m_k for k = 1, 2, ...: floor(first (available/first)^((k-1)/(full_at-1))) (section 10.4).
+    """m_k for k = 1, 2, ...: floor(first (available/first)^((k-1)/(full_at-1))) (section 13).
 
     The floor is exact: m is the largest integer with m^(full_at-1) <= the power, in integers.
     """
@@ -24,12 +24,12 @@ def batch_size(k: int, available: int, first: int = 1000, full_at: int = 500) ->
 
 
 def polyak_weight(k: int, start: int = 200, xi: float = 0.99) -> float:
-    """xi_k = min(1 - 1/(k - start + 1), xi) from k = start on, 0 before (paper section 10.5)."""
+    """xi_k = min(1 - 1/(k - start + 1), xi) from k = start on, 0 before (paper section 13)."""
     return 0.0 if k < start else min(1 - 1 / (k - start + 1), xi)
 
 
 def polyak_path(thetas: list[Tensor], start: int = 200, xi: float = 0.99) -> list[Tensor]:
-    """Running averages of the iterates theta_1, theta_2, ... (paper section 10.5)."""
+    """Running averages of the iterates theta_1, theta_2, ... (paper section 13)."""
     average, result = thetas[0], []
     for k, theta in enumerate(thetas, start=1):
         weight = polyak_weight(k, start, xi)
@@ -39,7 +39,7 @@ def polyak_path(thetas: list[Tensor], start: int = 200, xi: float = 0.99) -> lis
 
 
 def nesterov_mu(t: int, mu_max: float) -> float:
-    """mu_t = min(1 - 2^(-1 - log2(floor(t/250) + 1)), mu_max) (paper section 10.6)."""
+    """mu_t = min(1 - 2^(-1 - log2(floor(t/250) + 1)), mu_max) (paper section 13)."""
     return min(1 - 2.0 ** (-1 - math.log2(t // 250 + 1)), mu_max)
 
 

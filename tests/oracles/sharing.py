@@ -1,4 +1,4 @@
-"""Weight sharing over positions: KFAC-expand and KFAC-reduce (paper sections 11 item 8 and 12.3).
+"""Weight sharing over positions: KFAC-expand and KFAC-reduce (Eschenhagen et al. 2023).
 
 x [N, S, d_0]; each layer acts on every position; after layer `reduce_after` the S positions are
 summed or averaged to one (None: never, then every position has its own loss term).

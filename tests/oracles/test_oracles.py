@@ -1,4 +1,4 @@
-"""The oracles agree with each other where the theory says so (numbers: paper section 11)."""
+"""The oracles agree with each other where the theory says so."""
 
 import math
 
@@ -73,7 +73,7 @@ def test_vec_and_kronecker_identities():
 
 @pytest.mark.parametrize("likelihood", dense.LIKELIHOODS)
 def test_backpropagation_and_jacobian_agree(likelihood):
-    """vec(DW_i) = a_{i-1} (x) g_i, and grad h = mean J^T dL/dz + eta theta (section 1.1)."""
+    """vec(DW_i) = a_{i-1} (x) g_i, and grad h = mean J^T dL/dz + eta theta (section 2.1)."""
     net, x, y = problem(likelihood, bias=[True, False, True, True])
     cot = dense.score(likelihood, dense.outputs(net, x), y)
     by_jac = torch.einsum("nk,nkp->np", cot, dense.jacobian(net, x))
@@ -92,7 +92,7 @@ def test_backpropagation_and_jacobian_agree(likelihood):
 
 @pytest.mark.parametrize("likelihood", dense.LIKELIHOODS)
 def test_output_fisher_is_the_covariance_of_the_score(likelihood):
-    """F_R by table = by enumeration = B B^T; the expected score is zero (sections 1.2, 1.3)."""
+    """F_R by table = by enumeration = B B^T; the expected score is zero (sections 2.1 and 2.2)."""
     z = draw(6, 3)
     y, weight = dense.model_atoms(likelihood, z)
     s = torch.stack([dense.score(likelihood, z, y[:, q]) for q in range(y.shape[1])], dim=1)
@@ -116,7 +116,7 @@ def test_dense_solve_satisfies_the_stein_equation(sign, rank):
     C, D = c @ c.t(), e @ e.t()
     U = linear_equations.solve(A, B, C, D, V, sign)
     close(linear_equations.residual(A, B, C, D, U, V, sign), torch.zeros_like(V))
-    # the eigenbasis formula of section 3.4
+    # the eigenbasis formula of appendix B
     ra, rb = linear_equations.inverse_root(A), linear_equations.inverse_root(B)
     s1, e1 = torch.linalg.eigh(ra @ C @ ra)
     s2, e2 = torch.linalg.eigh(rb @ D @ rb)
@@ -298,7 +298,7 @@ def test_error_is_the_sum_of_its_cumulants(likelihood):
     assert bool((terms.bound >= terms.error.abs() - 1e-12).all())
     error, bound = cumulants.totals(terms)
     assert 0 < error < bound
-    # the computable forms of section 2.2
+    # the computable forms of appendix A
     space = cumulants.atoms(net, likelihood, x)
     centred = space._replace(a=space.a - space.weight @ space.a)
     product = cumulants.moment(centred, [0, 1]) * cumulants.moment(centred, [2, 3])
@@ -350,7 +350,7 @@ def test_f_hat_by_its_definition(gamma, bias):
     assert torch.linalg.eigvalsh(hat).min() > 0
     close(dense.f_hat(A, G), hat)
     close(dense.chain_precision_reversed(blocks), inverse)
-    # the Kronecker form of Sigma and Psi, section 3.3
+    # the Kronecker form of Sigma and Psi, section 4.3
     for i in range(len(A) - 1):
         inv_a, inv_g = torch.linalg.inv(A[i + 1][i + 1]), torch.linalg.inv(G[i + 1][i + 1])
         psi = torch.kron(A[i][i + 1] @ inv_a, G[i][i + 1] @ inv_g)
@@ -607,7 +607,7 @@ PATHS = {"fixed": {"alpha": 0.05}, "rescaled": {}, "momentum": {"momentum": True
 
 
 def wide_problem(activation="tanh"):
-    """No damping is needed here (section 9.5 item 2), and targets near the outputs: no blow-up."""
+    """No damping is needed here (section 10 item 2), and targets near the outputs: no blow-up."""
     net = dense.random_network((2, 3, 3, 3, 3), activation, seed=0, scale=2.0)
     x = draw(80, 2)
     return net, x, dense.outputs(net, x) + 0.1 * draw(80, 3, seed=9)

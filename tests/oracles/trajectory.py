@@ -1,4 +1,4 @@
-"""Algorithm 2 (paper section 8) with dense matrices: full batch, exact G, nothing random."""
+"""Algorithm 2 (paper section 9) with dense matrices: full batch, exact G, nothing random."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def blend(old, new, eps: float):
 
 
 def gamma_candidates(gamma: float, due: bool, omega2: float, low: float, high: float):
-    """The current gamma first, then the smaller and the larger one, clipped (paper section 5.6)."""
+    """The current gamma first, then the smaller and the larger one, clipped (paper section 6.6)."""
     if not due:
         return [gamma]
     return [gamma, max(omega2 * gamma, low), min(gamma / omega2, high)]
@@ -68,7 +68,7 @@ def run(
       A, G (the running moments, all pairs), preconditioner [P, P].
     """
     if T2 is not None and T2 % T3 != 0:
-        raise ValueError("T2 must be a multiple of T3 (paper section 5.6)")
+        raise ValueError("T2 must be a multiple of T3 (paper section 6.6)")
     net = dense.network(weights, activations, bias)
     x = torch.as_tensor(inputs).to(torch.float64)
     y = dense.as_targets(likelihood, targets, len(net.weights[-1]))

@@ -24,7 +24,7 @@ class Many:
     """One field of each kind."""
 
     strength: float = parameter(
-        0.3, symbol="σ", section="5.9", low=1e-3, high=10.0, log=True, help="how strong"
+        0.3, symbol="σ", section="6", low=1e-3, high=10.0, log=True, help="how strong"
     )
     share: float = parameter(0.123456789, symbol="τ", low=0.0, high=1.0)
     ceiling: float = parameter(math.inf, low=0.0)
@@ -108,7 +108,7 @@ def test_labels_are_symbols_and_tooltips_say_the_rest(many) -> None:
     assert controls["strength"].inputs[0].description == "σ"
     assert controls["free"].inputs[0].description == "free"
     told = controls["strength"].inputs[0].tooltip
-    for part in ("strength", "σ", "section 5.9", "how strong", "at least 0.001", "at most 10"):
+    for part in ("strength", "σ", "section 6", "how strong", "at least 0.001", "at most 10"):
         assert part in told
     twice = labels(describe(type(lab.component("damping", "scheduled"))))
     assert twice == {"lam": "λ lam", "lam_end": "λ lam_end", "steps": "steps"}

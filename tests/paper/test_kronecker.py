@@ -137,7 +137,7 @@ def test_rank1_plus_diagonal_is_mean_and_variance() -> None:
     torch.testing.assert_close(A, expected, atol=1e-7, rtol=0)
 
 
-# --- low rank plus diagonal (section 7.4) ---------------------------------------------------------
+# --- low rank plus diagonal (section 8) ---------------------------------------------------------
 
 
 def sketched(block, batches, weights, shared=1):

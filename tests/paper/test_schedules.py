@@ -1,4 +1,4 @@
-"""How many cases a step draws (section 10.4), against exact integers."""
+"""How many cases a step draws (section 13), against exact integers."""
 
 import pytest
 from oracles import schedules

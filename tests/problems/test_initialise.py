@@ -1,4 +1,4 @@
-"""Sparse and dense initialisation: the facts of section 10.3 and 2.4, one by one."""
+"""Sparse and dense initialisation: the facts of sections 3 and 13, one by one."""
 
 import pytest
 import torch

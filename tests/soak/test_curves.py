@@ -1,4 +1,4 @@
-"""CURVES: what the paper's settings and ``robust`` reach, by iteration (sections 10.1–10.5)."""
+"""CURVES: what the paper's settings and ``robust`` reach, by iteration (section 13)."""
 
 from __future__ import annotations
 

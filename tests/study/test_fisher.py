@@ -120,7 +120,7 @@ def test_the_example_network_needs_no_data(monkeypatch):
 
 
 def test_the_published_totals(data_folder):
-    """Published: 2894.4 and 4134.6, ratio 0.70 (section 2.3)."""
+    """Published: 2894.4 and 4134.6, ratio 0.70 (section 3)."""
     run = study.structure_run()
     error, bound = study.cumulants(study.look(run.problem, layers=range(1, 5))).totals
     assert 0.66 <= error / bound <= 0.80

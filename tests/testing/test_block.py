@@ -58,7 +58,7 @@ class RotatedInverse:
 
 @dataclasses.dataclass(frozen=True)
 class Rotated:
-    """Section 12.2 in short: second moments in the eigenbasis that the last refresh found."""
+    """George et al. 2018 in short: second moments in the eigenbasis that the last refresh found."""
 
     keep: float = dataclasses.field(default=1.0, metadata={"low": 0.0, "high": 1.0})
 

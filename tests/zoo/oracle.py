@@ -142,7 +142,7 @@ class Rows:
 
 
 def expanded(model, inputs, kind, watched):
-    """tr(Ā)·tr(G) of each of ``watched`` (name → Rows), by section 12.3's expand, case by case.
+    """tr(Ā)·tr(G) of each of ``watched`` (name → Rows), by the expand setting, case by case.
 
     Ā = (1/N) Σ_rows ā āᵀ and G = (1/R) Σ_rows g gᵀ, R counting the rows of all cases. With it the
     number of rows of a case.

@@ -4,7 +4,7 @@ Three relations, strictest first:
 
 * a block without positions (one input, 1: norm layers, class tokens, scales) *is* the Fisher's
   block, so its trace is the Fisher's;
-* a block with positions has the trace of section 12.3's expand, whose rows an oracle takes with
+* a block with positions has the trace of the expand setting, whose rows an oracle takes with
   each case alone in its batch, where no layout can confuse it;
 * and the Fisher's own trace is no more than ``S`` times that of expand, S rows a case: what expand
   leaves out is the correlation of a case's rows (Cauchy–Schwarz). A G or an A taken over the wrong

@@ -14,7 +14,7 @@ import kfac_lab as kl
 
 @dataclass(frozen=True)
 class Mean:
-    """θ̄ = the mean of θ since step ``start``; before it θ̄ = θ (section 10.5)."""
+    """θ̄ = the mean of θ since step ``start``; before it θ̄ = θ (section 13)."""
 
     start: int = field(default=1, metadata={"low": 1})
 

@@ -10,7 +10,7 @@ import kfac_lab as kl
 
 @dataclass(frozen=True)
 class Growing:
-    """m = ``start`` at step 1, ``growth`` more at each step, at most |S| (section 10.4)."""
+    """m = ``start`` at step 1, ``growth`` more at each step, at most |S| (section 13)."""
 
     start: int = field(default=500, metadata={"symbol": "m1", "low": 1})
     growth: int = field(default=10, metadata={"low": 0})

@@ -34,7 +34,7 @@ class EntryInverse:
 class ProductDiagonal:
     """Entry (o, i) of the curvature is E[g_o²]·E[ā_i²], at least ``floor`` times the largest.
 
-    What is left of Ā ⊗ G where only the diagonals of the factors are kept (section 2): cheap at
+    What is left of Ā ⊗ G where only the diagonals of the factors are kept (section 3): cheap at
     any width, blind to every correlation.
     """
 

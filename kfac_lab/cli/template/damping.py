@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 import torch
 
 import kfac_lab as kl
-from kfac_lab.core.traits import DampingTraits
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class TrustRegion:
     lower: float = field(default=0.25, metadata={"low": 0.0, "high": 1.0})
     upper: float = field(default=0.75, metadata={"low": 0.0, "high": 1.0})
     lam_min: float = field(default=1e-8, metadata={"low": 0.0, "log": True})
-    traits: ClassVar[DampingTraits] = DampingTraits(follows_rho=True)  # λ's direction, judged
+    traits: ClassVar = kl.traits.DampingTraits(follows_rho=True)  # λ's direction is judged
 
     def check(self) -> str | None:
         """A sentence where two parameters contradict each other."""

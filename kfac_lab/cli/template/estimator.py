@@ -13,7 +13,7 @@ import kfac_lab as kl
 
 @dataclass(frozen=True)
 class Resampled:
-    """``draws`` samples of y per case: as unbiased as one, with less noise (section 4)."""
+    """``draws`` samples of y per case: as unbiased as one, with less noise (section 5)."""
 
     fraction: float = field(default=0.125, metadata={"symbol": "τ1", "low": 1e-6, "high": 1.0})
     draws: int = field(default=2, metadata={"low": 1, "high": 100})

@@ -14,7 +14,7 @@ import kfac_lab as kl
 
 @dataclass(frozen=True)
 class Capped:
-    """δ = αΔ + μδ0 with μ clipped to [0, ``cap``], then the α of least M for it (section 6)."""
+    """δ = αΔ + μδ0 with μ clipped to [0, ``cap``], then the α of least M for it (section 7)."""
 
     cap: float = field(default=0.9, metadata={"symbol": "μ", "low": 0.0, "high": 1.0})
 

@@ -14,7 +14,7 @@ class Doubling:
     """The inverse is due at steps 1, 2, 4, 8, …, and at every multiple of ``longest``.
 
     The moments change fast at first and slowly later, so a fixed period is wrong at one of the two
-    ends (section 7.2). γ is searched where the inverse is built; λ is adapted every ``T1`` steps.
+    ends (section 8). γ is searched where the inverse is built; λ is adapted every ``T1`` steps.
     """
 
     longest: int = field(default=32, metadata={"low": 1, "high": 10000, "log": True})

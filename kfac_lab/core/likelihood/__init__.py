@@ -1,4 +1,4 @@
-"""Predictive distributions: loss, model samples, and the Fisher of the outputs (section 1.2)."""
+"""Predictive distributions: loss, model samples, and the Fisher of the outputs (section 2.1)."""
 
 from __future__ import annotations
 

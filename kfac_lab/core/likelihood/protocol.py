@@ -1,4 +1,4 @@
-"""What a likelihood is asked: the vocabulary of this package (section 1.2)."""
+"""What a likelihood is asked: the vocabulary of this package (section 2.1)."""
 
 from __future__ import annotations
 

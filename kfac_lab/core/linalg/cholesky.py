@@ -12,14 +12,14 @@ __all__ = ["cholesky_inverse", "cholesky_root", "damped_inverse", "inverse_root"
 
 
 def damped_inverse(matrix: Tensor, shift: Scalar = 0.0) -> Tensor:
-    """(M + shift·I)⁻¹, symmetric [d, d], by Cholesky (section 5.3)."""
+    """(M + shift·I)⁻¹, symmetric [d, d], by Cholesky (section 6.3)."""
     return factorised("Cholesky inverse", matrix, shift, cholesky_inverse)[0]
 
 
 def inverse_root(matrix: Tensor, shift: Scalar = 0.0) -> Tensor:
     """R [d, d] with R Rᵀ = (M + shift·I)⁻¹: the transposed inverse of the Cholesky factor.
 
-    Any such R serves where section 3.4 has A^(-1/2), and this one costs far less than an
+    Any such R serves where appendix B has A^(-1/2), and this one costs far less than an
     eigendecomposition.
     """
     return factorised("Cholesky root", matrix, shift, cholesky_root)[0]

@@ -17,7 +17,7 @@ __all__ = ["Eigen", "eigenpairs", "eigh", "spectral_power"]
 
 @dataclass(frozen=True)
 class Eigen:
-    """M = Q diag(values) Qᵀ: one decomposition that serves every shift (section 7.4).
+    """M = Q diag(values) Qᵀ: one decomposition that serves every shift (section 8).
 
     `values` [d] ascend and are not negative; the columns of `vectors` [d, d] are Q.
     """

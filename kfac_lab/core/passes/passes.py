@@ -1,5 +1,5 @@
 """Runs the network over a batch, chunk by chunk, so that a full-batch stage fits in bounded memory
-(section 7.4).
+(section 8).
 """
 
 from __future__ import annotations
@@ -233,7 +233,7 @@ class Passes:
         """h, ∇h and the error on the batch; statistics on S1 into ``statistics``' accumulation.
 
         ``model_rows`` is |S2|; ``observe`` says which layers' rows are wanted whole; ``by_case``
-        asks for each case's own rows of the gradient too, on the explicit plan (section 7.4);
+        asks for each case's own rows of the gradient too, on the explicit plan (section 8);
         without ``tangents`` no activations are kept for them.
         """
         self._find(inputs, targets)

@@ -90,6 +90,6 @@ class Sequential:
     def products(
         self, inputs: Tensor, theta: list[Tensor], basis: Sequence[Vec], step: int, start: int
     ) -> tuple[Tensor, Tensor]:
-        """By the layers' own tangents (section 7.3)."""
+        """By the layers' own tangents (appendix C)."""
         walked = self.record(inputs, step, start)
         return walked.outputs, walked.products(basis)

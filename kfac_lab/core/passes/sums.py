@@ -20,7 +20,7 @@ def square_norm(tensors: Sequence[Tensor]) -> Tensor:
 
 
 class Objective:
-    """h = mean loss + ½η‖θ‖², gathered chunk by chunk in float64 (sections 1 and 5.7)."""
+    """h = mean loss + ½η‖θ‖², gathered chunk by chunk in float64 (sections 2 and 6)."""
 
     def __init__(self, criterion: Criterion, l2: float) -> None:
         self._criterion, self._l2 = criterion, l2

@@ -48,7 +48,7 @@ def kfac_register_averages(register: Register) -> None:
     class Tail:
         '''The plain mean of θ from step ``start`` on; before that θ itself.'''
 
-        start: int = dataclasses.field(default=100, metadata={"section": "10.5", "low": 1})
+        start: int = dataclasses.field(default=100, metadata={"section": "13", "low": 1})
 
         def init(self, theta):
             return {"count": 0, "mean": [t.detach().clone() for t in theta]}

@@ -19,7 +19,7 @@ def kfac_register_estimators(register: Register) -> None:
     class Repeated:
         '''Several model samples of y per case: less noise in G, for one backward pass each.'''
 
-        samples: int = dataclasses.field(default=2, metadata={"section": "4", "low": 1})
+        samples: int = dataclasses.field(default=2, metadata={"section": "5", "low": 1})
         fraction: float = dataclasses.field(default=0.125, metadata={"symbol": "τ1", "high": 1.0})
 
         def decay(self, k):
@@ -33,7 +33,7 @@ def kfac_register_estimators(register: Register) -> None:
 
     @kl.hookimpl
     def kfac_register_estimators(register):
-        register("repeated", Repeated, reference="section 4")
+        register("repeated", Repeated, reference="section 5")
     ```
     """
 
@@ -144,7 +144,6 @@ def kfac_register_models(register: Register) -> None:
     import dataclasses
 
     import kfac_lab as kl
-    from kfac_lab.core.traits import ModelTraits, forwarded
 
 
     @dataclasses.dataclass(frozen=True)
@@ -157,7 +156,8 @@ def kfac_register_models(register: Register) -> None:
 
         @property
         def traits(self):
-            return forwarded(self.model(), ModelTraits)  # around "none" it has no curvature either
+            # Around "none" it has no curvature, and λ no ground to adapt on.
+            return kl.traits.forwarded(self.model(), kl.traits.ModelTraits)
 
         def model(self):
             return kl.lab.component("model", self.inner)
@@ -189,7 +189,7 @@ def kfac_register_dampings(register: Register) -> None:
         '''λ falls by a constant factor whenever it is due; γ = √(λ+η).'''
 
         lam: float = dataclasses.field(
-            default=150.0, metadata={"symbol": "λ", "section": "5.5", "low": 0.0, "log": True}
+            default=150.0, metadata={"symbol": "λ", "section": "6.5", "low": 0.0, "log": True}
         )
         factor: float = dataclasses.field(default=0.95, metadata={"low": 0.0, "high": 1.0})
 
@@ -206,7 +206,7 @@ def kfac_register_dampings(register: Register) -> None:
 
     @kl.hookimpl
     def kfac_register_dampings(register):
-        register("cooling", Cooling, summary="λ falls steadily", reference="section 5.5")
+        register("cooling", Cooling, summary="λ falls steadily", reference="section 6.5")
     ```
     """
 
@@ -226,7 +226,7 @@ def kfac_register_momentums(register: Register) -> None:
 
     @dataclasses.dataclass(frozen=True)
     class Capped:
-        '''α and μ from the quadratic model (section 6), but μ at most ``most``.'''
+        '''α and μ from the quadratic model (section 7), but μ at most ``most``.'''
 
         most: float = dataclasses.field(default=0.9, metadata={"symbol": "μ", "low": 0.0})
 

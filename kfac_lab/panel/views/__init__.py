@@ -49,17 +49,17 @@ __all__ = [
 def kfac_register_views(register: Any) -> None:
     """The views in the box, in the order in which a panel lists them."""
     for name, component, summary, reference in (
-        ("iterations", ByIteration, "h and error by iteration", "section 10.8"),
-        ("seconds", BySeconds, "h and error by seconds", "section 10.8"),
-        ("damping", Strengths, "λ and γ", "section 5"),
-        ("coefficients", Coefficients, "α and μ", "section 6"),
-        ("ratio", Ratio, "ρ and its bands", "section 5.5"),
-        ("reduction", Reduction, "predicted and actual decrease of h", "section 5.5"),
-        ("spectra", Spectra, "eigenvalues and condition of Ā and G", "section 5.3"),
-        ("factors", HeatMaps, "Ā and G as pictures", "section 4"),
-        ("inverse", InverseBlocks, "size of the inverse per pair of layers", "section 3.1"),
-        ("verbs", Verbs, "time per verb", "section 7.1"),
-        ("reconstructions", Reconstructions, "held-out images, reconstructed", "section 10.1"),
-        ("filters", Filters, "weights of the first layer as images", "section 1.1"),
+        ("iterations", ByIteration, "h and error by iteration", "section 13"),
+        ("seconds", BySeconds, "h and error by seconds", "section 13"),
+        ("damping", Strengths, "λ and γ", "section 6"),
+        ("coefficients", Coefficients, "α and μ", "section 7"),
+        ("ratio", Ratio, "ρ and its bands", "section 6.5"),
+        ("reduction", Reduction, "predicted and actual decrease of h", "section 6.5"),
+        ("spectra", Spectra, "eigenvalues and condition of Ā and G", "section 6.3"),
+        ("factors", HeatMaps, "Ā and G as pictures", "section 5"),
+        ("inverse", InverseBlocks, "size of the inverse per pair of layers", "section 4.1"),
+        ("verbs", Verbs, "time per verb", "section 8"),
+        ("reconstructions", Reconstructions, "held-out images, reconstructed", "section 13"),
+        ("filters", Filters, "weights of the first layer as images", "section 2.1"),
     ):
         register(name, component, summary=summary, reference=reference)

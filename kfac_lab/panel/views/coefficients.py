@@ -1,4 +1,4 @@
-"""α and μ: how far along the proposal and along the last update (section 6)."""
+"""α and μ: how far along the proposal and along the last update (section 7)."""
 
 from __future__ import annotations
 

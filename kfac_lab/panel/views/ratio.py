@@ -1,4 +1,4 @@
-"""ρ: how much of the promised decrease each judged step kept (section 5.5)."""
+"""ρ: how much of the promised decrease each judged step kept (section 6.5)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the quadratic model promised, and what came of it (section 5.5)."""
+"""What the quadratic model promised, and what came of it (section 6.5)."""
 
 from __future__ import annotations
 

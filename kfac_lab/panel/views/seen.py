@@ -39,10 +39,10 @@ class Shape(NamedTuple):
 
 
 class Factor(NamedTuple):
-    """A layer's second moment, undamped, as the ledger has it now (section 4).
+    """A layer's second moment, undamped, as the ledger has it now (section 5).
 
     ``matrix`` is ``[d, d]``, or ``[d]`` where the block keeps no more than the diagonal;
-    ``shift`` is what damping adds to its diagonal in the inverse in use (πγ or γ/π, section 5.3),
+    ``shift`` is what damping adds to its diagonal in the inverse in use (πγ or γ/π, section 6.3),
     None where the block is damped otherwise.
     """
 

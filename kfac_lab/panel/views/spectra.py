@@ -1,4 +1,4 @@
-"""The eigenvalues of every factor, and how far damping improves its condition (section 5.3)."""
+"""The eigenvalues of every factor, and how far damping improves its condition (section 6.3)."""
 
 from __future__ import annotations
 

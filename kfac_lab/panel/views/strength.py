@@ -1,4 +1,4 @@
-"""λ and γ: how strongly the model and the factors are damped (section 5)."""
+"""λ and γ: how strongly the model and the factors are damped (section 6)."""
 
 from __future__ import annotations
 

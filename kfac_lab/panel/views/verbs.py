@@ -1,4 +1,4 @@
-"""Where the time of a step goes: seconds per verb (section 8)."""
+"""Where the time of a step goes: seconds per verb (section 9)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The laws of an average of the iterates (section 10.5).
+"""The laws of an average of the iterates (section 13).
 
 Beside the common ones: ``shaped_like_theta``, ``one_kind_of_answer``, ``owns_its_tensors``,
 ``keeps_a_constant``, ``between_what_it_saw``, ``follows``.

@@ -1,4 +1,4 @@
-"""The laws of a batch: how many cases a step draws (section 10.4).
+"""The laws of a batch: how many cases a step draws (section 13).
 
 Beside the common ones: ``whole_number``, ``at_least_one``, ``within_the_set``,
 ``unbounded_source``, ``any_order``, ``takes_any_step``.

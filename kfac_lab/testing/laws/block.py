@@ -1,4 +1,4 @@
-"""The laws of ``block``: one layer's curvature and its damped inverse (sections 2, 3, 5.3).
+"""The laws of ``block``: one layer's curvature and its damped inverse (sections 3, 4 and 6.3).
 
 P is the damped inverse as a map of matrices. Besides the common ones:
 
@@ -81,7 +81,7 @@ def made(
 
 
 def strength(gamma: float, lam: float = 0.03, eta: float = 0.01) -> Strength:
-    """λ, γ and η as the engine gives them: 0-dim float64. γ need not be √(λ+η) (section 5.6)."""
+    """λ, γ and η as the engine gives them: 0-dim float64. γ need not be √(λ+η) (section 6.6)."""
     return Strength(*(torch.tensor(v, dtype=torch.float64) for v in (lam, gamma, eta)))
 
 

@@ -1,4 +1,4 @@
-"""The laws of ``collective``: several processes as one (section 12.6).
+"""The laws of ``collective``: several processes as one (Osawa et al. 2019).
 
 They are tried in the one process that asks. Besides the common ones (``trains`` and ``resumes``
 are left out: a run of one process calls no method of it):

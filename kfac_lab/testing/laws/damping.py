@@ -1,4 +1,4 @@
-"""The laws of a damping: λ and γ (section 5).
+"""The laws of a damping: λ and γ (section 6).
 
 Beside the common ones: ``starts_valid``, ``stays_valid``, ``scalars_double``, ``eta_kept``,
 ``current_first``, ``alone_unless_due``, ``candidates_valid``, ``candidates_differ_in_gamma``,

@@ -1,4 +1,4 @@
-"""The laws of ``estimator``: where the derivatives g come from (sections 1.3 and 4).
+"""The laws of ``estimator``: where the derivatives g come from (sections 2.2 and 5).
 
 Besides the common ones:
 

@@ -1,4 +1,4 @@
-"""The laws of ``layer``: how a module's parameters and rows become matrices (sections 1.1, 12.3).
+"""The laws of ``layer``: how a module's parameters and rows become matrices (section 2.1).
 
 Besides the common ones:
 

@@ -1,4 +1,4 @@
-"""The laws of ``likelihood``: the predictive distribution R(y|z) of the outputs (section 1.2).
+"""The laws of ``likelihood``: the predictive distribution R(y|z) of the outputs (section 2.1).
 
 Besides the common ones:
 

@@ -1,4 +1,4 @@
-"""The laws of a method: what its Stepper does (section 10.6).
+"""The laws of a method: what its Stepper does (section 13).
 
 Beside the common ones: ``counts_steps``, ``loss_finite``, ``asks_for_its_batch``,
 ``trains_in_place``, ``seed_matters``, ``uses_batch_and_average``, ``resumes``,

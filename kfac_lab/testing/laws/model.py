@@ -1,4 +1,4 @@
-"""The laws of ``model``: the quadratic model M on the span of a few vectors (sections 5.1, 7.3).
+"""The laws of ``model``: M on the span of a few vectors (section 6.1, appendix C).
 
 Besides the common ones:
 

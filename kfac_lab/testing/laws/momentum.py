@@ -1,4 +1,4 @@
-"""The laws of a momentum: the basis of a step and its coefficients (sections 5.4 and 6).
+"""The laws of a momentum: the basis of a step and its coefficients (sections 6.4 and 7).
 
 Beside the common ones: ``direction_first``, ``basis_fits``, ``first_step``, ``one_for_each``,
 ``finite_when_singular``, ``finite_at_a_minimum``, ``starts_downhill``, ``descends``,

@@ -1,4 +1,4 @@
-"""The laws of a problem: a function of (seed, device) that makes one (section 10.1).
+"""The laws of a problem: a function of (seed, device) that makes one (section 13).
 
 ``runs``, ``reproducible``, ``own_randomness``, ``seed_matters``, ``device_follows``,
 ``fits_together``, ``test_apart``, ``builds_apart``, ``trains``.

@@ -1,4 +1,4 @@
-"""The laws of a schedule: when statistics, factors, inverse, γ and λ are due (section 7.2).
+"""The laws of a schedule: when statistics, factors, inverse, γ and λ are due (section 8).
 
 Beside the common ones: ``flags_are_bools``, ``statistics_first``, ``gamma_implies_inverse``,
 ``factors_imply_inverse``, ``takes_any_drift``, ``takes_any_step``, ``check_is_a_period``,

@@ -1,4 +1,4 @@
-"""The laws of ``structure``: how the blocks make one preconditioner P (section 3).
+"""The laws of ``structure``: how the blocks make one preconditioner P (section 4).
 
 They are tried with the paper's Kronecker blocks, and with blocks that are no product of factors.
 Besides the common ones:

@@ -1,6 +1,6 @@
 """Convolutions for kfac_lab: claims ``nn.Conv{1,2,3}d`` and ``nn.ConvTranspose{1,2,3}d``.
 
-Their rows are those of KFAC-expand, which is KFC of Grosse & Martens 2016 (sections 12.1, 12.3);
+Their rows are those of KFAC-expand, which is KFC (Grosse & Martens 2016; arXiv:2311.00636);
 the block ``kronecker_reduce`` makes KFAC-reduce of them.
 """
 
@@ -42,5 +42,5 @@ def kfac_register_blocks(register: Callable[..., None]) -> None:
         "kronecker_reduce",
         KroneckerReduce,
         summary="KFAC-reduce: rows of a case summed over positions",
-        reference="section 12.3",
+        reference="Eschenhagen et al. 2023",
     )

@@ -1,4 +1,4 @@
-"""The geometry of convolutions: parameters as one matrix, inputs as patches (section 12.1).
+"""The geometry of convolutions: parameters as one matrix, inputs as patches (KFC, 2016).
 
 The matrix is ``[O, C/groups·K (+ 1)]``: a row per output channel, a column per input channel of its
 group and place in the kernel, the bias last. A position is an output position *and a group*. Its
@@ -93,7 +93,7 @@ class _Layer(ABC):
     def tangent(
         self, matrices: Sequence[Tensor], inputs: Tensor, tangents: Tensor | None
     ) -> Tensor:
-        """ṡ = V ā + W ȧ for each V: ``[k, n, O, *out]`` (section 7.3).
+        """ṡ = V ā + W ȧ for each V: ``[k, n, O, *out]`` (appendix C).
 
         ``inputs`` are ``[n, C, ...]``; ``tangents`` ``[k, n, C, ...]``, or None where they are 0.
         """

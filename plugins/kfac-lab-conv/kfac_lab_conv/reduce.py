@@ -40,7 +40,10 @@ class KroneckerReduce:
 
     inner: str = field(
         default="kronecker",
-        metadata={"section": "12.3", "help": "the block that inverts them, on dense factors"},
+        metadata={
+            "section": "Eschenhagen et al. 2023",
+            "help": "the block that inverts them, on dense factors",
+        },
     )
 
     def check(self) -> str | None:

@@ -147,7 +147,7 @@ def steps(model, likelihood, x, y, count, lam, gamma, l2, reduced=()):
         for name in names:
             module = model.get_submodule(name)
             grad = matrix_of(module, gradients[f"{name}.weight"], gradients.get(f"{name}.bias"))
-            epsilon = min(1 - 1 / k, 0.95)  # section 4
+            epsilon = min(1 - 1 / k, 0.95)  # section 5
             new = factors(model, likelihood, x, reduced)[name]
             old = kept.get(name, new)
             A, G = kept[name] = tuple(

@@ -1,4 +1,4 @@
-"""Several processes as one (section 12.6): collective ``distributed``, structure ``sharded``."""
+"""Several processes as one: collective ``distributed``, structure ``sharded``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def kfac_register_collectives(register: Callable[..., None]) -> None:
         "distributed",
         Distributed,
         summary="means over the processes of torch.distributed",
-        reference="section 12.6",
+        reference="Osawa et al. 2019",
     )
 
 
@@ -31,5 +31,5 @@ def kfac_register_structures(register: Callable[..., None]) -> None:
         "sharded",
         Sharded,
         summary="another structure, each block inverted by one process",
-        reference="section 12.6",
+        reference="Osawa et al. 2019",
     )

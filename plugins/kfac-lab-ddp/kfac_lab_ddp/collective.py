@@ -27,9 +27,7 @@ class Distributed:
 
     traits: ClassVar[CollectiveTraits] = CollectiveTraits(processes=True)
 
-    bucket: int = parameter(
-        64, section="12.6", low=1, help="MiB of tensors that travel as one message"
-    )
+    bucket: int = parameter(64, section="", low=1, help="MiB of tensors that travel as one message")
 
     @property
     def size(self) -> int:

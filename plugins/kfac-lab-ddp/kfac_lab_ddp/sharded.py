@@ -1,6 +1,6 @@
 """The structure ``sharded``: another structure whose blocks are inverted by one process each.
 
-Section 12.6: the costs of the layers are balanced over the processes, each factorises and damps its
+The costs of the layers are balanced over the processes, each factorises and damps its
 own blocks, and all get the results. So every process holds the whole preconditioner, and a saved
 run is the same on each.
 """
@@ -72,7 +72,7 @@ class Sharded:
     """
 
     inner: str = parameter(
-        "block_diagonal", section="12.6", help="the structure, as a recipe names it"
+        "block_diagonal", section="Osawa et al. 2019", help="the structure, as a recipe names it"
     )
 
     def check(self) -> str | None:

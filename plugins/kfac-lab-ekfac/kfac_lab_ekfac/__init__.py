@@ -1,4 +1,4 @@
-"""EKFAC for kfac_lab (George et al. 2018; section 12.2): the block and the recipe ``ekfac``."""
+"""EKFAC for kfac_lab (George et al. 2018): the block and the recipe ``ekfac``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def kfac_register_blocks(register: Callable[..., None]) -> None:
         "ekfac",
         Ekfac,
         summary="the factors' eigenbasis, second moments measured in it",
-        reference="section 12.2",
+        reference="George et al. 2018",
     )
 
 
@@ -31,5 +31,5 @@ def kfac_register_recipes(register: Callable[..., None]) -> None:
         "ekfac",
         EKFAC,
         summary="the paper's settings with EKFAC: scales every step, eigenbases every T3",
-        reference="section 12.2",
+        reference="George et al. 2018",
     )

@@ -3,7 +3,7 @@
 With Ā = Q_A diag(a) Q_Aᵀ and G = Q_G diag(d) Q_Gᵀ, Kronecker's block is diagonal in the basis
 Q_A ⊗ Q_G, with d_i a_j on the diagonal. The diagonal that is nearest to the layer's Fisher block in
 the Frobenius norm is the Fisher block's own: the second moments S of a case's gradient in that
-basis (George et al. 2018; section 12.2).
+basis (George et al. 2018).
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class EkfacInverse:
 
 @dataclass(frozen=True)
 class Ekfac:
-    """Kronecker's eigenbasis with the second moments measured in it (section 12.2).
+    """Kronecker's eigenbasis with the second moments measured in it (George et al. 2018).
 
     The bases Q_A, Q_G are those of the running Ā and G, and change when the factors are due. The
     scales S follow every batch of statistics, S ← (1−w) S + w E[(Q_Gᵀ DW Q_A)²], and reach the
@@ -71,13 +71,13 @@ class Ekfac:
     - ``"restart"``: S opens anew, at the new d aᵀ.
 
     The damped block is U diag(S + γ²) Uᵀ: γ² stands for λ + η and is added to the block itself, as
-    in section 5.3 before it is factored, not to the factors.
+    in section 6.3 before it is factored, not to the factors.
     """
 
     rebase: str = parameter(
         "project",
         symbol="S",
-        section="12.2",
+        section="George et al. 2018",
         choices=("project", "restart"),
         help="what the scales become in a new eigenbasis",
     )

@@ -1,7 +1,7 @@
 """The recipe ``ekfac``: the paper's, with this block.
 
 ``T_scale=1`` builds the inverse from the latest scales at every step, and the eigenbases every T3.
-The damping is the plain Tikhonov kind, S + λ + η (section 5.3), which needs no γ of its own: so γ
+The damping is the plain Tikhonov kind, S + λ + η (section 6.3), which needs no γ of its own: so γ
 is tied to λ + η and not searched.
 """
 

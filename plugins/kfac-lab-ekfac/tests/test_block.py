@@ -44,7 +44,7 @@ def fisher(rows, cotangents):
 
 
 def moments(rows, cotangents):
-    """Ā summed over positions, G averaged over them (section 12.1)."""
+    """Ā summed over positions, G averaged over them (Grosse & Martens 2016)."""
     a, g = rows.flatten(0, 1), cotangents.flatten(0, 2)
     count = rows.shape[0]
     return {"A": a.t() @ a / count, "G": g.t() @ g / count / rows.shape[1]}

@@ -45,7 +45,7 @@ def tiny(positions=False):
 def layer_fishers(problem):
     """E[J_iᵀ J_i] of each layer by autograd, one output of one case at a time.
 
-    The Gaussian's loss is ½‖y − z‖², whose F_R is I (section 1.3).
+    The Gaussian's loss is ½‖y − z‖², whose F_R is I (section 2.2).
     """
     model = problem.model
     layers = [m for m in model if isinstance(m, nn.Linear)]

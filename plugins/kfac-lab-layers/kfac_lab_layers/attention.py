@@ -36,7 +36,7 @@ class InProjection:
     are not the same tensor each has positions of its own, at which the other two thirds of g are
     zero: G is then block-diagonal, and Ā the sum of the three.
 
-    Positions are shared as in a Linear (expand, section 12.3).
+    Positions are shared as in a Linear (expand, Eschenhagen et al. 2023).
     """
 
     module: nn.MultiheadAttention

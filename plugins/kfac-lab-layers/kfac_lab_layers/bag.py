@@ -1,4 +1,4 @@
-"""``nn.EmbeddingBag``: a Linear on the counts of each token, one row a case (section 12.5)."""
+"""``nn.EmbeddingBag``: a Linear on the counts of each token, one row a case (Osawa et al. 2019)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Bag(Embedding):
     def tangent(
         self, matrices: Sequence[Tensor], inputs: Tensor, tangents: Tensor | None
     ) -> Tensor:
-        """V ā for each V, ``[k, N, d]``; tokens have no tangents (section 7.3)."""
+        """V ā for each V, ``[k, N, d]``; tokens have no tangents (appendix C)."""
         rows = self.rows_in(inputs)
         place, size = rows.indices()[::2], (len(rows), self.d_in)
         flat = torch.sparse_coo_tensor(place, rows.values(), size, check_invariants=False)

@@ -1,4 +1,4 @@
-"""``nn.Embedding``: a Linear whose inputs are one-hot rows, so Ā is diagonal (section 12.5)."""
+"""``nn.Embedding``: a Linear whose inputs are one-hot rows, so Ā is diagonal."""
 
 from __future__ import annotations
 

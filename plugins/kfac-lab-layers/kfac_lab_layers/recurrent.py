@@ -7,7 +7,7 @@ torch's. Of each layer and direction there are two maps:
     ih: the inputs x_t to all gates,  W_ih [gates·H, I+1];  g_t is the gradient at its output
     hh: the states h_{t−1} to all gates,  W_hh [gates·H, H+1]
 
-and a third, hr, where an LSTM projects its states. Steps are positions (expand, section 12.3). A
+and a third, hr, where an LSTM projects its states. Steps are positions (arXiv:2311.00636). A
 gate's own Kronecker block is Ā with its H × H part of the diagonal of G; the parts beside it, which
 couple the gates of a step, are kept too.
 """

@@ -1,4 +1,4 @@
-"""Scale and shift of the normalisation layers, as the exact block of per-case sums (section 12.5).
+"""Scale and shift of the normalisation layers, as the exact block of per-case sums.
 
 Two forms of this block are known: its diagonal, E[(Σ_t g_t ⊙ x̂_t)²] and E[(Σ_t g_t)²], and a 2×2
 block for each unit (K. Osawa et al. 2019, arXiv:1811.12019). Here it is kept whole, which costs

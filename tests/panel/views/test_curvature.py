@@ -177,7 +177,7 @@ def test_block_averages_are_those_of_the_dense_inverse(block) -> None:
 
 @pytest.mark.parametrize("sigma", ["eigh", "smith"])
 def test_block_averages_of_a_chain_are_those_of_the_papers_inverse(sigma) -> None:
-    """F̂⁻¹ assembled by the oracle from damped factors and undamped cross moments (section 3.3)."""
+    """F̂⁻¹ assembled by the oracle from damped factors and undamped cross moments (section 4.3)."""
     run = tiny(f"block_tridiagonal(sigma='{sigma}')")
     glance = seen(run, ["inverse"])
     sides = [(s.d_out, s.d_in) for s in glance.layers]
