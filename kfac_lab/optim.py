@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +32,7 @@ from kfac_lab.core.passes import Seen
 from kfac_lab.core.problem import Drawn, Problem, weighed
 from kfac_lab.core.schema import anything, check, maybe, record, table, text, whole
 from kfac_lab.core.state import Due, StepRecord, Swap
+from kfac_lab.core.traits import CollectiveTraits, traits
 from kfac_lab.errors import CheckpointError, DataError, KfacLabError, RecipeError
 from kfac_lab.history import History
 from kfac_lab.hooks import Recipe
@@ -88,9 +90,10 @@ class KFAC(torch.optim.Optimizer):
         tf32: bool = False,
         outputs: Selector = None,
     ) -> None:
-        _check_model("KFAC", model)
+        model, _ = _bare("KFAC", model)
         _check_rate(lr)
         chosen = _recipe("KFAC", recipe)
+        _check_processes("KFAC", chosen)
         problem = _problem(model, likelihood, l2, outputs)
         self._engine = _engine.attach(problem, chosen, whole_number("seed", seed), tf32=tf32)
         self.history = History()
@@ -134,6 +137,8 @@ class KFAC(torch.optim.Optimizer):
                 "gradient itself and takes no notice of loss.backward()"
             )
         engine = self._engine
+        engine.unchanged()
+        _alone(self, engine)
         inputs, targets = _batch("KFAC.step", engine, inputs, targets)
         rows = len(inputs)
         targets = weighed(targets, _placed("KFAC.step", engine, "weights", weights))
@@ -167,6 +172,20 @@ class KFAC(torch.optim.Optimizer):
             self.history.keep(HISTORY)
             self._unread = 0
         return made
+
+    def rebind(self) -> KFAC:
+        """Goes on with the model as it is now: layers frozen, thawed, replaced, added or removed.
+
+        What stayed keeps its moments; λ, γ, the schedule and k go on; δ0, the average and the
+        inverse begin again. Returns the optimiser itself.
+
+        Raises:
+            CoverageError, RecipeError: the model cannot be taken; nothing has changed then.
+        """
+        self._engine.rebind()
+        own = self.param_groups[0]
+        own["params"] = [p for p in self.model.parameters() if p.requires_grad]
+        return self
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Only the constructor may: there is one group.
@@ -363,12 +382,13 @@ class Preconditioner:
         leave: Sequence[str] = (),
         outputs: Selector = None,
     ) -> None:
-        _check_model("Preconditioner", model)
+        model, called = _bare("Preconditioner", model)
         if isinstance(leave, str) or not all(isinstance(name, str) for name in leave):
             raise RecipeError(f"leave={leave!r} must be texts, such as ('Embedding', '*.bias')")
         if kl_clip is not None and not (isinstance(kl_clip, Real) and float(kl_clip) > 0):
             raise RecipeError(f"kl_clip={kl_clip!r} must be above 0 (κ, Ba et al. 2017), or None")
         chosen = _recipe("Preconditioner", recipe)
+        _check_processes("Preconditioner", chosen)
         chosen = chosen.replace(model="none", momentum="fixed(lr=1.0, mu=0.0)", average="none")
         if not isinstance(optimizer, (torch.optim.Optimizer, type(None))):
             raise RecipeError(f"optimizer={optimizer!r} must be the torch optimiser of your loop")
@@ -377,8 +397,9 @@ class Preconditioner:
         self.kl_clip, self.optimizer, self.normalise = kl_clip, optimizer, bool(normalise)
         self._kept = left_out(model, leave)  # whose gradients stay, also of layers of ours
         self.history = History()
+        self._leave = tuple(leave)
         self._tap = _Tap(weakref.WeakMethod(self._watching))
-        handle = model.register_forward_pre_hook(self._tap, prepend=True, with_kwargs=True)
+        handle = called.register_forward_pre_hook(self._tap, prepend=True, with_kwargs=True)
         self._off = weakref.finalize(self, handle.remove)
         self._off.atexit = False
 
@@ -411,6 +432,8 @@ class Preconditioner:
             NumericalError: no inverse could be built; nothing has changed.
         """
         engine, network = self._engine, self._engine.network
+        engine.unchanged()
+        _alone(self, engine)
         _check_place("Preconditioner.step", engine)
         if not isinstance(loss_scale, Tensor) and not (
             isinstance(loss_scale, Real) and 0 < float(loss_scale) < math.inf
@@ -536,6 +559,29 @@ class Preconditioner:
         self._off()
         self._tap.forget()
 
+    def rebind(self) -> Preconditioner:
+        """Goes on with the model as it is now, as :meth:`KFAC.rebind`.
+
+        Raises:
+            CoverageError, RecipeError: the model cannot be taken; nothing has changed then.
+        """
+        self._engine.rebind()
+        self._kept = left_out(self.model, self._leave)
+        self._tap.forget()
+        return self
+
+    def __reduce__(self) -> Any:
+        return _copied, ()
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_engine":
+            raise RecipeError(
+                "this Preconditioner is a copy or was unpickled, and belongs to no model: make one "
+                "with Preconditioner(model, …) and load_state_dict() what state_dict() of the "
+                "first gave"
+            )
+        raise AttributeError(f"a Preconditioner has no {name!r}")
+
     # --- looking --------------------------------------------------------------------------------
 
     @property
@@ -574,6 +620,11 @@ class Preconditioner:
             self._tap.forget()
 
         _restored("Preconditioner", self._engine, state_dict, False, adopt)
+
+
+def _copied() -> Preconditioner:
+    """What a copied or unpickled Preconditioner is: one without a model."""
+    return Preconditioner.__new__(Preconditioner)
 
 
 class _Tap:
@@ -709,6 +760,53 @@ def _recipe(who: str, source: Any) -> Recipe:
     return recipe
 
 
+def _bare(who: str, model: Any) -> tuple[nn.Module, nn.Module]:
+    """The module that is trained, and the one that the loop calls: it may be compiled, or wrapped
+    by DistributedDataParallel.
+    """
+    called = model
+    wrappers = (nn.parallel.DistributedDataParallel,)
+    while isinstance(model, wrappers) or isinstance(getattr(model, "_orig_mod", None), nn.Module):
+        model = model.module if isinstance(model, wrappers) else model._orig_mod
+    _check_model(who, model)
+    return model, called
+
+
+def _check_processes(who: str, recipe: Recipe) -> None:
+    """Several processes need a collective, or each goes its own way."""
+    there = torch.distributed
+    if not (there.is_available() and there.is_initialized() and there.get_world_size() > 1):
+        return
+    if traits(recipe["collective"], CollectiveTraits).size == 1:
+        raise RecipeError(
+            f"{who} is one of {there.get_world_size()} processes, and the recipe's collective is "
+            f"{type(recipe['collective']).__name__}, so that their parameters would drift apart: "
+            "recipe=Recipe.named(…).replace(collective='ddp'), of the plugin kfac-lab-ddp"
+        )
+
+
+#: who stepped a model last
+_steppers: weakref.WeakKeyDictionary[nn.Module, tuple[weakref.ref[Any], int]]
+_steppers = weakref.WeakKeyDictionary()
+
+
+def _alone(face: Any, engine: _engine.Engine) -> None:
+    """Says once that two optimisers take turns on one model."""
+    model = engine.problem.model
+    last = _steppers.get(model)
+    other = None if last is None else last[0]()
+    taken = 0 if last is None else last[1]
+    if other is not None and other is not face and engine.step_count and taken < 2:
+        warnings.warn(
+            f"a {type(other).__name__} and a {type(face).__name__} step the same "
+            f"{type(model).__name__} in turn: each has moments of its own, and does not see the "
+            "other's steps; keep one, or remove() the Preconditioner",
+            stacklevel=3,
+        )
+        taken = 2
+    _steppers[model] = (weakref.ref(face), taken)
+
+
 def _check_model(who: str, model: Any) -> None:
     if not isinstance(model, nn.Module):
         raise RecipeError(
@@ -717,8 +815,6 @@ def _check_model(who: str, model: Any) -> None:
         )
     if isinstance(model, nn.DataParallel):
         raise RecipeError(f"{who} does not go with nn.DataParallel: give it model.module")
-    if hasattr(model, "_orig_mod"):
-        raise RecipeError(f"{who} takes the model as it is before torch.compile: model._orig_mod")
 
 
 def _problem(model: nn.Module, likelihood: Any, l2: float, outputs: Selector) -> Problem:

@@ -10,16 +10,18 @@ import torch
 from torch import Tensor
 
 from kfac_lab.core import checkpoint, linalg
-from kfac_lab.core.capture import Claim, CoverageRow, Network, without
+from kfac_lab.core.capture import CoverageRow, Network, without
 from kfac_lab.core.clock import Clock
 from kfac_lab.core.moments import Layout, Ledger
 from kfac_lab.core.passes import Passes, Seen, Unseen
 from kfac_lab.core.problem import Drawn, Problem
 from kfac_lab.core.state import Bound, Place, Signals, State, StepRecord, Strength
 from kfac_lab.core.vector import Vec
-from kfac_lab.engine import boundary, step, swap
+from kfac_lab.core.watch import Watch
+from kfac_lab.engine import boundary, rebind, step, swap
 from kfac_lab.engine.coverage import coverage_of
 from kfac_lab.engine.parts import Parts, fresh_memo, number, parts_of, strength_of
+from kfac_lab.errors import RecipeError
 
 __all__ = ["Engine", "Held", "attach"]
 
@@ -75,14 +77,18 @@ class Engine:
     ) -> None:
         self.problem, self.tf32, self._chunk = problem, bool(tf32), chunk
         self.leave = tuple(leave)
-        self._open(recipe, int(seed), float(lr), recipe.claim)
+        self._unseen: tuple[str, ...] = ()  # layers whose rows do not see every use of them
+        self._former: rebind.Former | None = None  # of before a rebind
+        self._open(recipe, int(seed), float(lr))
         if problem.inputs is not None and problem.targets is not None:
             self.bind(problem.inputs, problem.targets)
 
-    def _open(self, recipe: Any, seed: int, lr: float, claim: Claim) -> None:
-        """The network's layers as ``claim`` has them, and the state before the first step."""
+    def _open(self, recipe: Any, seed: int, lr: float) -> None:
+        """The network's layers, and the state before the first step."""
         problem, fallback = self.problem, recipe.fallback is not None
+        claim = without(recipe.claim, self._unseen)
         self.network = Network.of(problem.model, claim, fallback, self.leave)
+        self._watch = Watch(problem.model)
         self.passes = Passes(
             self.network,
             problem.likelihood,
@@ -188,16 +194,40 @@ class Engine:
         try:
             bound = self.passes.probe(inputs, targets, self.parts.needs_tangents)
         except Unseen as unseen:
-            if self.recipe.fallback is None or self.state_.step:
+            if self.recipe.fallback is None or self.held.layout is not None:
                 raise
-            claim = without(self.recipe.claim, unseen.paths)
-            self._open(self.recipe, self.seed, self.lr, claim)
+            self._unseen = (*self._unseen, *unseen.paths)
+            rebind.rebound(self)
             bound = self.passes.probe(inputs, targets, self.parts.needs_tangents)
         layout, state = self.held.layout, replace(self.held.state, bound=bound)
         if layout is None:
             layout = self.layout_of(self.parts, bound)
-            state = replace(state, moments=layout.opened().current)
+            ledger = layout.opened()
+            if self._former is not None:
+                ledger = rebind.inherited(layout, self.network, self._former)
+            state = replace(state, moments=ledger.current, ages=ledger.young)
         self.held = replace(self.held, layout=layout, state=state)
+
+    def unchanged(self) -> None:
+        """The model is the one that was taken: parameters, their types, what is trained, modules.
+
+        Raises:
+            RecipeError: it is not; nothing has changed.
+        """
+        change = self._watch.change()
+        if change is not None:
+            raise RecipeError(
+                f"{change} since the model was taken: rebind() of the KFAC or Preconditioner goes "
+                "on with the model as it is, and keeps the moments of what stayed"
+            )
+
+    def rebind(self) -> None:
+        """Takes the model as it is now; see ``engine.rebind``.
+
+        Raises:
+            CoverageError, RecipeError: it cannot be taken; nothing has changed then.
+        """
+        rebind.rebound(self)
 
     def lacks_tangents(self, parts: Parts) -> bool:
         """Whether a model that needs products J·v has no path for them yet."""
@@ -239,6 +269,7 @@ class Engine:
 
     def step(self) -> StepRecord:
         """One step on a batch drawn by the recipe's ``batch``."""
+        self.unchanged()
         k = self.state_.step + 1
         size = self.parts["batch"].size(k, self.problem.available)
         clock = Clock()

@@ -102,7 +102,8 @@ def preconditioned(
         if drawn is None:
             raise RecipeError(
                 "statistics are due, and there is no batch for them: the model has to be "
-                "called in training mode, with gradients enabled, between two steps"
+                "called in training mode, with gradients enabled, between two steps (a compiled "
+                "one as the Preconditioner was given it: Preconditioner(torch.compile(model)))"
             )
         if engine.ledger is None or engine.passes.fired is None:
             engine.bind(drawn.inputs, drawn.targets)

@@ -1,0 +1,91 @@
+"""What became of a module since a moment: frozen, thawed, replaced or added parts, another type."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+__all__ = ["Watch"]
+
+
+class Watch:
+    """The modules and trained parameters of a model as they are now, to be compared later.
+
+    Comparing walks over what was there, without a name or a tensor made: microseconds a module.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._places = [
+            (
+                module._modules,
+                tuple(module._modules.values()),
+                module._parameters,
+                tuple(
+                    (name, p.shape, p.dtype, p.requires_grad)
+                    for name, p in module._parameters.items()
+                    if p is not None
+                ),
+                len(module._parameters),
+            )
+            for module in model.modules()
+        ]
+        self._named = _described(model)
+        self._modules = {path: id(module) for path, module in model.named_modules()}
+
+    def change(self) -> str | None:
+        """What has changed first, as a clause that names it; None where nothing has."""
+        return self._told() if self._moved() else None
+
+    def _moved(self) -> bool:
+        for modules, children, parameters, own, count in self._places:
+            if len(modules) != len(children) or len(parameters) != count:
+                return True
+            for now, before in zip(modules.values(), children, strict=True):
+                if now is not before:
+                    return True
+            for name, shape, dtype, trained in own:
+                p = parameters.get(name)
+                if (
+                    p is None
+                    or p.requires_grad is not trained
+                    or p.dtype is not dtype
+                    or p.shape != shape
+                ):
+                    return True
+        return False
+
+    def _told(self) -> str | None:
+        now = _described(self._model)
+        for name, before in self._named.items():
+            found = now.get(name)
+            if found is None:
+                return f"{name} is no parameter of the model any more"
+            for (old, new), text in zip(
+                zip(before, found, strict=True),
+                ("has another shape, {1} for {0}", "became {1}, from {0}", ""),
+                strict=True,
+            ):
+                if old != new and text:
+                    return f"{name} {text.format(_short(old), _short(new))}"
+            if before[2] != found[2]:
+                return f"{name} was {'thawed' if found[2] else 'frozen'}"
+        added = [name for name in now if name not in self._named]
+        if added:
+            return f"{added[0]} was added to the model"
+        for path, module in self._model.named_modules():
+            if self._modules.get(path) != id(module):
+                held = next((n for n, _ in module.named_parameters()), None)
+                what = f"{path}.{held}" if held else path
+                return f"{what} belongs to another {type(module).__name__} than before"
+        return None
+
+
+def _described(model: nn.Module) -> dict[str, tuple[torch.Size, torch.dtype, bool]]:
+    return {n: (p.shape, p.dtype, p.requires_grad) for n, p in model.named_parameters()}
+
+
+def _short(value: object) -> str:
+    if isinstance(value, torch.Size):
+        return str(tuple(value))
+    return str(value).removeprefix("torch.")

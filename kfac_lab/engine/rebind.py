@@ -1,0 +1,96 @@
+"""rebind: the same optimiser on a model that has changed; what stayed keeps its moments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from kfac_lab.core.capture import Network
+from kfac_lab.core.moments import Layout, Ledger
+
+if TYPE_CHECKING:
+    from kfac_lab.engine.engine import Engine
+
+__all__ = ["Former", "inherited", "rebound"]
+
+
+@dataclass(frozen=True, eq=False)
+class Former:
+    """What the moments were before: by the parameters of the layer that they are of."""
+
+    moments: Mapping[tuple[str, tuple[str, ...]], Tensor]
+    ages: Mapping[tuple[str, tuple[str, ...]], int]
+
+
+def rebound(engine: Engine) -> None:
+    """Claims the layers anew. λ, γ, the schedule and k go on; a layer whose parameters are the ones
+    of before keeps its moments and its block's memory, another one starts as after a swap. δ0, the
+    average and the inverse begin again.
+
+    Raises:
+        CoverageError, RecipeError: the model cannot be taken; nothing has changed then.
+    """
+    held, network = engine.held, engine.network
+    before, former = dict(vars(engine)), _former(network, engine.ledger) or engine._former
+    try:
+        engine._open(engine.recipe, engine.seed, engine.lr)
+        old = {use.parameters: i for i, use in enumerate(network.uses)}
+        memos, ages = list(engine.state_.block_memos), list(engine.state_.block_ages)
+        for i, use in enumerate(engine.network.uses):
+            j = old.get(use.parameters)
+            if j is not None and type(held.parts.blocks[j]) is type(engine.blocks[i]):
+                memos[i], ages[i] = held.state.block_memos[j], held.state.block_ages[j]
+            elif held.state.step:
+                ages[i] = 0
+        fresh = engine.state_
+        kept = {slot: held.state.memos[slot] for slot in ("damping", "schedule")}
+        state = replace(
+            fresh,
+            step=held.state.step,
+            seconds=held.state.seconds,
+            updates=held.state.updates,
+            strength=held.state.strength,
+            pending=held.state.pending,
+            memos={**fresh.memos, **kept},
+            block_memos=tuple(memos),
+            block_ages=tuple(ages),
+        )
+        engine.held = replace(engine.held, state=state, record=held.record)
+        engine._former = former
+    except BaseException:
+        vars(engine).update(before)
+        raise
+
+
+def _former(network: Network, ledger: Ledger | None) -> Former | None:
+    if ledger is None:
+        return None
+
+    def named(values: Mapping[Any, Any]) -> dict[tuple[str, tuple[str, ...]], Any]:
+        return {
+            (name, network.uses[i].parameters): value
+            for (name, i, j), value in values.items()
+            if i == j
+        }
+
+    return Former(named(ledger.current), named(ledger.young))
+
+
+def inherited(layout: Layout, network: Network, former: Former) -> Ledger:
+    """A ledger with the moments of the layers that were there before; the others open at zero."""
+    opened = layout.opened()
+    ages: dict[Any, int] = {}
+    for key in opened.keys:
+        name, i, j = key
+        own = name, network.uses[i].parameters
+        found = former.moments.get(own) if i == j else None
+        if found is not None and found.shape == opened.current[key].shape:
+            opened.current[key].copy_(found)
+            if own in former.ages:
+                ages[key] = former.ages[own]
+        elif i == j:
+            ages[key] = 0
+    return layout.holding(opened.current, ages)
