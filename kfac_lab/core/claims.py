@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-__all__ = ["ByStructure", "computes_as"]
+__all__ = ["ByStructure", "computes_as", "snippet"]
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,33 @@ def computes_as(module: Any) -> type:
         return object
     added: set[str] = set()
     for kind in own.__mro__:
+        if kind is nn.Module:
+            break
         if kind.__module__.startswith("torch.nn.modules."):
             parameters = {*module._parameters, *module._buffers}
             changed = added - _HARMLESS
             return own if changed & (set(dir(kind)) | parameters) else kind
         added |= set(vars(kind))
     return own
+
+
+def snippet(kinds: Iterable[type]) -> str:
+    """A plugin, for a notebook cell or a script, that claims the modules of these types.
+
+    Each of their parameters becomes a layer of its own, which any module allows; a ``Layer`` that
+    knows what the module computes is better, and goes to the same place.
+    """
+    listed = ", ".join(repr(name) for name in sorted({kind.__name__ for kind in kinds}))
+    return f"""
+    import kfac_lab as kl
+    from kfac_lab.core.whole import Whole
+
+    class Claims:
+        @kl.hookimpl
+        def kfac_claim_layer(self, module, path):
+            if type(module).__name__ in [{listed}]:
+                own = module.named_parameters(recurse=False)  # or a Layer of what it computes
+                return tuple(Whole(module, f"{{path}}.{{name}}".strip("."), name) for name, _ in own)
+
+    kl.lab.load_module(Claims(), "mine")
+"""

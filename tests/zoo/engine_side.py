@@ -3,6 +3,7 @@
 import functools
 
 import torch
+from torch.utils._pytree import tree_map
 
 import kfac_lab as kl
 from kfac_lab.hooks.manager import Lab
@@ -42,7 +43,7 @@ def stepped(zoo, cases, steps=1, **slots):
         model=zoo.model,
         likelihood=zoo.likelihood,
         inputs=zoo.inputs[:cases],
-        targets=zoo.targets[:cases],
+        targets=tree_map(lambda t: t[:cases], zoo.targets),
     )
     before = [p.detach().clone() for p in zoo.model.parameters()]
     engine = attach(problem, recipe(cases, **slots), 0, lr=0.0)

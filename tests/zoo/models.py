@@ -1,10 +1,16 @@
-"""Small models of the kinds that people bring: what each is, and a batch for it."""
+"""Small models of the kinds that people bring: what each is, and a batch for it.
 
-from dataclasses import dataclass, field
+Those of ``transformers`` and ``torch_geometric`` are made from small configs, with random weights.
+Of vision models ResNet, ConvNeXt, ViT and Swin are those of ``transformers`` too, and the blocks of
+MobileNetV3 are written out: ``timm`` cannot be imported without torchvision.
+"""
+
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 
 @dataclass
@@ -15,22 +21,24 @@ class Zoo:
         model: outputs are one tensor.
         inputs, targets: a training set.
         likelihood: what the engine is given.
-        kind: the same for the oracle: gaussian, bernoulli, categorical (classes last) or channels.
+        kind: the same for the oracle, as a key of its own.
         whole: the cases are coupled: a case's outputs come out of a pass over the whole batch.
-        exact: layers whose ``kronecker`` block has exactly the trace of the Fisher's.
         cases: how many cases the oracle looks at.
     """
 
     model: nn.Module
     inputs: Tensor
-    targets: Tensor
+    targets: Any
     likelihood: Any = "categorical"
     kind: str = "categorical"
     whole: bool = False
-    exact: tuple[str, ...] = ()
     cases: int = 3
     batch: int = 64
-    fallback: frozenset = field(default_factory=frozenset)  # parameters that may need one
+
+    def flatten(self):
+        """From here on the model gives one tensor, whatever it has for heads."""
+        if isinstance(self.model, ActorCritic):
+            self.model.flat = True
 
 
 class Logits(nn.Module):
@@ -383,6 +391,30 @@ class Graph(nn.Module):
         return torch.sparse.mm(self.adjacency, self.two(h))
 
 
+class ActorCritic(nn.Module):
+    """Two heads on one body; a dict of both, or for the oracle one tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.policy, self.value = nn.Linear(6, 12), nn.Linear(12, 4), nn.Linear(12, 1)
+        self.flat = False
+
+    def forward(self, x):
+        h = torch.tanh(self.body(x))
+        heads = {"policy": self.policy(h), "value": self.value(h)}
+        return torch.cat(list(heads.values()), 1) if self.flat else heads
+
+
+def actor_critic():
+    from kfac_lab.core.likelihood import Gaussian, Joint
+
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(512, 6, generator=g)
+    targets = {"policy": x[:, :4].argmax(1), "value": x.square().mean(1, keepdim=True)}
+    joint = Joint(policy="categorical", value=Gaussian(scale=0.5))
+    return Zoo(ActorCritic(), x, targets, joint, "actor_critic", cases=8)
+
+
 def graph_data(nodes=24):
     g = torch.Generator().manual_seed(0)
     x = torch.randn(nodes, 5, generator=g)
@@ -430,6 +462,7 @@ ZOO = {
     "experts": experts,
     "vae": vae,
     "pinn": pinn,
+    "actor_critic": actor_critic,
     "gcn": gcn,
     "gcn_sparse": gcn_sparse,
 }
@@ -442,8 +475,7 @@ def made(name, seed=0):
     zoo.model.double()
     if zoo.inputs.is_floating_point():
         zoo.inputs = zoo.inputs.double()
-    if zoo.targets.is_floating_point():
-        zoo.targets = zoo.targets.double()
+    zoo.targets = tree_map(lambda t: t.double() if t.is_floating_point() else t, zoo.targets)
     with torch.no_grad():  # no parameter at a special value
         for p in zoo.model.parameters():
             p.add_(0.1 * torch.randn(p.shape, dtype=p.dtype))

@@ -6,6 +6,7 @@ taken by all columns of a factor B of F_R (F_R = B Bᵀ), or by targets sampled 
 
 import torch
 from torch.nn import functional
+from torch.nn.functional import pad
 
 COLUMNS = 4096  # more than that for one case is a mistake in a test
 
@@ -20,6 +21,9 @@ def columns(outputs, kind):
     if kind == "bernoulli":
         p = torch.sigmoid(z)
         return eye * (p * (1 - p)).sqrt()
+    if kind == "actor_critic":  # four classes, and a number of standard deviation ½
+        first, last = columns(z[:, :4], "categorical"), columns(z[:, 4:], "gaussian") / 0.5
+        return torch.cat([pad(first, (0, 1)), pad(last, (4, 0))])
     dimension = {"categorical": -1, "channels": 1}[kind]
     p = torch.softmax(z, dimension)
     # Of class c at a place: √p_c (p − e_c) there; Σ_c p_c (p − e_c)(p − e_c)ᵀ = diag p − p pᵀ.

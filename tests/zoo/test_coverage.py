@@ -10,26 +10,7 @@ from .models import ZOO, Derivative, Zoo, made, pinn
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 
-# What no plugin claims today, by exhibit; a mark goes when there is a claim.
-UNCLAIMED = {
-    "gcn": "GCNConv's bias, which is added after the messages are summed",
-    "gpt2": "a table tied to the head",
-    "vit": "class token and position parameters",
-    "convnext": "layer scales, parameters of a block",
-    "swin": "tables of relative positions",
-}
-
-
-def exhibits(pending):
-    return [
-        pytest.param(n, marks=pytest.mark.xfail(strict=True, reason=pending[n]))
-        if n in pending
-        else n
-        for n in ZOO
-    ]
-
-
-@pytest.mark.parametrize("name", exhibits(UNCLAIMED))
+@pytest.mark.parametrize("name", ZOO)
 def test_no_parameter_needs_a_fallback(name):
     zoo = made(name)
     engine = stepped(zoo, zoo.batch if zoo.whole else zoo.cases)
@@ -65,7 +46,8 @@ def test_the_rows_make_the_gradient(name):
     """Σ g āᵀ over the recorded rows is autograd's gradient, to 1e-5 of it (here in float64)."""
     zoo = made(name)
     inputs = zoo.inputs[: zoo.batch if zoo.whole else 5]
-    engine = stepped(zoo, zoo.batch if zoo.whole else 5, fallback="diagonal")
+    engine = stepped(zoo, zoo.batch if zoo.whole else 5)
+    zoo.flatten()
     outputs = zoo.model(inputs)
     weights = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0)).double()
     named = dict(zoo.model.named_parameters())
@@ -79,7 +61,6 @@ def test_the_rows_make_the_gradient(name):
         assert difference <= 1e-5 * float(expected.norm()) + 1e-12, parameter
 
 
-@pytest.mark.xfail(strict=True, reason="rows that another function has made are taken as they are")
 def test_a_derivative_taken_inside_forward_is_refused():
     """Its gradient goes through the layers by a way that the rows do not see."""
     zoo = pinn()

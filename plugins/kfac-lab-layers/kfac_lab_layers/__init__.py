@@ -17,6 +17,7 @@ from kfac_lab_layers import attention, bag, embedding, recurrent, scale_shift
 from kfac_lab_layers.affine import Affine
 from kfac_lab_layers.attention import InProjection, OutProjection
 from kfac_lab_layers.bag import Bag
+from kfac_lab_layers.bare import bare
 from kfac_lab_layers.elementwise import Elementwise, elementwise
 from kfac_lab_layers.embedding import Embedding
 from kfac_lab_layers.lookup import Lookup, lookup
@@ -63,4 +64,5 @@ def kfac_claim_layer(module: nn.Module, path: str) -> Any:
         layer = found(module, path)
         if layer is not None:
             return ByStructure(layer)
-    return None
+    alone = () if kind.__module__.startswith("torch.") else bare(module, path)
+    return ByStructure(alone) if alone else None

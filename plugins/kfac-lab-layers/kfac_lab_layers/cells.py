@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Pieces", "sweep"]
+__all__ = ["Pieces", "sweep", "sweep_packed"]
 
 Pieces = dict[str, tuple[Tensor, Tensor]]  # a weight's name → its inputs, and its watched outputs
 _Step = Callable[[Tensor, Tensor, Tensor, Any], tuple[Tensor, Any]]
@@ -70,7 +71,52 @@ def sweep(
     return torch.stack(outputs, 1), h, c
 
 
-def _each(on: Tensor, bias: Tensor | None, cases: int, steps: int, width: int) -> Tensor:
-    """A bias ``[N, T, width]`` for each case and step, or zeros, that depend on ``on``."""
+def sweep_packed(
+    module: Any,
+    kind: str,
+    suffix: str,
+    x: Tensor,
+    sizes: Sequence[int],
+    h: Tensor,
+    c: Tensor | None,
+    pieces: Pieces,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """:func:`sweep` over packed rows ``[R, I]``: step t has the first ``sizes[t]`` cases.
+
+    A layer that is called "reverse" goes from the last step back. A case that has not begun keeps
+    its first state, one that has ended its last.
+    """
+    of: Any = {name: getattr(module, f"{name}{suffix}", None) for name in _NAMES}
+    W_ih, W_hh, W_hr, b_ih, b_hh = of.values()
+    rows, width = len(x), W_hh.shape[0]
+    ih = functional.linear(x, W_ih, b_ih)
+    hh = _each(W_hh if b_hh is None else b_hh, b_hh, rows, width)
+    hr = None if W_hr is None else _each(W_hr, None, rows, W_hr.shape[0])
+    parts = [ih.split(list(sizes)), hh.split(list(sizes))]
+    back = suffix.endswith("_reverse")
+    order = range(len(sizes))[::-1] if back else range(len(sizes))
+    ends = list(itertools.accumulate(sizes))
+    before: list[Any] = [None] * len(sizes)
+    wide, outputs = list(before), list(before)
+    for t in order:
+        n = sizes[t]
+        before[t] = h[:n]
+        own = parts[1][t] + functional.linear(h[:n], W_hh)
+        new, cell = _STEPS[kind](parts[0][t], own, h[:n], None if c is None else c[:n])
+        if hr is not None:
+            wide[t] = new
+            new = functional.linear(new, W_hr) + hr[ends[t] - n : ends[t]]
+        outputs[t] = new
+        h = torch.cat([new, h[n:]])
+        c = None if c is None else torch.cat([cell, c[n:]])
+    pieces[f"weight_ih{suffix}"] = (x, ih)
+    pieces[f"weight_hh{suffix}"] = (torch.cat(before), hh)
+    if hr is not None:
+        pieces[f"weight_hr{suffix}"] = (torch.cat(wide), hr)
+    return torch.cat(outputs), h, c
+
+
+def _each(on: Tensor, bias: Tensor | None, *shape: int) -> Tensor:
+    """A bias for each row ``[..., width]``, or zeros, that depend on ``on``."""
     own = on.reshape(-1)[:1] * 0 if bias is None else bias
-    return own.expand(cases, steps, width)
+    return own.expand(*shape)

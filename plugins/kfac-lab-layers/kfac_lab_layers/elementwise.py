@@ -8,6 +8,7 @@ p = 0 and p = 1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -39,16 +40,27 @@ class Elementwise(ScaleShift):
     def record(
         self, module: Any, args: tuple[Any, ...], named: Mapping[str, Any], output: Any
     ) -> Recorded:
-        """The call with a copy ``[N, P]`` of the vectors for each case, whose gradient is g."""
+        """The call with a copy ``[N, ..., P]`` of the vectors for each row, whose gradient is g."""
         x: Tensor = args[0] if args else next(iter(named.values()))
         vectors = [getattr(module, name) for name in self.names]
-        each = torch.cat(vectors).expand(x.shape[0], -1)
-        shape = [x.shape[0], *[1] * (x.dim() - 1)]
+        lead = self._lead(x)
+        each = torch.cat(vectors).expand(*lead, -1)
+        behind = [1] * (x.dim() - 1 - len(lead))
         start, slopes = _parts(module, self.names, args, named)
-        for part, slope in zip(each.split([len(v) for v in vectors], 1), slopes, strict=True):
-            shape[self.channel] = part.shape[1]
-            start = start + slope * part.reshape(shape)
+        for part, slope in zip(each.split([len(v) for v in vectors], -1), slopes, strict=True):
+            start = start + slope * part.reshape(*part.shape, *behind)
         return Recorded(x, each, start.to(output.dtype))
+
+    def _lead(self, x: Tensor) -> torch.Size:
+        """What a row is of: every place before the channels."""
+        return x.shape[:-1] if self.channel == -1 else x.shape[: self.channel]
+
+    def rows_in(self, inputs: Tensor) -> Tensor:
+        """1 for each row: ``[N, S, 1]``."""
+        own: Tensor = getattr(self.module, self.names[0])
+        lead = self._lead(inputs)
+        first = lead[0] if lead else 1
+        return own.new_ones((first, math.prod(lead[1:]), 1))
 
     def unpack(self, matrix: Tensor) -> tuple[Tensor, ...]:
         """The vectors."""

@@ -26,7 +26,7 @@ from torch.nn.utils.rnn import PackedSequence
 from kfac_lab.core.layers import Recorded
 from kfac_lab.errors import CoverageError
 from kfac_lab_layers.affine import Affine
-from kfac_lab_layers.cells import Pieces, sweep
+from kfac_lab_layers.cells import Pieces, sweep, sweep_packed
 
 __all__ = ["Gates", "Unrolled", "claim", "claim_cell"]
 
@@ -61,10 +61,10 @@ class Gates(Affine):
     def record(
         self, module: Any, args: tuple[Any, ...], named: Mapping[str, Any], output: Any
     ) -> Recorded:
-        """The call in steps; ``inputs`` and ``watched`` are ``[N, T, ·]``.
+        """The call in steps; ``inputs`` and ``watched`` are ``[N, T, ·]``, or packed ``[R, ·]``.
 
         Raises:
-            CoverageError: the call has no dimension of cases, or is of packed sequences.
+            CoverageError: the call has no dimension of cases.
         """
         return self.unrolled.piece(self.weight, self.path, module, args, named, output)
 
@@ -114,75 +114,104 @@ def _again(
 ) -> tuple[Any, Pieces]:
     call = inspect.signature(type(module).forward).bind(module, *args, **named).arguments
     x, state = call["input"], call.get("hx")
-    where = path.rpartition(".")[0] or type(module).__name__
-    if isinstance(x, PackedSequence):
-        raise CoverageError(
-            f"{where} is called on a PackedSequence, whose rows are of no one case: call it on "
-            "padded sequences [N, T, …]"
-        )
     cell = isinstance(module, nn.RNNCellBase)
+    if isinstance(x, PackedSequence):
+        return _packed(module, x, state)
     if x.dim() != 3 - cell:
+        where = path.rpartition(".")[0] or type(module).__name__
         raise CoverageError(
             f"{where} is called on {tuple(x.shape)}, without a dimension of cases: give it "
             f"{3 - cell}"
         )
-    return _cell(module, x, state) if cell else _layers(module, x, state)
+    return _cell(module, x, state) if cell else _padded(module, x, state)
 
 
 def _cell(module: Any, x: Tensor, state: Any) -> tuple[Any, Pieces]:
-    kind = (
-        "LSTM"
-        if isinstance(module, nn.LSTMCell)
-        else "GRU"
-        if isinstance(module, nn.GRUCell)
-        else None
-    )
+    lstm, gru = isinstance(module, nn.LSTMCell), isinstance(module, nn.GRUCell)
     if state is None:
         zeros = x.new_zeros(len(x), module.hidden_size)
-        state = (zeros, zeros) if kind == "LSTM" else zeros
-    h, c = state if kind == "LSTM" else (state, None)
+        state = (zeros, zeros) if lstm else zeros
+    h, c = state if lstm else (state, None)
+    kind = "LSTM" if lstm else "GRU" if gru else f"RNN_{module.nonlinearity.upper()}"
     pieces: Pieces = {}
-    kind = kind or f"RNN_{module.nonlinearity.upper()}"
     _, h, c = sweep(module, kind, "", x.unsqueeze(1), h, c, pieces)
     return (h if c is None else (h, c)), pieces
 
 
-def _layers(module: Any, x: Tensor, state: Any) -> tuple[Any, Pieces]:
+def _padded(module: Any, x: Tensor, state: Any) -> tuple[Any, Pieces]:
+    """Sequences of one length, ``[N, T, I]`` or with time first."""
     pieces: Pieces = {}
+
+    def run(suffix: str, x: Tensor, h: Tensor, c: Tensor | None) -> Any:
+        back = suffix.endswith("_reverse")
+        out, h, c = sweep(module, module.mode, suffix, x.flip(1) if back else x, h, c, pieces)
+        return out.flip(1) if back else out, h, c
+
+    def dropped(x: Tensor) -> Tensor:
+        given = x.transpose(0, 1).contiguous()  # torch draws its mask with time first
+        return torch.dropout(given, module.dropout, True).transpose(0, 1)
+
     x = x if module.batch_first else x.transpose(0, 1)
-    ways = 1 + module.bidirectional
-    count = ways * module.num_layers
+    x, states = _layers(module, x, _states(module, x, len(x), state), run, dropped)
+    return (x if module.batch_first else x.transpose(0, 1), states), pieces
+
+
+def _packed(module: Any, packed: PackedSequence, state: Any) -> tuple[Any, Pieces]:
+    """Sequences of several lengths: rows are those that there are, ``[R, I]``."""
+    pieces: Pieces = {}
+    sizes = packed.batch_sizes.tolist()
+
+    def run(suffix: str, x: Tensor, h: Tensor, c: Tensor | None) -> Any:
+        return sweep_packed(module, module.mode, suffix, x, sizes, h, c, pieces)
+
+    def dropped(x: Tensor) -> Tensor:
+        return torch.dropout(x, module.dropout, True)
+
+    h, c = _states(module, packed.data, sizes[0], state)
+    if state is not None and packed.sorted_indices is not None:
+        h = h.index_select(1, packed.sorted_indices)
+        c = None if c is None else c.index_select(1, packed.sorted_indices)
+    out, states = _layers(module, packed.data, (h, c), run, dropped)
+    if packed.unsorted_indices is not None:
+        own = packed.unsorted_indices
+        several = isinstance(states, tuple)
+        states = (
+            tuple(s.index_select(1, own) for s in states)
+            if several
+            else states.index_select(1, own)
+        )
+    kept = (packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
+    return (PackedSequence(out, *kept), states), pieces
+
+
+def _states(module: Any, x: Tensor, cases: int, state: Any) -> tuple[Any, Any]:
+    """h and c of all layers before the first step; c is None where there is none."""
     lstm = module.mode == "LSTM"
-    if state is None:
-        width = module.proj_size or module.hidden_size
-        h0 = x.new_zeros(count, len(x), width)
-        c0 = x.new_zeros(count, len(x), module.hidden_size) if lstm else None
-    else:
-        h0, c0 = state if lstm else (state, None)
+    if state is not None:
+        return state if lstm else (state, None)
+    count = (1 + module.bidirectional) * module.num_layers
+    h = x.new_zeros(count, cases, module.proj_size or module.hidden_size)
+    return h, x.new_zeros(count, cases, module.hidden_size) if lstm else None
+
+
+def _layers(
+    module: Any, x: Tensor, first: tuple[Any, Any], run: Any, dropped: Any
+) -> tuple[Tensor, Any]:
+    """All layers in all directions: outputs, and the last states as torch gives them."""
+    ways = 1 + module.bidirectional
     last: list[Tensor] = []
     cells: list[Tensor] = []
     for n in range(module.num_layers):
         sides = []
         for way in range(ways):
-            at = n * ways + way
-            given = x.flip(1) if way else x
-            out, h, c = sweep(
-                module,
-                module.mode,
-                f"_l{n}" + "_reverse" * way,
-                given,
-                h0[at],
-                None if c0 is None else c0[at],
-                pieces,
-            )
-            sides.append(out.flip(1) if way else out)
+            at, (h0, c0) = n * ways + way, first
+            suffix = f"_l{n}" + "_reverse" * way
+            out, h, c = run(suffix, x, h0[at], None if c0 is None else c0[at])
+            sides.append(out)
             last.append(h)
             cells += [] if c is None else [c]
         x = torch.cat(sides, -1) if ways > 1 else sides[0]
         if module.dropout and module.training and n < module.num_layers - 1:
-            # Torch draws its mask with time first.
-            given = x.transpose(0, 1).contiguous()
-            x = torch.dropout(given, module.dropout, True).transpose(0, 1)
-    output = x if module.batch_first else x.transpose(0, 1)
+            x = dropped(x)
     states = torch.stack(last)
-    return (output, (states, torch.stack(cells)) if lstm else states), pieces
+    return x, (states, torch.stack(cells)) if cells else states

@@ -12,7 +12,7 @@ from layer_samples import Around, double, network_of
 from test_fisher import blocks_of, check_blocks
 from test_rows import check_rows
 from torch import nn
-from torch.nn.utils.rnn import pack_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import kfac_lab as kl
 
@@ -61,6 +61,44 @@ def test_a_state_that_is_given(kind):
 
     _, rows_in, _ = check_rows(Around(module, twice), torch.randn(5, 6, 3).double(), 5)
     assert {a.shape[1] for a in rows_in} == {12}  # two calls
+
+
+LENGTHS = torch.tensor([3, 6, 1, 4, 6])
+
+
+def of_lengths(state=False, sort=True):
+    """A call on packed sequences; outputs and states as one tensor, cases first."""
+
+    def call(module, x):
+        order = torch.arange(5) if sort else LENGTHS.argsort(descending=True)
+        packed = pack_padded_sequence(
+            x[order], LENGTHS[order], batch_first=True, enforce_sorted=not sort
+        )
+        first = None
+        if state:
+            count = module.num_layers * (1 + module.bidirectional)
+            wide = x.new_ones(count, 5, module.hidden_size) * x[order, 0, 0][None, :, None]
+            first = (wide[..., : module.proj_size or None], wide.sin())
+            first = first if isinstance(module, nn.LSTM) else first[0]
+        out, last = module(packed, first)
+        out, _ = pad_packed_sequence(out, batch_first=True)
+        states = last if isinstance(last, tuple) else (last,)
+        flat = [out.flatten(1), *(s.transpose(0, 1).flatten(1) for s in states)]
+        return torch.cat(flat, 1)
+
+    return call
+
+
+@pytest.mark.parametrize("call", [of_lengths(), of_lengths(True), of_lengths(True, False)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_sequences(kind, call):
+    """Torch's outputs, and Σ g āᵀ over the steps that there are is the gradient."""
+    make, more = KINDS[kind]
+    module = double(make(3, 4, 2, bidirectional=True, **more))
+    x = torch.randn(5, 6, 3, dtype=torch.float64)
+    model, steps = Around(module, call), int(LENGTHS.sum())
+    network, rows_in, _ = check_rows(model, x, steps)
+    assert {tuple(a.shape[:2]) for a in rows_in} == {(steps, 1)} and len(network.uses) >= 8
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -215,9 +253,6 @@ def test_calls_without_cases_are_refused():
     layer = kl.lab.claim(module, "body").answer[0]
     with pytest.raises(kl.CoverageError, match=r"^body is called on \(6, 3\), without a dimension"):
         layer.record(module, (torch.randn(6, 3),), {}, None)
-    packed = pack_sequence([torch.randn(4, 3), torch.randn(2, 3)])
-    with pytest.raises(kl.CoverageError, match=r"^body is called on a PackedSequence.*padded"):
-        layer.record(module, (packed,), {}, None)
     cell = nn.GRUCell(3, 4)
     layer = kl.lab.claim(cell, "body").answer[0]
     with pytest.raises(kl.CoverageError, match=r"^body is called on \(3,\), without"):
