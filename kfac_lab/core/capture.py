@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from kfac_lab.core.cases import call_arguments
+from kfac_lab.core.claims import snippet
 from kfac_lab.core.layers import Declined, Tensors, plain_call
 from kfac_lab.core.protocols import Layer
 from kfac_lab.core.rows import Grouped, Layout, Layouts, grouped, joined
 from kfac_lab.core.traits import LayerTraits, traits
 from kfac_lab.core.vector import Vec
+from kfac_lab.core.whole import Whole, tied
 from kfac_lab.errors import CoverageError, RecipeError
 
 __all__ = [
@@ -175,6 +177,9 @@ class Network:
             layer, by = members[0]
             modules = tuple(dict.fromkeys(m.module for m, _ in members))
             uses.append(Use(layer, modules, names, by))
+        apart = {n for names in groups if torn & set(names) for n in names} - set(declined)
+        for name, layer, modules in tied(sorted(apart), groups):
+            uses.append(Use(layer, modules, (name,), "kfac-lab/core"))
         covered = {name for use in uses for name in use.parameters}
         left = [name for name in trained if name not in covered]
         refused = [n for n in trained if n in declined and not declined[n].fallback]
@@ -190,7 +195,9 @@ class Network:
             raise CoverageError(
                 f"no layer claims {len(left)} parameter{'s' * (len(left) > 1)}: {listed}. Install "
                 "a plugin that claims these modules, freeze them with requires_grad_(False), or "
-                "name a fallback in the recipe: fallback='diagonal' or fallback='identity'"
+                "name a fallback in the recipe: fallback='diagonal' or fallback='identity'. Or "
+                "claim them yourself:\n"
+                + snippet(type(model.get_submodule(n.rpartition(".")[0])) for n in left)
             )
         for name in left:
             path, _, own_name = name.rpartition(".")
@@ -336,7 +343,10 @@ class Recorder:
             layouts = self._layouts[index] if self._layouts is not None else ()
             repeats = any(layout.repeat is not None for layout in layouts)
             for module in use.modules:
-                if repeats:
+                if isinstance(use.layer, Whole):
+                    before = self._enter(index)
+                    handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+                elif repeats:
                     before = self._repeat(index)
                     handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
                 handles.append(module.register_forward_hook(self._hook(index), with_kwargs=True))
@@ -345,10 +355,25 @@ class Recorder:
         finally:
             for handle in handles:
                 handle.remove()
+            for use in self._network.uses:
+                if isinstance(use.layer, Whole):  # of a call that was broken off
+                    for module in use.modules:
+                        use.layer.leave(module)
 
     def _layout(self, index: int, call: int) -> Layout | None:
         layouts = self._layouts[index] if self._layouts is not None else ()
         return layouts[min(call, len(layouts) - 1)] if layouts else None
+
+    def _enter(self, index: int) -> Callable[[nn.Module, Any, Any], None]:
+        layer = self._network.uses[index].layer
+        assert isinstance(layer, Whole)
+
+        def hook(module: nn.Module, args: Any, named: Any) -> None:
+            layout = self._layout(index, len(self._inputs[index]))
+            copies = None if layout is None or self._cases is None else layout.repeat
+            layer.enter(module, copies, self._cases or 1)
+
+        return hook
 
     def _repeat(self, index: int) -> Callable[[nn.Module, Any, Any], Any]:
         def hook(module: nn.Module, args: Any, named: Any) -> Any:

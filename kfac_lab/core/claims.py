@@ -93,8 +93,9 @@ def snippet(kinds: Iterable[type]) -> str:
         @kl.hookimpl
         def kfac_claim_layer(self, module, path):
             if type(module).__name__ in [{listed}]:
-                own = module.named_parameters(recurse=False)  # or a Layer of what it computes
-                return tuple(Whole(module, f"{{path}}.{{name}}".strip("."), name) for name, _ in own)
+                # or a Layer of your own, that knows what it computes
+                own = [name for name, _ in module.named_parameters(recurse=False)]
+                return tuple(Whole(module, f"{{path}}.{{name}}".strip("."), name) for name in own)
 
     kl.lab.load_module(Claims(), "mine")
 """

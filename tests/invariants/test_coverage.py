@@ -176,13 +176,11 @@ def test_a_parameter_used_twice_has_one_entry():
     assert chains["first"] == "-"  # fired twice: it ends the chain
 
 
-def test_of_unequal_geometry_it_belongs_to_nobody():
-    with pytest.raises(kl.CoverageError, match="tied to a layer of other geometry"):
-        run_on(Tied(equal=False))
-    run = run_on(Tied(equal=False), fallback="diagonal").advance(3)
-    rows = {row.parameter: row.claimed_by for row in run.coverage()}
-    assert rows["first.weight"] == "fallback"
-    assert len(rows) == 4
+def test_of_unequal_geometry_it_has_a_block_of_its_own():
+    run = run_on(Tied(equal=False)).advance(3)
+    rows = {row.parameter: (row.kind, row.claimed_by) for row in run.coverage()}
+    assert rows["first.weight"] == rows["first.bias"] == ("Whole", "kfac-lab/core")
+    assert rows["last.weight"][0] == "Linear" and len(rows) == 4
 
 
 def test_baselines_list_every_parameter_too():

@@ -10,6 +10,7 @@ from .models import ZOO, Derivative, Zoo, made, pinn
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 
+
 @pytest.mark.parametrize("name", ZOO)
 def test_no_parameter_needs_a_fallback(name):
     zoo = made(name)

@@ -118,9 +118,7 @@ def test_sampled_traces(name):
     assert asked
     for path in asked:
         trace, names = found[path]
-        mean, error = oracle.sampled_traces(
-            zoo.model, inputs, zoo.kind, names, samples, zoo.whole
-        )
+        mean, error = oracle.sampled_traces(zoo.model, inputs, zoo.kind, names, samples, zoo.whole)
         ours = error * (samples / steps) ** 0.5  # as many cases, fewer samples
         if not own.get(path, True):  # one square of a sum over cases in place of a sum of squares
             ours = mean * (2 / steps) ** 0.5

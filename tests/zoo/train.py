@@ -18,10 +18,9 @@ from torch.utils._pytree import tree_map
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from zoo.models import ZOO
-
 import kfac_lab as kl
 from kfac_lab.core.likelihood import resolve
+from zoo.models import ZOO
 
 ADAM = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 SGD = (0.03, 0.1, 0.3)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from kfac_lab.core.capture import Recorder
 from kfac_lab.core.passes.function import Function
 from kfac_lab.core.rows import Layout, Layouts
+from kfac_lab.core.whole import Whole
 
 __all__ = ["Look", "find", "look"]
 
@@ -126,7 +127,8 @@ def _repeated(
     and its rows become those of one case each; None where it is not.
     """
     i, c = at
-    for along in (0, 1, -1, -2):
+    layer = function.network.uses[i].layer
+    for along in layer.copies if isinstance(layer, Whole) else (0, 1, -1, -2):
         trial = [list(calls) for calls in found]
         trial[i][c] = replace(trial[i][c], repeat=along)
         try:

@@ -64,5 +64,5 @@ def kfac_claim_layer(module: nn.Module, path: str) -> Any:
         layer = found(module, path)
         if layer is not None:
             return ByStructure(layer)
-    alone = () if kind.__module__.startswith("torch.") else bare(module, path)
+    alone = bare(module, path)
     return ByStructure(alone) if alone else None

@@ -10,17 +10,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from kfac_lab.core.whole import Whole
 
 __all__ = ["bare"]
 
+_ANY = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _TABLES = ("pos", "token", "embed", "table", "bias", "query", "queries", "latent", "prompt")
 
 
 def bare(module: Any, path: str) -> tuple[Whole, ...]:
-    """A layer for each trained parameter of the module itself, where all are such."""
+    """A layer for each trained parameter of the module itself, where all are such.
+
+    None of a module of torch's, or of a subclass: those that are known have layers of their own.
+    """
+    if any(
+        kind.__module__.startswith("torch.") for kind in type(module).__mro__ if kind not in _ANY
+    ):
+        return ()
     held = {n: p for n, p in module.named_parameters(recurse=False) if p.requires_grad}
     if not all(_alone(name, p) for name, p in held.items()):
         return ()

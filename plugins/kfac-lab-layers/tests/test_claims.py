@@ -98,32 +98,3 @@ def test_attention_frozen_in_part():
         network_of(model)
     uses = network_of(model, fallback=True).uses
     assert [use.claimed_by for use in uses] == ["fallback"] * 3
-
-
-class LanguageModel(nn.Module):
-    """Token vectors that serve as the output's weights too."""
-
-    def __init__(self, bias):
-        super().__init__()
-        self.table, self.mix = nn.Embedding(5, 4), nn.Linear(4, 4)
-        self.head = nn.Linear(4, 5, bias=bias)
-        self.head.weight = self.table.weight
-
-    def forward(self, tokens):
-        """Logits for each position."""
-        return self.head(torch.tanh(self.mix(self.table(tokens))))
-
-
-@pytest.mark.parametrize("bias", [False, True])
-def test_an_embedding_tied_with_the_output(bias):
-    """Of two geometries: an error that says so, or the fallback, which trains it."""
-    model, tokens = LanguageModel(bias), torch.randint(0, 5, (32, 3))
-    problem = kl.Problem(model=model, likelihood="categorical", inputs=tokens, targets=tokens)
-    recipe = kl.Recipe.named("robust").replace(batch="constant(size=32)")
-    with pytest.raises(kl.CoverageError, match=r"table\.weight.*tied to a layer of other geometry"):
-        kl.Run(problem, recipe, device="cpu")
-    run = kl.Run(problem, recipe.replace(fallback="diagonal"), device="cpu")
-    rows = {row.parameter: row.claimed_by for row in run.coverage()}
-    assert rows["table.weight"] == "fallback" and rows["mix.weight"] == "kfac-lab/paper"
-    run.advance(20)
-    assert run.history["loss"][-1] < 0.5 * run.history["loss"][0]
