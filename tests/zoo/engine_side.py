@@ -39,12 +39,11 @@ def stepped(zoo, cases, steps=1, **slots):
     """
     from kfac_lab.engine import attach
 
-    problem = kl.Problem(
-        model=zoo.model,
-        likelihood=zoo.likelihood,
-        inputs=zoo.inputs[:cases],
-        targets=tree_map(lambda t: t[:cases], zoo.targets),
-    )
+    inputs, targets = zoo.inputs[:cases], tree_map(lambda t: t[:cases], zoo.targets)
+    given = {"inputs": inputs, "targets": targets}
+    if zoo.whole:  # the nodes of a graph stay in their order
+        given = {"data": lambda step, size: (inputs, targets)}
+    problem = kl.Problem(model=zoo.model, likelihood=zoo.likelihood, **given)
     before = [p.detach().clone() for p in zoo.model.parameters()]
     engine = attach(problem, recipe(cases, **slots), 0, lr=0.0)
     for _ in range(steps):

@@ -21,8 +21,8 @@ def columns(outputs, kind):
     if kind == "bernoulli":
         p = torch.sigmoid(z)
         return eye * (p * (1 - p)).sqrt()
-    if kind == "actor_critic":  # four classes, and a number of standard deviation ½
-        first, last = columns(z[:, :4], "categorical"), columns(z[:, 4:], "gaussian") / 0.5
+    if kind == "actor_critic":  # four classes, and a number with ½(y − z)²
+        first, last = columns(z[:, :4], "categorical"), columns(z[:, 4:], "gaussian")
         return torch.cat([pad(first, (0, 1)), pad(last, (4, 0))])
     dimension = {"categorical": -1, "channels": 1}[kind]
     p = torch.softmax(z, dimension)
