@@ -208,6 +208,45 @@ def test_mean_over_outputs_is_a_scale() -> None:
         close(stepped(nn.MSELoss(), y), stepped("gaussian", y))
 
 
+@pytest.mark.parametrize("outputs", [1, 10])
+def test_the_mean_over_outputs_has_the_step_of_newton(outputs: int) -> None:
+    """A linear model under nn.MSELoss: P∇h is θ − θ*, and h + ½η|θ|² has its own minimiser."""
+    x, y, loss = tensor(1, 200, 5), tensor(2, 200, outputs), nn.MSELoss()
+    recipe = kl.Recipe.named("small_batch").replace(
+        damping="constant(lam=1e-12, gamma=1e-8)", estimator="exact(fraction=1.0)"
+    )
+    model = nn.Linear(5, outputs, bias=False).double()
+    pre = kl.Preconditioner(model, loss, recipe=recipe)
+    loss(model(x), y).backward()
+    pre.step()
+    best = torch.linalg.lstsq(x, y).solution.t()
+    torch.testing.assert_close(model.weight.grad, (model.weight - best).detach())
+    opt = kl.KFAC(model, loss, l2=1.0)
+    for _ in range(40):
+        opt.step(x, y)
+    gram, cross = x.t() @ x * (2 / 200 / outputs), x.t() @ y * (2 / 200 / outputs)
+    ridge = torch.linalg.solve(gram + torch.eye(5, dtype=x.dtype), cross).t()
+    torch.testing.assert_close(model.weight.detach(), ridge, atol=1e-4, rtol=1e-3)
+
+
+def test_soft_targets_of_any_sum_under_the_name() -> None:
+    """Rows that do not add up to 1 count as often as they do; rows of zeros not at all."""
+    x, y = tensor(1, N, 4), torch.rand(N, 3, dtype=torch.float64) * 4
+    y[::3] = 0
+    model = network(3)
+    problem = kl.Problem(model=model, likelihood="categorical", inputs=x, targets=y)
+    recipe = kl.Recipe.named("paper").replace(estimator=EXACT, model="exact_fisher(fraction=1.0)")
+    engine = attach(problem, recipe, 0)
+    evaluated, _ = engine.passes.evaluate(x, y, None, 1, N, None, [False] * 2)
+    loss = nn.CrossEntropyLoss()
+    slope = torch.autograd.grad(loss(model(x), y), list(model.parameters()))
+    torch.testing.assert_close(flat(evaluated.gradient), flat(engine.network.pack(slope)))
+    matrix = gauss_newton(model, loss, x, y, engine.network)
+    v = engine.network.pack([tensor(20, *p.shape) for p in model.parameters()])
+    found = recipe["model"].restrict(evaluated, [v]).curvature
+    torch.testing.assert_close(found[0, 0], flat(v) @ matrix @ flat(v))
+
+
 def test_weights_of_cases_are_copies_of_cases() -> None:
     """Weights 0, 1, 2 are cases left out, kept, and given twice, the mean being over all."""
     w = torch.tensor([0.0, 1, 2] * 4, dtype=torch.float64)
