@@ -117,6 +117,28 @@ class Accumulation:
             scale = 1 / self._cases if key[0].startswith("A") else 1 / count
         self._add(key, self._sums[key], old, new * scale)
 
+    def takes_fisher(self, layer: int) -> bool:
+        """Whether G of a layer has no cross moment and no reduced one, which need its rows."""
+        keys = [k for k in self._ledger.keys if k[0].startswith("G") and layer in k[1:]]
+        return {k[0] for k in keys} <= {"G", "G.diagonal"} and all(k[1] == k[2] for k in keys)
+
+    def fisher(self, layer: int, diagonal: Tensor, root: Tensor | None) -> None:
+        """G of a layer from the F_R of its rows: ``diagonal`` d and ``root`` r ``[n, S, d_out]``,
+        each row's being diag(d) − r rᵀ.
+        """
+        weight = self._cases * diagonal.shape[1]
+        rows = None if root is None else root.flatten(0, 1)
+        for key in self._ledger.keys:
+            if key[1:] != (layer, layer) or not key[0].startswith("G"):
+                continue
+            old, new = self._weights(key)
+            total = diagonal.flatten(0, 1).sum(0)
+            if key[0] == "G":
+                total = torch.diag(total) if rows is None else torch.diag(total) - rows.t() @ rows
+            elif rows is not None:
+                total = total - (rows * rows).sum(0)
+            self._add(key, total, old, new / weight)
+
     def _gather(self, kind: str, rows: Sequence[Grouped | None]) -> None:
         for key in self._ledger.keys:
             name, i, j = key

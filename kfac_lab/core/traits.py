@@ -97,6 +97,7 @@ class EstimatorTraits(RowsTraits):
     """Of an estimator."""
 
     unbiased: bool = _flag(True, BOUND, old="unbiased")  # False: Σ g gᵀ does not estimate F_R
+    exact_output: bool = _flag(False, OWN)  # G of the last layer is the mean F_R, not sampled
     of_loss: bool = _flag(False, OWN)  # its one cotangent is the gradient of the loss itself
     # Cotangents of different cases are independent with mean zero, so that a sum over cases has
     # the sum of their second moments; else the engine gives each case a sign of its own.
@@ -111,6 +112,7 @@ class BlockTraits(Traits):
     observe: Method | None = _method()  # (memo, rows, cotangents, weight) -> memo
     observes: bool = _flag(True, OWN, old="observes")  # False: this instance needs no ``observe``
     product: Method | None = _method()  # (moments, memo, matrix) -> undamped curvature · matrix
+    with_diagonal_g: Method | None = _method(OWN)  # () -> the same block for a G that is diagonal
 
     def settled(self) -> BlockTraits:
         """An ``observe`` that this instance does not need is none."""
@@ -251,6 +253,9 @@ class LikelihoodTraits(Traits):
     """Of a likelihood."""
 
     predictions: Method | None = _method()  # (outputs) -> how many predictions a case makes
+    # (outputs) -> (d, r), each like the outputs: F_R is diag(d) − r rᵀ; r is None where it is 0
+    fisher_rows: Method | None = _method()
+    diagonal: bool = _flag(False, OWN)  # F_R is: r is always None
 
 
 #: slot → its traits: what a recipe fills, who steps first, then in the order of the step's verbs

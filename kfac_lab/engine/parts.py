@@ -14,7 +14,13 @@ from kfac_lab.core.layers import Tensors
 from kfac_lab.core.passes import Passes
 from kfac_lab.core.problem import Problem
 from kfac_lab.core.state import Strength
-from kfac_lab.core.traits import SLOT_TRAITS, BlockTraits, traits
+from kfac_lab.core.traits import (
+    SLOT_TRAITS,
+    BlockTraits,
+    EstimatorTraits,
+    LikelihoodTraits,
+    traits,
+)
 from kfac_lab.errors import RecipeError
 
 __all__ = ["SLOTS", "Parts", "fresh_memo", "number", "parts_of", "strength_of"]
@@ -101,6 +107,7 @@ def parts_of(recipe: Any, problem: Problem, network: Network, passes: Passes) ->
             blocks.append(recipe.fallback_block)
         else:
             blocks.append(recipe.block_for(use.layer.path, use.layer.module))
+    _fit_output(slots, blocks, problem, passes)
     of_blocks = tuple(traits(block, BlockTraits) for block in blocks)
     parts = Parts(slots, tuple(blocks), recipe, of_blocks)
     if not parts.needs_tangents and parts.declares("model").grounded:
@@ -127,6 +134,22 @@ def parts_of(recipe: Any, problem: Problem, network: Network, passes: Passes) ->
                 "network of claimed layers gives"
             )
     return parts
+
+
+def _fit_output(
+    slots: Mapping[str, Any], blocks: list[Any], problem: Problem, passes: Passes
+) -> None:
+    """The last layer's G is diagonal where F_R is and the estimator takes it from there."""
+    last = passes.output_layer
+    if last is None or not traits(slots["estimator"], EstimatorTraits).exact_output:
+        return
+    if not traits(problem.likelihood, LikelihoodTraits).diagonal:
+        return
+    if slots["structure"].pairs([list(range(len(blocks)))]):
+        return  # its chain needs a dense factor
+    diagonal = traits(blocks[last], BlockTraits).with_diagonal_g
+    if diagonal is not None:
+        blocks[last] = diagonal()
 
 
 def number(value: Any, device: torch.device) -> Tensor:

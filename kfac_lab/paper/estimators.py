@@ -41,9 +41,24 @@ class _Estimator:
 
 @dataclass(frozen=True)
 class Sampled(_Estimator):
-    """One model sample of y per case: an unbiased estimate for one extra backward pass."""
+    """One model sample of y per case: an unbiased estimate for one extra backward pass.
 
-    traits: ClassVar[EstimatorTraits] = EstimatorTraits(independent=True)
+    With ``output="exact"`` G of the last layer is the mean of F_R itself, which the likelihood
+    gives without sampling: diagonal for yes-no and real outputs, diag(p) − ppᵀ for classes. It
+    works on sequential networks that end in a layer, without cross moments to that layer.
+    """
+
+    output: str = parameter(
+        "sampled",
+        section="5",
+        choices=("sampled", "exact"),
+        help="G of the last layer: from the samples, or from F_R",
+    )
+
+    @property
+    def traits(self) -> EstimatorTraits:
+        """Where G of the last layer comes from."""
+        return EstimatorTraits(independent=True, exact_output=self.output == "exact")
 
     def cotangents(
         self, likelihood: Likelihood, outputs: Tensor, targets: Tensor, draw: Draw

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -151,6 +151,12 @@ class Kronecker:
         if self.pi in ("spectral", "median") and kinds & {RANK1, LOWRANK}:
             return f"pi={self.pi!r} needs dense or diagonal factors; 'trace' works with all"
         return None
+
+    def with_diagonal_g(self) -> Kronecker:
+        """The same with G as its diagonal; itself where its fields need a dense one."""
+        changed = replace(self, factor_g=DIAGONAL)
+        fits = self.factor_g == DENSE and changed.check() is None
+        return changed if fits and self.pi in ("trace", "frobenius", "one") else self
 
     # --- statistics ---
 

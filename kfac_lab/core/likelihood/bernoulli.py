@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch.nn import functional
 from kfac_lab.core.likelihood.gaussian import one_column
 from kfac_lab.core.likelihood.protocol import Flaw
 from kfac_lab.core.likelihood.targets import beyond, check_real, per_case
+from kfac_lab.core.traits import LikelihoodTraits
 
 __all__ = ["Bernoulli"]
 
@@ -22,6 +24,8 @@ class Bernoulli:
 
     Targets may be grey in [0, 1], model samples are binary.
     """
+
+    traits: ClassVar[LikelihoodTraits] = LikelihoodTraits(diagonal=True)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         check_real(outputs, targets)
@@ -43,6 +47,10 @@ class Bernoulli:
     def fisher(self, outputs: Tensor, tangents: Tensor) -> Tensor:
         p = torch.sigmoid(outputs)
         return tangents * p * (1 - p)
+
+    def fisher_rows(self, outputs: Tensor) -> tuple[Tensor, None]:
+        """See ``LikelihoodTraits``."""
+        return self.fisher(outputs, torch.ones_like(outputs)), None
 
     def factor_columns(self, outputs: Tensor) -> int:
         return outputs[0].numel()

@@ -161,6 +161,11 @@ class Categorical(_Classes):
         total = _sums(targets, -1)
         return found * torch.where(total > 0, torch.rsqrt(total), 0.0)
 
+    def fisher_rows(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """See ``LikelihoodTraits``: (diag(p) − ppᵀ)/T."""
+        p, count = torch.softmax(outputs, -1), self.predictions(outputs)
+        return p / count, p / math.sqrt(count)
+
     @property
     def bare(self) -> Likelihood:
         """The same: positions keep their mean, and W is of the targets."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from kfac_lab.core.likelihood.protocol import Flaw
 from kfac_lab.core.likelihood.targets import beyond, check_real, per_case
+from kfac_lab.core.traits import LikelihoodTraits
 from kfac_lab.errors import RecipeError
 
 __all__ = ["Gaussian", "normals", "one_column"]
@@ -37,6 +39,8 @@ class Gaussian:
     Raises:
         RecipeError: a scale that is neither.
     """
+
+    traits: ClassVar[LikelihoodTraits] = LikelihoodTraits(diagonal=True)
 
     scale: str | float = "half"  # c
 
@@ -70,6 +74,10 @@ class Gaussian:
 
     def fisher(self, outputs: Tensor, tangents: Tensor) -> Tensor:
         return tangents * self._factor
+
+    def fisher_rows(self, outputs: Tensor) -> tuple[Tensor, None]:
+        """See ``LikelihoodTraits``."""
+        return self.fisher(outputs, torch.ones_like(outputs)), None
 
     def factor_columns(self, outputs: Tensor) -> int:
         return outputs[0].numel()

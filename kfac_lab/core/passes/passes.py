@@ -358,7 +358,13 @@ class Passes:
             layout.kind == "shared" for calls in self.layouts or () for layout in calls
         )
         mixes = sums and not traits(given[1], EstimatorTraits).independent
-        return Statistics(self.network, criterion, given, observe, uniforms, examine, mixes)
+        exact = self.output_layer if traits(given[1], EstimatorTraits).exact_output else None
+        return Statistics(self.network, criterion, given, observe, uniforms, examine, mixes, exact)
+
+    @property
+    def output_layer(self) -> int | None:
+        """The layer whose outputs are the likelihood's, where the network is a sequence."""
+        return None if self.plan is None else self.plan.leaves[-1].layer
 
     def _observe(
         self,

@@ -19,6 +19,7 @@ from kfac_lab.core.passes.evaluated import Observed
 from kfac_lab.core.passes.trace import Trace
 from kfac_lab.core.protocols import Estimator
 from kfac_lab.core.rows import Grouped
+from kfac_lab.core.traits import LikelihoodTraits, traits
 
 __all__ = ["Statistics"]
 
@@ -30,6 +31,7 @@ class Statistics:
         observe: which layers' rows are wanted whole.
         criterion: the likelihood on the batch, called for the latest outputs.
         examine: looks at targets that nobody has looked at.
+        exact: the layer whose outputs are the model's, where its G is to be the mean F_R.
         uniforms: this step's, of a purpose and a shape like the outputs of the whole S1.
         mixes: some rows are sums over cases, and the estimator's cotangents of different cases are
             not independent with mean zero.
@@ -44,10 +46,11 @@ class Statistics:
         uniforms: Callable[[str, Sequence[int], Tensor], Tensor],
         examine: bool = False,
         mixes: bool = False,
+        exact: int | None = None,
     ) -> None:
         self.cases, self._estimator, self._accumulation = given
         self._network, self._criterion, self._draws = network, criterion, uniforms
-        self._observe, self._examine = observe, examine
+        self._observe, self._examine, self._exact = observe, examine, exact
         self._rows: list[list[Tensor]] = [[] for _ in observe]
         self._cotangents: list[list[Tensor]] = [[] for _ in observe]
         self._uniforms: dict[str, Tensor] = {}
@@ -77,9 +80,10 @@ class Statistics:
         targets, criterion = targets[: outputs.shape[0]], self._criterion()
         bad = criterion.examined(outputs, targets) if self._examine else None
         likelihood = criterion.given(outputs, targets)
-        targets = bare(targets)
+        targets_given, targets = targets, bare(targets)
         kept: list[list[Grouped | None]] = []
         signs = self._signs(outputs, start)
+        exact = self._exactly(criterion, outputs, targets_given)
         for c, cotangent in enumerate(
             self._estimator.cotangents(likelihood, outputs, targets, self._draw(outputs, start))
         ):
@@ -87,7 +91,7 @@ class Statistics:
                 cotangent = torch.where(bad, float("nan"), cotangent)
             g = trace.rows_out(cotangent if signs is None else cotangent * signs)
             self._sum(c, g)
-            self._accumulation.gradients(g)
+            self._accumulation.gradients([None if i == exact else r for i, r in enumerate(g)])
             # Lets go of what no block observes: ``exact`` has a cotangent for every output.
             kept.append([r if own else None for r, own in zip(g, self._observe, strict=True)])
         for i, wanted in enumerate(self._observe):
@@ -119,6 +123,20 @@ class Statistics:
         uniforms = self._draw(like, start)("signs")
         signs = torch.where(uniforms < 0.5, -1.0, 1.0).to(outputs.dtype)
         return signs.reshape(-1, *[1] * (outputs.dim() - 1))
+
+    def _exactly(self, criterion: Criterion, outputs: Tensor, targets: Any) -> int | None:
+        """Takes G of the last layer from F_R itself; the layer, or None where that is not to be."""
+        i = self._exact
+        if i is None or not self._accumulation.takes_fisher(i):
+            return None
+        likelihood = criterion.unweighed(outputs, targets)
+        rows = None if likelihood is None else traits(likelihood, LikelihoodTraits).fisher_rows
+        if rows is None:
+            return None
+        diagonal, root = rows(outputs)
+        pack = self._network.uses[i].layer.rows_out
+        self._accumulation.fisher(i, pack(diagonal), None if root is None else pack(root))
+        return i
 
     def _sum(self, column: int, rows: list[Grouped | None]) -> None:
         """Takes the unclaimed parameters' gradients out of ``rows``: they are sums over S1."""

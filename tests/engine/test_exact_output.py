@@ -1,0 +1,82 @@
+"""G of the last layer from F_R itself, against every column of B pulled back."""
+
+import pytest
+import torch
+from torch import nn
+
+import kfac_lab as kl
+
+CASES = {"bernoulli": 4, "gaussian": 4, "gaussian(scale='full')": 4, "categorical": 5}
+
+
+def opened(likelihood: str, outputs: int, recipe: str, **slots: str):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, outputs)).double()
+    x = torch.randn(40, 6).double()
+    y = torch.randint(0, outputs, (40,)) if likelihood == "categorical" else torch.rand(40, outputs)
+    made = kl.Recipe.named(recipe).replace(**slots)
+    opt = kl.KFAC(model, likelihood, recipe=made)
+    opt.step(x, y.double() if y.is_floating_point() else y)
+    return opt
+
+
+def moments(opt: kl.KFAC):
+    return opt._engine.state_.moments
+
+
+@pytest.mark.parametrize("likelihood", CASES)
+def test_the_last_g_is_that_of_all_columns(likelihood: str) -> None:
+    outputs = CASES[likelihood]
+    columns = opened(likelihood, outputs, "paper", estimator="exact(fraction=0.5, limit=0.0)")
+    exact = opened(likelihood, outputs, "paper", estimator="sampled(fraction=0.5, output='exact')")
+    sampled = opened(likelihood, outputs, "paper", estimator="sampled(fraction=0.5)")
+    whole = moments(columns)["G", 1, 1]
+    diagonal = likelihood != "categorical"
+    found = moments(exact)["G.diagonal", 1, 1] if diagonal else moments(exact)["G", 1, 1]
+    torch.testing.assert_close(found, whole.diagonal() if diagonal else whole)
+    assert not torch.allclose(moments(sampled)["G", 1, 1], whole, rtol=1e-3)
+    # the layer below is sampled as ever, and Ā is the same everywhere
+    torch.testing.assert_close(moments(exact)["G", 0, 0], moments(sampled)["G", 0, 0])
+    torch.testing.assert_close(moments(exact)["A", 1, 1], moments(sampled)["A", 1, 1])
+    kinds = [block.factor_g for block in exact._engine.blocks]
+    assert kinds == ["dense", "diagonal" if diagonal else "dense"]
+
+
+def test_positions_share_their_mean() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4)).double()
+    x, y = torch.randn(10, 6, 3).double(), torch.randint(0, 4, (10, 6))
+    found = []
+    for text in ("exact(fraction=1.0, limit=0.0)", "sampled(fraction=1.0, output='exact')"):
+        recipe = kl.Recipe.named("paper").replace(estimator=text, damping="constant(lam=1.0)")
+        twin = nn.Sequential(nn.Linear(3, 4)).double()
+        twin.load_state_dict(model.state_dict())
+        opt = kl.KFAC(twin, "categorical", recipe=recipe)
+        opt.step(x, y)
+        found.append(moments(opt)["G", 0, 0])
+    torch.testing.assert_close(*found)
+
+
+def test_a_chain_keeps_its_samples() -> None:
+    slots = {"estimator": "sampled(fraction=0.5, output='exact')", "structure": "block_tridiagonal"}
+    exact = opened("bernoulli", 4, "paper", **slots)
+    sampled = opened("bernoulli", 4, "paper", **{**slots, "estimator": "sampled(fraction=0.5)"})
+    torch.testing.assert_close(dict(moments(exact)), dict(moments(sampled)), rtol=0, atol=0)
+
+
+def test_weighted_cases_keep_their_samples() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, 3)).double()
+    x, y = torch.randn(40, 6).double(), torch.randint(0, 3, (40,))
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 5.0]).double())
+    found = []
+    for output in ("sampled", "exact"):
+        twin = nn.Sequential(nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, 3)).double()
+        twin.load_state_dict(model.state_dict())
+        recipe = kl.Recipe.named("paper").replace(
+            estimator=f"sampled(fraction=0.5, output={output!r})"
+        )
+        opt = kl.KFAC(twin, loss, recipe=recipe)
+        opt.step(x, y)
+        found.append(dict(moments(opt)))
+    torch.testing.assert_close(*found, rtol=0, atol=0)
