@@ -24,7 +24,9 @@ GONE = {
     "kfac_lab.core.iterative.newton_schulz_roots",
     "kfac_lab.problems.pca",
     "kfac_lab.problems.pca.pca_error",
+    "kfac_lab.panel.views.series.curves",  # drew a view's lines; views answer with data now
 }
+GONE_MEMBERS = {"Panel": {"images", "pages", "summaries"}}  # the widgets that held those drawings
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +61,8 @@ def test_nothing_is_called_gone_that_is_there():
 
 def test_public_classes_keep_their_members():
     now = {name: set(names.members(name)) for name in RECORD["members"]}
-    assert {n: sorted(set(was) - now[n]) for n, was in RECORD["members"].items()} == {
-        n: [] for n in now
-    }
+    lost = {n: set(was) - now[n] for n, was in RECORD["members"].items()}
+    assert {name: gone for name, gone in lost.items() if gone} == GONE_MEMBERS
 
 
 def test_components_keep_their_names_and_fields(lab):

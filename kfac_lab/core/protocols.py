@@ -351,8 +351,8 @@ class Model(Protocol):
         ...
 
     # ``ModelTraits``: exact=True where curvature is vᵀFv of the exact F on S2, to which the kit
-    #   then holds it; needs_tangents=False where it asks for no tangents; grounded=False where it
-    #   has no curvature, so that ρ means nothing. Optional: rows(m) -> |S2|
+    #   then holds it; needs_tangents=False where it asks for no tangents; has_curvature=False where
+    #   M is linear, so that ρ means nothing. Optional: rows(m) -> |S2|
 
 
 @runtime_checkable
@@ -443,7 +443,7 @@ class Average(Protocol):
 
 @runtime_checkable
 class Collective(Protocol):
-    """Several processes as one (Osawa et al. 2019); ``solo`` does nothing.
+    """Several processes as one (Osawa et al. 2019); ``single_process`` does nothing.
 
     The whole batch is the processes' shares in turn: of P processes, rank r has cases r, r + P, ….
     Means are taken of loss, gradient, moments, restriction, products with F, and of the floating

@@ -153,7 +153,7 @@ class ModelTraits(RowsTraits):
 
     exact: bool = _flag(False, OWN, old="exact")  # the curvature is vᵀFv of the exact F on S2
     needs_tangents: bool = _flag(True, NEED, old="needs_tangents")  # it asks for J v
-    grounded: bool = _flag(
+    has_curvature: bool = _flag(
         True, BOUND, old="grounded"
     )  # it has curvature, so that ρ means something
 

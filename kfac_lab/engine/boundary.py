@@ -67,12 +67,12 @@ def due_at(engine: Engine, k: int) -> tuple[Due, Mapping[str, Any]]:
     state = engine.state_
     due, memo = parts["schedule"].due(k, state.memos["schedule"], Signals(drift))
     due = Due(*(bool(flag) for flag in due))
-    if not parts.grounded and parts.needs_rho:
+    if not parts.rho_counts and parts.needs_rho:
         # A rule that does not say whether it follows ρ may: better one warning too many.
         if (due.lam or due.gamma) and parts.declares("damping").follows_rho is not False:
             engine.warnings.ground()
         due = due._replace(lam=False)
-    if not parts.grounded:
+    if not parts.rho_counts:
         due = due._replace(gamma=False)
     if state.forced or state.inverse is None or state.factored is None:
         due = due._replace(factors=True, inverse=True)

@@ -54,9 +54,9 @@ class Parts(Mapping[str, Any]):
         return traits(self.slots[slot], SLOT_TRAITS[slot])
 
     @property
-    def grounded(self) -> bool:
+    def rho_counts(self) -> bool:
         """Whether the model and the momentum give adaptation a ground (section 7)."""
-        return bool(self.declares("model").grounded and self.declares("momentum").adapts)
+        return bool(self.declares("model").has_curvature and self.declares("momentum").adapts)
 
     @property
     def needs_rho(self) -> bool:
@@ -110,7 +110,7 @@ def parts_of(recipe: Any, problem: Problem, network: Network, passes: Passes) ->
     _fit_output(slots, blocks, problem, passes)
     of_blocks = tuple(traits(block, BlockTraits) for block in blocks)
     parts = Parts(slots, tuple(blocks), recipe, of_blocks)
-    if not parts.needs_tangents and parts.declares("model").grounded:
+    if not parts.needs_tangents and parts.declares("model").has_curvature:
         lacking = {
             type(b).__name__
             for b, own in zip(blocks, of_blocks, strict=True)

@@ -200,7 +200,7 @@ class Search:
         """
         state = self.state
         named = self.parts["damping"].candidates(state.strength, self.due)
-        strengths = tuple(map(self.strength, named if self.parts.grounded else named[:1]))
+        strengths = tuple(map(self.strength, named if self.parts.rho_counts else named[:1]))
         if not self.due.inverse:
             trials = [self.trial(s, state.inverse) for s in strengths[:1]]
             kept = state.kept_inverse
@@ -218,7 +218,7 @@ class Search:
             jitter.update(added)
             again = None
             retry = self.parts.declares("damping").retry
-            if retry is not None and self.parts.grounded and tries < RETRIES:
+            if retry is not None and self.parts.rho_counts and tries < RETRIES:
                 draft = self.draft(chosen, tried)
                 again = retry(chosen.strength, state.memos["damping"], draft, tries)
             if again is None:

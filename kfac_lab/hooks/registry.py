@@ -7,6 +7,7 @@ A name that two distributions register stays ambiguous: the bare name is an erro
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,9 @@ __all__ = [
 
 #: what a recipe fills: who steps, the parts of the step in the order of its verbs, the rest
 SLOTS = tuple(SLOT_TRAITS)
+
+#: names of before: a text that has one is read, with a note
+RENAMED: Mapping[tuple[str, str], str] = {("collective", "solo"): "single_process"}
 
 #: the slots that a method other than kfac uses
 SHARED_SLOTS = ("batch", "average")
@@ -171,6 +175,10 @@ class Registry:
             for entry in self._entries[slot].values()
             if entry.name == bare and (not owner or _same_distribution(entry.owner, owner))
         ]
+        now = RENAMED.get((slot, bare))
+        if not found and now is not None:
+            warnings.warn(f"the {slot} {bare!r} is called {now!r} now", FutureWarning, stacklevel=2)
+            return self.get(slot, f"{owner}/{now}" if owner else now, prefer, hint)
         if len(found) > 1:
             found = [entry for entry in found if entry.owner == prefer] or found
         if len(found) > 1:

@@ -233,3 +233,11 @@ def _plain(*values: Any) -> bool:
         value is None or (isinstance(value, (int, float)) and math.isfinite(value))
         for value in values
     )
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Slot":  # where it stood before
+        from kfac_lab.panel.slots import Slot
+
+        return Slot
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

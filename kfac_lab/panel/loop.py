@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from kfac_lab.core.traits import StepperTraits, traits
 from kfac_lab.errors import KfacLabError, RecipeError
 from kfac_lab.hooks import lab as process_lab
 from kfac_lab.hooks.manager import Lab
@@ -45,7 +46,7 @@ class Loop(Machine):
             )
         self.label = type(given).__name__
         self.roster.add(self.label, Source(given))
-        self.swaps = callable(getattr(given, "swap", None))
+        self.swaps = traits(given, StepperTraits).swap is not None
         self.message = "Your loop makes the steps; what is pressed here happens at the next one."
         self.pictures: Callable[[Path], list[Path]] = lambda folder: []
         self.measure = None

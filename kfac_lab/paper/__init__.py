@@ -164,7 +164,7 @@ def kfac_register_averages(register: Any) -> None:
 @hookimpl
 def kfac_register_collectives(register: Any) -> None:
     """Processes."""
-    register("solo", averaging.Solo, summary="one process")
+    register("single_process", averaging.SingleProcess, summary="one process")
 
 
 @hookimpl

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kfac_lab.core.parameters import parameter
 
-__all__ = ["NoAverage", "Polyak", "Solo"]
+__all__ = ["NoAverage", "Polyak", "SingleProcess", "Solo"]
 
 Memo = Mapping[str, Any]
 
@@ -71,7 +71,7 @@ class NoAverage:
 
 
 @dataclass(frozen=True)
-class Solo:
+class SingleProcess:
     """One process."""
 
     rank: ClassVar[int] = 0
@@ -86,3 +86,6 @@ class Solo:
 
     def broadcast_(self, tensors: Sequence[Tensor], owner: int) -> None:
         """Nobody to send to."""
+
+
+Solo = SingleProcess  # its name of before

@@ -96,7 +96,7 @@ class NoModel:
     """Curvature 0: for fixed coefficients, where nobody asks the model."""
 
     fraction: ClassVar[float] = 1.0
-    traits: ClassVar[ModelTraits] = ModelTraits(needs_tangents=False, grounded=False)
+    traits: ClassVar[ModelTraits] = ModelTraits(needs_tangents=False, has_curvature=False)
 
     def restrict(self, evaluation: Evaluation, basis: Sequence[Vec]) -> Restriction:
         """The linear part of M alone."""

@@ -14,7 +14,7 @@ _PAPER = {
     "schedule": "periodic(T1=5, T2=20, T3=20, burn_in=3)",
     "batch": "exponential(start=1000, full_at=500)",
     "average": "polyak(xi=0.99)",
-    "collective": "solo",
+    "collective": "single_process",
 }
 
 

@@ -21,7 +21,7 @@ momentum = rescaled
 schedule = periodic(T1=5, T2=5, T3=5)
 batch = constant(size=500)
 average = polyak
-collective = solo
+collective = single_process
 """
 
 

@@ -8,7 +8,7 @@ import pytest
 from hooks.parts import TOYS, LevenbergMarquardt, toy_lab
 from kfac_lab.core import protocols
 from kfac_lab.errors import PluginError, RecipeError
-from kfac_lab.hooks import FAMILIES, SLOTS, Entry, Registry, specs
+from kfac_lab.hooks import FAMILIES, SLOTS, Entry, Lab, Recipe, Registry, specs
 from kfac_lab.hooks.registry import NEEDS, SHARED_SLOTS, missing_methods
 
 CONSTANT = TOYS["damping", "constant"]
@@ -77,3 +77,14 @@ def test_a_field_may_stand_for_a_method_of_the_slot() -> None:
     from kfac_lab.paper.schedules import Constant
 
     assert missing_methods("batch", Constant) == [] == missing_methods("batch", Constant(5))
+
+
+def test_a_name_of_before_is_read_with_a_note() -> None:
+    lab = Lab(entry_points=False)
+    with pytest.warns(FutureWarning, match="the collective 'solo' is called 'single_process' now"):
+        recipe = Recipe(lab=lab, collective="solo")
+    assert "collective = single_process" in recipe.text(complete=True)
+    with pytest.warns(FutureWarning):
+        assert lab.entry("collective", "kfac-lab/solo").name == "single_process"
+    with pytest.raises(RecipeError, match="there is no collective 'sole'"):
+        lab.entry("collective", "sole")

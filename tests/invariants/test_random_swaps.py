@@ -36,7 +36,7 @@ TESTS = Path(__file__).resolve().parents[1]
 TEXTS: dict[str, list[Any]] = {
     **PARTS,
     "damping": [*PARTS["damping"], "levenberg_marquardt(lam=2.0)", "constant(lam=0.5, gamma=0.7)"],
-    "collective": ["solo"],
+    "collective": ["single_process"],
 }
 REFUSED = (
     {"structure": "block_diagonal(low_rank=True)"},  # by the engine, for the ℓ2 term

@@ -1,4 +1,4 @@
-"""The laws of collectives: solo obeys; one of torch.distributed is tried between two processes."""
+"""The laws of collectives: one process obeys; one of torch.distributed is tried between two."""
 
 import pytest
 from broken.collective import Summing
@@ -10,7 +10,7 @@ from kfac_lab.testing.processes import compare, two_processes_agree
 
 
 def test_solo():
-    found = check(Lab(entry_points=False).component("collective", "solo"))
+    found = check(Lab(entry_points=False).component("collective", "single_process"))
     assert found.slot == "collective"
     assert {r.law for r in found.results if r.status == "exempt"} == {"two_processes"}
 

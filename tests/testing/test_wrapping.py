@@ -63,7 +63,7 @@ def test_a_wrapper_that_forgets_is_found():
     assert set(lambdas(lab, "forgetful(inner='none')")) != {150.0}  # what the law is for
     found = report(Forgetful())
     assert found.broken == ("forwards_traits",)
-    assert "on inner='none': expected grounded=False of the inner part's" in str(found)
+    assert "on inner='none': expected has_curvature=False of the inner part's" in str(found)
     assert status(report(lab.component("model", "cautious")), "forwards_traits") == "obeyed"
     assert status(report(ExactFisher()), "forwards_traits") == "exempt"
 
@@ -98,10 +98,10 @@ def test_methods_are_forwarded():
 def test_promises_are_the_parts_own():
     assert forwarded(ExactFisher(), ModelTraits) == ModelTraits()
     assert forwarded(NoModel(), ModelTraits, exact=True) == ModelTraits(
-        exact=True, needs_tangents=False, grounded=False
+        exact=True, needs_tangents=False, has_curvature=False
     )
     assert not forwarded(Optimal(), MomentumTraits).minimises
-    assert set(binding(ModelTraits)) == {"needs_tangents", "grounded"}
+    assert set(binding(ModelTraits)) == {"needs_tangents", "has_curvature"}
 
 
 def test_what_the_box_declares():
@@ -146,7 +146,7 @@ def test_attributes_of_old_count_until_a_class_declares():
 
 
 class Mistaken(Constant):
-    traits = ModelTraits(grounded=False)
+    traits = ModelTraits(has_curvature=False)
 
 
 def test_traits_of_another_slot_are_an_error():

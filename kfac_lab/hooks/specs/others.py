@@ -228,7 +228,7 @@ def kfac_register_recipes(register: Register) -> None:
     schedule = periodic(T1=5, T2=5, T3=5)
     batch = constant(size=500)
     average = polyak
-    collective = solo
+    collective = single_process
     '''
 
 

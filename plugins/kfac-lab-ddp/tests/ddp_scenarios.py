@@ -170,11 +170,11 @@ def sharded_ekfac(rank, size):
 
 
 def swapped(rank, size):
-    """From ``solo`` and back in mid-run: both processes make the same steps meanwhile."""
-    here = run_of(size, collective="solo").advance(6)
+    """From ``single_process`` and back in mid-run: both processes make the same steps meanwhile."""
+    here = run_of(size, collective="single_process").advance(6)
     here.swap(collective="distributed", structure="sharded").advance(8)
     here.swap(structure="block_diagonal").advance(4)
-    here.swap(collective="solo").advance(4)
+    here.swap(collective="single_process").advance(4)
     return numbers(here.stepper, here.history)
 
 
@@ -251,7 +251,7 @@ SAME = {
 
 
 def without_averaging(rank, size):
-    return trained_by_kfac(rank, size, steps=3, collective="solo")
+    return trained_by_kfac(rank, size, steps=3, collective="single_process")
 
 
 def slices_of_another(rank, size):

@@ -1,4 +1,4 @@
-"""In a single process both parts are what they stand for: ``solo`` and the inner structure."""
+"""In a single process both parts are what they stand for: the inner structure, and nothing."""
 
 import tempfile
 from pathlib import Path
@@ -47,14 +47,14 @@ def test_the_entry_point_registers_both():
 
 @pytest.mark.parametrize("inner", ["block_diagonal", "block_tridiagonal"])
 def test_without_a_process_group(inner):
-    alone = after(collective="solo", structure=inner)
+    alone = after(collective="single_process", structure=inner)
     assert same_bits(after(structure=f"sharded(inner={inner!r})"), alone)
 
 
 @pytest.mark.parametrize("inner", ["block_diagonal", "block_tridiagonal"])
 def test_with_a_process_group_of_one(inner, group_of_one):
     assert (Distributed().rank, Distributed().size) == (0, 1)
-    alone = after(collective="solo", structure=inner)
+    alone = after(collective="single_process", structure=inner)
     assert same_bits(after(structure=f"sharded(inner={inner!r})"), alone)
 
 
