@@ -107,6 +107,14 @@ class StepRecord:
     verbs: Mapping[str, float] = field(default_factory=dict)  # seconds per verb of this step
     lr: Any = float("nan")  # for methods with a learning rate
 
+    def __repr__(self) -> str:
+        """A line: the step and those of its numbers that there are."""
+        shown = [("loss", self.loss), ("error", self.error), ("α", self.alpha), ("μ", self.mu)]
+        shown += [("λ", self.lam), ("γ", self.gamma), ("ρ", self.rho), ("seconds", self.seconds)]
+        numbers = [(name, float(value)) for name, value in shown]
+        told = [f"{name} {value:.4g}" for name, value in numbers if value == value]
+        return f"StepRecord({', '.join([f'step {self.step}', *told])})"
+
 
 class Bound(NamedTuple):
     """What a first batch tells of the network: firing order, chains, path of the products J·v."""

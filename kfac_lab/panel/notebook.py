@@ -8,7 +8,7 @@ from typing import Any
 
 from kfac_lab.panel.compare import Table
 
-__all__ = ["Cell", "after_cells"]
+__all__ = ["Cell", "after_cells", "answer_beside"]
 
 
 class _Tables:
@@ -37,14 +37,14 @@ class Cell:
         self._header = shell.display_pub.parent_header if shell is not None else None
         self._handles = []
 
-    def leave(self, png: bytes | None, tables: Sequence[Table], here: bool) -> None:
+    def leave(self, png: bytes | None, tables: Sequence[Table], here: bool) -> bool:
         """Leaves a picture and tables: in the running cell, or below the panel.
 
-        Below the panel the last ones take the place of those before.
+        Below the panel the last ones take the place of those before. Returns whether it could.
         """
         shell = _kernel()
         if shell is None or not (here or self._header):
-            return
+            return False
         from IPython.display import Image, display
 
         objects: list[Any] = [_Tables(tables)]
@@ -52,7 +52,7 @@ class Cell:
             objects.insert(0, Image(data=png, format="png"))
         if here:
             display(*objects)
-            return
+            return True
         publisher = shell.display_pub
         running = publisher.parent_header
         publisher.parent_header = self._header
@@ -64,6 +64,25 @@ class Cell:
                 self._handles = [display(each, display_id=True) for each in objects]
         finally:
             publisher.parent_header = running
+        return True
+
+
+def answer_beside(widget: Any) -> None:
+    """Lets the widgets in ``widget`` be answered while a cell runs, where the kernel can.
+
+    ipykernel 7 hears the page in a subshell of its own, but gives what concerns a widget to the
+    shell that sent something of it last; that one runs the loop, and would hear it at its end.
+    """
+    for each in (widget, *getattr(widget, "children", ())):
+        comm = getattr(each, "comm", None)
+        if hasattr(comm, "_reply_subshell_for"):
+            comm._reply_subshell_for = _as_asked  # type: ignore[union-attr]
+        if each is not widget:
+            answer_beside(each)
+
+
+def _as_asked(data: Any, default: Any) -> Any:
+    return default
 
 
 def after_cells(call: Callable[[], None]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from kfac_lab.panel import compare, panels, says, views
 from kfac_lab.panel.chart import chart
 from kfac_lab.panel.controller import OWN, Controller
 from kfac_lab.panel.controls import close
-from kfac_lab.panel.layout import Layout
+from kfac_lab.panel.layout import BLANK, Layout
 from kfac_lab.panel.live import Live
 from kfac_lab.panel.loop import Beside, Loop
-from kfac_lab.panel.notebook import Cell, after_cells
+from kfac_lab.panel.notebook import Cell, after_cells, answer_beside
 from kfac_lab.panel.painter import WAIT, Painted, Painter
 from kfac_lab.panel.source import Foreign, every_column
 from kfac_lab.panel.views.draw import draw as draw_plot
@@ -63,6 +64,7 @@ class Panel(Layout):
         self._handed: dict[str, str] = {}  # slot → text that waits for the next step boundary
         self._settling = False  # options that the panel itself sets are nobody's choice
         self._pushing = False
+        self._sending = threading.Lock()
         self._asked = 0  # where the question whether to rewind would go
         self._open = 0  # which view is seen
         self._views: list[views.View] = []
@@ -84,6 +86,8 @@ class Panel(Layout):
         self.refresh()
         self.push()
         after_cells(self._after_cell)
+        if own:
+            answer_beside(self.widget)
 
     # --- what a notebook calls ------------------------------------------------------------------
 
@@ -279,6 +283,8 @@ class Panel(Layout):
         if not self.controller.swaps:
             self.pending.value = ""
             return
+        if not self.controller.manages:  # fields that were opened meanwhile
+            answer_beside(self.widget)
         changes = [s.change() for s in self.slots.values() if s.touched]
         self.pending.value = says.pending(changes)
 
@@ -417,14 +423,15 @@ class Panel(Layout):
     def _show(self, painted: Painted | None) -> None:
         if self.closed or painted is None:
             return
-        for each in self.painter.waiting():
-            if self.chart is not None:
-                self.chart.send(each.message, each.buffers)
-            if each.png is not None:
-                self.image.value = each.png
-            self._status = each.status
-            if each.summary is not None and not self.painter.heard:
-                self.summary.value = says.paragraph(each.summary)
+        with self._sending:  # in the order in which they were painted, whichever thread shows
+            for each in self.painter.waiting():
+                if self.chart is not None:
+                    self.chart.send(each.message, each.buffers)
+                if each.png is not None:
+                    self.image.value = each.png
+                self._status = each.status
+                if each.summary is not None and not self.painter.heard:
+                    self.summary.value = says.paragraph(each.summary)
         self._state()
         control = self.controller
         if control.error is not None or not control.busy:
@@ -459,7 +466,9 @@ class Panel(Layout):
             png = self.painter.picture()
         except BaseException:  # a view's, which the message has told of
             png = None
-        self._left.leave(png, [table for table in tables if table.rows], here)
+        left = self._left.leave(png, [table for table in tables if table.rows], here)
+        if left and png is not None:  # it stands below now, and need not be saved twice
+            self.image.value = BLANK
 
 
 def _columns() -> views.View:

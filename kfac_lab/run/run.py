@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import html
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -481,7 +482,12 @@ class Run:
         return report(self)
 
     def __repr__(self) -> str:
-        return f"Run({self.problem.name!r}, {self.recipe.method}, step {self.step})"
+        parts = "; ".join(self.recipe.text().splitlines())
+        return f"Run({self.problem.name!r}, step {self.step}; {parts})"
+
+    def _repr_html_(self) -> str:
+        """The report, recipe included, where a notebook shows the run."""
+        return f"<pre>{html.escape(self.report())}</pre>"
 
     # --- saving ---------------------------------------------------------------------------------
 
