@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kfac_lab.core.capture import Network, Recorder
+from kfac_lab.core.capture import Network
 from kfac_lab.core.layers import Declined, Linear, Recorded, dense
 from kfac_lab.core.moments import Layout
+from kfac_lab.core.record import Recorder
 from kfac_lab.errors import CoverageError
 
 LIKE = torch.zeros((), dtype=torch.float64)

@@ -25,7 +25,7 @@ def test_no_parameter_needs_a_fallback(name):
 
 def by_rows(engine, model, inputs, weights):
     """Σ_rows g āᵀ of a pass for ⟨weights, outputs⟩, as tensors by name."""
-    from kfac_lab.core.capture import Recorder
+    from kfac_lab.core.record import Recorder
 
     recorder = Recorder(engine.network)
     with recorder.recording():

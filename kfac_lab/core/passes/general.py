@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kfac_lab.core.capture import Recorder
 from kfac_lab.core.passes.function import Function
 from kfac_lab.core.passes.products import jacobian_products, raised
 from kfac_lab.core.passes.trace import Trace
+from kfac_lab.core.record import Recorder
 from kfac_lab.core.rows import Grouped, Layouts
 from kfac_lab.core.vector import Vec
 

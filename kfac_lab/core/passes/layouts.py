@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kfac_lab.core.capture import Recorder
 from kfac_lab.core.passes.function import Function
+from kfac_lab.core.record import Recorder
 from kfac_lab.core.rows import Layout, Layouts
 from kfac_lab.core.whole import Whole
 

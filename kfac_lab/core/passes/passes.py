@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kfac_lab.core import seeds
-from kfac_lab.core.capture import Network, chains_of
+from kfac_lab.core.capture import Network
 from kfac_lab.core.cases import Cases
 from kfac_lab.core.layers import dense
 from kfac_lab.core.likelihood import Criterion, Joint, Likelihood, Outputs, Selector
@@ -31,6 +31,7 @@ from kfac_lab.core.passes.trace import BackEnd, Trace
 from kfac_lab.core.plan import Plan
 from kfac_lab.core.problem import Drawn
 from kfac_lab.core.protocols import Estimator
+from kfac_lab.core.record import chains_of
 from kfac_lab.core.rows import Layouts
 from kfac_lab.core.state import Bound, Place
 from kfac_lab.core.traits import EstimatorTraits, RowsTraits, traits

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kfac_lab.core.capture import Recorder
 from kfac_lab.core.cases import labels
 from kfac_lab.core.passes.certificate import certify
 from kfac_lab.core.passes.function import Function
 from kfac_lab.core.passes.layouts import find
 from kfac_lab.core.passes.products import PATHS, jacobian_products, raised
+from kfac_lab.core.record import Recorder
 from kfac_lab.core.rows import Layout, Layouts
 from kfac_lab.core.traits import LikelihoodTraits, traits
 from kfac_lab.core.vector import Vec

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kfac_lab.core.capture import Network, Recorder
+from kfac_lab.core.capture import Network
+from kfac_lab.core.record import Recorder
 
 __all__ = ["Rows", "Seen"]
 

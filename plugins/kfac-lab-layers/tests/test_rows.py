@@ -6,7 +6,7 @@ from layer_samples import Around, attention, attentions, double, network_of, nor
 from torch import nn
 
 import kfac_lab as kl
-from kfac_lab.core.capture import Recorder
+from kfac_lab.core.record import Recorder
 
 
 def check_rows(model, x, cases):
