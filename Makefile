@@ -16,7 +16,7 @@ unexport SECONDS
 .DELETE_ON_ERROR:
 
 help:
-	@echo 'make demo   K-FAC against tuned Nesterov SGD, Adam and Muon on CURVES; pictures in demo/ (SECONDS=5 for a short one)'
+	@echo 'make demo   K-FAC against tuned Nesterov SGD, Adam, Muon and SOAP on CURVES; pictures in demo/ (SECONDS=5 for a short one)'
 	@echo 'make test   style, types, import rules and the test suite'
 	@echo 'make quick  the same without the browser, the notebooks and what takes long: under two minutes'
 	@echo 'make lab    JupyterLab with everything installed, open on the tour'

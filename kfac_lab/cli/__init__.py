@@ -1,4 +1,4 @@
-"""The command line: ``kfac-lab demo | train | bench | reproduce | components | plugins | check``.
+"""The command line: ``kfac-lab demo | race | train | bench | reproduce | components | check``, ….
 
 A command ends with 0; with 2 and one sentence on what was wrong, for every error of the package;
 with 130 after Ctrl-C, everything kept.
@@ -54,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"kfac-lab {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _demo(commands)
+    _race(commands)
     _train(commands)
     _lab(commands)
     _bench(commands)
@@ -69,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    text = "K-FAC against tuned Nesterov SGD, Adam and Muon, side by side; a picture, CSV and table"
+    text = "K-FAC against tuned Nesterov SGD, Adam, Muon and SOAP; a picture, CSV and table"
     demo = commands.add_parser("demo", help=text, description=text)
     demo.add_argument(
         "--seconds", type=_seconds, default=40.0, help="of training for each method (default 40)"
@@ -78,6 +79,32 @@ def _demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         "--out", type=Path, default=Path("demo"), help="the folder for the results (default demo)"
     )
     demo.add_argument("--problem", default="curves", help="which problem (default curves)")
+    _racing(demo)
+    demo.set_defaults(run=_run_demo)
+
+
+def _race(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "any methods on any problem, in turns, by the clock: who leads, and from when"
+    race = commands.add_parser("race", help=text, description=text)
+    race.add_argument("problem", help="a problem's name, or module:function of one's own")
+    race.add_argument(
+        "--seconds", type=_seconds, default=40.0, help="of training for each method (default 40)"
+    )
+    race.add_argument(
+        "--out", type=Path, default=Path("race"), help="the folder for the results (default race)"
+    )
+    _racing(race)
+    race.set_defaults(run=_run_demo)
+
+
+def _racing(demo: argparse.ArgumentParser) -> None:
+    demo.add_argument(
+        "--methods",
+        nargs="+",
+        metavar="NAME",
+        help="nag, adam, muon, soap, and recipes such as robust (default: all baselines, robust "
+        "and paper)",
+    )
     demo.add_argument(
         "--threads",
         type=_threads,
@@ -87,7 +114,6 @@ def _demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     )
     demo.add_argument("--seed", type=int, default=0, help="of every draw (default 0)")
     demo.add_argument("--device", type=_device, default="auto", help="auto, cpu, cuda, …")
-    demo.set_defaults(run=_run_demo)
 
 
 def _train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import argparse
 import csv
+import importlib
 import io
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kfac_lab.baselines import tuned
 from kfac_lab.cli.about import error_unit
 from kfac_lab.cli.picture import available, race_picture
-from kfac_lab.cli.race import Lane, Race, threads, time_to
+from kfac_lab.cli.race import Lane, Race, lead, threads, time_to
 from kfac_lab.cli.terminal import Live, bar, chart, duration, number, paint, table, ticks
 from kfac_lab.core import files
+from kfac_lab.core.problem import Problem
+from kfac_lab.errors import RecipeError
 from kfac_lab.hooks import Recipe
+from kfac_lab.run import choose_device
 
-__all__ = ["LANES", "demo", "entries", "levels", "verdict", "write_csv"]
+__all__ = ["LANES", "demo", "entries", "lanes_of", "levels", "made_anew", "verdict", "write_csv"]
 
 INTERRUPTED = 130
 
@@ -29,9 +33,10 @@ LANES = (
     ("Nesterov SGD", "nag"),
     ("Adam", "adam"),
     ("Muon", "muon"),
+    ("SOAP", "soap"),
 )
 
-_COLOURS = {"kfac/robust": 33, "kfac/paper": 80, "nag": 36, "adam": 176, "muon": 208}
+_COLOURS = {"kfac/robust": 33, "kfac/paper": 80, "nag": 36, "adam": 176, "muon": 208, "soap": 141}
 
 
 def demo(options: argparse.Namespace) -> int:
@@ -43,8 +48,8 @@ def demo(options: argparse.Namespace) -> int:
     with live, threads(options.threads):
         live.say(f"{options.problem}: setting up …")
         race = Race(
-            options.problem,
-            entries(options.problem, options.seconds),
+            made_anew(options.problem, options.seed, options.device),
+            entries(options.problem, options.seconds, options.methods),
             options.seconds,
             seed=options.seed,
             device=options.device,
@@ -84,10 +89,50 @@ def demo(options: argparse.Namespace) -> int:
     return INTERRUPTED if interrupted else 0
 
 
-def entries(problem: str, seconds: float) -> list[tuple[str, str, Recipe | str]]:
+def made_anew(problem: str, seed: int, device: str) -> str | Callable[[], Problem]:
+    """A registered problem's name, or ``module:function`` as a function without arguments.
+
+    Raises:
+        RecipeError: there is no such module or function, or it makes no problem.
+    """
+    module, colon, name = problem.partition(":")
+    if not colon:
+        return problem
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise RecipeError(f"problem {problem!r}: {error}") from error
+    place = choose_device(device)
+
+    def make() -> Problem:
+        found = function(seed=seed, device=place)
+        if not isinstance(found, Problem):
+            raise RecipeError(f"{problem} gave {type(found).__name__}, and has to give a Problem")
+        return found
+
+    return make
+
+
+def lanes_of(methods: Sequence[str] | None) -> list[tuple[str, str]]:
+    """Label and name of each: baselines, and recipes of K-FAC by their names.
+
+    Raises:
+        RecipeError: a name twice.
+    """
+    if not methods:
+        return list(LANES)
+    known = {method.rpartition("/")[2]: (label, method) for label, method in LANES}
+    if len(set(methods)) < len(methods):
+        raise RecipeError(f"methods {', '.join(methods)}: one is named twice")
+    return [known.get(name, (f"K-FAC ({name})", f"kfac/{name}")) for name in methods]
+
+
+def entries(
+    problem: str, seconds: float, methods: Sequence[str] | None = None
+) -> list[tuple[str, str, Recipe | str]]:
     """What races: label, name, recipe; the baselines as they were tuned for the problem."""
     found: list[tuple[str, str, Recipe | str]] = []
-    for label, method in LANES:
+    for label, method in lanes_of(methods):
         kind, _, name = method.partition("/")
         recipe = name if kind == "kfac" else tuned(method, problem, seconds=seconds)
         found.append((label, method, recipe))
@@ -262,6 +307,7 @@ def verdict(race: Race) -> list[str]:
         sentence += f"; {second.label} comes second with {number(second.final['train'])}"
         sentence += f" ({ratio:.2f} times as much)"
     told.append(sentence + ".")
+    told += _leads(first, ranked[1:])
     kfac = [lane for lane in ranked if lane.method.startswith("kfac")]
     if kfac and first not in kfac:
         behind = float(kfac[0].final["train"]) / best if best > 0 else math.inf
@@ -282,6 +328,30 @@ def verdict(race: Race) -> list[str]:
                 f"after {lane.left.seconds:.1f} s, at iteration {lane.left.step}."
             )
     return told
+
+
+def _leads(first: Lane, others: Sequence[Lane]) -> list[str]:
+    """From when on the winner leads, by seconds and by iterations."""
+    if not others:
+        return []
+    curves = [lane.points for lane in others]
+    clock, steps = (lead(first.points, curves, axis) for axis in ("seconds", "step"))
+    by_clock = (
+        "It is not ahead of all to the end on the curves, which are of fewer cases."
+        if clock is None
+        else f"By the clock it is ahead of all from {clock:.1f} s on."
+    )
+    if steps is None:
+        ahead = [
+            (lane.label, since)
+            for lane in others
+            if (since := lead(first.points, [lane.points], "step")) is not None
+        ]
+        if not ahead:
+            return [by_clock, "By iterations it is ahead of none."]
+        told = ", ".join(f"{label} from iteration {since:.0f} on" for label, since in ahead)
+        return [by_clock, f"By iterations it is ahead of {told}."]
+    return [by_clock, f"By iterations it is ahead of all from iteration {steps:.0f} on."]
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -17,7 +17,17 @@ from kfac_lab.errors import KfacLabError
 from kfac_lab.hooks import Recipe
 from kfac_lab.run import Run, Score
 
-__all__ = ["LEFT", "Lane", "Point", "Race", "measuring_times", "plateau", "time_to"]
+__all__ = [
+    "LEFT",
+    "Lane",
+    "Point",
+    "Race",
+    "error_at",
+    "lead",
+    "measuring_times",
+    "plateau",
+    "time_to",
+]
 
 SLICE = 1.0  # seconds of a method's own clock per turn
 POINTS = (8, 20)  # of a curve, at least and at most
@@ -62,7 +72,7 @@ class Race:
     ``cases`` of the training set, at moments that are denser at the start.
 
     Args:
-        problem: its name.
+        problem: its name, or a function that makes one anew for each lane.
         entries: label, name for the CSV, and recipe of each lane.
         seconds: of training, for each lane.
         seed: of every run; the same parameters and batches to begin with.
@@ -75,7 +85,7 @@ class Race:
 
     def __init__(
         self,
-        problem: str,
+        problem: str | Callable[[], Problem],
         entries: Sequence[tuple[str, str, Recipe | str]],
         seconds: float,
         *,
@@ -88,7 +98,8 @@ class Race:
         self.absent: list[str] = []
         for label, method, recipe in entries:
             try:
-                lane = Lane(label, method, Run(problem, recipe, seed, device))
+                own = problem() if callable(problem) else problem
+                lane = Lane(label, method, Run(own, recipe, seed, device))
             except KfacLabError as error:
                 if len(self.absent) + 1 == len(entries):
                     raise
@@ -203,6 +214,45 @@ def time_to(points: Sequence[Point], error: float) -> float:
             share = math.log(before.error / error) / math.log(before.error / after.error)
             return before.seconds + share * (after.seconds - before.seconds)
     return math.nan
+
+
+def error_at(points: Sequence[Point], at: float, axis: str = "seconds") -> float:
+    """The error of a curve at a moment, between two measurements by straight lines in log error.
+
+    ``axis`` is ``"seconds"`` or ``"step"``; NaN beyond the last measurement.
+    """
+    for before, after in zip([None, *points], points, strict=False):
+        right = getattr(after, axis)
+        if right >= at:
+            left = at if before is None else getattr(before, axis)
+            if before is None or right == left or min(before.error, after.error) <= 0:
+                return after.error
+            share = (at - left) / (right - left)
+            return float(before.error ** (1 - share) * after.error**share)
+    return math.nan
+
+
+def lead(
+    first: Sequence[Point], others: Sequence[Sequence[Point]], axis: str = "seconds"
+) -> float | None:
+    """From when on a curve lies below all others, as far as both go; None where it never does.
+
+    Curves are compared where one of them was measured.
+    """
+    ends = [min(getattr(c[-1], axis), getattr(first[-1], axis)) for c in others if c]
+    moments = sorted({float(getattr(p, axis)) for c in (first, *others) for p in c})
+    since: float | None = None
+    for at in moments:
+        rivals = [
+            error_at(c, at, axis) for c, end in zip(others, ends, strict=True) if at <= end and at
+        ]
+        if not rivals:
+            continue
+        if all(error_at(first, at, axis) < rival for rival in rivals):
+            since = at if since is None else since
+        else:
+            since = None
+    return since
 
 
 @contextmanager

@@ -159,6 +159,9 @@ class Exponential:
     full: int | None = parameter(
         None, section="13", low=1, help="the largest batch; needed where |S| is unknown"
     )
+    whole: int = parameter(
+        0, section="13", low=0, help="a set of at most so many cases is the batch from the start"
+    )
 
     def size(self, step: int, available: int | None) -> int:
         """m of step k.
@@ -174,7 +177,7 @@ class Exponential:
             )
         if available is not None:
             full = min(full, available)
-        if full <= self.start:
+        if full <= max(self.start, self.whole):
             return full
         power = (step - 1) / (self.full_at - 1)
         if power >= 1:

@@ -12,7 +12,15 @@ import torch
 import kfac_lab as kl
 from kfac_lab.cli.demo import LANES, entries, levels, verdict
 from kfac_lab.cli.picture import DPI, SIZE, _apart
-from kfac_lab.cli.race import Point, Race, measuring_times, plateau, time_to
+from kfac_lab.cli.race import (
+    Point,
+    Race,
+    error_at,
+    lead,
+    measuring_times,
+    plateau,
+    time_to,
+)
 from kfac_lab.problems.digits import digits
 
 
@@ -176,3 +184,52 @@ def test_labels_are_moved_apart_as_little_as_needed() -> None:
     crowded = _apart([0.0, 0.0, 0.01, 0.02, 0.3], 0.1)
     assert crowded == sorted(crowded) and crowded[0] >= 0
     assert all(b - a > 0.1 - 1e-9 for a, b in itertools.pairwise(crowded))
+
+
+# ---- who leads, and from when --------------------------------------------------------------------
+
+
+def curve(*pairs: tuple[float, float]) -> list[Point]:
+    return [Point(s, round(10 * s), e, e) for s, e in pairs]
+
+
+def test_an_error_between_two_measurements_is_on_a_line_in_its_logarithm() -> None:
+    points = curve((0, 100), (2, 1), (4, 1))
+    assert error_at(points, 1.0) == pytest.approx(10.0)
+    assert error_at(points, 10.0, "step") == pytest.approx(10.0)
+    assert error_at(points, 3.0) == pytest.approx(1.0) and math.isnan(error_at(points, 5.0))
+
+
+def test_the_lead_is_kept_to_the_end() -> None:
+    one = curve((0, 100), (1, 60), (2, 20), (3, 10), (4, 5))
+    two = curve((0, 100), (1, 50), (2, 30), (3, 9), (4, 6))
+    assert lead(one, [two]) == 4.0 and lead(two, [one]) is None
+    assert lead(one, [curve((0, 100), (1, 70), (4, 7))]) == 1.0
+    assert lead(one, [two, curve((0, 100), (4, 4))]) is None
+
+
+def test_iterations_are_compared_as_far_as_both_go() -> None:
+    few = [Point(s, n, e, e) for s, n, e in ((0, 0, 9), (1, 5, 3), (2, 10, 1))]
+    many = [Point(s, n, e, e) for s, n, e in ((0, 0, 9), (1, 10, 5), (2, 900, 0.5))]
+    assert lead(few, [many], "step") == 5 and lead(few, [many]) is None
+
+
+def test_methods_are_named_by_recipe() -> None:
+    found = entries("digits", 1.0, ["robust", "soap", "small_batch"])
+    assert [(label, method) for label, method, _ in found] == [
+        ("K-FAC (robust)", "kfac/robust"),
+        ("SOAP", "soap"),
+        ("K-FAC (small_batch)", "kfac/small_batch"),
+    ]
+    with pytest.raises(kl.RecipeError, match="named twice"):
+        entries("digits", 1.0, ["adam", "adam"])
+
+
+def test_a_race_on_ones_own_problem(command, tmp_path: Path) -> None:
+    own = "kfac_lab.problems.digits:digits"
+    words = ("--methods", "adam", "robust", "--seconds", 0.3, "--out", tmp_path / "r")
+    done = command("race", own, *words)
+    assert done.code == 0 and "won" in done.out and "ahead of" in done.out
+    assert "K-FAC (robust)" in done.out and "Muon" not in done.out
+    refused = command("race", "kfac_lab.problems:nothing", *words)
+    assert refused.code == 2 and "nothing" in refused.err
