@@ -228,7 +228,7 @@ def test_a_wrong_layout_is_seen_by_the_trace(monkeypatch, how):
     def first(rows, layout, cases):
         return rows
 
-    monkeypatch.setattr("kfac_lab.core.capture.grouped", first)
+    monkeypatch.setattr("kfac_lab.core.record.grouped", first)
     monkeypatch.setattr("kfac_lab.core.passes.layouts._repeated", lambda *given: None)
     x, y = data()
     model = spelt(how)
