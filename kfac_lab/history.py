@@ -53,6 +53,7 @@ COLUMNS = (
     "coupling",
     "kept_inverse",
     "void",
+    "taken_back",
 )
 
 

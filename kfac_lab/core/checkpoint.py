@@ -75,6 +75,13 @@ def _scalar(value: Any, path: str) -> None:
         number(finite=True)(value, path)
 
 
+def _level(value: Any, path: str) -> None:
+    if isinstance(value, Tensor):
+        _scalar(value, path)
+    else:
+        number()(value, path)
+
+
 def _strength(value: Any, path: str) -> None:
     if not isinstance(value, tuple) or len(value) != 3:
         raise Odd(f"{path} has to be λ, γ and η")
@@ -142,6 +149,7 @@ _STATE = record(
         "factored": anything,  # the structure's own, as are the inverse and the memories inside
         "inverse": anything,
         "kept_inverse": whole(),
+        "level": _level,
         "forced": flag,
         "block_memos": _memories,
         "block_ages": _block_ages,

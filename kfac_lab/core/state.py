@@ -106,6 +106,7 @@ class StepRecord:
     jitter: Mapping[str, float] = field(default_factory=dict)
     verbs: Mapping[str, float] = field(default_factory=dict)  # seconds per verb of this step
     lr: Any = float("nan")  # for methods with a learning rate
+    taken_back: Any = 0.0  # 1 where the guard took the step before back
 
     def __repr__(self) -> str:
         """A line: the step and those of its numbers that there are."""
@@ -159,6 +160,7 @@ class State:
     reference: Mapping[Any, Tensor] | None = None  # diagonal moments of the last refresh
     factored: Any = None
     inverse: Any = None
+    level: Any = float("nan")  # of h of late, for the guard
     kept_inverse: int = 0  # refreshes in a row that fell back on the last good inverse
     forced: bool = True  # the next step must build an inverse
     block_memos: tuple[Any, ...] = ()

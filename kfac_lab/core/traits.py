@@ -170,6 +170,9 @@ class DampingTraits(Traits):
     )  # λ falls with ρ; None: not said
     # The ρ between which λ stays.
     band: tuple[float, float] | None = _flag(None, FREE, old=("lower", "upper"))
+    # h that rises by this factor takes the last step back; 0: never. (strength) -> a larger one.
+    guard: float = _attribute(0.0)
+    back: Method | None = _method()
     retry: Method | None = _method()  # (strength, memo, record, tries) -> Strength or None
     on_swap: Method | None = _method()  # (strength) -> Strength, with a λ and γ that are kept
 

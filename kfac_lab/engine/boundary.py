@@ -44,6 +44,16 @@ class Warnings:
                 stacklevel=5,
             )
 
+    def unguarded(self, step: int) -> None:
+        """h exploded, and the recipe has nothing against it."""
+        self.say(
+            "guard",
+            f"step {step}: the batch shows that h has risen more than tenfold, and this recipe has "
+            "no guard: damping='levenberg_marquardt(guard=5.0)' takes such a step back, and so "
+            "does the recipe 'robust'",
+            stacklevel=6,
+        )
+
     def ground(self) -> None:
         """λ and γ are asked to follow a ratio that says nothing (section 7)."""
         self.say(

@@ -15,6 +15,7 @@ from kfac_lab.core.commit import gated, gated_state
 from kfac_lab.core.exchange import exchange
 from kfac_lab.core.state import State, StepRecord
 from kfac_lab.engine.boundary import reference_of
+from kfac_lab.engine.guard import Verdict
 from kfac_lab.engine.proposal import Outcome, all_finite, not_finite
 from kfac_lab.engine.statistics import Statistics, updates_of
 
@@ -73,10 +74,12 @@ def settled(
     trial: Sequence[Tensor],
     buffers: Mapping[str, Tensor],
     clock: Clock,
+    verdict: Verdict | None = None,
 ) -> StepRecord:
     """Examines ``ok`` where a read costs nothing, gates the commit where it does, commits.
 
-    ``trial`` are the new parameters, or none where somebody else moves them.
+    ``trial`` are the new parameters, or none where somebody else moves them; where the
+    ``verdict`` takes the last step back they are those before it, and the statistics stay.
 
     Raises:
         NumericalError: something was not finite; nothing has changed.
@@ -86,14 +89,22 @@ def settled(
     into = [*(engine._theta if trial else []), *own.values()]
     values = [*trial, *(buffers[name] for name in own)]
     if engine._reads_are_free:
-        if not linalg.host([ok])[0]:
+        sound, *exploded = linalg.host([ok] if verdict is None else [ok, verdict.exploded])
+        if not sound:
             raise not_finite(record.step, loss, state.strength)
+        if any(exploded) and verdict is not None and verdict.strength is None:
+            engine.warnings.unguarded(record.step)
+        elif any(exploded):  # nothing that the step has seen is kept, and the next one inverts anew
+            kept = ("moments", "ages", "block_ages", "factored", "inverse", "coupling")
+            new = replace(new, forced=True, **{name: getattr(state, name) for name in kept})
     else:
         values = gated(ok, values, into)
         new = replace(gated_state(ok, new, state), pending=(*state.pending, (new.step, ok)))
         if statistics.fresh:
+            back = None if verdict is None else verdict.back
+            gate = ok if back is None else ok & ~back
             for key, value in ledger.spare.items():
-                torch.where(ok, value, ledger.current[key], out=value)
+                torch.where(gate, value, ledger.current[key], out=value)
         record = replace(record, void=(~ok).to(torch.float64))
     if record.due.factors:
         new = replace(new, reference=reference_of(engine.parts, statistics.moments))

@@ -112,6 +112,7 @@ class Engine:
             strength=self._strength(strength),
             updates=0,
             coupling=number(1.0, self.device),
+            level=number(float("nan"), self.device),
             memos={
                 "damping": memo or {},
                 **{slot: fresh_memo(parts.declares(slot)) for slot in ("momentum", "schedule")},

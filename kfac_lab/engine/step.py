@@ -20,7 +20,7 @@ from kfac_lab.core.passes import Evaluated, Seen
 from kfac_lab.core.problem import Drawn
 from kfac_lab.core.state import Due, StepRecord, Strength
 from kfac_lab.core.vector import Vec
-from kfac_lab.engine import commit, proposal, statistics
+from kfac_lab.engine import commit, guard, proposal, statistics
 from kfac_lab.engine.boundary import due_at
 from kfac_lab.engine.parts import Parts
 from kfac_lab.engine.record import record_of
@@ -87,8 +87,23 @@ def whole(engine: Engine, drawn: Drawn, clock: Clock) -> StepRecord:
             }
         ok = commit.ok_of(outcome, evaluated.loss, gathered)
         new = commit.next_state(engine, gathered, outcome, memos, strength=strength, previous=delta)
+        # or back, where this batch shows what the last step has done
+        verdict = guard.verdict(parts.declares("damping"), state, evaluated.loss)
+        new = replace(new, level=guard.level_after(state, evaluated.loss, verdict.back))
+        if verdict.strength is not None:
+            new, record, delta = guard.taken_back(verdict, state, new, record, delta)
+            moved = list(torch._foreach_add(engine._theta, engine.network.unpack(delta)))
         return commit.settled(
-            engine, record, new, gathered, evaluated.loss, ok, moved, evaluated.buffers, clock
+            engine,
+            record,
+            new,
+            gathered,
+            evaluated.loss,
+            ok,
+            moved,
+            evaluated.buffers,
+            clock,
+            verdict,
         )
 
 

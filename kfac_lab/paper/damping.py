@@ -57,6 +57,14 @@ class _Rule:
     )
     lam_min: float = parameter(0.0, section="6.5", low=0.0, log=True)
     lam_max: float = parameter(math.inf, section="6.5", low=0.0, log=True)
+    guard: float = parameter(
+        0.0, low=0.0, help="h that rises by this factor takes the last step back; 0: never"
+    )
+
+    def back(self, strength: Strength) -> Strength:
+        """λ and γ² tenfold, for the step after one that was taken back."""
+        lam = torch.clamp(10 * torch.clamp(strength.lam, min=1e-12), self.lam_min, self.lam_max)
+        return strength._replace(lam=lam, gamma=strength.gamma * math.sqrt(10))
 
     @property
     def traits(self) -> DampingTraits:
@@ -147,6 +155,11 @@ class Tied(_Rule):
     def init(self, problem: Any) -> tuple[Strength, Memo]:
         """λ as given."""
         return Strength(self.lam, _tied(self.lam, problem.l2)), {}
+
+    def back(self, strength: Strength) -> Strength:
+        """λ tenfold, and γ with it."""
+        lam = super().back(strength).lam
+        return strength._replace(lam=lam, gamma=torch.sqrt(lam + strength.eta))
 
     def on_swap(self, strength: Strength) -> Strength:
         """γ follows the λ that was kept."""

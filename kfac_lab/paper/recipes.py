@@ -62,7 +62,7 @@ RECIPES: dict[str, tuple[str, str, str]] = {
         _text(
             estimator="sampled(fraction=0.125, minimum=1000)",
             model="exact_fisher(fraction=0.25, minimum=1000)",
-            damping="steered(lam=150.0)",
+            damping="steered(lam=150.0, guard=5.0)",
             momentum="optimal(cases=500)",
             schedule="periodic(T1=5, T2=5, T3=5, burn_in=20)",
         ),
