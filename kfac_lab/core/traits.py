@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, NamedTuple, TypeVar
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, NamedTuple, TypeVar, cast
 
 from kfac_lab.errors import PluginError
 
@@ -307,6 +307,27 @@ def traits(part: Any, kind: type[T]) -> T:
     Raises:
         PluginError: ``part.traits`` are those of another slot, or none.
     """
+    known = _KNOWN.get((id(part), kind))
+    if known is None:
+        found = _traits(part, kind)
+        if kind in _STEADY and _frozen(type(part)):
+            if len(_KNOWN) >= 256:
+                _KNOWN.clear()
+            _KNOWN[id(part), kind] = part, found
+        return found
+    return cast(T, known[1])
+
+
+# A step asks often, and what a frozen part declares stays: part and traits by its identity.
+_KNOWN: dict[tuple[int, Any], tuple[Any, Traits]] = {}
+_STEADY: frozenset[Any] = frozenset({*SLOT_TRAITS.values(), RowsTraits}) - {CollectiveTraits}
+
+
+def _frozen(kind: Any) -> bool:
+    return is_dataclass(kind) and bool(cast(Any, kind).__dataclass_params__.frozen)
+
+
+def _traits(part: Any, kind: type[T]) -> T:
     declared = getattr(part, "traits", None)
     if declared is None:
         declared = kind()

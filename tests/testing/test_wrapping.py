@@ -156,3 +156,23 @@ def test_traits_of_another_slot_are_an_error():
     lab, _ = loaded("kfac_register_models")
     with pytest.raises(kl.PluginError, match=f"registers the damping 'mistaken', but {told}"):
         lab.register("damping", "mistaken", Mistaken)
+
+
+def test_traits_of_a_frozen_part_are_read_once():
+    @dataclasses.dataclass(frozen=True)
+    class Counted(Constant):
+        calls: list = dataclasses.field(default_factory=list)
+
+        @property
+        def traits(self):
+            self.calls.append(1)
+            return DampingTraits()
+
+    part, other = Counted(), Counted()
+    for _ in range(3):
+        assert traits(part, DampingTraits) == traits(other, DampingTraits)
+    once = len(part.calls)
+    assert once == len(other.calls) <= 2
+    for _ in range(300):  # more than are kept
+        traits(Counted(), DampingTraits)
+    assert traits(part, DampingTraits) == DampingTraits() and len(part.calls) > once
