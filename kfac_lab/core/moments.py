@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from kfac_lab.core.layers import dense
+from kfac_lab.core.limits import memory_of, shown
 from kfac_lab.core.protocols import Layer
 from kfac_lab.core.rows import Grouped, Rows
 from kfac_lab.core.traits import LayerTraits, traits
@@ -261,6 +262,28 @@ def _symmetric(out: Tensor, current: Tensor, rows: Tensor, old: float, new: floa
             out[high:, low:high].copy_(strip[:, high - low :].t())
 
 
+def _check_room(layers: Sequence[Layer], wants: Sequence[Sequence[str]], like: Tensor) -> None:
+    """Dense moments, twice, have to fit into the memory there is.
+
+    Raises:
+        RecipeError: they do not; the largest layer is named.
+    """
+    sizes = []
+    for layer, names in zip(layers, wants, strict=True):
+        sides = [layer.d_in if n.startswith("A") else layer.d_out for n in names if "." not in n]
+        sizes.append(2 * like.dtype.itemsize * sum(side * side for side in sides))
+    room = memory_of(like.device)
+    if not like.is_meta and sum(sizes) > room:
+        most = max(range(len(sizes)), key=sizes.__getitem__)
+        layer = layers[most]
+        raise RecipeError(
+            f"the moments of all layers take {shown(sum(sizes))}, more than the {shown(room)} "
+            f"there are on {like.device}: {layer.path}, of sides {layer.d_out} and {layer.d_in}, "
+            f"takes {shown(sizes[most])} of it; give it a smaller block, such as block="
+            f"{{{layer.path!r}: 'diagonal', '*': 'kronecker'}}"
+        )
+
+
 class Layout:
     """Which moments are kept, of what shape, and memory for two sides of each.
 
@@ -288,6 +311,7 @@ class Layout:
         self.paths = tuple(layer.path for layer in layers)
         self.groups = tuple(int(traits(layer, LayerTraits).groups) for layer in layers)
         self.nothing = like.new_zeros(())
+        _check_room(layers, wants, like)
         first: dict[Key, Tensor] = {}
         for i, names in enumerate(wants):
             for name in names:

@@ -124,6 +124,7 @@ class Layer(Protocol):
     #       tensor than the output, which then is computed anew from that tensor
     #   rows_in may be a sparse COO tensor, of at most one entry for each place: sums of squares
     #       and means of it are taken without making it dense
+    #   one_hot: bool = False; a row of rows_in has one entry, so that Ā is diagonal
     #   summed: bool = False; the rows of one case are added up, g as it is and ā taken once: for
     #       parameters without an input of their own, whose block then is that of a case's gradient
     #   groups: int = 1; so many blocks of a matrix whose positions come as [S, groups]: reduced
@@ -278,6 +279,9 @@ class Block(Protocol):
     #       for what is not a second moment: rows [N, S, d_in], cotangents [C, N, S, d_out] (C is 1
     #       for sampled), weight = 1 − ε; runs on the statistics rows of a step
     #       observes=False says that this instance needs none: its rows are not kept
+    #   fitted(d_out, d_in, limit, one_hot) -> Block
+    #       what stands for the block in a layer with a side above ``limit``, or, where ``one_hot``,
+    #       with an Ā that is diagonal: factors that take less memory; or itself
     #   product(moments, memo, matrix) -> matrix
     #       the undamped curvature times a matrix, which approximate_fisher needs
 

@@ -113,6 +113,8 @@ class BlockTraits(Traits):
     observes: bool = _flag(True, OWN, old="observes")  # False: this instance needs no ``observe``
     product: Method | None = _method()  # (moments, memo, matrix) -> undamped curvature · matrix
     with_diagonal_g: Method | None = _method(OWN)  # () -> the same block for a G that is diagonal
+    # (d_out, d_in, limit, one_hot) -> the block for a layer with sides above ``limit``
+    fitted: Method | None = _method(OWN)
 
     def settled(self) -> BlockTraits:
         """An ``observe`` that this instance does not need is none."""
@@ -248,6 +250,7 @@ class LayerTraits(Traits):
     pullback: Method | None = _method()
     partial_tangent: Method | None = _method()  # where matrices may be None, and tangents fewer
     groups: int = _attribute(1)  # blocks of a matrix with positions [S, groups]
+    one_hot: bool = _attribute(False)  # a row has one entry: Ā is diagonal
     summed: bool = _attribute(False)  # a case's rows are added up: its own gradient is its one row
 
 

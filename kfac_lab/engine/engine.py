@@ -334,7 +334,7 @@ class Engine:
 
     def coverage(self) -> list[CoverageRow]:
         """One row per parameter: layer, block, who claimed it, chain, tangent path."""
-        return coverage_of(self.network, self.passes, self.blocks)
+        return coverage_of(self.network, self.passes, self.parts)
 
     def average(self) -> Sequence[Tensor] | None:
         """θ̄, in the order of ``network.names``; None where there is none."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kfac_lab.core.capture import Network
 from kfac_lab.core.layers import Tensors
+from kfac_lab.core.limits import dense_limit
 from kfac_lab.core.passes import Passes
 from kfac_lab.core.problem import Problem
 from kfac_lab.core.state import Strength
@@ -18,6 +19,7 @@ from kfac_lab.core.traits import (
     SLOT_TRAITS,
     BlockTraits,
     EstimatorTraits,
+    LayerTraits,
     LikelihoodTraits,
     traits,
 )
@@ -39,6 +41,7 @@ class Parts(Mapping[str, Any]):
     blocks: tuple[Any, ...]
     recipe: Any
     block_traits: tuple[BlockTraits, ...]
+    fitted: frozenset[int] = frozenset()  # layers whose block was changed to fit their size
 
     def __getitem__(self, slot: str) -> Any:
         return self.slots[slot]
@@ -96,7 +99,9 @@ def parts_of(recipe: Any, problem: Problem, network: Network, passes: Passes) ->
         RecipeError: the recipe cannot work on this problem.
     """
     slots = {slot: recipe[slot] for slot in SLOTS if slot != "block"}
-    blocks = []
+    limit = dense_limit(network.tensors[0].device, network.dtype)
+    blocks: list[Any] = []
+    fitted: set[int] = set()
     for use in network.uses:
         if isinstance(use.layer, Tensors):
             if recipe.fallback_block is None:
@@ -106,10 +111,14 @@ def parts_of(recipe: Any, problem: Problem, network: Network, passes: Passes) ->
                 )
             blocks.append(recipe.fallback_block)
         else:
-            blocks.append(recipe.block_for(use.layer.path, use.layer.module))
+            asked = recipe.block_for(use.layer.path, use.layer.module)
+            block = _fitted(asked, use.layer, limit)
+            if block is not asked:
+                fitted.add(len(blocks))
+            blocks.append(block)
     _fit_output(slots, blocks, problem, passes)
     of_blocks = tuple(traits(block, BlockTraits) for block in blocks)
-    parts = Parts(slots, tuple(blocks), recipe, of_blocks)
+    parts = Parts(slots, tuple(blocks), recipe, of_blocks, frozenset(fitted))
     if not parts.needs_tangents and parts.declares("model").has_curvature:
         lacking = {
             type(b).__name__
@@ -150,6 +159,14 @@ def _fit_output(
     diagonal = traits(blocks[last], BlockTraits).with_diagonal_g
     if diagonal is not None:
         blocks[last] = diagonal()
+
+
+def _fitted(block: Any, layer: Any, limit: int) -> Any:
+    """The block, or what it would rather be in a layer of this size."""
+    fit = traits(block, BlockTraits).fitted
+    if fit is None:
+        return block
+    return fit(layer.d_out, layer.d_in, limit, traits(layer, LayerTraits).one_hot)
 
 
 def number(value: Any, device: torch.device) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from kfac_lab.core import linalg
 from kfac_lab.core.iterative import newton_schulz_inverse
 from kfac_lab.core.kronecker_sum import eigenbasis_inverse
+from kfac_lab.core.limits import ONE_HOT
 from kfac_lab.core.linalg import Eigen
 from kfac_lab.core.parameters import parameter
 from kfac_lab.core.protocols import BlockInverse, Memo, Moments
@@ -157,6 +158,24 @@ class Kronecker:
         changed = replace(self, factor_g=DIAGONAL)
         fits = self.factor_g == DENSE and changed.check() is None
         return changed if fits and self.pi in ("trace", "frobenius", "one") else self
+
+    def fitted(self, d_out: int, d_in: int, limit: int, one_hot: bool) -> Kronecker:
+        """Itself, or with a factor above ``limit`` as low rank plus diagonal (section 8); a large
+        table's Ā, which is diagonal, as its diagonal.
+        """
+        if self.tikhonov == "unfactored":
+            return self
+        found = self
+        if self.factor_a == DENSE and one_hot and d_in > min(limit, ONE_HOT):
+            found = replace(found, factor_a=DIAGONAL)
+        elif self.factor_a == DENSE and d_in > limit:
+            found = replace(found, factor_a=LOWRANK)
+        if self.factor_g == DENSE and d_out > limit:
+            found = replace(found, factor_g=LOWRANK)
+        kinds = {found.factor_a, found.factor_g}
+        if found.pi in ("spectral", "median") and LOWRANK in kinds:
+            found = replace(found, pi="trace")  # the norm that all kinds have
+        return found
 
     # --- statistics ---
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ __all__ = ["Embedding", "claim"]
 class Embedding:
     """y = W e_token, with W the module's weight transposed: ``[d, V]`` for a vocabulary of V.
 
-    Ā = diag(counts of each token per case). ``kronecker(factor_a="diagonal")`` keeps just that; a
+    Ā = diag(counts of each token per case). ``kronecker`` keeps just that where V is above 256; a
     dense Ā holds the same numbers in V × V. Tokens that did not occur have only the damping.
 
     The row of ``padding_idx`` is zero, as torch never trains it.
@@ -25,6 +26,7 @@ class Embedding:
 
     module: nn.Embedding
     path: str
+    one_hot: ClassVar[bool] = True
 
     @property
     def d_out(self) -> int:
