@@ -29,7 +29,7 @@ from kfac_lab.errors import (
 from kfac_lab.hooks import Recipe, hookimpl, lab
 
 if TYPE_CHECKING:
-    from kfac_lab import testing
+    from kfac_lab import plots, testing
     from kfac_lab.optim import KFAC, Preconditioner
     from kfac_lab.panel import Panel, watch
     from kfac_lab.run import Run
@@ -61,6 +61,7 @@ __all__ = [
     "Vec",
     "hookimpl",
     "lab",
+    "plots",
     "testing",
     "traits",
     "watch",
@@ -77,8 +78,8 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "testing":
-        return importlib.import_module("kfac_lab.testing")
+    if name in ("plots", "testing"):
+        return importlib.import_module(f"kfac_lab.{name}")
     if name in _LAZY:
         return getattr(importlib.import_module(f"kfac_lab.{_LAZY[name]}"), name)
     raise AttributeError(f"module 'kfac_lab' has no attribute {name!r}")

@@ -32,6 +32,7 @@ SLOTS = {
     "schedule": "periodic",
     "batch": "exponential",
     "average": "polyak",
+    "view": "iterations",
 }
 
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
@@ -101,7 +102,8 @@ def files(name: str, slot: str = "damping") -> dict[str, str]:
     }
 
     def filled(path: str) -> str:
-        return Template(_text(path)).substitute(values)
+        own = path.replace(".", f"_{slot}.", 1)  # a slot that no recipe has needs other words
+        return Template(_text(own if (TEMPLATE / own).is_file() else path)).substitute(values)
 
     return {
         ".gitignore": _text("gitignore.in"),

@@ -2,7 +2,7 @@
 
 The task starts one thread for as long as there is work, and none is left when there is none. The
 thread trains and paints; only the loop touches widgets. What the thread has to show is handed over
-at most five times a second, and not again before the loop has shown it.
+at most eight times a second, and not again before the loop has shown it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from kfac_lab.run import Run
 
 __all__ = ["INTERVAL", "Live"]
 
-INTERVAL = 0.2  # seconds between two updates, at least
+INTERVAL = 0.125  # seconds between two updates, at least
 SHARE = 0.015  # of the time, at most, goes into what is light: measured by tests/browser/measure.py
 TICK = 0.25  # seconds between two looks at the interrupt
 

@@ -31,7 +31,7 @@ _OTHERS: Mapping[str, tuple[str, ...]] = {
     ),
 }
 #: a view has one of two forms
-_VIEWS = (("draw",), ("compose", "summary"))
+_VIEWS = (("plot",), ("draw",), ("compose", "summary"))
 
 
 def check(component: Any, slot: str | None = None, **extra: Any) -> Report:

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["BROKEN", "Sound", "SoundPicture"]
+from kfac_lab import plots
+
+__all__ = ["BROKEN", "Sound", "SoundData", "SoundPicture"]
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,23 @@ def _forgets(axes: Any, history: Any) -> None:
     history.evaluations.clear()
 
 
+@dataclass(frozen=True)
+class SoundData:
+    """The loss as data."""
+
+    label: str = "objective h"
+
+    def plot(self, runs: Any, seen: Any) -> Any:
+        """A series per run."""
+        axes = plots.columns(runs, "loss", plots.Axis(self.label, log=True))
+        return plots.Plot("h", [axes], marks=plots.marks(runs))
+
+
+class _Nameless(SoundData):
+    def plot(self, runs: Any, seen: Any) -> Any:
+        return SoundData("").plot(runs, seen)
+
+
 BROKEN: dict[str, Callable[[], Any]] = {
     "runs": _of(_raises),
     "round_trip": _ListField,
@@ -135,6 +154,7 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "lacking_columns": _of(_whole_lambda),
     "marks": _of(_marks_by_name),
     "labelled": _NoLabels,
+    "named_axes": _Nameless,
     "says_in_words": _Silent,
     "renders": _of(_broken_formula),
     "redraws": _PilesUp,

@@ -172,6 +172,66 @@ def cost(page: Page, blocks: int, steps: int) -> None:
         told("  the panel's cost", f"{statistics.median(ratios):+.1f} %, {spread}")
 
 
+README = """
+run = kl.Run("curves", recipe="paper", seed=0, device="cpu")
+panel = kl.Panel(run)
+panel
+"""
+WAITING = """
+panel = kl.Panel(run_of(Slow)); Slow.wait = {wait}
+panel
+"""
+# From the click on Start on: when the chart first has a point, and when it first has another one.
+MOVING = """
+() => new Promise(done => {
+    const chart = document.querySelector('.kl-root').kfacLab.chart, begin = performance.now();
+    const points = () => chart.cells.length && chart.cells[0].made?.found?.[0]?.p.x.length || 0;
+    const times = [];
+    const look = setInterval(() => {
+        if (points() > times.length) times.push((performance.now() - begin) / 1000);
+        if (times.length > 1) { clearInterval(look); done(times.slice(0, 2)); }
+    }, 10);
+    [...document.querySelectorAll('button')].find(b => b.textContent === 'Start').click();
+})
+"""
+
+
+def moving(page: Page, during: float) -> None:
+    """README's example: from Start to the first point that moves, and frames a second."""
+    page.write(1, README)
+    page.tab.locator(".kl-root").wait_for()
+    page.kernel.until("panel.painter.heard")
+    page.fill("steps", 0)
+    first, second = page.tab.evaluate(MOVING)
+    told("from Start to the first point, and to the next", f"{first:.2f} s, {second:.2f} s")
+    frames(page, during, "README's example on CURVES")
+    for wait in (0.1, 5.0):
+        page.write(1, WAITING.format(wait=wait))
+        page.tab.locator(".kl-root").wait_for()
+        page.kernel.until("panel.painter.heard")
+        page.fill("steps", 0)
+        page.button("Start").click()
+        page.tab.wait_for_timeout(500)
+        frames(page, during, f"steps of {wait:g} s")
+
+
+def frames(page: Page, during: float, what: str) -> None:
+    """New data drawn, and changes of the clock, a second."""
+    page.tab.evaluate(
+        "() => { window.ticks = 0; new MutationObserver(() => window.ticks++).observe("
+        "document.querySelector('.kl-time'), {childList: true, subtree: true})}"
+    )
+    step, begin, seen = page.kernel.ask("panel.run.step"), time.monotonic(), page.frames()
+    page.tab.wait_for_timeout(1000 * during)
+    took = time.monotonic() - begin
+    drawn, ticks = page.frames() - seen, page.tab.evaluate("window.ticks")
+    steps = page.kernel.ask("panel.run.step") - step
+    rates = f"{drawn / took:.1f} drawn, {ticks / took:.1f} ticks of the clock"
+    told(f"a second of {took:.0f}, {what} ({steps / took:.2f} steps a second)", rates)
+    page.kernel.do("panel.stop()")
+    finish(page)
+
+
 def main() -> None:
     """Everything, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -179,7 +239,10 @@ def main() -> None:
     parser.add_argument("--wait", type=float, default=5.0)
     parser.add_argument("--blocks", type=int, default=4)
     parser.add_argument("--steps", type=int, default=200, help="of a block")
-    parser.add_argument("--only", nargs="*", default=["stops", "messages", "memory", "cost"])
+    parser.add_argument("--during", type=float, default=60.0, help="seconds of counting frames")
+    parser.add_argument(
+        "--only", nargs="*", default=["moving", "stops", "messages", "memory", "cost"]
+    )
     given = parser.parse_args()
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or ""
     with tempfile.TemporaryDirectory() as root:
@@ -193,6 +256,7 @@ def main() -> None:
         ):
             page.write(0, OPENING.format(tests=str(Path(__file__).parents[1])))
             works = {
+                "moving": lambda: moving(page, given.during),
                 "messages": lambda: messages(page),
                 "cost": lambda: cost(page, given.blocks, given.steps),
                 "memory": lambda: memory(page),

@@ -20,6 +20,7 @@ from kfac_lab import engine
 from kfac_lab.core.capture import Network
 from kfac_lab.core.likelihood import Likelihood
 from kfac_lab.core.state import Swap
+from kfac_lab.history import History
 from kfac_lab.hooks import FAMILIES, Lab, Plugin, specs
 
 HOOKS = {
@@ -211,10 +212,13 @@ def recipes(lab: Lab, record: Plugin) -> None:
 
 
 def views(lab: Lab, record: Plugin) -> None:
-    pyplot = pytest.importorskip("matplotlib.figure")
-    axes = pyplot.Figure().add_subplot()
-    lab.component("view", "gain").draw(axes, {"step": [1, 2], "rho": [float("nan"), 0.8]})
-    assert axes.get_ylabel() == "ρ" and len(axes.lines) == 1
+    history = History()
+    for step in (1, 2):
+        history.append(kl.StepRecord(step=step, rho=0.4 * step))
+    plot = lab.component("view", "gain").plot({"a": history}, None)
+    (series,) = plot.axes[0].parts
+    assert plot.axes[0].y.label == "reduction ratio ρ" and series.run == "a"
+    assert list(series.y) == [0.4, 0.8]
 
 
 def layers(lab: Lab, record: Plugin) -> None:

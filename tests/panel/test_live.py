@@ -109,7 +109,7 @@ def test_the_loop_is_free_while_steps_run() -> None:
 # ---- showing -------------------------------------------------------------------------------------
 
 
-def test_at_most_five_updates_a_second_and_widgets_only_on_the_loop() -> None:
+def test_at_most_eight_updates_a_second_and_widgets_only_on_the_loop() -> None:
     async def main():
         panel = kl.Panel(run_of())
         page, seen, where = Seen(panel), [], set()

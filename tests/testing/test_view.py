@@ -4,7 +4,7 @@ import builtins
 import importlib.util
 
 import pytest
-from broken.view import Sound, SoundPicture
+from broken.view import Sound, SoundData, SoundPicture
 from testing.registered import example, names, status, tried
 
 from kfac_lab.testing import check, report, slot_of
@@ -22,6 +22,28 @@ def test_either_form_is_told_for_a_view():
     assert slot_of(Sound()) == slot_of(SoundPicture()) == "view"
     assert status(check(Sound()), "labelled") == "obeyed"
     assert status(check(SoundPicture()), "says_in_words") == "obeyed"
+
+
+def test_data_are_looked_at_as_data():
+    from kfac_lab import plots
+
+    assert slot_of(SoundData()) == "view"
+    found = check(SoundData())
+    assert status(found, "named_axes") == status(found, "says_in_words") == "obeyed"
+    assert status(found, "labelled") == "exempt"
+
+    class Uneven(SoundData):
+        def plot(self, runs, seen):
+            series = plots.Series("h", [1, 2, 3], [1, 2], "run")
+            return plots.Plot("h", [plots.Axes([series], y=plots.Axis("h"))])
+
+    class Bare(SoundData):
+        def plot(self, runs, seen):
+            return [1, 2, 3]
+
+    for view, words in ((Uneven(), "with 3 along 'iteration' and 2"), (Bare(), "a list")):
+        told = str(report(view, "view"))
+        assert words in told and not report(view, "view").passed
 
 
 def test_the_hooks_example_obeys():

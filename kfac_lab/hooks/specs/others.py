@@ -241,8 +241,12 @@ def kfac_register_recipes(register: Register) -> None:
 
 @hookspec
 def kfac_register_views(register: Register) -> None:
-    """Contributes views of a run, for the panel: ``draw(axes, history)`` draws on a matplotlib
-    Axes.
+    """Contributes views of runs, for the panel: ``plot(runs, seen)`` answers with data.
+
+    ``runs`` maps the label of each run to its history; the answer is a ``kl.plots.Plot``, which the
+    page draws live and matplotlib draws in files. ``seen`` is what the class attribute ``wants``
+    asks for (see ``kfac_lab.panel.views``), None where it asks for nothing. A view may also have
+    ``draw(axes, history)`` and draw each run on a matplotlib Axes.
 
     ```python
     import dataclasses
@@ -256,11 +260,10 @@ def kfac_register_views(register: Register) -> None:
 
         log: bool = False
 
-        def draw(self, axes, history):
-            axes.plot(history["step"], history["rho"], ".")
-            axes.set_xlabel("step")
-            axes.set_ylabel("ρ")
-            axes.set_yscale("log" if self.log else "linear")
+        def plot(self, runs, seen):
+            y = kl.plots.Axis("reduction ratio ρ", log=self.log)
+            axes = kl.plots.columns(runs, "rho", y, shape="dots")
+            return kl.plots.Plot("Gain", [axes], marks=kl.plots.marks(runs))
 
 
     @kl.hookimpl

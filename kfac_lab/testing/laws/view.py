@@ -1,11 +1,13 @@
-"""The laws of a view, in either of its forms.
+"""The laws of a view, in each of its forms.
 
-A view has ``draw(axes, history)``, for one run on one matplotlib Axes; or ``compose(figure,
-histories, seen)`` with ``summary(histories, seen)``, for a picture of several and its text.
+A view has ``plot(runs, seen)``, which answers with data; or ``draw(axes, history)``, for one run on
+one matplotlib Axes; or ``compose(figure, histories, seen)`` with ``summary(histories, seen)``, for
+a picture of several and its text. What a view answers as data is looked at as data.
 
 ``runs``, ``round_trip``, ``draws``, ``empty_history``, ``one_step``, ``lacking_columns``,
-``marks``, ``labelled``, ``says_in_words``, ``renders``, ``redraws``, ``on_its_axes``,
-``pyplot_untouched``, ``history_unchanged``. Without matplotlib it is exempt from all of them.
+``marks``, ``labelled``, ``named_axes``, ``says_in_words``, ``renders``, ``redraws``,
+``on_its_axes``, ``pyplot_untouched``, ``history_unchanged``. Without matplotlib it is exempt from
+all of them.
 """
 
 # ruff: noqa: D103 - a law says itself what it demands
@@ -18,9 +20,13 @@ import importlib.util
 import math
 import sys
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
+from kfac_lab import plots
 from kfac_lab.core import parameters
 from kfac_lab.core.state import Due, StepRecord, Swap
 from kfac_lab.history import History
@@ -80,14 +86,26 @@ def _composes(view: Any) -> bool:
     return callable(getattr(view, "compose", None)) and callable(getattr(view, "summary", None))
 
 
+def _plots(view: Any) -> bool:
+    return callable(getattr(view, "plot", None))
+
+
 def _alone(case: Case) -> str | None:
+    if _plots(case.component):
+        return "it answers with data"
     composes = "it composes a picture of several axes"
     return _matplotlib(case) or (composes if _composes(case.component) else None)
 
 
 def _composed(case: Case) -> str | None:
+    if _plots(case.component):
+        return None
     alone = "it draws on one Axes, and its text is read off there"
     return _matplotlib(case) or (None if _composes(case.component) else alone)
+
+
+def _pictures(case: Case) -> str | None:
+    return "it answers with data" if _plots(case.component) else _matplotlib(case)
 
 
 def _figure() -> Any:
@@ -111,11 +129,59 @@ def _draw(view: Any, figure: Any, seen: History) -> None:
 
 
 def _drawn(case: Case, seen: History, where: str) -> Any:
-    """The figure with the view on it."""
+    """The figure with the view on it; of a view that answers with data, that data."""
+    if _plots(case.component):
+        with hidden(where):
+            plot = case.component.plot({"run": seen}, None)
+        return _sound(plot, where)
     figure = _figure()
     with hidden(where):
         _draw(case.component, figure, seen)
     return figure
+
+
+def _sound(plot: Any, where: str) -> plots.Plot:
+    """The plot, in which everything fits together."""
+    if not isinstance(plot, plots.Plot):
+        raise Broken(where, "a kfac_lab.plots.Plot", f"a {type(plot).__name__}")
+    for axes in plot.axes:
+        for part in axes.parts:
+            wrong = _wrong(part, axes)
+            if wrong:
+                raise Broken(where, "parts whose numbers belong together", wrong)
+    return plot
+
+
+def _wrong(part: Any, axes: plots.Axes) -> str:
+    if isinstance(part, plots.Series):
+        several = part.x if isinstance(part.x, Mapping) else {axes.choices[0].label: part.x}
+        counts = {name: len(plots.floats(x)) for name, x in several.items()}
+        count = len(plots.floats(part.y))
+        for name, found in counts.items():
+            if found != count:
+                return f"the series {part.name!r} with {found} along {name!r} and {count} upwards"
+        missing = [a.label for a in axes.choices if a.label not in counts]
+        return f"the series {part.name!r} without {missing[0]!r}" if missing else ""
+    if isinstance(part, plots.Bars):
+        count = len(plots.floats(part.values))
+        return "" if count == len(part.names) else f"{len(part.names)} names of {count} bars"
+    wanted = 2 if isinstance(part, plots.Matrix) else 3
+    values = part.values if isinstance(part, plots.Matrix) else part.stack
+    found = plots.floats(values).ndim
+    return "" if found == wanted else f"a {type(part).__name__} of {found} dimensions"
+
+
+def _finite(plot: plots.Plot) -> int:
+    """How many numbers there are to be seen."""
+    count = 0
+    for axes in plot.axes:
+        for part in axes.parts:
+            if isinstance(part, plots.Series):
+                values = part.y
+            else:
+                values = part.stack if isinstance(part, plots.Images) else part.values
+            count += int(np.isfinite(plots.floats(values)).sum())
+    return count
 
 
 @_law("A run of 50 steps can be drawn.")
@@ -143,6 +209,10 @@ def round_trip(case: Case) -> None:
 @_law("Something is to be seen: a line, points, bars, an image or words.")
 def draws(case: Case) -> None:
     figure = _drawn(case, history(50), "50 steps")
+    if isinstance(figure, plots.Plot):
+        if not _finite(figure) and not figure.axes:
+            raise Broken("50 steps", "numbers, or axes that say why there are none", "nothing")
+        return
     seen = [axes.has_data() or axes.texts or axes.tables for axes in figure.axes]
     if not any(seen):
         raise Broken("50 steps", "something on the axes", "nothing")
@@ -184,6 +254,20 @@ def labelled(case: Case) -> None:
 
 @law(
     SLOT,
+    "Both axes of series have a label.",
+    applies=lambda case: None if _plots(case.component) else "it draws by itself",
+)
+def named_axes(case: Case) -> None:
+    for axes in _drawn(case, history(50), "50 steps").axes:
+        if not any(isinstance(part, plots.Series) for part in axes.parts):
+            continue
+        for name, label in (("x", axes.choices[0].label), ("y", axes.y.label)):
+            if not label.strip():
+                raise Broken("50 steps", f"a label of the {name} axis", "none")
+
+
+@law(
+    SLOT,
     "summary(histories, seen) says what is drawn, also where that is nothing.",
     needs=("runs", "empty_history"),
     applies=_composed,
@@ -191,12 +275,24 @@ def labelled(case: Case) -> None:
 def says_in_words(case: Case) -> None:
     for steps in (0, 1, 50):
         with hidden(f"{steps} steps"):
-            told = case.component.summary({"run": history(steps)}, None)
+            told = _told(case.component, history(steps))
         if not isinstance(told, str) or not told.strip():
             raise Broken(f"{steps} steps", "a sentence", f"{told!r}")
 
 
-@_law("What was drawn can be rendered.", needs=("runs", "empty_history", "one_step"))
+def _told(view: Any, seen: History) -> Any:
+    if not _plots(view):
+        return view.summary({"run": seen}, None)
+    plot = view.plot({"run": seen}, None)
+    return (plot.words() if callable(plot.words) else plot.words) or plot.title
+
+
+@law(
+    SLOT,
+    "What was drawn can be rendered.",
+    needs=("runs", "empty_history", "one_step"),
+    applies=_pictures,
+)
 def renders(case: Case) -> None:
     for steps in (0, 1, 50):
         figure = _drawn(case, history(steps), f"{steps} steps")
@@ -205,7 +301,12 @@ def renders(case: Case) -> None:
             figure.canvas.draw()
 
 
-@_law("Drawn again, all cleared, it is what it was: nothing piles up.", needs=("runs", "draws"))
+@law(
+    SLOT,
+    "Drawn again, all cleared, it is what it was: nothing piles up.",
+    needs=("runs", "draws"),
+    applies=_pictures,
+)
 def redraws(case: Case) -> None:
     seen = history(50)
     figure = _drawn(case, seen, "50 steps")
