@@ -81,7 +81,10 @@ SCHEMA = record(
             )
         ),
     },
-    optional={"columns": listed(text(100))},
+    optional={
+        "columns": listed(text(100)),
+        "faults": listed(record({"step": whole(), "rows": listed(whole()), "why": text()})),
+    },
 )
 """What :meth:`History.state` gives."""
 
@@ -131,7 +134,8 @@ class History:
     far; ``coupling``, ``kept_inverse``, ``void`` as in :class:`~kfac_lab.core.state.StepRecord`.
 
     ``history["loss"]`` is a :class:`Column`; ``history.records`` are the records themselves;
-    ``history.marks`` the swaps; ``history.evaluations`` what ``Run.evaluate`` measured.
+    ``history.marks`` the swaps; ``history.evaluations`` what ``Run.evaluate`` measured;
+    ``history.faults`` the batches that were left out, with the rows of the data to blame.
     """
 
     def __init__(self) -> None:
@@ -143,6 +147,7 @@ class History:
         self._reading = threading.Lock()  # a panel reads while another thread trains
         self.marks: list[Swap] = []
         self.evaluations: list[dict[str, Any]] = []
+        self.faults: list[dict[str, Any]] = []
 
     def append(self, record: StepRecord) -> None:
         """Adds a step's record; nothing is read."""
@@ -217,6 +222,7 @@ class History:
         del self._steps[count:]
         self.marks = [m for m in self.marks if m.step <= last]
         self.evaluations = [e for e in self.evaluations if e["step"] <= last]
+        self.faults = [f for f in self.faults if f["step"] <= last]
 
     def copy(self) -> History:
         """A history of its own with the same content."""
@@ -224,6 +230,7 @@ class History:
         other._steps = list(self._read())
         other.marks = list(self.marks)
         other.evaluations = [dict(e) for e in self.evaluations]
+        other.faults = [dict(f) for f in self.faults]
         return other
 
     # --- out and in -----------------------------------------------------------------------------
@@ -279,6 +286,7 @@ class History:
             ],
             "marks": [[m.step, dict(m.parts), dict(m.before), m.note] for m in self.marks],
             "evaluations": [dict(e) for e in self.evaluations],
+            "faults": [dict(f) for f in self.faults],
         }
 
     @classmethod
@@ -323,6 +331,7 @@ class History:
             history._steps.append((record, values))
         history.marks = [Swap(s, p, b, n) for s, p, b, n in state["marks"]]
         history.evaluations = [dict(e) for e in state["evaluations"]]
+        history.faults = [dict(f) for f in state.get("faults", ())]
         return history
 
     def __repr__(self) -> str:

@@ -447,6 +447,8 @@ def damaged(path, change):
     content = torch.load(path, weights_only=True)
     del content["digests"]
     change(content)
+    if "stepper" in content:
+        content["seal"] = archive.seal(content["stepper"])
     archive.save(path, content)
 
 

@@ -203,6 +203,16 @@ class Baseline:
         assert self.record is not None
         return self.record
 
+    def skip(self, batch: int) -> None:
+        """Goes on to the next k without a step: of a batch of so many cases that is left out."""
+        k, memo = self.step_count + 1, self._settle()
+        made = StepRecord(step=k, seconds=self.seconds, batch=batch, void=1.0)
+
+        def commit() -> None:
+            self.step_count, self._averaged, self.record = k, (k, memo), made
+
+        exchange(commit)
+
     def _moved(self, k: int, made: list[bool]) -> None:
         """The update, once: it is noted on the line that makes it, and taken back where it fails.
 

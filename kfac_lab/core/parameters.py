@@ -219,6 +219,8 @@ def _hints(target: Any) -> dict[str, Any]:
     """The annotations as objects; one that cannot be resolved counts as Any."""
     try:
         return typing.get_type_hints(target)
+    except MemoryError:
+        raise
     except Exception:  # a name that only a type checker knows, or that a notebook has not kept
         pass
     classes = target.__mro__[::-1] if isinstance(target, type) else (target,)
@@ -229,6 +231,8 @@ def _hints(target: Any) -> dict[str, Any]:
         for name, hint in getattr(cls, "__dict__", {}).get("__annotations__", {}).items():
             try:
                 hints[name] = eval(hint, names) if isinstance(hint, str) else hint
+            except MemoryError:
+                raise
             except Exception:
                 hints[name] = Any
     return hints
@@ -360,6 +364,8 @@ def _same(a: Any, b: Any) -> bool:
         return len(a) == len(b) and all(map(_same, a, b))
     try:
         equal = bool(a == b)
+    except MemoryError:
+        raise
     except Exception:  # arrays and the like do not know
         return a is b
     if equal and isinstance(a, (int, float)) and isinstance(b, (int, float)) and a == 0:

@@ -48,11 +48,25 @@ def uniforms(
 @contextmanager
 def forked(seed: int, purpose: str, step: int, device: torch.device) -> Iterator[None]:
     """Inside, torch's global generators start at a derived seed; outside they are untouched."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        value = derive(seed, purpose, step)
-        torch.default_generator.manual_seed(value)
-        if devices:
-            with torch.cuda.device(device):  # manual_seed means the current one
-                torch.cuda.manual_seed(value)
-        yield
+    cuda = device.type == "cuda"
+    before = torch.get_rng_state(), torch.cuda.get_rng_state(device) if cuda else None
+    try:
+        try:
+            value = derive(seed, purpose, step)
+            torch.default_generator.manual_seed(value)
+            if cuda:
+                with torch.cuda.device(device):  # manual_seed means the current one
+                    torch.cuda.manual_seed(value)
+            yield
+        finally:
+            _restored(before, device)
+    except BaseException:
+        _restored(before, device)  # again: it may have come in the line above
+        raise
+
+
+def _restored(before: tuple[Tensor, Tensor | None], device: torch.device) -> None:
+    cpu, cuda = before
+    torch.set_rng_state(cpu)
+    if cuda is not None:
+        torch.cuda.set_rng_state(cuda, device)

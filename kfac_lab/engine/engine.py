@@ -295,6 +295,12 @@ class Engine:
         due, _ = self.parts["schedule"].due(state.step + 1, state.memos["schedule"], Signals())
         return bool(due.stats)
 
+    def skip(self, batch: int) -> None:
+        """Goes on to the next k without a step: of a batch of so many cases that is left out."""
+        state = replace(self.state_, step=self.state_.step + 1)
+        record = StepRecord(step=state.step, seconds=state.seconds, batch=batch, void=1.0)
+        self.held = replace(self.held, state=state, record=record)
+
     def precondition(
         self, gradient: Vec, drawn: Drawn | None, seen: Seen | None = None
     ) -> tuple[Vec, StepRecord]:

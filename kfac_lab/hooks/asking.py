@@ -93,6 +93,8 @@ class Asking:
         for record in asked:
             try:
                 answers = self._only(record.module, hook)(**arguments)
+            except MemoryError:
+                raise  # the machine's, not the plugin's
             except Exception as error:
                 message = f"the plugin {record.qualified}: {hook} failed on {what}: " + reason(
                     error

@@ -41,6 +41,8 @@ def replayed(
     kept.truncate(snapshot.records)
     kept.marks = [m for m in kept.marks if m.step <= snapshot.step]
     waiting = [m for m in history.marks if m not in kept.marks and m.step <= step]
+    batches = {r.step: r.batch for r in history.records}
+    left_out = {f["step"]: batches[f["step"]] for f in history.faults}
     recipe = snapshot.recipe
     stepper.load(snapshot.state)
     while True:  # a swap at the step itself belongs to it, as it does in a snapshot
@@ -51,7 +53,12 @@ def replayed(
         reached = int(stepper.step_count)
         if reached == step or (until is not None and until()):
             break
-        kept.append(stepper.step())
+        if reached + 1 in left_out:
+            stepper.skip(left_out[reached + 1])
+            kept.append(stepper.record)
+        else:
+            kept.append(stepper.step())
+    kept.faults = [f for f in history.faults if f["step"] <= reached]
     kept.evaluations = [e for e in history.evaluations if e["step"] <= reached]
     return Replayed(recipe, kept, stepper.state())
 

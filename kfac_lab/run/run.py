@@ -6,6 +6,7 @@ import copy
 import html
 import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from numbers import Real
 from pathlib import Path
@@ -23,7 +24,7 @@ from kfac_lab.errors import CheckpointError, DataError, RecipeError
 from kfac_lab.history import History
 from kfac_lab.hooks import Recipe
 from kfac_lab.hooks import lab as process_lab
-from kfac_lab.run import saving, snapshots, swapping
+from kfac_lab.run import bad, saving, snapshots, swapping
 from kfac_lab.run.autosave import Autosave
 from kfac_lab.run.device import choose_device
 from kfac_lab.run.evaluation import measured
@@ -69,6 +70,7 @@ class Run:
         seed: of every draw.
         named: the problem's registered name, or None where it was made from objects.
         tf32: whether K-FAC's float32 products may be TF32.
+        bad_batches: how many bad batches may be left out in all.
         notes: texts and numbers by names, for whoever keeps the run: saved and loaded with it.
 
     Args:
@@ -79,6 +81,9 @@ class Run:
         device: ``"auto"``, or anything ``torch.device`` takes; a Problem object stays where it is
             unless a device is named.
         tf32: lets K-FAC's float32 products be TF32 where the device has it; they are full else.
+        bad_batches: how many batches may be left out because rows of the data hold NaN or infinity
+            or cannot be read. Such a step changes nothing but k: its record is void, and
+            ``history.faults`` names the rows.
 
     Raises:
         RecipeError: an unknown name or device, or a recipe that cannot work on the problem.
@@ -94,6 +99,7 @@ class Run:
         device: str | torch.device = "auto",
         *,
         tf32: bool = False,
+        bad_batches: int = 0,
     ) -> None:
         chosen = Recipe.of(recipe)
         if tf32 and chosen.method != "kfac":
@@ -115,7 +121,10 @@ class Run:
                 own.model.to(place)
         else:
             own = process_lab.entry("problem", problem).component(seed=seed, device=place)
+        if whole_number("bad_batches", bad_batches) < 0:
+            raise RecipeError(f"bad_batches={bad_batches}: a number of batches, 0 or more")
         self._fill(own, named, seed, bool(tf32))
+        self.bad_batches = bad_batches
         self._now = _Now(chosen, self._attached(own, chosen), History())
         self._snapshot()
 
@@ -127,6 +136,7 @@ class Run:
         self._wanted: set[int] = set()  # the threads that want to make a step, or are at it
         self._autosave: Autosave | None = None
         self.notes: dict[str, str | float] = {}
+        self.bad_batches = 0
         self._replay: Any = None  # the stepper of a rewind under way
 
     def _attached(self, problem: Problem, recipe: Recipe) -> Any:
@@ -216,27 +226,74 @@ class Run:
         Raises:
             NumericalError: the numbers broke down; the step has not happened.
         """
-        me = threading.get_ident()
-        self._wanted.add(me)  # a swap of another thread leaves itself to this one
-        with self._lock:
-            self._wanted.discard(me)
-            self._apply_queue()
-            try:
-                record: StepRecord = self.stepper.step()
-                self.history.append(record)
-            except BaseException as error:
-                made = self.stepper.record
-                if made is not None and self.history.step < made.step == self.step:
-                    self.history.append(made)  # an interrupt came right after the commit
-                if isinstance(error, Exception):
-                    process_lab.emit("kfac_on_run_error", run=self, error=error)
-                raise
-            if self.step % snapshots.SNAPSHOT_EVERY == 0:
-                self._snapshot()
+        self._wanted.add(threading.get_ident())  # a swap of another thread leaves itself to this
+        record = self._alone(self._step)
         process_lab.emit("kfac_on_step", run=self, record=record)
         if self._autosave is not None and self._autosave.due(self.step):
             self._autosave.save(self)
         return record
+
+    def _step(self) -> StepRecord:
+        self._wanted.discard(threading.get_ident())
+        self._apply_queue()
+        try:
+            record: StepRecord = self.stepper.step()
+            self.history.append(record)
+        except BaseException as error:
+            made = self.stepper.record
+            if made is not None and self.history.step < made.step == self.step:
+                self.history.append(made)  # an interrupt came right after the commit
+            if not isinstance(error, Exception) or isinstance(error, MemoryError):
+                raise
+            try:
+                record = self._without(error)
+            except Exception as told:
+                process_lab.emit("kfac_on_run_error", run=self, error=told)
+                raise
+        if self.step % snapshots.SNAPSHOT_EVERY == 0:
+            self._snapshot()
+        return record
+
+    def _without(self, error: Exception) -> StepRecord:
+        """The void record of a step whose batch is left out; else raises what the step raised."""
+        skip = getattr(self.stepper, "skip", None)
+        if skip is None or self.history.step != self.step:
+            raise error
+        k = self.step + 1
+        size = self.recipe["batch"].size(k, self.problem.available)
+        blame = bad.blamed(self.problem, k, size, self.seed)
+        if blame is None:
+            raise error
+        if len(self.history.faults) >= self.bad_batches:
+            raise bad.named(error, blame, self.bad_batches) from error
+        faults = [*self.history.faults, {"step": k, "rows": blame.rows, "why": str(error)}]
+
+        def commit() -> None:
+            if self.step < k:
+                skip(blame.size)
+            if self.history.step < k:
+                self.history.append(self.stepper.record)
+            self.history.faults = faults
+
+        exchange(commit)
+        warnings.warn(f"step {k} was left out: {blame}", stacklevel=4)
+        made: StepRecord = self.stepper.record
+        return made
+
+    def _alone(self, work: Callable[[], Any]) -> Any:
+        """What ``work`` gives, with the run's lock held; given back whatever is raised where."""
+        taken: list[bool | None] = []  # noted on the lines that take the lock and give it back
+        try:
+            try:
+                taken.append(self._lock.acquire())
+                return work()
+            finally:
+                if taken == [True]:
+                    taken.append(self._lock.release())  # type: ignore[func-returns-value]
+        except BaseException:
+            if taken == [True]:  # what was raised may have been raised in the lines above
+                self._lock.release()
+            raise
 
     # --- swapping -------------------------------------------------------------------------------
 
@@ -276,13 +333,22 @@ class Run:
 
     def _free(self) -> bool:
         """Applies what waits where no other thread makes steps, or wants to; whether it was so."""
-        if self._wanted - {threading.get_ident()} or not self._lock.acquire(blocking=False):
+        if self._wanted - {threading.get_ident()}:
             return False
+        taken: list[bool | None] = []  # noted on the lines that take the lock and give it back
         try:
-            self._apply_queue()
-        finally:
-            self._lock.release()
-        return True
+            try:
+                taken.append(self._lock.acquire(blocking=False))
+                if taken[0]:
+                    self._apply_queue()
+                return bool(taken[0])
+            finally:
+                if taken == [True]:
+                    taken.append(self._lock.release())  # type: ignore[func-returns-value]
+        except BaseException:
+            if taken == [True]:  # what was raised may have been raised in the lines above
+                self._lock.release()
+            raise
 
     def _apply_queue(self) -> None:
         """Applies the swaps that wait now; those that come meanwhile have the next boundary."""
@@ -320,16 +386,19 @@ class Run:
 
     def fork(self) -> Run:
         """A run of its own from this very state; the data are shared, the model is copied."""
-        with self._lock:
-            self._apply_queue()
-            now, problem = self._now, self._copied_problem()
-            stepper = self._attached(problem, now.recipe)
-            stepper.load(now.stepper.state())
-            other: Run = object.__new__(Run)
-            other._fill(problem, self.named, self.seed, self.tf32)
-            other._now = _Now(now.recipe, stepper, now.history.copy(), now.snapshots)
-            other.notes = dict(self.notes)
-            return other
+        made: Run = self._alone(self._forked)
+        return made
+
+    def _forked(self) -> Run:
+        self._apply_queue()
+        now, problem = self._now, self._copied_problem()
+        stepper = self._attached(problem, now.recipe)
+        stepper.load(now.stepper.state())
+        other: Run = object.__new__(Run)
+        other._fill(problem, self.named, self.seed, self.tf32)
+        other._now = _Now(now.recipe, stepper, now.history.copy(), now.snapshots)
+        other.notes, other.bad_batches = dict(self.notes), self.bad_batches
+        return other
 
     def _copied_problem(self) -> Problem:
         problem = copy.copy(self.problem)
@@ -357,48 +426,52 @@ class Run:
         """
         if until is not None and not callable(until):
             raise RecipeError(f"rewind until={until!r} must be a function without arguments")
-        with self._lock:
-            step = whole_number("rewind", step)
-            if not self.earliest <= step <= self.step:
-                raise RecipeError(
-                    f"rewind({step}): this run can go back to steps {self.earliest} to {self.step}"
-                )
-            if step == self.step:
-                return self
-            now, dropped = self._now, list(self._queue)
-            snapshot = [s for s in now.snapshots if s.step <= step][-1]
-            made = self._replayed(snapshot, step, until)
-            fresh = _Now(
-                made.recipe,
-                self._attached(self.problem, made.recipe),
-                made.history,
-                tuple(s for s in now.snapshots if s.step <= snapshot.step),
+        step = whole_number("rewind", step)
+        self._alone(lambda: self._rewound(step, until))
+        return self
+
+    def _rewound(self, step: int, until: Callable[[], bool] | None) -> None:
+        if not self.earliest <= step <= self.step:
+            raise RecipeError(
+                f"rewind({step}): this run can go back to steps {self.earliest} to {self.step}"
             )
+        if step == self.step:
+            return
+        now, dropped = self._now, list(self._queue)
+        snapshot = [s for s in now.snapshots if s.step <= step][-1]
+        made = self._replayed(snapshot, step, until)
+        fresh = _Now(
+            made.recipe,
+            self._attached(self.problem, made.recipe),
+            made.history,
+            tuple(s for s in now.snapshots if s.step <= snapshot.step),
+        )
 
-            def commit() -> None:
-                fresh.stepper.load(made.state)
-                self._now = fresh
-                for parts in dropped:
-                    self._unqueue(parts)
+        def commit() -> None:
+            fresh.stepper.load(made.state)
+            self._now = fresh
+            for parts in dropped:
+                self._unqueue(parts)
 
-            exchange(commit)
-            return self
+        exchange(commit)
 
     def adopt(self, other: Run) -> Run:
         """Becomes what ``other``, a fork of this run, is: parameters, state, recipe, history.
 
         So a rewind is undone: the run as it was is forked before, and adopted afterwards.
         """
-        with self._lock, other._lock:
-            now = other._now
-            fresh = now._replace(stepper=self._attached(self.problem, now.recipe))
+        self._alone(lambda: other._alone(lambda: self._adopted(other._now)))
+        return self
 
-            def commit() -> None:
-                fresh.stepper.load(now.stepper.state())
-                self._now = fresh
+    def _adopted(self, now: _Now) -> None:
+        fresh = now._replace(stepper=self._attached(self.problem, now.recipe))
+        state = now.stepper.state()
 
-            exchange(commit)
-            return self
+        def commit() -> None:
+            fresh.stepper.load(state)
+            self._now = fresh
+
+        exchange(commit)
 
     def _replayed(
         self, snapshot: Snapshot, step: int, until: Callable[[], bool] | None
@@ -445,31 +518,34 @@ class Run:
             raise RecipeError(f"evaluate at={at!r}: use 'theta', 'average' or 'best'")
         if cases is not None and whole_number("evaluate cases", cases) < 1:
             raise RecipeError(f"evaluate cases={cases}: at least 1, or None for the whole set")
-        with self._lock:
-            average = self.stepper.average()
-            if at == "average" and average is None:
-                raise RecipeError(
-                    "this run keeps no average: its recipe says average='none', "
-                    "or its method makes none"
-                )
-            found = []
-            if at in ("theta", "best"):
-                found.append(measured(self.problem, split, cases))
-            if at in ("average", "best") and average is not None:
-                found.append(measured(self.problem, split, cases, average, self.stepper.names))
-            best = min(found, key=lambda m: (m.error != m.error, m.error))
-            self.history.evaluations.append(
-                {
-                    "step": self.step,
-                    "seconds": self.seconds,
-                    "split": split,
-                    "cases": cases or 0,  # 0: the whole set
-                    "at": at,
-                    "loss": best.loss,
-                    "error": best.error,
-                }
+        score: Score = self._alone(lambda: self._evaluated(split, at, cases))
+        return score
+
+    def _evaluated(self, split: str, at: str, cases: int | None) -> Score:
+        average = self.stepper.average()
+        if at == "average" and average is None:
+            raise RecipeError(
+                "this run keeps no average: its recipe says average='none', "
+                "or its method makes none"
             )
-            return Score.of(best.loss, best.error, split, at, self.step)
+        found = []
+        if at in ("theta", "best"):
+            found.append(measured(self.problem, split, cases))
+        if at in ("average", "best") and average is not None:
+            found.append(measured(self.problem, split, cases, average, self.stepper.names))
+        best = min(found, key=lambda m: (m.error != m.error, m.error))
+        self.history.evaluations.append(
+            {
+                "step": self.step,
+                "seconds": self.seconds,
+                "split": split,
+                "cases": cases or 0,  # 0: the whole set
+                "at": at,
+                "loss": best.loss,
+                "error": best.error,
+            }
+        )
+        return Score.of(best.loss, best.error, split, at, self.step)
 
     # --- reporting ------------------------------------------------------------------------------
 
@@ -502,20 +578,22 @@ class Run:
             RecipeError: a component whose class nobody has registered, so that nothing could load
                 it.
         """
-        with self._lock:
-            self._apply_queue()
-            content = {
-                "problem": self.named,
-                "name": self.problem.name,
-                "recipe": self.recipe.text(complete=True),
-                "seed": self.seed,
-                "tf32": self.tf32,
-                "where": saving.where(self.device),
-                "notes": dict(self.notes),
-                "stepper": moved(self.stepper.state(), torch.device("cpu")),
-                "history": self.history.state(),
-            }
-        return saving.write(path, content)
+        return saving.write(path, self._alone(self._content))
+
+    def _content(self) -> dict[str, Any]:
+        self._apply_queue()
+        return {
+            "problem": self.named,
+            "name": self.problem.name,
+            "recipe": self.recipe.text(complete=True),
+            "seed": self.seed,
+            "tf32": self.tf32,
+            "where": saving.where(self.device),
+            "notes": dict(self.notes),
+            "bad_batches": self.bad_batches,
+            "stepper": moved(self.stepper.state(), torch.device("cpu")),
+            "history": self.history.state(),
+        }
 
     def autosave(
         self, path: str | Path | None, every: int | None = None, *, seconds: float | None = None
@@ -572,6 +650,7 @@ class Run:
             def commit() -> None:
                 loaded.stepper.load(content["stepper"])
                 run._now, run.notes = loaded, dict(content.get("notes", {}))
+                run.bad_batches = content.get("bad_batches", 0)
 
             exchange(commit)
         except (CheckpointError, DataError, MemoryError, torch.cuda.OutOfMemoryError):
@@ -579,7 +658,8 @@ class Run:
         except KeyError as error:
             raise CheckpointError(f"{path} is damaged: it lacks {error}") from error
         except Exception as error:
-            raise CheckpointError(f"{path} does not fit problem {name!r}: {error}") from error
+            reason = (str(error) or repr(error)).splitlines()[0]
+            raise CheckpointError(f"{path} does not fit problem {name!r}: {reason}") from error
         run._snapshot()
         saving.warn_elsewhere("run", content["where"], run.device)
         return run

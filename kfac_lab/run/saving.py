@@ -50,7 +50,12 @@ _RUN = record(
         "stepper": table(anything),
         "history": HISTORY,
     },
-    optional={"digests": table(text(64)), "notes": table(either(text(1 << 28), number()))},
+    optional={
+        "digests": table(text(64)),
+        "notes": table(either(text(1 << 28), number())),
+        "bad_batches": whole(),
+        "seal": text(64),
+    },
 )
 
 
@@ -60,7 +65,8 @@ def write(path: str | Path, content: Mapping[str, Any]) -> Path:
     Raises:
         CheckpointError: the file cannot be written; an older one there is as it was.
     """
-    return archive.save(path, {"kfac_lab": FORMAT, **content})
+    seal = archive.seal(content["stepper"])
+    return archive.save(path, {"kfac_lab": FORMAT, **content, "seal": seal})
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -75,6 +81,9 @@ def read(path: str | Path) -> dict[str, Any]:
     if content["kfac_lab"] not in range(1, FORMAT + 1):
         raise CheckpointError(f"{path} is not a run saved by this version of kfac_lab")
     check(content, _RUN, str(path))
+    # The stepper's own fields are its parts' to read: they are those that were saved, or refused.
+    if content["kfac_lab"] > 1 and content.get("seal") != archive.seal(content["stepper"]):
+        raise CheckpointError(f"{path} is damaged: its stepper's state is not what was saved")
     return content
 
 

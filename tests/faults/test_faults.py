@@ -3,6 +3,7 @@
 ``make test`` takes every so-and-so-many line, ``make soak`` all of them, and prints the counts.
 """
 
+import functools
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -39,10 +40,16 @@ def recipe_of(method: str) -> kl.Recipe:
     return kl.Recipe.of(f"method = {method}\nbatch = constant(size=24)\naverage = polyak")
 
 
-def a_run(method: str) -> kl.Run:
+@functools.cache
+def base(method: str) -> kl.Run:
     run = kl.Run(problem(), recipe_of(method), seed=0, device="cpu").advance(2)
     run.swap(average="polyak(xi=0.9)")
     return run.advance(2)
+
+
+def a_run(method: str) -> kl.Run:
+    """One in the same state at each call."""
+    return base(method).fork()
 
 
 def one_step(run: kl.Run) -> None:

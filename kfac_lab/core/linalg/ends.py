@@ -22,11 +22,15 @@ def precision(tf32: bool) -> Iterator[None]:
     whatever the process has set; the process's setting is back afterwards.
     """
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")
     try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+        try:
+            torch.set_float32_matmul_precision("high" if tf32 else "highest")
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+    except BaseException:
+        torch.set_float32_matmul_precision(before)  # again: it may have come in the line above
+        raise
 
 
 def symmetrise(matrix: Tensor) -> Tensor:
