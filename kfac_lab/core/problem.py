@@ -155,8 +155,11 @@ class Problem:
             return len(self.inputs)
         return len(self.data) if hasattr(self.data, "__len__") else None
 
-    def draw(self, step: int, size: int, seed: int) -> Drawn:
+    def draw(self, step: int, size: int, seed: int, whole: bool = False) -> Drawn:
         """The batch of a step: the first ``size`` of a permutation seeded by (seed, step).
+
+        ``whole``: the model takes all cases and no fewer, as that of a graph does, whose nodes have
+        their places; a batch of all comes in the order that was given.
 
         Raises:
             DataError: a dataset or callable that gives no pair of inputs and targets.
@@ -167,7 +170,10 @@ class Problem:
             inputs, targets = _pair(source(step, size), "the callable")
             order = seeds.permutation(seed, "rows", step, len(inputs))
             return Drawn(inputs.to(self.device), targets.to(self.device), order)
-        chosen = seeds.permutation(seed, "batch", step, available)[: min(size, available)]
+        if whole and size >= available:
+            chosen = torch.arange(available)
+        else:
+            chosen = seeds.permutation(seed, "batch", step, available)[: min(size, available)]
         if self.inputs is not None and self.targets is not None:
             inputs = self.inputs.index_select(0, _sent(chosen, self.inputs.device))
             every = self._labelled(self.targets)

@@ -275,7 +275,9 @@ class Engine:
         size = self.parts["batch"].size(k, self.problem.available)
         clock = Clock()
         with clock("sample"):
-            drawn = self.passes.share(self.problem.draw(k, size, self.seed))
+            drawn = self.passes.share(
+                self.problem.draw(k, size, self.seed, self.passes.function.whole)
+            )
         return self.step_on(drawn, clock)
 
     def step_on(self, drawn: Drawn, clock: Clock | None = None) -> StepRecord:
