@@ -246,7 +246,8 @@ class Baseline:
         """h, the error, ∇h and the module's buffers after the pass."""
         problem, theta = self.problem, self._parameters
         model, read = problem.model, Outputs(problem.likelihood, problem.outputs)
-        batch = Criterion(problem.likelihood, targets, inputs.shape[0])
+        seen = problem.inputs is not None
+        batch = Criterion(problem.likelihood, targets, inputs.shape[0], seen=seen)
         for alias, own in zip(self._theta, theta, strict=True):
             alias.data = own.data  # where someone gave the module other memory
         m = inputs.shape[0]

@@ -96,6 +96,7 @@ class Engine:
             lambda: self.held.place,
             self._chunk,
             problem.outputs,
+            seen=problem.inputs is not None,
         )
         self.warnings = boundary.Warnings()
         parts = self.check(recipe)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kfac_lab.core import linalg
 from kfac_lab.core.cases import Weighed, labels
 from kfac_lab.core.likelihood.protocol import (
     Flaw,
@@ -101,6 +102,8 @@ class Criterion:
         targets: of the whole batch, this process's share; None where nobody knows them.
         cases: how many cases the batch has, this process's share.
         processes: how many processes share it equally.
+        seen: the targets were examined before, as a Problem's tensors are; where reads are free
+            nobody looks again.
         mean: averages tensors over processes, in place.
 
     ``loss`` and the rest take rows of the batch, with their targets; the mean of ``loss`` over the
@@ -115,7 +118,9 @@ class Criterion:
         cases: int,
         processes: int = 1,
         mean: Callable[[list[Tensor]], Any] | None = None,
+        seen: bool = False,
     ) -> None:
+        self._seen = seen
         known = labels(targets)
         self._cases = cases * processes
         self._totals: list[Tensor] | None = None
@@ -197,7 +202,7 @@ class Criterion:
         found = self.likelihood.loss(outputs, labels(targets))
         if isinstance(targets, Weighed):
             found = found * targets.weights.to(found.dtype)
-        bad = examined(self.likelihood, outputs, targets)
+        bad = self.examined(outputs, targets)
         return found if bad is None else torch.where(bad, float("nan"), found)
 
     def gradient(self, outputs: Tensor, targets: Any) -> Tensor:
@@ -221,6 +226,8 @@ class Criterion:
 
     def examined(self, outputs: Tensor, targets: Any) -> Tensor | None:
         """See the function."""
+        if self._seen and _reads_are_free(outputs.device) and not isinstance(targets, Weighed):
+            return None
         return examined(self.likelihood, outputs, targets)
 
 
@@ -239,8 +246,11 @@ def examined(likelihood: Likelihood, outputs: Tensor | None, targets: Any) -> Te
     if not flaws:
         return None
     if all(_reads_are_free(flaw.bad.device) for flaw in flaws):
-        for flaw in flaws:
-            if bool(flaw.bad):
+        flags = [flaw.bad for flaw in flaws]
+        # Inside a step reads go through the one door; without outputs this is no step.
+        read = [float(flag) for flag in flags] if outputs is None else linalg.host(flags)
+        for flaw, bad in zip(flaws, read, strict=True):
+            if bad:
                 raise DataError(flaw.says())
         return None
     return torch.stack([flaw.bad.reshape(()) for flaw in flaws]).any()
@@ -267,8 +277,9 @@ def weight_flaws(weights: Tensor) -> Sequence[Flaw]:
 
 
 def _check_any(totals: Sequence[Tensor]) -> None:
-    for total in totals:
-        if _reads_are_free(total.device) and not float(total) > 0:
+    free = [total for total in totals if _reads_are_free(total.device)]
+    for total in linalg.host(free) if free else []:
+        if not total > 0:
             raise DataError(
                 "no target of the batch counts: all are ignored, or of classes of weight 0, and "
                 "torch's mean over them is 0/0; leave such batches out"

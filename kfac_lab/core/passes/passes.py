@@ -68,7 +68,9 @@ class Passes:
         place: Callable[[], Place],
         chunk: int = 5000,
         outputs: Selector = None,
+        seen: bool = False,
     ) -> None:
+        self.seen = seen  # whether targets were examined before
         self.network, self.l2, self._place = network, l2, place
         self.outputs = Outputs(likelihood, outputs)
         self.function = Function(network, place, chunk, self.outputs)
@@ -87,7 +89,9 @@ class Passes:
     def criterion(self, targets: Any, cases: int) -> Criterion:
         """The likelihood on a batch: this process's ``cases`` of it and their ``targets``."""
         place = self._place()
-        return Criterion(self.likelihood, targets, cases, place.processes, place.mean)
+        return Criterion(
+            self.likelihood, targets, cases, place.processes, place.mean, seen=self.seen
+        )
 
     @property
     def processes(self) -> int:
