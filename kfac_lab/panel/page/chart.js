@@ -205,7 +205,9 @@ export class Chart {
       c.strokeStyle = theme.faint; c.lineWidth = 1; c.beginPath(); c.moveTo(sx.at(at), box.top); c.lineTo(sx.at(at), bottom); c.stroke();
       for (const { part, p, ink } of made.found) {
         if (part.shape !== 'line' && part.shape !== 'dots') continue;
-        const i = nearest(p, at); c.fillStyle = ink.colour; c.beginPath(); c.arc(sx.at(p.x[i]), made.sy.at(p.y[i]), 4, 0, 7); c.fill();
+        const i = nearest(p, at);
+        if (p.x[i] < sx.low || p.x[i] > sx.high) continue;
+        c.fillStyle = ink.colour; c.beginPath(); c.arc(sx.at(p.x[i]), made.sy.at(p.y[i]), 4, 0, 7); c.fill();
       }
     }
   }
