@@ -118,6 +118,12 @@ def test_sound_data_are_not_blamed() -> None:
     assert run.history.faults == []
 
 
+def test_sparse_cases_are_refused() -> None:
+    x = torch.eye(6).to_sparse()
+    with pytest.raises(kl.DataError, match="inputs must be dense"):
+        kl.Problem(model=nn.Linear(6, 4), likelihood="gaussian", inputs=x, targets=torch.ones(6, 4))
+
+
 def test_a_budget_that_is_none() -> None:
     for value in (-1, 1.5, "3"):
         with pytest.raises(kl.RecipeError, match="bad_batches"):
@@ -153,7 +159,7 @@ def test_a_trainer_makes_progress_while_others_swap_as_fast_as_they_can() -> Non
     for thread in threads:
         thread.join(30)
     assert run.step == len(run.history) == 42
-    assert longest[0] <= 66 and run._wanted == set()
+    assert longest[0] <= 10 and run._wanted == set()
     run.advance(1)
     assert run._queue == []
     twin = kl.Run(problem(bad=()), recipe, device="cpu").advance(2)  # the marks say all of it

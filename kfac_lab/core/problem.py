@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kfac_lab.core import seeds
-from kfac_lab.core.cases import Unlabelled, Weighed, as_cases, call_arguments
+from kfac_lab.core.cases import Unlabelled, Weighed, as_cases, call_arguments, tensors_of
 from kfac_lab.core.likelihood import Likelihood, Outputs, Selector, examined, resolve
 from kfac_lab.errors import DataError, RecipeError
 
@@ -37,6 +37,8 @@ class Split:
             value = as_cases(getattr(self, name), name)
             if isinstance(value, Tensor) and not value.dim():
                 raise DataError(f"{name} must be a tensor of cases [n, ...], not a single number")
+            if any(t.layout != torch.strided for t in tensors_of(value)):
+                raise DataError(f"{name} must be dense, not sparse: give {name}.to_dense()")
             object.__setattr__(self, name, value)
         if len(self.inputs) != len(self.targets):
             raise DataError(

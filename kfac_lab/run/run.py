@@ -38,7 +38,7 @@ from kfac_lab.run.tables import Coverage, Score
 
 __all__ = ["Run"]
 
-QUEUE = 64  # swaps that may wait for a step boundary; who asks for more waits too
+QUEUE = 8  # swaps that may wait for a step boundary; who asks for more waits too
 
 
 class _Now(NamedTuple):
