@@ -781,7 +781,7 @@ def _check_processes(who: str, recipe: Recipe) -> None:
         raise RecipeError(
             f"{who} is one of {there.get_world_size()} processes, and the recipe's collective is "
             f"{type(recipe['collective']).__name__}, so that their parameters would drift apart: "
-            "recipe=Recipe.named(…).replace(collective='ddp'), of the plugin kfac-lab-ddp"
+            "recipe=Recipe.named(…).replace(collective='distributed'), of the plugin kfac-lab-ddp"
         )
 
 

@@ -278,7 +278,7 @@ def test_a_hook_that_a_compiled_model_leaves_out_is_told():
 def test_processes_without_a_collective_are_refused(face, monkeypatch):
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    with pytest.raises(kl.RecipeError, match=r"one of 2 processes.*collective='ddp'"):
+    with pytest.raises(kl.RecipeError, match=r"one of 2 processes.*collective='distributed'"):
         face(sequential())
 
 
