@@ -34,7 +34,9 @@ class Layered:
     So many coefficients fit the noise of a small batch too: they are shrunk by a ridge, which adds
     ``ridge`` times its own diagonal to the model's matrix, and the step is shortened until it
     promises no more than ``most`` of h. The first ``steps`` steps with this momentum are made so;
-    how many matters little (25 to 70 did equally well), that there is an end matters.
+    how many matters little (25 to 70 did equally well), that there is an end matters. Afterwards
+    δ0 stays out on a batch of less than ``cases``, whose noise it would carry on; a case that
+    predicts a class at each of T positions counts as T.
 
     Groups are runs of layers in the order in which the model defines them.
     """
@@ -48,6 +50,10 @@ class Layered:
         0.2, section="6.5", low=1e-6, high=1.0, help="share of h promised at most meanwhile"
     )
 
+    cases: int = parameter(
+        200, section="7", low=0, help="the least batch for which δ0 takes part after that"
+    )
+
     def init(self) -> Memo:
         """No step made yet."""
         return {"made": 0}
@@ -56,8 +62,10 @@ class Layered:
         self, space: Space, direction: Vec, previous: Vec | None, memo: Memo
     ) -> tuple[Vec, ...]:
         """The parts of Δ, or Δ; and δ0 where there is one."""
-        count = min(self.groups, len(direction)) if memo["made"] < self.steps else 1
-        last = () if previous is None else (previous,)
+        early = memo["made"] < self.steps
+        count = min(self.groups, len(direction)) if early else 1
+        wanted = previous is not None and (early or space.predictions >= self.cases)
+        last = (previous,) if wanted and previous is not None else ()
         if count == 1:
             return (direction, *last)
         edges = [len(direction) * g // count for g in range(count + 1)]

@@ -69,6 +69,19 @@ RECIPES: dict[str, tuple[str, str, str]] = {
         "steers its first steps, γ tied to λ; needs no λ0 and no batch size by hand",
         "section 6.5",
     ),
+    "quick": (
+        _text(
+            estimator='sampled(fraction=0.125, minimum=1000, output="exact")',
+            model="exact_fisher(fraction=0.25, minimum=1000)",
+            damping="promised(lam=150.0)",
+            momentum="layered",
+            schedule="growing(T3=10, growth=1.25, first=1, eager=20)",
+            batch="exponential(start=150, full_at=600, whole=2000)",
+        ),
+        "an α for each group of layers at first, λ by what each step promised, few cases at first; "
+        "needs no λ0 and no batch size by hand",
+        "section 6.4",
+    ),
     "small_batch": (
         _text(
             estimator="sampled(fraction=1.0)",
