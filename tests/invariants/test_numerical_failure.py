@@ -51,6 +51,10 @@ SPOILT = {
 }
 
 
+# Targets are looked at before a step makes anything of them.
+TOLD = {"target nan": (kl.DataError, "targets hold 1 numbers that are NaN")}
+
+
 @pytest.mark.parametrize("step", [5, 6, 8], ids=["steady", "steady, λ due", "refresh"])
 @pytest.mark.parametrize("how", SPOILT)
 @pytest.mark.parametrize("kind", ["explicit", "generic"])
@@ -59,9 +63,11 @@ def test_bad_data_raises_and_the_step_has_not_happened(kind, how, step):
     run.advance(step - 1)
     before = image(run)
     for _ in range(2):
-        with pytest.raises(kl.NumericalError, match=f"step {step}: .* is not finite") as caught:
+        kind_of, what = TOLD.get(
+            how, (kl.NumericalError, f"step {step}: .*is not.*has not happened")
+        )
+        with pytest.raises(kind_of, match=what):
             run.step_once()
-        assert "has not happened" in str(caught.value)
         same(before, image(run))
     bad.clear()  # good data again: the run goes on as if nothing had been
     twin, _ = sourced(set(), None, kind)
@@ -72,7 +78,8 @@ def test_bad_data_raises_and_the_step_has_not_happened(kind, how, step):
 @pytest.mark.parametrize("how", SPOILT)
 def test_bad_data_at_the_first_step(how):
     run, bad = sourced({1}, SPOILT[how])
-    with pytest.raises(kl.NumericalError, match="step 1: "):
+    kind_of, what = TOLD.get(how, (kl.NumericalError, "step 1: "))
+    with pytest.raises(kind_of, match=what):
         run.advance(1)
     assert run.step == len(run.history) == 0
     bad.clear()
