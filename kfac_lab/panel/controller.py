@@ -21,7 +21,8 @@ from kfac_lab.hooks import Recipe
 from kfac_lab.hooks import lab as process_lab
 from kfac_lab.hooks.manager import Lab
 from kfac_lab.panel import export
-from kfac_lab.panel.machine import Machine, culprit
+from kfac_lab.panel.machine import culprit
+from kfac_lab.panel.manage import Managing
 from kfac_lab.panel.measure import Measure
 from kfac_lab.panel.status import Mark, Status, status_of
 from kfac_lab.run import Run
@@ -45,7 +46,7 @@ BUTTONS = (
 OWN = "(own)"  # a problem or a recipe that has no name
 
 
-class Controller(Machine):
+class Controller(Managing):
     """The runs of a panel, what is going on, and what each button does.
 
     Besides what a :class:`~kfac_lab.panel.machine.Machine` has:
@@ -73,7 +74,6 @@ class Controller(Machine):
         self.label = "run" if label == OWN else label
         self.roster.add(self.label, run)
         self.measure = Measure()
-        self.kept: tuple[str, int, Run] | None = None
         self._words: dict[int, tuple[Recipe, str]] = {}
         self.pictures: Callable[[Path], list[Path]] = lambda folder: []
 
@@ -302,107 +302,7 @@ class Controller(Machine):
 
         self._hand_in(select, f"Turning to {label!r} at the next step boundary.")
 
-    # --- runs as things -------------------------------------------------------------------------
-
-    def rename(self, label: str, to: str) -> None:
-        """Another name for a run.
-
-        Raises:
-            RecipeError: there is no such run, or one of the new name.
-        """
-        self.roster.rename(label, to)
-        if self.label == label:
-            self.label = to.strip()
-        if self.kept is not None and self.kept[0] == label:
-            self.kept = (to.strip(), *self.kept[1:])
-        self._say(f"{label!r} is called {to.strip()!r} now.")
-
-    def hide(self, label: str, hidden: bool = True) -> None:
-        """Leaves a run out of the pictures, or takes it in again."""
-        self.roster[label].hidden = hidden
-        self.changed()
-
-    def isolate(self, label: str | None) -> None:
-        """Shows one run alone; None shows all."""
-        for name, item in self.roster.items():
-            item.hidden = label is not None and name != label
-        self.changed()
-
-    def train(self, label: str, on: bool = True) -> None:
-        """Whether Start trains a run too, in turns with the current one."""
-        self.roster[label].trains = on
-        self.changed()
-
-    def remove(self, label: str) -> None:
-        """Takes a run out of the panel; whoever holds the run still has it.
-
-        Raises:
-            RecipeError: there is no such run, or no other.
-        """
-        self.roster[label]
-        if len(self.roster) == 1:
-            self.roster.remove(label)  # says why not
-
-        def remove() -> str:
-            current = self.label == label
-            self.roster.remove(label)
-            if self.kept is not None and self.kept[0] == label:
-                self.kept = None
-            if current:
-                self.label = next(iter(self.roster))
-                self._halt()
-            return f"{label!r} is removed."
-
-        self._hand_in(remove, f"Removing {label!r} at the next step boundary.")
-
-    def duplicate(self, label: str) -> None:
-        """The same run again from its start: same problem, recipe and seed, ticked to train too.
-
-        A run made from objects, whose first parameters are gone, is copied as it is now.
-        """
-        self.roster[label]
-
-        def duplicate() -> str:
-            run = self.roster[label].run
-            name = self._free(f"{label}, again" if run.named else f"{label}, copy")
-            made = self._again(run, run.seed)
-            shared = self.roster.shared(made)
-            self.roster.add(name, made, trains=True, shared=shared)
-            self.roster[label].trains = True
-            return f"{name!r} is there, at step {made.step}; Start trains both."
-
-        self._hand_in(duplicate, f"Duplicating {label!r} at the next step boundary.")
-
-    def seeds(self, count: int) -> None:
-        """The current run with ``count`` seeds, as a group that trains together.
-
-        Raises:
-            RecipeError: fewer than two, or a problem whose start no seed determines.
-        """
-        if whole_number("seeds", count) < 2:
-            raise RecipeError(f"seeds={count}: a group has at least two")
-        if self.run.named is None:
-            raise RecipeError(
-                "seeds need a problem by name: one made from objects has the parameters it has"
-            )
-
-        def make() -> str:
-            run, group = self.run, self.label
-            taken = {i.run.seed for _, i in self.roster.items() if i.group == group} | {run.seed}
-            item = self.roster[group]
-            item.group, item.trains = group, True
-            seed = run.seed
-            while len(taken) < count:
-                seed += 1
-                if seed in taken:
-                    continue
-                taken.add(seed)
-                name = self._free(f"{group}, seed {seed}")
-                made = self._again(run, seed)
-                self.roster.add(name, made, trains=True, group=group)
-            return f"{count} seeds of {group!r}; Start trains them in turns."
-
-        self._hand_in(make, f"Making {count} seeds of {self.label!r}.")
+    # --- as they are now ------------------------------------------------------------------------
 
     def nudge(self, what: str, factor: float) -> None:
         """Multiplies the run's λ or γ as they are now, as a swap that names the new value.
@@ -430,20 +330,10 @@ class Controller(Machine):
 
     # --- small things ---------------------------------------------------------------------------
 
-    def _again(self, run: Run, seed: int) -> Run:
-        """A run with the same problem and recipe from its start."""
-        if run.named is None:
-            return run.fork()
-        first = export.first_recipe(run)
-        return type(run)(run.named, first, seed, run.device, tf32=run.tf32)
-
     def _add(self, run: Run, label: str, **more: Any) -> None:
         self.roster.add(label, run, **more)
         self.label = label
         self._halt()
-
-    def _free(self, label: str) -> str:
-        return self.roster.free(label)
 
 
 def nudged(run: Any, status: Status, what: str, factor: float) -> str:
