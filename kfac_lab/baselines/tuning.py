@@ -14,6 +14,7 @@ TUNED: dict[tuple[str, str], tuple[str, int]] = {
     ("nag", "curves"): ("nag(lr=0.02, mu_max=0.95)", 50),
     ("adam", "curves"): ("adam(lr=0.001, beta2=0.99)", 50),
     ("muon", "curves"): (f"muon(lr=0.02, {_MUON})", 100),
+    ("soap", "curves"): ("soap(lr=0.007, max_side=300, every=5, beta1=0.9)", 200),
     ("nag", "mnist"): ("nag(lr=0.01, mu_max=0.95)", 50),
     ("adam", "mnist"): ("adam(lr=0.002, beta2=0.99, decay=0.3)", 50),
     ("muon", "mnist"): (f"muon(lr=0.01, {_MUON})", 200),
