@@ -755,6 +755,9 @@ def test_a_weight_tied_across_geometries_is_said_or_falls_back() -> None:
         kl.KFAC(model).step(x, y)
     assert all(map(torch.equal, before, model.parameters()))
     opt = kl.KFAC(model, recipe=kl.Recipe.named("robust").replace(fallback="diagonal"))
+    opt._engine.bind(x, y)  # where the rows turn out not to show every use
+    claimed = {row.parameter: row.claimed_by for row in opt.coverage()}
+    assert claimed["encode.weight"] == "fallback" != claimed["head.weight"]
     wanted = dict(
         zip(
             dict(model.named_parameters()),

@@ -123,13 +123,20 @@ class Network:
 
     @classmethod
     def of(
-        cls, model: nn.Module, claim: Claim, fallback: bool, leave: Sequence[str] = ()
+        cls,
+        model: nn.Module,
+        claim: Claim,
+        fallback: bool,
+        leave: Sequence[str] = (),
+        unseen: Sequence[str] = (),
     ) -> Network:
         """Asks ``claim`` for every module; tied parameters have one entry.
 
         ``leave`` are patterns of what somebody else trains: see :func:`left_out`. A module of which
-        only some parameters are left is claimed whole.
+        only some parameters are left is claimed whole. ``unseen`` are paths of layers whose rows do
+        not see every use of them, which go to the fallback.
         """
+        claim = without(claim, unseen)
         _check_tensors(model)
         canonical = {id(p): name for name, p in model.named_parameters()}
         trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -177,7 +184,7 @@ class Network:
             modules = tuple(dict.fromkeys(m.module for m, _ in members))
             uses.append(Use(layer, modules, names, by))
         apart = {n for names in groups if torn & set(names) for n in names} - set(declined)
-        for name, layer, modules in tied(sorted(apart), groups):
+        for name, layer, modules in tied(sorted(apart - set(unseen)), groups):
             uses.append(Use(layer, modules, (name,), "kfac-lab/core"))
         covered = {name for use in uses for name in use.parameters}
         left = [name for name in trained if name not in covered]

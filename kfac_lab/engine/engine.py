@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kfac_lab.core import checkpoint, linalg
-from kfac_lab.core.capture import CoverageRow, Network, without
+from kfac_lab.core.capture import CoverageRow, Network
 from kfac_lab.core.clock import Clock
 from kfac_lab.core.moments import Layout, Ledger
 from kfac_lab.core.passes import Passes, Seen, Unseen
@@ -86,8 +86,7 @@ class Engine:
     def _open(self, recipe: Any, seed: int, lr: float) -> None:
         """The network's layers, and the state before the first step."""
         problem, fallback = self.problem, recipe.fallback is not None
-        claim = without(recipe.claim, self._unseen)
-        self.network = Network.of(problem.model, claim, fallback, self.leave)
+        self.network = Network.of(problem.model, recipe.claim, fallback, self.leave, self._unseen)
         self._watch = Watch(problem.model)
         self.passes = Passes(
             self.network,
