@@ -174,8 +174,8 @@ def test_a_loss_module_names_the_likelihood() -> None:
 
 
 def test_history_is_bounded_and_read_on_refresh_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kfac_lab.optim.HISTORY", 6)
-    monkeypatch.setattr("kfac_lab.optim.READ_EVERY", 4)
+    monkeypatch.setattr("kfac_lab.optim.kfac.HISTORY", 6)
+    monkeypatch.setattr("kfac_lab.optim.kfac.READ_EVERY", 4)
     x, y = data()
     opt = kl.KFAC(classifier(), recipe=kl.Recipe.named("robust").replace(schedule="every_step"))
     for _ in range(30):

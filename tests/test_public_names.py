@@ -24,6 +24,9 @@ GONE = {
     "kfac_lab.core.iterative.newton_schulz_roots",
     "kfac_lab.problems.pca",
     "kfac_lab.problems.pca.pca_error",
+    "kfac_lab.testing.laws.block.made",  # what laws are tried on stands in files of its own
+    "kfac_lab.testing.laws.block.seen",
+    "kfac_lab.testing.laws.structure.unflat",
     "kfac_lab.panel.views.series.curves",  # drew a view's lines; views answer with data now
 }
 GONE_MEMBERS = {"Panel": {"images", "pages", "summaries"}}  # the widgets that held those drawings
@@ -76,10 +79,15 @@ def test_components_keep_their_names_and_fields(lab):
             assert not lost, f"{slot} {told}{did_you_mean(min(lost), known)}"
 
 
+#: recipes that are better now: what is new in them
+BETTER = {"robust": {"damping": "steered(lam=150.0, guard=5.0)"}}
+
+
 @pytest.mark.parametrize("name", RECORD["recipes"])
 def test_recipe_texts_still_read_the_same(lab, name):
     read = Recipe.from_text(RECORD["recipes"][name], lab=lab)
-    assert read == Recipe.named(name, lab=lab)
+    new = BETTER.get(name)
+    assert (read.replace(**new) if new else read) == Recipe.named(name, lab=lab)
     assert Recipe.from_text(read.text(complete=True), lab=lab) == read
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import kfac_lab as kl
-from kfac_lab import optim
 from kfac_lab.core.passes import Passes
+from kfac_lab.optim import checks
 
 CASES, STEPS, FEWER = 48, 25, 13
 
@@ -253,12 +253,12 @@ SAME = {
 
 def without_averaging(rank, size):
     """It is refused; here the refusal is out of the way."""
-    right = optim._check_processes
-    optim._check_processes = lambda who, recipe: None
+    right = checks.check_processes
+    checks.check_processes = lambda who, recipe: None
     try:
         return trained_by_kfac(rank, size, steps=3, collective="solo")
     finally:
-        optim._check_processes = right
+        checks.check_processes = right
 
 
 def slices_of_another(rank, size):

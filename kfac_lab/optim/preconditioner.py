@@ -1,0 +1,350 @@
+"""Preconditioner: P∇h for a loop, a loss and an optimiser of one's own."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from numbers import Real
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from kfac_lab import engine as _engine
+from kfac_lab.core import linalg
+from kfac_lab.core.capture import left_out
+from kfac_lab.core.exchange import exchange
+from kfac_lab.core.likelihood import Likelihood, Selector
+from kfac_lab.core.parameters import whole_number
+from kfac_lab.core.passes import Seen
+from kfac_lab.core.state import Due, StepRecord
+from kfac_lab.errors import RecipeError
+from kfac_lab.history import History
+from kfac_lab.hooks import Recipe
+from kfac_lab.optim import checks, states
+from kfac_lab.optim.kfac import HISTORY
+from kfac_lab.optim.tap import Tap
+from kfac_lab.run import Coverage
+
+__all__ = ["Preconditioner"]
+
+_Step: TypeAlias = "int | float | Tensor"
+
+
+class Preconditioner:
+    """K-FAC's inverse for a loop of your own::
+
+        pre = Preconditioner(model, likelihood="categorical")
+        for x, y in loader:
+            optimizer.zero_grad()
+            loss_function(model(x), y).backward()
+            pre.step()            # p.grad becomes P·p.grad
+            optimizer.step()
+
+    ``step`` runs the recipe's statistics pass where the schedule says so, on the cases that the
+    model has seen in training mode with gradients enabled since the last step: those of all
+    forward passes under gradient accumulation (the latest 64, and of these the ones whose cases
+    have the shape of the last), each of one tensor. The inputs are kept by reference until then,
+    and nothing of the graph. The rows are drawn by (seed, step), targets sampled from the model.
+
+    With an estimator whose derivatives are the loss's own (``empirical``) there is no such pass:
+    the rows are taken from your own forward and backward, by hooks that are on the layers on those
+    steps alone. Your loss is a mean over cases then; where it weighs them give ``targets``, and the
+    pass is made with these.
+
+    Of the recipe it uses estimator, block, structure, damping, schedule, layers and fallback.
+    There is no quadratic model here, hence nothing to judge λ and γ by: they stay where ``damping``
+    puts them at first. Weight decay is your optimiser's. Where the loss is a mean over cases, as
+    the likelihood's, the update has the scale of a natural gradient.
+
+    In Lightning call ``pre.step()`` in ``on_before_optimizer_step``. With a ``GradScaler`` either
+    call ``scaler.unscale_(optimizer)`` before ``pre.step()``, or scale the loss yourself and give
+    ``loss_scale``. One number is read from the device per step, whether the gradient is finite.
+
+    Args:
+        model: the module that your loop calls.
+        likelihood: as for :class:`KFAC`; it says what the model's targets are drawn from, and how
+            your loss is scaled.
+        recipe: a name, a text or a Recipe.
+        seed: of the sampled targets and the choice of rows.
+        kl_clip: κ; the result is scaled by ν = min(1, √(κ / Σ lr²⟨U, V⟩)) with V the gradient and U
+            the preconditioned one (Ba et al. 2017). None leaves it alone.
+        normalise: each parameter's result is scaled to root mean square 1, so that the curvature
+            gives the direction and your rate the length, as it does Adam's.
+        leave: what another optimiser trains, whose gradients stay as they are: types of modules,
+            paths or parameters, such as ``("Embedding", "LayerNorm", "*.bias")``. A layer of which
+            only the bias is left is preconditioned whole, and the bias's gradient is kept.
+        optimizer: where the clip reads each parameter's ``lr``; or give ``step(lr=…)``.
+        outputs: as for :class:`KFAC`.
+
+    Raises:
+        RecipeError: something that cannot work.
+        CoverageError: parameters that no layer claims, and the recipe names no fallback.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        likelihood: str | Likelihood | nn.Module | Callable[..., Any] = "categorical",
+        recipe: str | Recipe = "small_batch",
+        seed: int = 0,
+        kl_clip: float | None = None,  # κ
+        optimizer: torch.optim.Optimizer | None = None,
+        *,
+        normalise: bool = False,
+        leave: Sequence[str] = (),
+        outputs: Selector = None,
+    ) -> None:
+        model, called = checks.bare("Preconditioner", model)
+        if isinstance(leave, str) or not all(isinstance(name, str) for name in leave):
+            raise RecipeError(f"leave={leave!r} must be texts, such as ('Embedding', '*.bias')")
+        if kl_clip is not None and not (isinstance(kl_clip, Real) and float(kl_clip) > 0):
+            raise RecipeError(f"kl_clip={kl_clip!r} must be above 0 (κ, Ba et al. 2017), or None")
+        chosen = checks.recipe_of("Preconditioner", recipe)
+        checks.check_processes("Preconditioner", chosen)
+        chosen = chosen.replace(model="none", momentum="fixed(lr=1.0, mu=0.0)", average="none")
+        if not isinstance(optimizer, (torch.optim.Optimizer, type(None))):
+            raise RecipeError(f"optimizer={optimizer!r} must be the torch optimiser of your loop")
+        problem = checks.problem_of(model, likelihood, 0.0, outputs)
+        self._engine = _engine.attach(problem, chosen, whole_number("seed", seed), leave=leave)
+        self.kl_clip, self.optimizer, self.normalise = kl_clip, optimizer, bool(normalise)
+        self._kept = left_out(model, leave)  # whose gradients stay, also of layers of ours
+        self.history = History()
+        self._leave = tuple(leave)
+        self._tap = Tap(weakref.WeakMethod(self._watching))
+        handle = called.register_forward_pre_hook(self._tap, prepend=True, with_kwargs=True)
+        self._off = weakref.finalize(self, handle.remove)
+        self._off.atexit = False
+
+    # --- stepping -------------------------------------------------------------------------------
+
+    def step(
+        self,
+        loss_scale: float | Tensor = 1.0,
+        targets: Any = None,
+        *,
+        lr: float | None = None,
+        weights: Tensor | None = None,
+        loss: float | Tensor | None = None,
+    ) -> StepRecord:
+        """Turns every ``p.grad`` into the preconditioned gradient, in place.
+
+        ``loss_scale`` is what the loss was multiplied by; the gradient is divided by it first.
+        ``targets`` are the labels of the cases: the estimator ``empirical`` asks for them, and a
+        loss that weighs or ignores some of them has its exact scale by them (without, every
+        prediction counts as the mean one does). ``weights`` are those of the cases in your loss.
+        ``lr`` is for the clip, where there is no ``optimizer``. ``loss`` is what your loop's loss
+        was, for the ``history``. A parameter without a gradient stays without one.
+
+        The record has ``due``, λ, γ, and ν as ``alpha``. Where the gradient is not finite it has
+        ``void`` = 1, and nothing has changed: leave out ``optimizer.step()`` too, as a
+        ``GradScaler`` does.
+
+        Raises:
+            RecipeError: there is no gradient, or statistics are due and no forward pass was seen.
+            NumericalError: no inverse could be built; nothing has changed.
+        """
+        engine, network = self._engine, self._engine.network
+        engine.unchanged()
+        checks.alone(self, engine)
+        checks.check_place("Preconditioner.step", engine)
+        if not isinstance(loss_scale, Tensor) and not (
+            isinstance(loss_scale, Real) and 0 < float(loss_scale) < math.inf
+        ):
+            raise RecipeError(f"loss_scale={loss_scale!r} must be above 0 and finite")
+        parameters = network.tensors
+        gradients = [p.grad for p in parameters]
+        if all(g is None for g in gradients):
+            raise RecipeError("there is no gradient: call loss.backward() before pre.step()")
+        rates = self._rates(parameters, lr)
+        k = engine.step_count + 1
+        drawn = self._tap.drawn(engine.seed, k, targets, engine.parts["estimator"], weights)
+        if drawn is not None and drawn.inputs.device != engine.device:
+            raise RecipeError(
+                f"the model was last called with inputs on {drawn.inputs.device}, and its "
+                f"parameters are on {engine.device}"
+            )
+        before, seen, written = engine.held, self._tap.seen(), []
+        try:
+            with torch.no_grad(), checks.own_precision(engine.device):
+                full = [
+                    torch.zeros_like(p) if g is None else g.detach()
+                    for p, g in zip(parameters, gradients, strict=True)
+                ]
+                full = list(torch._foreach_div(full, loss_scale))
+                largest = torch.stack(torch._foreach_norm(full, math.inf)).max()
+                if not math.isfinite(linalg.host([largest])[0]):
+                    self._tap.forget()
+                    return StepRecord(step=k - 1, due=Due(False), void=1.0)
+                rows = self._tap.rows if targets is None else None
+                if rows is not None:
+                    rows.scale = 1 / loss_scale
+                preconditioned, record = engine.precondition(network.pack(full), drawn, rows)
+                result = network.unpack(preconditioned)
+                if self.normalise:
+                    result = _unit(result)
+                clip = self._clip(full, result, rates)
+                if clip is not None:
+                    factor = clip.to(result[0].dtype)
+                    result = list(torch._foreach_mul(result, factor))
+                pairs = [
+                    (g, u)
+                    for name, g, u in zip(network.names, gradients, result, strict=True)
+                    if g is not None and name not in self._kept
+                ]
+                if isinstance(record.void, Tensor):  # on an accelerator nobody has looked yet
+                    kept = record.void > 0
+                    pairs = [(g, torch.where(kept, g, u)) for g, u in pairs]
+                record = replace(record, alpha=torch.ones(()) if clip is None else clip)
+
+                def commit() -> None:
+                    torch._foreach_copy_([g for g, _ in pairs], [u for _, u in pairs])
+                    self._tap.forget()  # the pass of our own included
+                    written.append(True)
+
+                exchange(commit)
+                if loss is not None:
+                    record = replace(record, loss=loss.detach() if torch.is_tensor(loss) else loss)
+                self.history.append(record)
+                if record.due.inverse and len(self.history) > 2 * HISTORY:
+                    self.history.keep(HISTORY)
+                return record
+        except BaseException as error:
+            if not written:  # the engine has made its step, or not: it goes back
+                engine.held = before
+                failed = isinstance(error, Exception) and not isinstance(error, MemoryError)
+                self._tap.forget() if failed else self._tap.see(seen)
+            raise
+
+    def _watching(self) -> Seen | None:
+        """Where the next step wants rows that the user's own passes have."""
+        engine = self._engine
+        if not engine.parts.declares("estimator").of_loss or not engine.observes_next:
+            return None
+        for use, block, observes in zip(
+            engine.network.uses, engine.blocks, engine.parts.observing, strict=True
+        ):
+            if not use.modules and (observes or block.wants()):
+                return None  # what no layer claims has its gradient summed over S1
+        return Seen(engine.network)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Whose gradients are preconditioned; the model's others are for another optimiser."""
+        named = self.model.named_parameters()
+        ours = set(self._engine.network.names) - self._kept
+        return [p for name, p in named if name in ours]
+
+    @property
+    def others(self) -> list[nn.Parameter]:
+        """The model's trained parameters that were left to another optimiser."""
+        named = self.model.named_parameters()
+        return [p for name, p in named if p.requires_grad and name in self._kept]
+
+    def _rates(self, parameters: list[Tensor], lr: float | None) -> list[_Step] | None:
+        """The learning rate of each parameter, where there is a clip to need them."""
+        if self.kl_clip is None:
+            return None
+        if lr is not None:
+            return [lr] * len(parameters)
+        if self.optimizer is None:
+            raise RecipeError(
+                "kl_clip needs the learning rate: Preconditioner(…, optimizer=optimizer) or "
+                "pre.step(lr=…)"
+            )
+        known: dict[int, _Step] = {
+            id(p): group["lr"] for group in self.optimizer.param_groups for p in group["params"]
+        }
+        return [known.get(id(p), 0.0) for p in parameters]
+
+    def _clip(
+        self, gradients: list[Tensor], result: list[Tensor], rates: list[_Step] | None
+    ) -> Tensor | None:
+        """ν = min(1, √(κ / Σ lr²⟨U, V⟩)), 0-dim float64 (Ba et al. 2017)."""
+        if rates is None or self.kl_clip is None:
+            return None
+        products = [p.sum(dtype=torch.float64) for p in torch._foreach_mul(gradients, result)]
+        length = torch.stack([p * r * r for p, r in zip(products, rates, strict=True)]).sum()
+        return torch.sqrt(self.kl_clip / torch.clamp(length, min=1e-300)).clamp(max=1.0)
+
+    def remove(self) -> None:
+        """Takes the hook off the model, which is an ordinary one again."""
+        self._off()
+        self._tap.forget()
+
+    def rebind(self) -> Preconditioner:
+        """Goes on with the model as it is now, as :meth:`KFAC.rebind`.
+
+        Raises:
+            CoverageError, RecipeError: the model cannot be taken; nothing has changed then.
+        """
+        self._engine.rebind()
+        self._kept = left_out(self.model, self._leave)
+        self._tap.forget()
+        return self
+
+    def __reduce__(self) -> Any:
+        return _copied, ()
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_engine":
+            raise RecipeError(
+                "this Preconditioner is a copy or was unpickled, and belongs to no model: make one "
+                "with Preconditioner(model, …) and load_state_dict() what state_dict() of the "
+                "first gave"
+            )
+        raise AttributeError(f"a Preconditioner has no {name!r}")
+
+    # --- looking --------------------------------------------------------------------------------
+
+    @property
+    def model(self) -> nn.Module:
+        """The module whose gradients are preconditioned."""
+        return self._engine.problem.model
+
+    @property
+    def step_count(self) -> int:
+        """k of the last step made; 0 before the first."""
+        return self._engine.step_count
+
+    def coverage(self) -> Coverage:
+        """One row per parameter: layer, block, who claimed it, chain."""
+        return Coverage(self._engine.coverage())
+
+    def __repr__(self) -> str:
+        clip = "" if self.kl_clip is None else f", kl_clip={self.kl_clip:g}"
+        return f"Preconditioner({checks.described(self._engine)}{clip}, step {self.step_count})"
+
+    # --- saving ---------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Moments, inverses, counts and the recipe; the parameters are the model's to save."""
+        return states.saved(self._engine, parameters=False)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Goes on from :meth:`state_dict`; what the model has seen since its last step is dropped.
+
+        Raises:
+            CheckpointError: this is no such state, or one of another model; nothing has changed.
+        """
+
+        def adopt(engine: _engine.Engine) -> None:
+            self._engine = engine
+            self._tap.forget()
+
+        states.restored("Preconditioner", self._engine, state_dict, False, adopt)
+
+
+def _copied() -> Preconditioner:
+    """What a copied or unpickled Preconditioner is: one without a model."""
+    return Preconditioner.__new__(Preconditioner)
+
+
+def _unit(tensors: list[Tensor]) -> list[Tensor]:
+    """Each scaled to root mean square 1."""
+    norms = torch._foreach_norm(tensors)
+    tiny = torch.finfo(norms[0].dtype).tiny
+    scales = [t.numel() ** 0.5 / n.clamp(min=tiny) for t, n in zip(tensors, norms, strict=True)]
+    return list(torch._foreach_mul(tensors, scales))
