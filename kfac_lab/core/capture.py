@@ -138,18 +138,56 @@ class Network:
         """
         claim = without(claim, unseen)
         _check_tensors(model)
-        canonical = {id(p): name for name, p in model.named_parameters()}
-        trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        left_alone = left_out(model, leave)
-        for module in model.modules():
-            own_names = {canonical[id(p)] for p in module.parameters(recurse=False)}
-            if not own_names & set(trained) <= left_alone:
-                left_alone -= own_names
-        trained = {n: p for n, p in trained.items() if n not in left_alone}
+        left_alone = _whole_modules(model, left_out(model, leave))
+        trained = {
+            n: p for n, p in model.named_parameters() if p.requires_grad and n not in left_alone
+        }
         frozen = tuple(n for n, p in model.named_parameters() if not p.requires_grad)
+        asked = _Asked.of(model, claim, trained)
+        uses = asked.uses(unseen)
+        covered = {name for use in uses for name in use.parameters}
+        left = [name for name in trained if name not in covered]
+        asked.check(left, fallback)
+        for name in left:
+            path, _, own_name = name.rpartition(".")
+            module = model.get_submodule(path)
+            shape = trained[name].shape
+            tensors = Tensors(module, path, own_name, trained[name].numel(), shape)
+            uses.append(Use(tensors, (), (name,), "fallback"))
+        if not uses:
+            raise CoverageError(
+                "the model has no trained parameters: every parameter has requires_grad=False, "
+                "or there are none"
+            )
+        return cls(model, tuple(uses), frozen, tuple(sorted(left_alone)))
+
+
+def _whole_modules(model: nn.Module, names: set[str]) -> set[str]:
+    """The names without those of modules of which only some trained parameters are among them."""
+    canonical = {id(p): name for name, p in model.named_parameters()}
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    for module in model.modules():
+        own = {canonical[id(p)] for p in module.parameters(recurse=False)}
+        if not own & trained <= names:
+            names = names - own
+    return names
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """What was claimed of a model's trained parameters, and what was declined."""
+
+    model: nn.Module
+    trained: Mapping[str, nn.Parameter]
+    groups: Mapping[tuple[str, ...], list[tuple[Layer, str]]]  # parameters → their layers, by whom
+    declined: Mapping[str, Declined]  # by the name of each parameter
+
+    @classmethod
+    def of(cls, model: nn.Module, claim: Claim, trained: Mapping[str, nn.Parameter]) -> _Asked:
+        """Asks ``claim`` for every module with trained parameters."""
+        canonical = {id(p): name for name, p in model.named_parameters()}
         groups: dict[tuple[str, ...], list[tuple[Layer, str]]] = {}
-        owners: dict[str, set[tuple[str, ...]]] = {}
-        declined: dict[str, Declined] = {}  # by the name of each parameter
+        declined: dict[str, Declined] = {}
         for path, module in model.named_modules():
             own = dict(module.named_parameters(recurse=False))
             if not any(p.requires_grad for p in own.values()):
@@ -169,54 +207,61 @@ class Network:
                     continue  # a partly frozen module goes to the fallback
                 names = tuple(canonical[id(t)] for t in held)
                 groups.setdefault(names, []).append((layer, by))
-                for name in names:
-                    owners.setdefault(name, set()).add(names)
-        # A parameter shared by layers of unequal geometry belongs to none of them.
-        torn = {n for n, which in owners.items() if len(which) > 1 or n in declined}
-        uses: list[Use] = []
-        for names, members in groups.items():
-            shapes = {(layer.d_out, layer.d_in, type(layer)) for layer, _ in members}
-            if len(shapes) > 1:
+        return cls(model, trained, groups, declined)
+
+    @property
+    def torn(self) -> set[str]:
+        """Parameters that layers of unequal geometry share: they belong to none of them."""
+        owners: dict[str, set[tuple[str, ...]]] = {}
+        for names in self.groups:
+            for name in names:
+                owners.setdefault(name, set()).add(names)
+        torn = {n for n, which in owners.items() if len(which) > 1 or n in self.declined}
+        for names, members in self.groups.items():
+            if len({(layer.d_out, layer.d_in, type(layer)) for layer, _ in members}) > 1:
                 torn |= set(names)
-            if torn & set(names):
-                continue
-            layer, by = members[0]
-            modules = tuple(dict.fromkeys(m.module for m, _ in members))
-            uses.append(Use(layer, modules, names, by))
-        apart = {n for names in groups if torn & set(names) for n in names} - set(declined)
-        for name, layer, modules in tied(sorted(apart - set(unseen)), groups):
+        return torn
+
+    def uses(self, unseen: Sequence[str]) -> list[Use]:
+        """The layers, each once; a table that is tied across geometries is a layer of its own."""
+        torn, uses = self.torn, []
+        for names, members in self.groups.items():
+            if not torn & set(names):
+                layer, by = members[0]
+                modules = tuple(dict.fromkeys(m.module for m, _ in members))
+                uses.append(Use(layer, modules, names, by))
+        apart = {n for names in self.groups if torn & set(names) for n in names}
+        apart -= set(self.declined) | set(unseen)
+        for name, layer, modules in tied(sorted(apart), self.groups):
             uses.append(Use(layer, modules, (name,), "kfac-lab/core"))
-        covered = {name for use in uses for name in use.parameters}
-        left = [name for name in trained if name not in covered]
+        return uses
+
+    def check(self, left: Sequence[str], fallback: bool) -> None:
+        """That what nobody claims may go to the fallback.
+
+        Raises:
+            CoverageError: it may not, or there is none; all of it is listed.
+        """
+        model, trained, declined = self.model, self.trained, self.declined
         refused = [n for n in trained if n in declined and not declined[n].fallback]
         if refused:
             raise CoverageError("; ".join(f"{n}: {declined[n].reason}" for n in refused))
-        if left and not fallback:
-            listed = ", ".join(
-                f"{name} {tuple(trained[name].shape)} of {_owner_type(model, name)}"
-                + (" (tied to a layer of other geometry)" if name in torn else "")
-                + (f" ({declined[name].reason})" if name in declined else "")
-                for name in left
-            )
-            raise CoverageError(
-                f"no layer claims {len(left)} parameter{'s' * (len(left) > 1)}: {listed}. Install "
-                "a plugin that claims these modules, freeze them with requires_grad_(False), or "
-                "name a fallback in the recipe: fallback='diagonal' or fallback='identity'. Or "
-                "claim them yourself:\n"
-                + snippet(type(model.get_submodule(n.rpartition(".")[0])) for n in left)
-            )
-        for name in left:
-            path, _, own_name = name.rpartition(".")
-            module = model.get_submodule(path)
-            shape = trained[name].shape
-            tensors = Tensors(module, path, own_name, trained[name].numel(), shape)
-            uses.append(Use(tensors, (), (name,), "fallback"))
-        if not uses:
-            raise CoverageError(
-                "the model has no trained parameters: every parameter has requires_grad=False, "
-                "or there are none"
-            )
-        return cls(model, tuple(uses), frozen, tuple(sorted(left_alone)))
+        if not left or fallback:
+            return
+        torn = self.torn
+        listed = ", ".join(
+            f"{name} {tuple(trained[name].shape)} of {_owner_type(model, name)}"
+            + (" (tied to a layer of other geometry)" if name in torn else "")
+            + (f" ({declined[name].reason})" if name in declined else "")
+            for name in left
+        )
+        raise CoverageError(
+            f"no layer claims {len(left)} parameter{'s' * (len(left) > 1)}: {listed}. Install "
+            "a plugin that claims these modules, freeze them with requires_grad_(False), or "
+            "name a fallback in the recipe: fallback='diagonal' or fallback='identity'. Or "
+            "claim them yourself:\n"
+            + snippet(type(model.get_submodule(n.rpartition(".")[0])) for n in left)
+        )
 
 
 def left_out(model: nn.Module, patterns: Sequence[str]) -> set[str]:
