@@ -6,7 +6,7 @@ One step of K-FAC (section 9) is
 
     sample · observe · invert · propose · model · choose · judge · move · average
 
-and ``kfac_lab/engine.py`` is that sequence and nothing else. Each verb is played by a *strategy*:
+and ``engine/step.py`` is that sequence and nothing else. Each verb is played by a *strategy*:
 a small frozen dataclass of its own parameters that has the methods of one Protocol below. What a
 strategy has to remember is its *memo*, a dict of tensors and numbers that the engine keeps in the
 State. A memo starts as ``init()`` returns it ({} where there is no ``init``); a strategy returns a
