@@ -41,15 +41,23 @@ class Verdict:
 
 def verdict(declared: Any, state: State, loss: Tensor) -> Verdict:
     """What the guard says of the last step; without one, whether it would have been called for."""
+    level = _level(state, loss)
     if not declared.guard or declared.back is None or state.previous is None:
-        return Verdict(loss > SAID * state.level, None)
-    return Verdict(loss > declared.guard * state.level, declared.back(state.strength))
+        return Verdict(loss > SAID * level, None)
+    return Verdict(loss > declared.guard * level, declared.back(state.strength))
 
 
 def level_after(state: State, loss: Tensor, back: Tensor | None) -> Tensor:
     """The level of h after a step: the largest of late, as it was where a step was taken back."""
-    level = torch.where(torch.isnan(state.level), loss, torch.maximum(loss, FADE * state.level))
-    return level if back is None else torch.where(back, state.level, level)
+    before = _level(state, loss)
+    level = torch.where(torch.isnan(before), loss, torch.maximum(loss, FADE * before))
+    return level if back is None else torch.where(back, before, level)
+
+
+def _level(state: State, loss: Tensor) -> Tensor:
+    """The level so far; a state from before there was one holds a plain NaN."""
+    level = state.level
+    return level if isinstance(level, Tensor) else torch.full_like(loss, level)
 
 
 def taken_back(

@@ -211,8 +211,9 @@ class Steered(Tied):
         """Another λ while the step is steered and its reduction lies outside the band."""
         if record.step > self.steps:
             return None
-        loss, *flat = linalg.host(
-            [torch.as_tensor(record.loss, dtype=torch.float64)]
+        length = record.lam * record.norm_squared
+        loss, shape, curvature, *flat = linalg.host(
+            [torch.as_tensor(x, dtype=torch.float64) for x in (record.loss, length, -record.slope)]
             + [torch.as_tensor(x) for lam, _, value in record.candidates for x in (lam, value)]
         )
         if not loss > 0:
@@ -221,6 +222,8 @@ class Steered(Tied):
         wanted = self._first(tried) if record.step == 1 else self._later(tried)
         if wanted is None or not 1e-12 < wanted < 1e12:
             return None
+        if wanted < tried[-1][0] and shape < self.share * curvature:
+            return None  # λ no longer shapes the model, and only γ would collapse
         lam = strength.lam * 0 + wanted
         return strength._replace(lam=lam, gamma=torch.sqrt(lam + strength.eta))
 

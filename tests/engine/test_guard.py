@@ -107,3 +107,13 @@ def test_the_rules_with_a_tied_gamma_keep_it_tied(damping: str) -> None:
     lam, gamma, eta = run.stepper.state_.strength
     assert float(run.history["taken_back"][-1]) == 1
     assert float(gamma) == pytest.approx(float((lam + eta).sqrt()))
+
+
+def test_a_state_from_before_there_was_a_level_goes_on() -> None:
+    from dataclasses import replace
+
+    run = run_of().advance(4)
+    engine = run.stepper
+    engine.held = replace(engine.held, state=replace(engine.state_, level=float("nan")))
+    run.advance(3)
+    assert not any(run.history["taken_back"]) and run.step == 7
