@@ -255,7 +255,7 @@ def _new_plugin(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--slot",
         default="damping",
         help="of the component (default damping): damping, block, estimator, momentum, schedule, "
-        "batch or average",
+        "batch, average or view",
     )
     new.set_defaults(run=_run_new_plugin)
 

@@ -41,7 +41,6 @@ __all__ = [
     "figure",
     "save",
     "seen",
-    "told",
 ]
 
 
