@@ -2,7 +2,7 @@
 
 Where the model is an ``nn.Sequential`` (nested ones too) of claimed layers and elementwise or
 reshaping modules, one forward pass serves the gradient, the statistics and the tangents: each is a
-walk over the stored activations, on leading rows of them. ``passes/sequential.py`` uses it; other models take
+walk over the stored activations, on leading rows of them. ``sequential.py`` uses it; others take
 its generic path. A layer takes part by two methods beside those of ``Layer``, as ``layers.Linear``
 has them: ``tangent(matrices, inputs, tangents)`` and ``pullback(gradients, inputs)``.
 """
