@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from broken.common import counted
+from kfac_lab.core.layers import Recorded, plain_call
 from kfac_lab.testing.subjects import normal
 
 __all__ = ["BROKEN", "Sound"]
@@ -45,11 +46,12 @@ class Sound:
 
     def rows_in(self, inputs: Tensor) -> Tensor:
         """ā."""
-        return torch.cat([inputs, torch.ones_like(inputs[..., :1])], -1)
+        rows = inputs.reshape(len(inputs), -1, inputs.shape[-1])
+        return torch.cat([rows, torch.ones_like(rows[..., :1])], -1)
 
     def rows_out(self, gradients: Tensor) -> Tensor:
         """g."""
-        return gradients.clone()
+        return gradients.reshape(len(gradients), -1, gradients.shape[-1]).clone()
 
     def pack(self, tensors: Sequence[Tensor]) -> Tensor:
         """The bias behind the weight."""
@@ -97,12 +99,12 @@ class _Raises(Sound):
 
 class _NanAlone(Sound):
     def rows_out(self, gradients: Tensor) -> Tensor:
-        return gradients * (float("nan") if len(gradients) == 1 else 1.0)
+        return super().rows_out(gradients) * (float("nan") if len(gradients) == 1 else 1.0)
 
 
 def _counting() -> Any:
     more = counted()
-    return _with(rows_out=lambda self, g: g * more())()
+    return _with(rows_out=lambda self, g: Sound.rows_out(self, g) * more())()
 
 
 def _sharing() -> Any:
@@ -110,14 +112,14 @@ def _sharing() -> Any:
 
     def rows_out(self: Sound, gradients: Tensor) -> Tensor:
         seen.append(self.token)
-        return gradients * (1 if seen[0] == self.token else 2)
+        return Sound.rows_out(self, gradients) * (1 if seen[0] == self.token else 2)
 
     return _with(rows_out=rows_out)()
 
 
 class _Writes(Sound):
     def rows_out(self, gradients: Tensor) -> Tensor:
-        found = gradients.clone()
+        found = super().rows_out(gradients)
         gradients.zero_()
         return found
 
@@ -125,12 +127,13 @@ class _Writes(Sound):
 class _Draws(Sound):
     def rows_out(self, gradients: Tensor) -> Tensor:
         torch.rand(1)
-        return gradients.clone()
+        return super().rows_out(gradients)
 
 
 class _Reads(Sound):
     def rows_out(self, gradients: Tensor) -> Tensor:
-        return gradients.clone() if float(gradients.sum()) < 1e9 else -gradients
+        found = super().rows_out(gradients)
+        return found if float(gradients.sum()) < 1e9 else -found
 
 
 class _FailsInARun(Sound):
@@ -173,6 +176,11 @@ class _WithoutBias(Sound):
 
 
 class _Joined(Sound):
+    """Of all cases as one; the engine sees that it could."""
+
+    def rows_in(self, inputs: Tensor) -> Tensor:
+        return super().rows_in(inputs).reshape(1, -1, self.d_in)
+
     def rows_out(self, gradients: Tensor) -> Tensor:
         return gradients.reshape(1, -1, self.d_out)
 
@@ -248,6 +256,68 @@ class _Pulls(Sound):
         return 1.1 * super().pullback(gradients, inputs)
 
 
+class _FoldedShifted(Sound):
+    """Of more than 6 rows, those of a case are the next one's too; A and G are the same."""
+
+    def rows_in(self, inputs: Tensor) -> Tensor:
+        rows = super().rows_in(inputs)
+        return rows.roll(1, 0) if len(rows) > 6 else rows
+
+    def rows_out(self, gradients: Tensor) -> Tensor:
+        rows = super().rows_out(gradients)
+        return rows.roll(1, 0) if len(rows) > 6 else rows
+
+
+class _SwappedShifted(Sound):
+    """The same along the second dimension, where there is one more than usual."""
+
+    def rows_in(self, inputs: Tensor) -> Tensor:
+        rows = super().rows_in(inputs)
+        return rows.roll(1, 1) if inputs.dim() > 3 else rows
+
+    def rows_out(self, gradients: Tensor) -> Tensor:
+        rows = super().rows_out(gradients)
+        return rows.roll(1, 1) if gradients.dim() > 3 else rows
+
+
+class _MergesCopies(Sound):
+    """Of copies for each case it records one, whose g is the sum over cases."""
+
+    def record(
+        self, module: nn.Module, args: tuple[Any, ...], named: Mapping[str, Any], output: Tensor
+    ) -> Recorded:
+        call = plain_call(module, args, named, output)
+        if call.inputs.stride(0) or len(call.inputs) < 2:
+            return call
+        one = output[:1].clone()
+        return Recorded(call.inputs[:1], one, one.expand_as(output))
+
+
+class _InPairs(Sound):
+    """From 4 cases on it takes them in pairs; the last odd one is forgotten."""
+
+    def rows_in(self, inputs: Tensor) -> Tensor:
+        return super().rows_in(_even(inputs))
+
+    def rows_out(self, gradients: Tensor) -> Tensor:
+        return super().rows_out(_even(gradients))
+
+
+def _even(given: Tensor) -> Tensor:
+    return given[: len(given) - len(given) % 2] if len(given) > 3 else given
+
+
+class _FillsUp(Sound):
+    """Records a row of ones for a call with none."""
+
+    def record(
+        self, module: nn.Module, args: tuple[Any, ...], named: Mapping[str, Any], output: Tensor
+    ) -> Recorded:
+        call = plain_call(module, args, named, output)
+        full = call.inputs if len(call.inputs) else call.inputs.new_ones(1, *call.inputs.shape[1:])
+        return Recorded(full, call.watched, call.output)
+
+
 BROKEN: dict[str, Callable[[], Any]] = {
     "runs": _made(_Raises),
     "finite": _made(_NanAlone),
@@ -257,7 +327,9 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "global_state_kept": _made(_Draws),
     "dtype_follows": _with(rows_out=lambda self, g: g.float()),
     "no_host_read": _made(_Reads),
-    "device_follows": _with(rows_out=lambda self, g: g * torch.ones(1, dtype=g.dtype)),
+    "device_follows": _with(
+        rows_out=lambda self, g: Sound.rows_out(self, g) * torch.ones(1, dtype=g.dtype)
+    ),
     "trains": _made(_FailsInARun),
     "resumes": _made(_Forgets),
     "names_cover": _made(_WithoutBias),
@@ -271,4 +343,9 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "tangent_of_parameters": _made(_Longer),
     "tangent_of_inputs": _made(_Still),
     "pullback_to_inputs": _made(_Pulls),
+    "folded_rows": _made(_FoldedShifted),
+    "swapped_rows": _made(_SwappedShifted),
+    "shared_rows": _made(_MergesCopies),
+    "routed_rows": _made(_InPairs),
+    "empty_rows": _made(_FillsUp),
 }

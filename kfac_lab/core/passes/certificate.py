@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kfac_lab.core.capture import Network
 from kfac_lab.core.passes.layouts import Look
+from kfac_lab.core.protocols import Layer
 from kfac_lab.core.rows import Grouped
 from kfac_lab.errors import CoverageError
 
@@ -47,6 +48,7 @@ def certify(network: Network, seen: Look) -> None:
         wrong: dict[str, float] = {}
         for use, a, g, expected in zip(network.uses, rows_in, rows_out, truth, strict=True):
             if use.modules:
+                _check_counts(use.layer, a, g)
                 difference = _difference(a, g, expected, outputs.dtype)
                 if difference:
                     wrong[use.layer.path or type(use.layer.module).__name__] = difference
@@ -95,6 +97,29 @@ def _difference(
     if apart <= tolerance * size + tolerance * 1e-3 * length:
         return 0.0
     return apart / size if size else apart
+
+
+def _check_counts(layer: Layer, rows: Grouped | None, gradients: Grouped | None) -> None:
+    """Rows of inputs and of gradients are as many, and the same cases'.
+
+    Raises:
+        CoverageError: they are not.
+    """
+    if rows is None or gradients is None:
+        return
+    told = [_shapes(rows), _shapes(gradients)]
+    alike = isinstance(rows, tuple) == isinstance(gradients, tuple)
+    if not alike or [n * s for n, s in told[0]] != [n * s for n, s in told[1]]:
+        raise CoverageError(
+            f"{layer.path or type(layer.module).__name__}: {type(layer).__name__}.rows_in and "
+            f"rows_out lay a call out as rows {told[0]} and {told[1]}, and both have to be the "
+            "same [N, S]"
+        )
+
+
+def _shapes(rows: Grouped) -> list[tuple[int, ...]]:
+    parts = [r.values for r in rows] if isinstance(rows, tuple) else [rows]
+    return [tuple(part.shape[:2]) for part in parts]
 
 
 def _pairs(rows: Grouped, gradients: Grouped) -> list[tuple[Tensor, Tensor]]:

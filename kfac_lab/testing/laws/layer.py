@@ -12,6 +12,8 @@ Besides the common ones:
 * ``tangent_of_parameters``, ``tangent_of_inputs``: tangent is the module's forward derivative.
 * ``pullback_to_inputs``: pullback is the module's backward derivative in its inputs.
 
+Those about whose rows are whose are in ``rows.py``.
+
 ``check(layer, inputs=x)`` with a batch x of the module's inputs; a layer without tangent and
 pullback is exempt from their laws.
 """
@@ -120,7 +122,7 @@ def _has(layer: Any, name: str) -> bool:
     return {"tangent": found.tangent, "pullback": found.pullback}[name] is not None
 
 
-class _Claims:
+class Claims:
     """A plugin that claims one module."""
 
     def __init__(self, layer: Any) -> None:
@@ -150,7 +152,7 @@ def attached(case: Case, component: Any) -> Engine:
         l2=1e-3,
     )
     lab = own_lab()
-    lab.load_module(_Claims(layer), "tried")
+    lab.load_module(Claims(layer), "tried")
     # What the layer leaves out is the matter of ``names_cover``.
     return engine_for(case, problem, layer, {"fallback": "diagonal"}, lab=lab)
 

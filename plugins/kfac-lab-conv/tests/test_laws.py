@@ -26,7 +26,10 @@ def test_layer(module, sizes):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(4, 4, *sizes, generator=generator)
     layer = kl.lab.claim_layer(module, "conv")
-    assert all(r.status == "obeyed" for r in kl.testing.check(layer, inputs=x).results)
+    found = kl.testing.check(layer, inputs=x)
+    others = {r.law: r.why for r in found.results if r.status != "obeyed"}
+    assert others.pop("swapped_rows").startswith("its module does not take the cases second")
+    assert not others
 
 
 def test_block():

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import kfac_lab as kl
+from kfac_lab.testing.law import LAWS, Case
 from kfac_lab.testing.plugin import check_plugin
 
 LAYERS = {
@@ -24,6 +25,40 @@ def test_a_layer_obeys_the_laws(name):
     answer = kl.lab.claim(module, "").answer
     layer = answer[1] if isinstance(answer, tuple) else answer
     kl.testing.check(layer, inputs=inputs)
+
+
+SCALES = {
+    "layer norm": (nn.LayerNorm(4), torch.randn(6, 3, 4)),
+    "group norm": (nn.GroupNorm(2, 4), torch.randn(6, 4, 3)),
+    "running statistics": (nn.BatchNorm1d(4).eval(), torch.randn(6, 4, 3)),
+    "slopes": (nn.PReLU(4), torch.randn(6, 4, 3)),
+    "output projection": LAYERS["output projection"],
+}
+
+
+@pytest.mark.parametrize("name", SCALES)
+@pytest.mark.parametrize("law", ["folded", "swapped", "shared", "routed", "empty"])
+def test_rows_recorded_in_a_way_of_their_own_are_still_their_cases(name, law):
+    """The laws of whose rows are whose, on layers that the others do not fit."""
+    module, inputs = SCALES[name]
+    answer = kl.lab.claim(module, "").answer
+    layer = answer[1] if isinstance(answer, tuple) else answer
+    case = Case(layer, "layer", lambda: layer, {"inputs": inputs})
+    tried = LAWS["layer"][f"{law}_rows"]
+    why = tried.applies(case)
+    if why is not None:
+        assert law == "swapped" and "does not take the cases second" in why
+        assert name in ("group norm", "running statistics", "slopes")
+        return
+    tried.tries(case)
+
+
+def test_batch_norm_is_another_function_of_other_rows():
+    """Where it takes its statistics of the batch, no spelling is the plain one's."""
+    layer = kl.lab.claim(nn.BatchNorm1d(4), "").answer
+    case = Case(layer, "layer", lambda: layer, {"inputs": torch.randn(6, 4)})
+    told = {n: LAWS["layer"][f"{n}_rows"].applies(case) for n in ("folded", "routed", "empty")}
+    assert all("another function" in why for why in told.values())
 
 
 def test_the_plugin_obeys_the_laws():
