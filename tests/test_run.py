@@ -602,6 +602,7 @@ def test_coverage_prints_as_a_table(capsys):
         "claimed_by",
         "chain",
         "tangents",
+        "rows",
     ]
     assert len(lines) == 1 + 6 and lines[1].startswith("0.weight")
     assert repr(run.coverage()) == str(run.coverage())

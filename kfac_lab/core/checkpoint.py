@@ -150,6 +150,7 @@ _STATE = record(
         "inverse": anything,
         "kept_inverse": whole(),
         "level": _level,
+        "former": anything,  # an average's memo, as those inside the memos
         "forced": flag,
         "block_memos": _memories,
         "block_ages": _block_ages,

@@ -161,6 +161,7 @@ class State:
     factored: Any = None
     inverse: Any = None
     level: Any = float("nan")  # of h of late, for the guard
+    former: Any = None  # the average's memo before the last step, where there is a guard
     kept_inverse: int = 0  # refreshes in a row that fell back on the last good inverse
     forced: bool = True  # the next step must build an inverse
     block_memos: tuple[Any, ...] = ()

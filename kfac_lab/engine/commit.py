@@ -87,7 +87,11 @@ def settled(
     state, ledger = engine.state_, statistics.ledger
     own = dict(engine.problem.model.named_buffers()) if buffers else {}
     into = [*(engine._theta if trial else []), *own.values()]
-    values = [*trial, *(buffers[name] for name in own)]
+    back = None if verdict is None else verdict.back
+    made = [buffers[name] for name in own]
+    if back is not None:  # of a pass that h exploded in
+        made = [torch.where(back, was, new) for was, new in zip(own.values(), made, strict=True)]
+    values = [*trial, *made]
     if engine._reads_are_free:
         sound, *exploded = linalg.host([ok] if verdict is None else [ok, verdict.exploded])
         if not sound:
@@ -95,13 +99,12 @@ def settled(
         if any(exploded) and verdict is not None and verdict.strength is None:
             engine.warnings.unguarded(record.step)
         elif any(exploded):  # nothing that the step has seen is kept, and the next one inverts anew
-            kept = ("moments", "ages", "block_ages", "factored", "inverse", "coupling")
+            kept = ("moments", "ages", "block_ages", "factored", "inverse", "coupling", "updates")
             new = replace(new, forced=True, **{name: getattr(state, name) for name in kept})
     else:
         values = gated(ok, values, into)
         new = replace(gated_state(ok, new, state), pending=(*state.pending, (new.step, ok)))
         if statistics.fresh:
-            back = None if verdict is None else verdict.back
             gate = ok if back is None else ok & ~back
             for key, value in ledger.spare.items():
                 torch.where(gate, value, ledger.current[key], out=value)

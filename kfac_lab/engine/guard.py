@@ -3,8 +3,9 @@
 h(θ) of a step tells what the step before has done; it is at hand, so looking costs no pass. The
 damping says by which factor h may rise above its recent level (``guard``; 0 is never). Where it
 rises more, this step goes back to where the last one came from, δ = −δ0, with a larger λ and
-without momentum; statistics, memos and average stay what they were before. Nothing is read by the
-host for it.
+without momentum; statistics, memos, buffers and average stay what they were before. Where h is
+still up after that, the data have changed and not the step: that is the new level. A level that
+is not above 0 says nothing. Nothing is read by the host for it.
 """
 
 from __future__ import annotations
@@ -43,8 +44,11 @@ def verdict(declared: Any, state: State, loss: Tensor) -> Verdict:
     """What the guard says of the last step; without one, whether it would have been called for."""
     level = _level(state, loss)
     if not declared.guard or declared.back is None or state.previous is None:
-        return Verdict(loss > SAID * level, None)
-    return Verdict(loss > declared.guard * level, declared.back(state.strength))
+        return Verdict((loss > SAID * level) & (level > 0), None)
+    exploded = (loss > declared.guard * level) & (level > 0)
+    # Not twice in a row: where there is no step to take back, h has changed by itself.
+    moved = torch.stack(torch._foreach_norm(list(state.previous))).sum() > 0
+    return Verdict(exploded & moved, declared.back(state.strength))
 
 
 def level_after(state: State, loss: Tensor, back: Tensor | None) -> Tensor:
@@ -67,11 +71,14 @@ def taken_back(
     back, previous = seen.exploded, state.previous
     assert previous is not None and seen.strength is not None
     nothing = Vec([torch.zeros_like(m) for m in delta])
+    memos = {slot: memo for slot, memo in state.memos.items() if slot != "schedule"}
+    if state.former is not None:  # θ̄ has the step in it that is taken back
+        memos["average"] = state.former
     old: dict[str, Any] = {
         "strength": seen.strength,
         "previous": nothing,
         "block_memos": state.block_memos,
-        "memos": {slot: memo for slot, memo in state.memos.items() if slot != "schedule"},
+        "memos": memos,
     }
     own: Mapping[str, Any] = {name: getattr(new, name) for name in old}
     chosen = trees.where(~back, own, old)

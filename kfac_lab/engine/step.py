@@ -91,6 +91,7 @@ def whole(engine: Engine, drawn: Drawn, clock: Clock) -> StepRecord:
         verdict = guard.verdict(parts.declares("damping"), state, evaluated.loss)
         new = replace(new, level=guard.level_after(state, evaluated.loss, verdict.back))
         if verdict.strength is not None:
+            new = replace(new, former=state.memos["average"])
             new, record, delta = guard.taken_back(verdict, state, new, record, delta)
             moved = list(torch._foreach_add(engine._theta, engine.network.unpack(delta)))
         return commit.settled(

@@ -117,3 +117,54 @@ def test_a_state_from_before_there_was_a_level_goes_on() -> None:
     engine.held = replace(engine.held, state=replace(engine.state_, level=float("nan")))
     run.advance(3)
     assert not any(run.history["taken_back"]) and run.step == 7
+
+
+def test_targets_that_change_are_no_explosion() -> None:
+    """After a step back h is still up: that is the new level, and the run goes on."""
+    torch.manual_seed(0)
+    x, y = torch.randn(64, 4, dtype=torch.float64), torch.randn(64, 2, dtype=torch.float64)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)).double()
+    opt = kl.KFAC(model, "gaussian", seed=0)
+    for k in range(60):
+        opt.step(x, y if k < 20 else 10 * y)
+    assert sum(opt.history["taken_back"]) <= 2
+    assert opt.history["loss"][-1] < 0.6 * opt.history["loss"][22]
+
+
+def test_an_h_below_zero_has_no_guard() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(200, 3, dtype=torch.float64)
+    y = torch.poisson((x.sum(1, keepdim=True) * 0.3 + 2).exp())
+    opt = kl.KFAC(nn.Linear(3, 1).double(), nn.PoissonNLLLoss(), seed=0)
+    for _ in range(30):
+        opt.step(x, y)
+    assert opt.history["loss"][-1] < 0 and not any(opt.history["taken_back"])
+
+
+def test_the_average_and_the_buffers_are_taken_back() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(40, 5, dtype=torch.float64)
+    y = (x.sum(1) > 0).long()
+    parts = nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 2)
+    model = nn.Sequential(*parts).double()
+    opt = kl.KFAC(
+        model,
+        recipe=RECIPE.replace(
+            damping="levenberg_marquardt(lam=1.0, guard=5.0)", fallback="diagonal"
+        ),
+    )
+    for _ in range(8):
+        opt.step(x, y)
+    before = {n: t.clone() for n, t in opt.average().items()}
+    buffers = [b.clone() for b in model.buffers()]
+    opt.param_groups[0]["lr"] = 1e5
+    opt.step(x, y)
+    exploded = {n: t.clone() for n, t in opt.average().items()}
+    assert max(float((exploded[n] - before[n]).abs().max()) for n in before) > 1
+    middle = [b.clone() for b in model.buffers()]
+    opt.param_groups[0]["lr"] = 1.0
+    record = opt.step(x, y)
+    assert float(record.taken_back) == 1
+    for name, was in opt.average().items():
+        torch.testing.assert_close(was, before[name])
+    assert all(map(torch.equal, middle, model.buffers())) and len(buffers) == len(middle)

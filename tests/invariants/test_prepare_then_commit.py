@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import kfac_lab as kl
 from invariants.helpers import image, recipe_of, run_of, same, same_run
-from kfac_lab.core import linalg, moments, passes
+from kfac_lab.core import linalg, moments, passes, traits
 from kfac_lab.core.likelihood import Bernoulli
 from kfac_lab.core.problem import Problem
 from kfac_lab.core.vector import Vec
@@ -65,12 +65,17 @@ BLOCKS = {
 }
 
 
+# Cases that cannot be read are told by their rows.
+TOLD = {"sample: draw": (kl.DataError,)}
+
+
 class Injected(RuntimeError):
     """What the tests raise."""
 
 
 def inject(patch, verb, error, late):
     """From now on the verb raises: at once, or where ``late`` after its work is done."""
+    patch.setattr(traits, "_KNOWN", {})  # what a part has is read once
     owner, name = VERBS[verb]
     work = getattr(owner, name, None)
     static = isinstance(owner.__dict__.get(name), staticmethod)
@@ -100,7 +105,7 @@ def test_an_exception_at_any_verb_changes_nothing(kind, late):
         for error in (Injected("at " + verb), KeyboardInterrupt()):
             with pytest.MonkeyPatch.context() as patch:
                 fired = inject(patch, verb, error, late)
-                with pytest.raises(type(error)):
+                with pytest.raises((type(error), *TOLD.get(verb, ()))):
                     run.step_once()
                 assert fired, f"{verb} was not played"
             same(before, image(run))
@@ -117,7 +122,7 @@ def test_an_exception_at_any_verb_of_the_first_step_changes_nothing():
             inject(patch, verb, Injected(verb), late=True)
             if "judge" in verb:
                 continue  # λ is not due yet
-            with pytest.raises(Injected):
+            with pytest.raises((Injected, *TOLD.get(verb, ()))):
                 run.step_once()
         same(before, image(run))
     run.advance(1)
@@ -225,7 +230,7 @@ def test_an_exception_in_a_baselines_step_changes_nothing(method):
                 patch.setattr(owner, name, failing)
                 if name == "_move" and late and not run.stepper._divisible:
                     continue  # a fused update is one call
-                with pytest.raises(Injected):
+                with pytest.raises((Injected, *TOLD.get(f"sample: {name}", ()))):
                     run.step_once()
             same(before, image(run))
     run.advance(1)
