@@ -772,6 +772,24 @@ def test_a_weight_tied_across_geometries_is_said_or_falls_back() -> None:
     assert opt.history["loss"][-1] < 0.9 * opt.history["loss"][0]
 
 
+def test_a_preconditioner_leaves_such_a_weight_to_the_fallback() -> None:
+    x, y = data(dtype=torch.float64)
+    model = Transposed().double()
+    recipe = kl.Recipe.named("small_batch").replace(fallback="diagonal")
+    pre = kl.Preconditioner(model, recipe=recipe)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.02)
+    losses = []
+    for _ in range(30):
+        sgd.zero_grad()
+        loss = functional.cross_entropy(model(x), y)
+        loss.backward()
+        pre.step()
+        sgd.step()
+        losses.append(float(loss.detach()))
+    claimed = {row.parameter: row.claimed_by for row in pre.coverage()}
+    assert claimed["encode.weight"] == "fallback" and losses[-1] < 0.8 * losses[0]
+
+
 # ---- Preconditioner ------------------------------------------------------------------------------
 
 EXACT = {

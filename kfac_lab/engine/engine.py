@@ -21,7 +21,7 @@ from kfac_lab.core.watch import Watch
 from kfac_lab.engine import boundary, rebind, step, swap
 from kfac_lab.engine.coverage import coverage_of
 from kfac_lab.engine.parts import Parts, fresh_memo, number, parts_of, strength_of
-from kfac_lab.errors import RecipeError
+from kfac_lab.errors import CheckpointError, RecipeError
 
 __all__ = ["Engine", "Held", "attach"]
 
@@ -326,6 +326,10 @@ class Engine:
 
         Without ``parameters`` θ and the buffers are left out, for whoever keeps them elsewhere.
         """
+        if self._former is not None and self.ledger is None:
+            raise CheckpointError(
+                "after rebind() the moments wait for the first batch: make a step before saving"
+            )
         self.read([])
         return checkpoint.saved(self, parameters=parameters)
 

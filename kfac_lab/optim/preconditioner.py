@@ -166,6 +166,13 @@ class Preconditioner:
                 f"the model was last called with inputs on {drawn.inputs.device}, and its "
                 f"parameters are on {engine.device}"
             )
+        if drawn is not None and engine.ledger is None:
+            # Layers whose rows do not see every use of them go to the fallback now.
+            engine.bind(drawn.inputs, drawn.targets)
+            network = engine.network
+            parameters = network.tensors
+            gradients = [p.grad for p in parameters]
+            rates = self._rates(parameters, lr)
         before, seen, written = engine.held, self._tap.seen(), []
         try:
             with torch.no_grad(), checks.own_precision(engine.device):

@@ -464,7 +464,9 @@ class Run:
         return self
 
     def _adopted(self, now: _Now) -> None:
-        fresh = now._replace(stepper=self._attached(self.problem, now.recipe))
+        fresh = now._replace(
+            stepper=self._attached(self.problem, now.recipe), history=now.history.copy()
+        )
         state = now.stepper.state()
 
         def commit() -> None:
