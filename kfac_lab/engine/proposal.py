@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -195,9 +196,15 @@ class Search:
     def outcome(self, block_memos: tuple[Any, ...]) -> Outcome:
         """Tries the strengths that the damping names, and what a retry asks for.
 
+        An exception at any line, an interrupt say, leaves no attempt open and no label behind:
+        both are set in a context of its own.
+
         Raises:
             NumericalError: the batch is not finite, or no inverse could be built.
         """
+        return copy_context().run(self._outcome, block_memos)
+
+    def _outcome(self, block_memos: tuple[Any, ...]) -> Outcome:
         state = self.state
         named = self.parts["damping"].candidates(state.strength, self.due)
         strengths = tuple(map(self.strength, named if self.parts.rho_counts else named[:1]))

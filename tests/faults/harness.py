@@ -20,6 +20,7 @@ import torch
 
 import kfac_lab as kl
 from kfac_lab.core import archive
+from kfac_lab.core.linalg import attempt
 
 PACKAGE = str(Path(kl.__file__).parent)
 Place = tuple[str, int]
@@ -82,6 +83,8 @@ def surroundings() -> dict[str, Any]:
         "gradients": torch.is_grad_enabled(),
         "precision": torch.get_float32_matmul_precision(),
         "threads": torch.get_num_threads(),
+        "attempt": attempt._ATTEMPT.get(),  # left open, no factorisation is looked at any more
+        "label": attempt._LABEL.get(),
     }
 
 
