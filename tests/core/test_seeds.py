@@ -17,15 +17,16 @@ def test_forked_seeds_the_device_it_is_given(monkeypatch) -> None:
         yield
         current[0] = before
 
-    @contextlib.contextmanager
-    def fork_rng(devices):
-        yield
-
+    states, given_back = {0: torch.zeros(1), 1: torch.ones(1)}, []
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda which: states[which.index])
+    monkeypatch.setattr(
+        torch.cuda, "set_rng_state", lambda s, which: given_back.append((s, which.index))
+    )
     monkeypatch.setattr(torch.cuda, "device", device)
     monkeypatch.setattr(torch.cuda, "manual_seed", lambda value: seeded.append(current[0]))
-    monkeypatch.setattr(torch.random, "fork_rng", fork_rng)
     before = torch.get_rng_state()
     with seeds.forked(0, "model", 1, torch.device("cuda", 1)):
-        pass
-    torch.set_rng_state(before)
+        assert not torch.equal(torch.get_rng_state(), before) and not given_back
     assert seeded == [1] and current == [0]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert len(given_back) == 1 and given_back[0][0] is states[1] and given_back[0][1] == 1
