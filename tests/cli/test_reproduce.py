@@ -172,7 +172,23 @@ def test_plans_have_one_run_per_key_and_readable_recipes(name):
         )
 
 
-@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.jsonl")), ids=lambda p: p.stem)
+def files_of_runs() -> list[Path]:
+    """What `reproduce` wrote: the head of a run comes first. Other results have no heads."""
+    found = []
+    for path in sorted(RESULTS.glob("*.jsonl")):
+        with path.open() as file:
+            if json.loads(next(file)).get("type") == "run":
+                found.append(path)
+    return found
+
+
+def test_every_result_of_an_experiment_is_a_file_of_runs():
+    names = {path.stem for path in RESULTS.glob("*.jsonl")}
+    made = {path.stem for path in files_of_runs()}
+    assert made == names & set(experiments.EXPERIMENTS) and made
+
+
+@pytest.mark.parametrize("path", files_of_runs(), ids=lambda p: p.stem)
 def test_a_random_row_of_each_file_is_made_again(path, request):
     """One run of the file, five steps: the same numbers on this machine."""
     rows = read(path)

@@ -426,7 +426,8 @@ def _check_recorded(where: str, layer: Any, given: tuple[Any, ...]) -> None:
     SLOT,
     "A claimed module trains in a network, with finite numbers, its claimed parameters by its own "
     "Layer.",
-    needs=("loads", "claims_answer", "claims_are_called"),
+    # a layer whose rows do not make up its gradient is left to the fallback
+    needs=("loads", "claims_answer", "claims_are_called", "gradient_from_calls"),
     applies=_claims("kfac_claim_layer"),
 )
 def claimed_modules_train(case: Case) -> None:
