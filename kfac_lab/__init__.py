@@ -15,7 +15,7 @@ from kfac_lab.core.likelihood import (
     Poisson,
 )
 from kfac_lab.core.problem import Problem, Split
-from kfac_lab.core.state import Due, StepRecord, Strength
+from kfac_lab.core.state import DampingStrength, Due, StepRecord, Strength
 from kfac_lab.core.vector import Vec
 from kfac_lab.errors import (
     CheckpointError,
@@ -40,6 +40,7 @@ __all__ = [
     "Categorical",
     "CheckpointError",
     "CoverageError",
+    "DampingStrength",
     "DataError",
     "Due",
     "Gaussian",

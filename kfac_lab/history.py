@@ -50,14 +50,15 @@ COLUMNS = (
     "lr",
     "batch",
     "seconds",
-    "coupling",
+    "cross_weight",
     "kept_inverse",
-    "void",
+    "skipped",
     "taken_back",
 )
 
 
 _FIRST = COLUMNS[:19]  # of histories that do not say theirs; new columns go to the end
+_RENAMED = {"coupling": "cross_weight", "void": "skipped"}  # columns by their former names
 
 SCHEMA = record(
     {
@@ -131,7 +132,8 @@ class History:
     ``gamma``, ``eta`` as used in the step (section 6); ``rho`` the reduction ratio (5.5), whose
     numerator is ``actual`` and whose denominator rests on ``predicted`` M(δ) − M(0);
     ``norm_squared`` ‖δ‖²; ``slope`` ∇hᵀδ; ``lr``; ``batch`` in cases; ``seconds`` of training so
-    far; ``coupling``, ``kept_inverse``, ``void`` as in :class:`~kfac_lab.core.state.StepRecord`.
+    far; ``cross_weight``, ``kept_inverse``, ``skipped`` as in
+    :class:`~kfac_lab.core.state.StepRecord`.
 
     ``history["loss"]`` is a :class:`Column`; ``history.records`` are the records themselves;
     ``history.marks`` the swaps; ``history.evaluations`` what ``Run.evaluate`` measured;
@@ -171,6 +173,7 @@ class History:
         return tuple(record for record, _ in self._read()[-count:])
 
     def __getitem__(self, name: str) -> Column:
+        name = _RENAMED.get(name, name)
         if name not in COLUMNS:
             raise _NoColumn(f"history has no column {name!r}; it has {', '.join(COLUMNS)}")
         steps = self._read()
@@ -194,7 +197,7 @@ class History:
         return self._table[: len(steps)]
 
     def __contains__(self, name: object) -> bool:
-        return name in COLUMNS
+        return name in COLUMNS or name in _RENAMED
 
     def settle(self) -> None:
         """Reads all that is pending, in one transfer; numbers need less room than tensors."""
@@ -310,7 +313,7 @@ class History:
                     f"the history is damaged: a row has {len(row)} numbers for {len(columns)} "
                     "columns"
                 )
-            known = dict(zip(columns, row, strict=True))
+            known = dict(zip((_RENAMED.get(c, c) for c in columns), row, strict=True))
             values = tuple(float(known.get(name, math.nan)) for name in COLUMNS)
             plain: dict[str, Any] = dict(zip(COLUMNS, values, strict=True))
             for name in _WHOLE:

@@ -48,9 +48,9 @@ def test_bad_batches_are_left_out_and_counted(method) -> None:
     faults = run.history.faults
     assert faults and {row for f in faults for row in f["rows"]} <= set(BAD)
     assert run.step == len(run.history) == 30
-    void = [int(s) for s, v in zip(run.history["step"], run.history["void"], strict=True) if v]
+    void = [int(s) for s, v in zip(run.history["step"], run.history["skipped"], strict=True) if v]
     assert void == [f["step"] for f in faults]
-    pairs = zip(run.history["loss"], run.history["void"], strict=True)
+    pairs = zip(run.history["loss"], run.history["skipped"], strict=True)
     assert all(math.isfinite(h) for h, v in pairs if not v)
     assert math.isfinite(run.evaluate("train", cases=5))
 
@@ -62,7 +62,7 @@ def test_a_step_that_is_left_out_changes_nothing_but_k() -> None:
     k = run.history.faults[0]["step"]
     theta = [p.clone() for p in run.rewind(k - 1).problem.model.parameters()]
     run.advance(1)
-    assert run.step == k and run.history["void"][-1] == 1
+    assert run.step == k and run.history["skipped"][-1] == 1
     assert all(map(torch.equal, theta, run.problem.model.parameters()))
 
 

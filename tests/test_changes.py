@@ -139,7 +139,7 @@ def test_rebind_goes_on_with_the_moments_of_what_stayed(change, path, face):
     kept = {}
     engine = optimiser._engine
     for i, use in enumerate(engine.network.uses):
-        table = engine.ledger.table(spare=False)[i]
+        table = engine.store.table(spare=False)[i]
         kept[use.parameters] = {side: table[side].clone() for side in "AG"}
     assert optimiser.rebind() is optimiser
     assert optimiser.step_count == 4
@@ -147,7 +147,7 @@ def test_rebind_goes_on_with_the_moments_of_what_stayed(change, path, face):
     found = 0
     for i, use in enumerate(engine.network.uses):
         for side in "AG":
-            now = engine.ledger.table(spare=False)[i][side]
+            now = engine.store.table(spare=False)[i][side]
             old = kept.get(use.parameters, {}).get(side)
             if old is not None and old.shape == now.shape:
                 assert torch.equal(now, old)
@@ -324,7 +324,7 @@ def test_autocast_around_the_loop():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         functional.cross_entropy(model(X), Y).backward()
         pre.step()
-    assert all(v.dtype == torch.float32 for v in pre._engine.ledger.current.values())
+    assert all(v.dtype == torch.float32 for v in pre._engine.store.current.values())
 
 
 def test_checkpointed_activations_have_the_same_rows():

@@ -156,8 +156,8 @@ def test_the_rows_for_statistics_are_drawn_from_the_batch() -> None:
         rows = kl.core.seeds.permutation(1, "rows", k, 400)[:50]  # τ1 = 1/8
         one = torch.cat([x[rows], torch.ones(50, 1, dtype=x.dtype)], 1)
         mean += (one.T @ one / 50 - mean) / k
-        assert opt._engine.ledger is not None
-        torch.testing.assert_close(opt._engine.ledger.current["A", 0, 0], mean)
+        assert opt._engine.store is not None
+        torch.testing.assert_close(opt._engine.store.current["A", 0, 0], mean)
 
 
 def test_a_loss_module_names_the_likelihood() -> None:
@@ -500,7 +500,7 @@ def test_the_explicit_plan_and_the_generic_path_agree(recipe: str) -> None:
         b.step(x, y)
         for p, q in zip(update(a), update(b), strict=True):
             torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-10 * float(p.abs().max())), k
-    assert a._engine.ledger is not None and (recipe == "paper") == (not a._engine.ledger.links)
+    assert a._engine.store is not None and (recipe == "paper") == (not a._engine.store.links)
     assert {row.tangents for row in a.coverage()} == {"explicit"}
     assert {row.tangents for row in b.coverage()} == {"forward"}
 
@@ -556,13 +556,13 @@ def test_positions_sum_in_a_and_average_in_g() -> None:
     handle.remove()
     model.act.inplace = True
     opt.step(x, y)
-    ledger = opt._engine.ledger
-    assert ledger is not None
+    store = opt._engine.store
+    assert store is not None
     layer = [row.layer for row in opt.coverage() if row.parameter.endswith("weight")].index("token")
     one = torch.cat([seen["x"], torch.ones(40, 3, 1, dtype=x.dtype)], 2).flatten(0, 1)
     g = seen["g"].flatten(0, 1)
-    torch.testing.assert_close(ledger.current["A", layer, layer], one.T @ one / 40)
-    torch.testing.assert_close(ledger.current["G", layer, layer], g.T @ g / 120)
+    torch.testing.assert_close(store.current["A", layer, layer], one.T @ one / 40)
+    torch.testing.assert_close(store.current["G", layer, layer], g.T @ g / 120)
 
 
 def test_dropout_is_seeded_and_the_global_generator_untouched() -> None:
@@ -725,9 +725,9 @@ def test_a_tied_linear_has_one_entry_and_its_uses_are_positions(sharing: str) ->
     rows = torch.cat([x, hidden])
     rows = torch.cat([rows, torch.ones(len(rows), 1, dtype=x.dtype)], 1)
     opt.step(x, y)
-    ledger = opt._engine.ledger
-    assert ledger is not None and not ledger.links  # two uses end the chain
-    torch.testing.assert_close(ledger.current["A", 0, 0], rows.T @ rows / len(x))
+    store = opt._engine.store
+    assert store is not None and not store.links  # two uses end the chain
+    torch.testing.assert_close(store.current["A", 0, 0], rows.T @ rows / len(x))
     for _ in range(10):
         opt.step(x, y)
     assert opt.history["loss"][-1] < 0.8 * opt.history["loss"][0]
@@ -871,7 +871,7 @@ def test_the_preconditioned_gradient_is_the_dense_one(hooked: bool) -> None:
         torch.testing.assert_close(p.grad, u, rtol=1e-9, atol=1e-12)
     assert all(torch.equal(a, b) for a, b in zip(before, parameters(model), strict=True))
     assert record.step == 1 and record.due.stats and record.due.inverse
-    assert float(record.lam) == 0.04 and float(record.alpha) == 1.0 and record.void == 0.0
+    assert float(record.lam) == 0.04 and float(record.alpha) == 1.0 and record.skipped == 0.0
     # The second step averages: ε = 1/2 (section 5).
     with torch.no_grad():
         model[0].weight += 0.3
@@ -969,7 +969,7 @@ def test_a_gradient_that_is_not_finite_leaves_everything_as_it_is() -> None:
             model[2].weight.grad[0, 0] = math.inf if k else math.nan
             raw = [p.grad.clone() for p in model.parameters()]
             record = pre.step(loss_scale=8.0)
-            assert record.void == 1.0 and not record.due.stats and pre.step_count == k
+            assert record.skipped == 1.0 and not record.due.stats and pre.step_count == k
             for p, g in zip(model.parameters(), raw, strict=True):
                 assert torch.equal(p.grad.nan_to_num(5.0), g.nan_to_num(5.0))
         backward(model, x, y)
@@ -1103,7 +1103,7 @@ def test_a_void_flag_on_the_device_keeps_the_gradients(monkeypatch: pytest.Monke
 
         def flagged(*args: Any, flag: float = flag) -> Any:
             preconditioned, record = real(*args)
-            return preconditioned, dataclasses.replace(record, void=torch.tensor(flag))
+            return preconditioned, dataclasses.replace(record, skipped=torch.tensor(flag))
 
         monkeypatch.setattr(pre._engine, "precondition", flagged)
         raw = backward(model, x, y)
@@ -1128,9 +1128,9 @@ def test_empirical_asks_for_labels() -> None:
     rows = kl.core.seeds.permutation(0, "rows", 1, 30)[:15]
     p = torch.softmax(model(x[rows]).detach(), 1)
     g = p - functional.one_hot(y[rows], 3)
-    ledger = pre._engine.ledger
-    assert ledger is not None
-    torch.testing.assert_close(ledger.current["G", 2, 2], g.T @ g / 15)
+    store = pre._engine.store
+    assert store is not None
+    torch.testing.assert_close(store.current["G", 2, 2], g.T @ g / 15)
 
 
 def test_missing_gradients() -> None:

@@ -108,7 +108,7 @@ class Baseline:
         self.step_count = 0
         self.seconds = 0.0
         self.record: StepRecord | None = None  # of the last step, set by its commit
-        self._averaged: tuple[int, Any] = (0, self._average.init(self._theta))  # (step, memo)
+        self._averaged: tuple[int, Any] = (0, self._average.init(self._theta))  # (step, part_state)
         self._optimisers: list[torch.optim.Optimizer] = self._make()
         # A fused update is one call that needs no memory; of any other we keep what to go back to.
         fused = all(o.defaults.get("fused") for o in self._optimisers)
@@ -205,11 +205,11 @@ class Baseline:
 
     def skip(self, batch: int) -> None:
         """Goes on to the next k without a step: of a batch of so many cases that is left out."""
-        k, memo = self.step_count + 1, self._settle()
-        made = StepRecord(step=k, seconds=self.seconds, batch=batch, void=1.0)
+        k, part_state = self.step_count + 1, self._settle()
+        made = StepRecord(step=k, seconds=self.seconds, batch=batch, skipped=1.0)
 
         def commit() -> None:
-            self.step_count, self._averaged, self.record = k, (k, memo), made
+            self.step_count, self._averaged, self.record = k, (k, part_state), made
 
         exchange(commit)
 
@@ -283,16 +283,16 @@ class Baseline:
     # --- the average ------------------------------------------------------------------------------
 
     def _settle(self) -> Any:
-        """The average's memo, up to θ_k.
+        """The average's part_state, up to θ_k.
 
         θ_k enters when step k+1 begins or somebody asks, whichever is first: the update in place
         is then the last thing of a step, and nothing after it can fail.
         """
-        step, memo = self._averaged
+        step, part_state = self._averaged
         if step != self.step_count:
-            memo = self._average.update(memo, self._theta)
-            self._averaged = (self.step_count, memo)
-        return memo
+            part_state = self._average.update(part_state, self._theta)
+            self._averaged = (self.step_count, part_state)
+        return part_state
 
     def average(self) -> Sequence[Tensor] | None:
         """θ̄, in the order of ``names``; None where there is none (section 13)."""

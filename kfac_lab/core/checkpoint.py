@@ -25,7 +25,7 @@ from kfac_lab.core.schema import (
     text,
     whole,
 )
-from kfac_lab.core.state import Bound, State, Strength
+from kfac_lab.core.state import Bound, DampingStrength, State
 from kfac_lab.core.vector import Vec
 from kfac_lab.errors import CheckpointError
 
@@ -144,17 +144,17 @@ _STATE = record(
         "previous": maybe(_vector),
         "moments": _tensors,
         "ages": _ages,
-        "coupling": _scalar,
+        "cross_weight": _scalar,
         "reference": maybe(_tensors),
         "factored": anything,  # the structure's own, as are the inverse and the memories inside
         "inverse": anything,
         "kept_inverse": whole(),
         "level": _level,
-        "former": anything,  # an average's memo, as those inside the memos
+        "former": anything,  # an average's part_state, as those inside the part_states
         "forced": flag,
-        "block_memos": _memories,
+        "block_states": _memories,
         "block_ages": _block_ages,
-        "memos": _mapping,
+        "part_states": _mapping,
         "pending": _none_pending,
         "bound": maybe(_bound),
     },
@@ -226,15 +226,15 @@ def restore(engine: Any, state: dict[str, Any], *, parameters: bool = True) -> N
     layout = None
     if bound is not None:
         layout = engine.layout_of(engine.parts, bound)
-        ledger = layout.opened()
+        store = layout.opened()
         if new.bound is not None:
-            if _kinds(new.moments) != _kinds(ledger.current):
+            if _kinds(new.moments) != _kinds(store.current):
                 raise CheckpointError(
                     "the state holds other moments than this recipe keeps here: load it with the "
                     "recipe and the precision it was saved with"
                 )
-            ledger = layout.holding(new.moments, new.ages)
-        new = replace(new, moments=ledger.current, ages=ledger.young)
+            store = layout.holding(new.moments, new.ages)
+        new = replace(new, moments=store.current, ages=store.ages)
     _check_fits(new, engine, bound)
     held = replace(
         engine.held,
@@ -280,13 +280,13 @@ def _read(state: Mapping[str, Any], engine: Any) -> dict[str, Any]:
         chains = tuple(tuple(chain) for chain in values["chains"])
         bound = Bound(tuple(fired), chains, values["tangent_path"])
     values["state"] = State(
-        strength=Strength(*values["strength"]),
+        strength=DampingStrength(*values["strength"]),
         moments=values["moments"] or {},
         ages=values["young"],
         block_ages=values["ages"],
         bound=bound,
         **{
-            name: values[name]
+            State.RENAMED.get(name, name): values[name]
             for name in (
                 "step", "seconds", "previous", "factored", "inverse", "memos", "block_memos",
                 "kept_inverse", "coupling", "reference", "forced",
@@ -308,8 +308,8 @@ def _check_fits(new: State, engine: Any, bound: Bound | None) -> None:
     reference = new.reference or {}
     sound = {
         "the last update": previous in (None, like),
-        "the blocks' memories": len(new.block_memos) == len(new.block_ages) == count,
-        "the parts' memories": new.memos.keys() == state.memos.keys(),
+        "the blocks' memories": len(new.block_states) == len(new.block_ages) == count,
+        "the parts' memories": new.part_states.keys() == state.part_states.keys(),
         "the moments' ages": new.ages.keys() <= new.moments.keys(),
         "the moments of the last refresh": all(
             value.shape == new.moments[key].shape

@@ -18,7 +18,7 @@ from kfac_lab.core.vector import Vec
 
 __all__ = ["gated", "gated_state", "uninterrupted"]
 
-_GATED = ("strength", "previous", "memos", "block_memos", "coupling", "level")
+_GATED = ("strength", "previous", "part_states", "block_states", "cross_weight", "level")
 
 
 def gated(ok: Tensor, new: Sequence[Tensor], old: Sequence[Tensor]) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""The ledger: running second moments of every layer and linked pair (section 5).
+"""The store: running second moments of every layer and linked pair (section 5).
 
 Two sides are kept per moment. A step accumulates into the spare side and reads from it; its commit
 names that side the current one. So a step that fails has changed nothing, and commit allocates
@@ -21,7 +21,7 @@ from kfac_lab.core.rows import Grouped, Rows
 from kfac_lab.core.traits import LayerTraits, traits
 from kfac_lab.errors import CoverageError, RecipeError
 
-__all__ = ["Accumulation", "Layout", "Ledger", "Table"]
+__all__ = ["Accumulation", "Layout", "Ledger", "MomentStore", "Table"]
 
 Key = tuple[str, int, int]  # name, layer, layer; both equal but for cross moments
 WIDE, STRIPS = 128, 4  # on a CPU: from which side on a moment is updated by strips
@@ -46,7 +46,7 @@ class _OfLayer(Mapping[str, Tensor]):
 
 
 class Table:
-    """One side of the ledger as structures see it: ``table[i]["A"]``, ``table.cross(i, j)``."""
+    """One side of the store as structures see it: ``table[i]["A"]``, ``table.cross(i, j)``."""
 
     def __init__(self, side: Mapping[Key, Tensor], links: Sequence[tuple[int, int]]) -> None:
         self._side = side
@@ -61,10 +61,10 @@ class Table:
 
 
 class Accumulation:
-    """New second moments of one step, gathered into the ledger's spare side chunk by chunk."""
+    """New second moments of one step, gathered into the store's spare side chunk by chunk."""
 
-    def __init__(self, ledger: Ledger, epsilon: float, cases: int) -> None:
-        self._ledger, self._epsilon, self._cases = ledger, epsilon, cases
+    def __init__(self, store: MomentStore, epsilon: float, cases: int) -> None:
+        self._store, self._epsilon, self._cases = store, epsilon, cases
         self._started: set[Key] = set()
         self._sums: dict[Key, Tensor] = {}  # of rows whose number is known at the end alone
         self._counts: dict[int, int] = {}  # such rows of each layer, once for each case served
@@ -88,7 +88,7 @@ class Accumulation:
         """Sums over rows of no case's own: A counts them for each case served, G once."""
         name, layer, _ = key
         if name.endswith(".reduced"):
-            path = self._ledger.layout.paths[layer]
+            path = self._store.layout.paths[layer]
             raise CoverageError(
                 f"{path}: which rows belong to a case is not known, so they cannot be reduced "
                 "(Eschenhagen et al. 2023): block='kronecker' takes them one by one"
@@ -120,7 +120,7 @@ class Accumulation:
 
     def takes_fisher(self, layer: int) -> bool:
         """Whether G of a layer has no cross moment and no reduced one, which need its rows."""
-        keys = [k for k in self._ledger.keys if k[0].startswith("G") and layer in k[1:]]
+        keys = [k for k in self._store.keys if k[0].startswith("G") and layer in k[1:]]
         return {k[0] for k in keys} <= {"G", "G.diagonal"} and all(k[1] == k[2] for k in keys)
 
     def fisher(self, layer: int, diagonal: Tensor, root: Tensor | None) -> None:
@@ -129,7 +129,7 @@ class Accumulation:
         """
         weight = self._cases * diagonal.shape[1]
         rows = None if root is None else root.flatten(0, 1)
-        for key in self._ledger.keys:
+        for key in self._store.keys:
             if key[1:] != (layer, layer) or not key[0].startswith("G"):
                 continue
             old, new = self._weights(key)
@@ -141,7 +141,7 @@ class Accumulation:
             self._add(key, total, old, new / weight)
 
     def _gather(self, kind: str, rows: Sequence[Grouped | None]) -> None:
-        for key in self._ledger.keys:
+        for key in self._store.keys:
             name, i, j = key
             if not name.startswith(kind):
                 continue
@@ -158,7 +158,7 @@ class Accumulation:
             positions = left.shape[1]
             old, new = self._weights(key)
             if name.endswith(".reduced"):
-                groups = self._ledger.groups[i]
+                groups = self._store.groups[i]
                 left = right = _reduced(left, groups, mean=kind == "G")
                 positions = groups
             new = new / self._cases if kind == "A" else new / self._cases / positions
@@ -186,11 +186,11 @@ class Accumulation:
         return math.sqrt(a * b), math.sqrt((1.0 - a) * (1.0 - b))
 
     def _own(self, key: Key) -> float:
-        age = self._ledger.young.get(key)
+        age = self._store.ages.get(key)
         return self._epsilon if age is None else min(self._epsilon, 1.0 - 1.0 / (age + 1))
 
     def _product(self, key: Key, left: Tensor, right: Tensor, old: float, new: float) -> None:
-        spare, current = self._ledger.spare[key], self._ledger.current[key]
+        spare, current = self._store.spare[key], self._store.current[key]
         if key in self._started:
             current, old = spare, 1.0
         self._started.add(key)
@@ -201,9 +201,9 @@ class Accumulation:
             torch.addmm(current, left.t(), right, beta=old, alpha=new, out=spare)
 
     def _add(self, key: Key, sums: Tensor, old: float, new: float) -> None:
-        spare = self._ledger.spare[key]
+        spare = self._store.spare[key]
         if key not in self._started:
-            torch.mul(self._ledger.current[key], old, out=spare)
+            torch.mul(self._store.current[key], old, out=spare)
             self._started.add(key)
         spare.add_(sums, alpha=new)
 
@@ -211,10 +211,10 @@ class Accumulation:
         """The spare side's tensors; moments that got nothing new decay nothing and are kept."""
         for key in self._sums:
             self._close(key)
-        for key in self._ledger.keys:
+        for key in self._store.keys:
             if key not in self._started:
-                self._ledger.spare[key].copy_(self._ledger.current[key])
-        return [self._ledger.spare[key] for key in self._ledger.keys]
+                self._store.spare[key].copy_(self._store.current[key])
+        return [self._store.spare[key] for key in self._store.keys]
 
 
 def parts(rows: Grouped) -> tuple[Rows, ...]:
@@ -329,21 +329,21 @@ class Layout:
         self.keys: tuple[Key, ...] = tuple(first)
         self.sides = first, {key: torch.empty_like(value) for key, value in first.items()}
 
-    def opened(self) -> Ledger:
-        """The ledger before its first update: everything zero."""
-        return Ledger(self, self.sides[0], {})
+    def opened(self) -> MomentStore:
+        """The store before its first update: everything zero."""
+        return MomentStore(self, self.sides[0], {})
 
-    def holding(self, moments: Mapping[Key, Tensor], ages: Mapping[Key, int]) -> Ledger:
-        """A ledger of these moments, which become one of the two sides; the keys are the layout's.
+    def holding(self, moments: Mapping[Key, Tensor], ages: Mapping[Key, int]) -> MomentStore:
+        """A store of these moments, which become one of the two sides; the keys are the layout's.
 
-        Nothing that another ledger holds is written into.
+        Nothing that another store holds is written into.
         """
         own = dict(moments)
         self.sides = own, self.sides[1]
-        return Ledger(self, own, dict(ages))
+        return MomentStore(self, own, dict(ages))
 
-    def inheriting(self, other: Ledger) -> Ledger:
-        """A ledger with the moments that ``other`` keeps too (a swap of block or structure).
+    def inheriting(self, other: MomentStore) -> MomentStore:
+        """A store with the moments that ``other`` keeps too (a swap of block or structure).
 
         What is new opens at zero, and starts as a running mean.
         """
@@ -355,25 +355,25 @@ class Layout:
         )
         self.sides = first, second
         ages = {
-            key: other.young.get(key, 0)
+            key: other.ages.get(key, 0)
             for key in self.keys
-            if key[1] == key[2] and (key not in known or key in other.young)
+            if key[1] == key[2] and (key not in known or key in other.ages)
         }
-        return Ledger(self, first, ages)
+        return MomentStore(self, first, ages)
 
 
-class Ledger:
+class MomentStore:
     """Running estimates of E[ā_i ā_jᵀ] and E[g_i g_jᵀ] for the pairs asked for: a value.
 
     Attributes:
         current: the moments as the last step left them; one of the layout's two sides.
-        young: updates so far of moments that a swap opened: they start as a running mean.
+        ages: updates so far of moments that a swap opened: they start as a running mean.
     """
 
     def __init__(
-        self, layout: Layout, current: Mapping[Key, Tensor], young: Mapping[Key, int]
+        self, layout: Layout, current: Mapping[Key, Tensor], ages: Mapping[Key, int]
     ) -> None:
-        self.layout, self.current, self.young = layout, current, young
+        self.layout, self.current, self.ages = layout, current, ages
         self.keys, self.links, self.groups = layout.keys, layout.links, layout.groups
 
     @property
@@ -390,9 +390,11 @@ class Ledger:
         """The moments as this step sees them, or as the last one left them."""
         return Table(self.spare if spare else self.current, self.links)
 
-    def exchanged(self) -> Ledger:
-        """The ledger after a step: what was accumulated is current."""
-        return Ledger(self.layout, self.spare, {key: age + 1 for key, age in self.young.items()})
+    def exchanged(self) -> MomentStore:
+        """The store after a step: what was accumulated is current."""
+        return MomentStore(
+            self.layout, self.spare, {key: age + 1 for key, age in self.ages.items()}
+        )
 
     def traces(self) -> Tensor:
         """Σ of the diagonals on the spare side: finite exactly where the increments are."""
@@ -401,3 +403,6 @@ class Ledger:
             for (_, i, j), value in self.spare.items()
         ]
         return torch.stack(parts).sum() if parts else self.layout.nothing
+
+
+Ledger = MomentStore  # its former name

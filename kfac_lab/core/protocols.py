@@ -8,8 +8,8 @@ One step of K-FAC (section 9) is
 
 and ``engine/step.py`` is that sequence and nothing else. Each verb is played by a *strategy*:
 a small frozen dataclass of its own parameters that has the methods of one Protocol below. What a
-strategy has to remember is its *memo*, a dict of tensors and numbers that the engine keeps in the
-State. A memo starts as ``init()`` returns it ({} where there is no ``init``); a strategy returns a
+strategy has to remember is its *part_state*, a dict of tensors and numbers that the engine keeps in
+the State. It starts as ``init()`` returns it ({} where there is no ``init``); a strategy returns a
 new dict and never writes into the old one or into its tensors: that is what lets a step be
 committed or dropped.
 
@@ -36,7 +36,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from kfac_lab.core.likelihood import Likelihood
-from kfac_lab.core.state import Due, Signals, StepRecord, Strength
+from kfac_lab.core.state import DampingStrength, Due, Signals, StepRecord
 from kfac_lab.core.vector import Vec
 
 __all__ = [
@@ -54,15 +54,18 @@ __all__ = [
     "MomentTable",
     "Moments",
     "Momentum",
+    "PartState",
     "Preconditioner",
     "Restriction",
     "Schedule",
     "Space",
     "Stepper",
     "Structure",
+    "SubspaceModel",
 ]
 
-Memo = Mapping[str, Any]
+PartState = Mapping[str, Any]
+Memo = PartState  # its former name
 
 
 # --- what the strategies are given --------------------------------------------------------------
@@ -135,7 +138,7 @@ class Layer(Protocol):
 
 
 class Moments(Protocol):
-    """What a block asked for of one layer, read from the ledger (section 5).
+    """What a block asked for of one layer, read from the store (section 5).
 
     Keys are the names that ``Block.wants`` returned: ``"A"`` E[ā āᵀ] ``[d_in, d_in]``, ``"G"``
     E[g gᵀ] ``[d_out, d_out]``, ``"A.diagonal"`` ``[d_in]``, ``"G.diagonal"`` ``[d_out]``,
@@ -185,7 +188,7 @@ class Evaluation(Protocol):
         ...
 
 
-class Restriction(Protocol):
+class SubspaceModel(Protocol):
     """M on the span of k vectors: M(Σ c_j v_j) − M(0) as a function of c (section 6.1, appendix C).
 
     ``curvature`` ``[k, k]`` never contains λ or η; they are added here and nowhere else.
@@ -196,13 +199,13 @@ class Restriction(Protocol):
     slope: Tensor  # [k]
     loss: Tensor | None  # h(θ), where the model tells it
 
-    def value(self, coefficients: Tensor, strength: Strength) -> Tensor:
+    def value(self, coefficients: Tensor, strength: DampingStrength) -> Tensor:
         """slope·c + ½ cᵀ(curvature + (λ+η) gram)c, 0-dim."""
         ...
 
     def minimiser(
         self,
-        strength: Strength,
+        strength: DampingStrength,
         fixed: Mapping[int, Any] | None = None,
         ridge: Tensor | None = None,
     ) -> Tensor:
@@ -216,7 +219,7 @@ class Space(Protocol):
     """What a momentum may build directions from."""
 
     gradient: Vec
-    strength: Strength
+    strength: DampingStrength
     predictions: int  # of the step's batch: its cases, times the positions of a categorical one
 
     def precondition(self, vector: Vec) -> Vec:
@@ -266,23 +269,25 @@ class Block(Protocol):
         """The moments it needs; see :class:`Moments` for the names."""
         ...
 
-    def factorise(self, moments: Moments, memo: Memo) -> tuple[Any, Memo]:
+    def factorise(self, moments: Moments, part_state: PartState) -> tuple[Any, PartState]:
         """The costly part, free of γ; must not keep references into ``moments``."""
         ...
 
-    def damped(self, factored: Any, memo: Memo, strength: Strength, previous: Any) -> BlockInverse:
+    def damped(
+        self, factored: Any, part_state: PartState, strength: DampingStrength, previous: Any
+    ) -> BlockInverse:
         """The inverse for one candidate; ``previous`` is the one in use, or None (warm start)."""
         ...
 
-    # Optional (``BlockTraits``): init() -> memo
-    #   observe(memo, rows, cotangents, weight) -> memo
+    # Optional (``BlockTraits``): init() -> part_state
+    #   observe(part_state, rows, cotangents, weight) -> part_state
     #       for what is not a second moment: rows [N, S, d_in], cotangents [C, N, S, d_out] (C is 1
     #       for sampled), weight = 1 − ε; runs on the statistics rows of a step
     #       observes=False says that this instance needs none: its rows are not kept
     #   fitted(d_out, d_in, limit, one_hot) -> Block
     #       what stands for the block in a layer with a side above ``limit``, or, where ``one_hot``,
     #       with an Ā that is diagonal: factors that take less memory; or itself
-    #   product(moments, memo, matrix) -> matrix
+    #   product(moments, part_state, matrix) -> matrix
     #       the undamped curvature times a matrix, which approximate_fisher needs
 
 
@@ -316,13 +321,17 @@ class Structure(Protocol):
         layers: Sequence[Layer],
         blocks: Sequence[Block],
         moments: MomentTable,
-        memos: Sequence[Memo],
-    ) -> tuple[Any, Sequence[Memo]]:
+        part_states: Sequence[PartState],
+    ) -> tuple[Any, Sequence[PartState]]:
         """What all candidates share; the result is saved with the run."""
         ...
 
     def damped(
-        self, factored: Any, memos: Sequence[Memo], strength: Strength, previous: Any
+        self,
+        factored: Any,
+        part_states: Sequence[PartState],
+        strength: DampingStrength,
+        previous: Any,
     ) -> Preconditioner:
         """The preconditioner for one candidate; saved with the run."""
         ...
@@ -350,7 +359,7 @@ class Model(Protocol):
 
     fraction: float
 
-    def restrict(self, evaluation: Evaluation, basis: Sequence[Vec]) -> Restriction:
+    def restrict(self, evaluation: Evaluation, basis: Sequence[Vec]) -> SubspaceModel:
         """M restricted to the span of ``basis``."""
         ...
 
@@ -363,25 +372,27 @@ class Model(Protocol):
 class Damping(Protocol):
     """choose and judge: λ and γ (section 6)."""
 
-    def init(self, problem: Any) -> tuple[Strength, Memo]:
+    def init(self, problem: Any) -> tuple[DampingStrength, PartState]:
         """The strengths at step 1; ``problem.l2`` is η."""
         ...
 
-    def candidates(self, strength: Strength, due: Due) -> tuple[Strength, ...]:
+    def candidates(self, strength: DampingStrength, due: Due) -> tuple[DampingStrength, ...]:
         """Strengths to try in this step; [0] is the current one, the others differ in γ alone, and
         only where ``due.gamma`` are there any. Device-only.
         """
         ...
 
-    def adapt(self, strength: Strength, memo: Memo, record: StepRecord) -> tuple[Strength, Memo]:
+    def adapt(
+        self, strength: DampingStrength, part_state: PartState, record: StepRecord
+    ) -> tuple[DampingStrength, PartState]:
         """Called when ``due.lam``, with ``record.rho`` set. Device-only."""
         ...
 
     # Optional (``DampingTraits``):
-    #   retry(strength, memo, record, tries) -> Strength | None
-    #       refresh steps only, after choose: a Strength means invert, propose and choose again
-    #       with it; may read through linalg.host; bounded by the engine
-    #   on_swap(strength) -> Strength
+    #   retry(strength, part_state, record, tries) -> DampingStrength | None
+    #       refresh steps only, after choose: a strength means invert, propose and choose again with
+    #       it; may read through linalg.host; bounded by the engine
+    #   on_swap(strength) -> DampingStrength
     #       at a swap to this damping, with λ and γ that are kept: γ may follow λ, λ stays
     # follows_rho: whether λ falls with ρ, to which the kit then holds it; None does not say
     # needs_rho=False where ``adapt`` goes by the step alone: then it is called with ρ = NaN, also
@@ -393,30 +404,31 @@ class Momentum(Protocol):
     """propose and choose: the basis of the step and its coefficients (sections 6.4 and 7)."""
 
     def basis(
-        self, space: Space, direction: Vec, previous: Vec | None, memo: Memo
+        self, space: Space, direction: Vec, previous: Vec | None, part_state: PartState
     ) -> tuple[Vec, ...]:
         """The vectors to combine; [0] is ``direction``; ``previous`` is δ0, None at first."""
         ...
 
-    def choose(self, restriction: Restriction, strength: Strength, step: int) -> Tensor:
+    def choose(self, restriction: SubspaceModel, strength: DampingStrength, step: int) -> Tensor:
         """The coefficients ``[k]``. Device-only."""
         ...
 
-    # Optional (``MomentumTraits``): init() -> memo; update(memo, coefficients, record) -> memo, at
-    #   commit. adapts=False where the coefficients are not the model's minimiser (ρ has no ground);
-    #   minimises=True where they always are: then the kit holds ``choose`` to it
+    # Optional (``MomentumTraits``): init() -> part_state; and at commit
+    #   update(part_state, coefficients, record) -> part_state. adapts=False where the coefficients
+    #   are not the model's minimiser (ρ has no ground); minimises=True where they always are: then
+    #   the kit holds ``choose`` to it
 
 
 @runtime_checkable
 class Schedule(Protocol):
     """When to do what (section 8)."""
 
-    def due(self, step: int, memo: Memo, signals: Signals) -> tuple[Due, Memo]:
+    def due(self, step: int, part_state: PartState, signals: Signals) -> tuple[Due, PartState]:
         """What step k = 1, 2, … has to do."""
         ...
 
-    # Optional (``ScheduleTraits``): init() -> memo; drift_period, every how many steps the engine
-    #   measures the factors' drift
+    # Optional (``ScheduleTraits``): init() -> part_state; drift_period, every how many steps the
+    #   engine measures the factors' drift
 
 
 @runtime_checkable
@@ -432,15 +444,15 @@ class Batch(Protocol):
 class Average(Protocol):
     """average: iterate averaging (section 13). θ is the list of the trained tensors."""
 
-    def init(self, theta: Sequence[Tensor]) -> Memo:
+    def init(self, theta: Sequence[Tensor]) -> PartState:
         """Before the first step."""
         ...
 
-    def update(self, memo: Memo, theta: Sequence[Tensor]) -> Memo:
+    def update(self, part_state: PartState, theta: Sequence[Tensor]) -> PartState:
         """After a step, with the θ it leads to."""
         ...
 
-    def read(self, memo: Memo) -> Sequence[Tensor] | None:
+    def read(self, part_state: PartState) -> Sequence[Tensor] | None:
         """θ̄, or None where there is none."""
         ...
 
@@ -451,7 +463,7 @@ class Collective(Protocol):
 
     The whole batch is the processes' shares in turn: of P processes, rank r has cases r, r + P, ….
     Means are taken of loss, gradient, moments, restriction, products with F, and of the floating
-    tensors of an observing block's memo. θ and the module's buffers are rank 0's at attach, the
+    tensors of an observing block's state. θ and the module's buffers are rank 0's at attach, the
     buffers after every step as well.
     """
 
@@ -498,3 +510,6 @@ class Stepper(Protocol):
     #   coverage() -> list of core.capture.CoverageRow
     #   swap(recipe, named): batch and average from the next step on
     # And with these: check(recipe), RecipeError where ``swap`` would refuse; it changes nothing
+
+
+Restriction = SubspaceModel  # its former name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -14,6 +14,7 @@ from kfac_lab.core.vector import Vec
 
 __all__ = [
     "Bound",
+    "DampingStrength",
     "Due",
     "Place",
     "Signals",
@@ -26,16 +27,19 @@ __all__ = [
 ]
 
 
-class Strength(NamedTuple):
+class DampingStrength(NamedTuple):
     """How strongly to damp: λ for the quadratic model, γ for the factors, η of the ℓ2 term.
 
     Strategies give floats or 0-dim tensors and may leave ``eta`` out; the engine makes 0-dim
-    float64 tensors on the device and sets ``eta`` in every Strength (sections 6.3 to 6).
+    float64 tensors on the device and sets ``eta`` in every DampingStrength (sections 6.3 to 6).
     """
 
     lam: Any  # λ
     gamma: Any  # γ
     eta: Any = None  # η
+
+
+Strength = DampingStrength  # its former name
 
 
 class Due(NamedTuple):
@@ -100,13 +104,23 @@ class StepRecord:
     due: Due = Due()
     coefficients: Any = None  # [k]
     candidates: tuple[tuple[Any, Any, Any], ...] = ()  # (λ, γ, M(δ) − M(0)) of each one tried
-    coupling: Any = 0.0  # 1 − ∏ε since the cross moments opened
-    void: Any = 0.0  # 1 where an accelerator's step was not committed
+    cross_weight: Any = 0.0  # 1 − ∏ε since the cross moments opened
+    skipped: Any = 0.0  # 1 where an accelerator's step was not committed
     kept_inverse: int = 0  # refreshes in a row whose inverse could not be built
     jitter: Mapping[str, float] = field(default_factory=dict)
     verbs: Mapping[str, float] = field(default_factory=dict)  # seconds per verb of this step
     lr: Any = float("nan")  # for methods with a learning rate
     taken_back: Any = 0.0  # 1 where the guard took the step before back
+
+    @property
+    def void(self) -> Any:
+        """``skipped`` by its former name."""
+        return self.skipped
+
+    @property
+    def coupling(self) -> Any:
+        """``cross_weight`` by its former name."""
+        return self.cross_weight
 
     def __repr__(self) -> str:
         """A line: the step and those of its numbers that there are."""
@@ -147,28 +161,34 @@ class State:
     exchanges them.
     """
 
+    #: fields by the names that older files have
+    RENAMED: ClassVar[Mapping[str, str]] = {
+        "memos": "part_states",
+        "block_memos": "block_states",
+        "coupling": "cross_weight",
+    }
+
     step: int = 0
     seconds: float = 0.0
-    strength: Strength = Strength(0.0, 0.0, 0.0)
+    strength: DampingStrength = DampingStrength(0.0, 0.0, 0.0)
     previous: Vec | None = None  # δ0
     # The curvature: moments, what the structure made of them, and the blocks' own memory.
     moments: Mapping[Any, Tensor] = field(default_factory=dict)  # {} before the first batch
     ages: Mapping[Any, int] = field(default_factory=dict)  # updates so far of what a swap opened
     # Updates of the moments so far; None in a state of old, whose every step made one.
     updates: int | None = None
-    coupling: Any = 1.0  # ∏ε since the cross moments opened
+    cross_weight: Any = 1.0  # ∏ε since the cross moments opened
     reference: Mapping[Any, Tensor] | None = None  # diagonal moments of the last refresh
     factored: Any = None
     inverse: Any = None
     level: Any = float("nan")  # of h of late, for the guard
-    former: Any = None  # the average's memo before the last step, where there is a guard
+    former: Any = None  # the average's part_state before the last step, where there is a guard
     kept_inverse: int = 0  # refreshes in a row that fell back on the last good inverse
     forced: bool = True  # the next step must build an inverse
-    block_memos: tuple[Any, ...] = ()
-    block_ages: tuple[int | None, ...] = ()  # updates of a memo that a swap opened, else None
-    memos: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # of damping, momentum, schedule, average
+    block_states: tuple[Any, ...] = ()
+    block_ages: tuple[int | None, ...] = ()  # updates of a part_state that a swap opened, else None
+    # Of damping, momentum, schedule and average.
+    part_states: Mapping[str, Any] = field(default_factory=dict)
     # Flags of steps on an accelerator that nobody has looked at yet; read before a save.
     pending: tuple[tuple[int, Tensor], ...] = ()
     bound: Bound | None = None

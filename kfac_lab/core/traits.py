@@ -108,10 +108,12 @@ class EstimatorTraits(RowsTraits):
 class BlockTraits(Traits):
     """Of a block."""
 
-    init: Method | None = _method()  # () -> its first memo
-    observe: Method | None = _method()  # (memo, rows, cotangents, weight) -> memo
+    init: Method | None = _method()  # () -> its first part_state
+    observe: Method | None = _method()  # (part_state, rows, cotangents, weight) -> part_state
     observes: bool = _flag(True, OWN, old="observes")  # False: this instance needs no ``observe``
-    product: Method | None = _method()  # (moments, memo, matrix) -> undamped curvature · matrix
+    product: Method | None = (
+        _method()
+    )  # (moments, part_state, matrix) -> undamped curvature · matrix
     with_diagonal_g: Method | None = _method(OWN)  # () -> the same block for a G that is diagonal
     # (d_out, d_in, limit, one_hot) -> the block for a layer with sides above ``limit``
     fitted: Method | None = _method(OWN)
@@ -175,8 +177,12 @@ class DampingTraits(Traits):
     # h that rises by this factor takes the last step back; 0: never. (strength) -> a larger one.
     guard: float = _attribute(0.0)
     back: Method | None = _method()
-    retry: Method | None = _method()  # (strength, memo, record, tries) -> Strength or None
-    on_swap: Method | None = _method()  # (strength) -> Strength, with a λ and γ that are kept
+    retry: Method | None = (
+        _method()
+    )  # (strength, part_state, record, tries) -> DampingStrength or None
+    on_swap: Method | None = (
+        _method()
+    )  # (strength) -> DampingStrength, with a λ and γ that are kept
 
 
 @dataclass(frozen=True)
@@ -185,8 +191,8 @@ class MomentumTraits(Traits):
 
     adapts: bool = _flag(True, BOUND, old="adapts")  # False: the coefficients are not the model's
     minimises: bool = _flag(False, OWN, old="minimises")  # they are its minimiser, always
-    init: Method | None = _method()  # () -> its first memo
-    update: Method | None = _method()  # (memo, coefficients, record) -> memo, at commit
+    init: Method | None = _method()  # () -> its first part_state
+    update: Method | None = _method()  # (part_state, coefficients, record) -> part_state, at commit
 
 
 @dataclass(frozen=True)
@@ -195,7 +201,7 @@ class ScheduleTraits(Traits):
 
     # Every how many steps it wants to know how far the diagonal moments have moved.
     drift_period: int | None = _flag(None, BOUND, old="check")
-    init: Method | None = _method()  # () -> its first memo
+    init: Method | None = _method()  # () -> its first part_state
 
 
 @dataclass(frozen=True)
@@ -408,7 +414,7 @@ def forwarded(inner: Any, kind: type[T], **own: Any) -> T:
     """The traits of a part that wraps ``inner`` and differs from it by ``own``.
 
     What the inner part needs, what it cannot give and the methods that it has are the wrapper's
-    too: ``retry`` of a wrapped damping is called with the wrapper's memo, which is the inner one's.
+    too: ``retry`` of a wrapped damping is called with the wrapper's state, the inner one's.
     What a part promises about itself alone (``exact``, ``minimises``, how many ``rows``) is not.
     """
     found = traits(inner, kind)

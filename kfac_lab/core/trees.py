@@ -1,7 +1,7 @@
 """Nested values with tensors in them: walked, changed, copied, measured, gated, encoded.
 
 A tree is made of dicts, lists, tuples, NamedTuples, frozensets, dataclasses, Vecs, tensors and
-plain numbers, texts and None. The State of a run is one, and so are a part's memos. Whoever saves,
+plain numbers, texts and None. The State of a run is one, and so is a part's own. Whoever saves,
 forks, moves or compares one does it by these functions.
 """
 
@@ -199,7 +199,8 @@ def _decoded(tree: Any) -> Any:
     cls = _find(kind)
     if isinstance(items, list):
         return cls(*(_decoded(v) for v in items))
-    return cls(**{k: _decoded(v) for k, v in items.items()})
+    renamed = vars(cls).get("RENAMED", {})
+    return cls(**{renamed.get(k, k): _decoded(v) for k, v in items.items()})
 
 
 def _name(cls: type) -> str:

@@ -4,7 +4,7 @@
     engine      what is held between steps, and what can be done with it
     parts       who plays which slot, checked against the network
     boundary    what is due, drift, reads, warnings
-    statistics  observe: moments and the blocks' memos
+    statistics  observe: moments and the blocks' part_states
     proposal    invert, propose, model, choose: candidates, the ladder, retries
     commit      move, average: one exchange of what is held
     swap        other parts at a step boundary

@@ -65,7 +65,7 @@ class Warnings:
 
 
 def due_at(engine: Engine, k: int) -> tuple[Due, Mapping[str, Any]]:
-    """What step k has to do, and the schedule's new memo.
+    """What step k has to do, and the schedule's new part_state.
 
     A step without an inverse to use builds one; γ and λ are not searched where nothing says which
     is better; new factors and several γ imply an inverse.
@@ -75,7 +75,7 @@ def due_at(engine: Engine, k: int) -> tuple[Due, Mapping[str, Any]]:
     if period is not None and k % period == 0 and engine.state_.reference is not None:
         (drift,) = engine.read([drift_of(engine.state_)])
     state = engine.state_
-    due, memo = parts["schedule"].due(k, state.memos["schedule"], Signals(drift))
+    due, part_state = parts["schedule"].due(k, state.part_states["schedule"], Signals(drift))
     due = Due(*(bool(flag) for flag in due))
     if not parts.rho_counts and parts.needs_rho:
         # A rule that does not say whether it follows ρ may: better one warning too many.
@@ -88,7 +88,7 @@ def due_at(engine: Engine, k: int) -> tuple[Due, Mapping[str, Any]]:
         due = due._replace(factors=True, inverse=True)
     if due.factors or due.gamma:
         due = due._replace(inverse=True)
-    return due, memo or {}
+    return due, part_state or {}
 
 
 def drift_of(state: State) -> Tensor:

@@ -29,14 +29,14 @@ def next_state(
     engine: Engine,
     statistics: Statistics,
     outcome: Outcome,
-    memos: Mapping[str, Any],
+    part_states: Mapping[str, Any],
     **new: Any,
 ) -> State:
     """The state after a step: what it has gathered and chosen, and ``new`` fields besides."""
-    state, ledger = engine.state_, statistics.ledger
+    state, store = engine.state_, statistics.store
     ages = state.block_ages
     if statistics.fresh:
-        ledger = ledger.exchanged()
+        store = store.exchanged()
         ages = tuple(None if age is None else age + 1 for age in ages)
     return replace(
         state,
@@ -44,13 +44,13 @@ def next_state(
         factored=outcome.factored,
         inverse=outcome.chosen.preconditioner,
         kept_inverse=outcome.kept,
-        block_memos=outcome.block_memos,
+        block_states=outcome.block_states,
         block_ages=ages,
-        memos={**state.memos, **memos},
-        moments=ledger.current,
-        ages=ledger.young,
+        part_states={**state.part_states, **part_states},
+        moments=store.current,
+        ages=store.ages,
         updates=updates_of(state) + statistics.fresh,
-        coupling=state.coupling * statistics.epsilon,
+        cross_weight=state.cross_weight * statistics.epsilon,
         forced=False,
         **new,
     )
@@ -60,7 +60,7 @@ def ok_of(outcome: Outcome, loss: Tensor, statistics: Statistics) -> Tensor:
     """Whether all of a step's numbers are finite, 0-dim."""
     scalars = [loss, *outcome.chosen.scalars()]
     if statistics.fresh:
-        scalars.append(statistics.ledger.traces())
+        scalars.append(statistics.store.traces())
     return all_finite(scalars)
 
 
@@ -84,7 +84,7 @@ def settled(
     Raises:
         NumericalError: something was not finite; nothing has changed.
     """
-    state, ledger = engine.state_, statistics.ledger
+    state, store = engine.state_, statistics.store
     own = dict(engine.problem.model.named_buffers()) if buffers else {}
     into = [*(engine._theta if trial else []), *own.values()]
     back = None if verdict is None else verdict.back
@@ -99,16 +99,24 @@ def settled(
         if any(exploded) and verdict is not None and verdict.strength is None:
             engine.warnings.unguarded(record.step)
         elif any(exploded):  # nothing that the step has seen is kept, and the next one inverts anew
-            kept = ("moments", "ages", "block_ages", "factored", "inverse", "coupling", "updates")
+            kept = (
+                "moments",
+                "ages",
+                "block_ages",
+                "factored",
+                "inverse",
+                "cross_weight",
+                "updates",
+            )
             new = replace(new, forced=True, **{name: getattr(state, name) for name in kept})
     else:
         values = gated(ok, values, into)
         new = replace(gated_state(ok, new, state), pending=(*state.pending, (new.step, ok)))
         if statistics.fresh:
             gate = ok if back is None else ok & ~back
-            for key, value in ledger.spare.items():
-                torch.where(gate, value, ledger.current[key], out=value)
-        record = replace(record, void=(~ok).to(torch.float64))
+            for key, value in store.spare.items():
+                torch.where(gate, value, store.current[key], out=value)
+        record = replace(record, skipped=(~ok).to(torch.float64))
     if record.due.factors:
         new = replace(new, reference=reference_of(engine.parts, statistics.moments))
     with clock("move"):

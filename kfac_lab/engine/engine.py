@@ -12,15 +12,15 @@ from torch import Tensor
 from kfac_lab.core import checkpoint, linalg
 from kfac_lab.core.capture import CoverageRow, Network
 from kfac_lab.core.clock import Clock
-from kfac_lab.core.moments import Layout, Ledger
+from kfac_lab.core.moments import Layout, MomentStore
 from kfac_lab.core.passes import Passes, Seen, Unseen
 from kfac_lab.core.problem import Drawn, Problem
-from kfac_lab.core.state import Bound, Place, Signals, State, StepRecord, Strength
+from kfac_lab.core.state import Bound, DampingStrength, Place, Signals, State, StepRecord
 from kfac_lab.core.vector import Vec
 from kfac_lab.core.watch import Watch
 from kfac_lab.engine import boundary, rebind, step, swap
 from kfac_lab.engine.coverage import coverage_of
-from kfac_lab.engine.parts import Parts, fresh_memo, number, parts_of, strength_of
+from kfac_lab.engine.parts import Parts, fresh_state, number, parts_of, strength_of
 from kfac_lab.errors import CheckpointError, RecipeError
 
 __all__ = ["Engine", "Held", "attach"]
@@ -107,18 +107,18 @@ class Engine:
         if parts.processes > 1:  # every process starts where the first one does
             buffers = problem.model.buffers()
             parts["collective"].broadcast_([*theta, *(b.detach() for b in buffers)], 0)
-        strength, memo = parts["damping"].init(problem)
+        strength, part_state = parts["damping"].init(problem)
         state = State(
             strength=self._strength(strength),
             updates=0,
-            coupling=number(1.0, self.device),
+            cross_weight=number(1.0, self.device),
             level=number(float("nan"), self.device),
-            memos={
-                "damping": memo or {},
-                **{slot: fresh_memo(parts.declares(slot)) for slot in ("momentum", "schedule")},
+            part_states={
+                "damping": part_state or {},
+                **{slot: fresh_state(parts.declares(slot)) for slot in ("momentum", "schedule")},
                 "average": parts["average"].init(theta),
             },
-            block_memos=tuple(map(fresh_memo, parts.block_traits)),
+            block_states=tuple(map(fresh_state, parts.block_traits)),
             block_ages=(None,) * len(parts.blocks),
         )
         self.held = Held(parts, state, seed, lr)
@@ -165,16 +165,16 @@ class Engine:
         return self.held.record
 
     @property
-    def ledger(self) -> Ledger | None:
+    def store(self) -> MomentStore | None:
         """The moments; None before the first batch."""
         layout, state = self.held.layout, self.held.state
-        return None if layout is None else Ledger(layout, state.moments, state.ages)
+        return None if layout is None else MomentStore(layout, state.moments, state.ages)
 
     @property
     def _theta(self) -> list[Tensor]:
         return [t.detach() for t in self.network.tensors]
 
-    def _strength(self, strength: Strength) -> Strength:
+    def _strength(self, strength: DampingStrength) -> DampingStrength:
         return strength_of(strength, self.problem.l2, self.device)
 
     # --- before the first step, and between two -------------------------------------------------
@@ -188,7 +188,7 @@ class Engine:
         return parts_of(recipe, self.problem, self.network, self.passes)
 
     def bind(self, inputs: Tensor, targets: Tensor) -> None:
-        """Finds firing order, chains and the tangent path on some cases; opens the ledger.
+        """Finds firing order, chains and the tangent path on some cases; opens the store.
 
         Layers whose rows do not see every use of them go to the fallback, where there is one.
         """
@@ -203,10 +203,10 @@ class Engine:
         layout, state = self.held.layout, replace(self.held.state, bound=bound)
         if layout is None:
             layout = self.layout_of(self.parts, bound)
-            ledger = layout.opened()
+            store = layout.opened()
             if self._former is not None:
-                ledger = rebind.inherited(layout, self.network, self._former)
-            state = replace(state, moments=ledger.current, ages=ledger.young)
+                store = rebind.inherited(layout, self.network, self._former)
+            state = replace(state, moments=store.current, ages=store.ages)
         self.held = replace(self.held, layout=layout, state=state)
 
     def unchanged(self) -> None:
@@ -294,13 +294,15 @@ class Engine:
     def observes_next(self) -> bool:
         """Whether the next step will ask for statistics."""
         state = self.state_
-        due, _ = self.parts["schedule"].due(state.step + 1, state.memos["schedule"], Signals())
+        due, _ = self.parts["schedule"].due(
+            state.step + 1, state.part_states["schedule"], Signals()
+        )
         return bool(due.stats)
 
     def skip(self, batch: int) -> None:
         """Goes on to the next k without a step: of a batch of so many cases that is left out."""
         state = replace(self.state_, step=self.state_.step + 1)
-        record = StepRecord(step=state.step, seconds=state.seconds, batch=batch, void=1.0)
+        record = StepRecord(step=state.step, seconds=state.seconds, batch=batch, skipped=1.0)
         self.held = replace(self.held, state=state, record=record)
 
     def precondition(
@@ -322,11 +324,11 @@ class Engine:
     # --- saving ---------------------------------------------------------------------------------
 
     def state(self, *, parameters: bool = True) -> dict[str, Any]:
-        """Everything needed to go on bit for bit: θ, buffers, moments, inverses, memos, counts.
+        """Everything needed to go on bit for bit: θ, buffers, moments, inverses, states, counts.
 
         Without ``parameters`` θ and the buffers are left out, for whoever keeps them elsewhere.
         """
-        if self._former is not None and self.ledger is None:
+        if self._former is not None and self.store is None:
             raise CheckpointError(
                 "after rebind() the moments wait for the first batch: make a step before saving"
             )
@@ -350,7 +352,9 @@ class Engine:
 
     def average(self) -> Sequence[Tensor] | None:
         """θ̄, in the order of ``network.names``; None where there is none."""
-        read: Sequence[Tensor] | None = self.parts["average"].read(self.state_.memos["average"])
+        read: Sequence[Tensor] | None = self.parts["average"].read(
+            self.state_.part_states["average"]
+        )
         return read
 
     @property

@@ -3,7 +3,7 @@
 h(θ) of a step tells what the step before has done; it is at hand, so looking costs no pass. The
 damping says by which factor h may rise above its recent level (``guard``; 0 is never). Where it
 rises more, this step goes back to where the last one came from, δ = −δ0, with a larger λ and
-without momentum; statistics, memos, buffers and average stay what they were before. Where h is
+without momentum; statistics, parts' states, buffers and average stay what they were. Where h is
 still up after that, the data have changed and not the step: that is the new level. A level that
 is not above 0 says nothing. Nothing is read by the host for it.
 """
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from kfac_lab.core import trees
-from kfac_lab.core.state import State, StepRecord, Strength
+from kfac_lab.core.state import DampingStrength, State, StepRecord
 from kfac_lab.core.vector import Vec
 
 __all__ = ["Verdict", "level_after", "taken_back", "verdict"]
@@ -32,7 +32,7 @@ class Verdict:
     """Whether h has exploded, 0-dim; the strength to go on with, or None where nobody acts."""
 
     exploded: Tensor
-    strength: Strength | None
+    strength: DampingStrength | None
 
     @property
     def back(self) -> Tensor | None:
@@ -71,14 +71,16 @@ def taken_back(
     back, previous = seen.exploded, state.previous
     assert previous is not None and seen.strength is not None
     nothing = Vec([torch.zeros_like(m) for m in delta])
-    memos = {slot: memo for slot, memo in state.memos.items() if slot != "schedule"}
+    part_states = {
+        slot: part_state for slot, part_state in state.part_states.items() if slot != "schedule"
+    }
     if state.former is not None:  # θ̄ has the step in it that is taken back
-        memos["average"] = state.former
+        part_states["average"] = state.former
     old: dict[str, Any] = {
         "strength": seen.strength,
         "previous": nothing,
-        "block_memos": state.block_memos,
-        "memos": memos,
+        "block_states": state.block_states,
+        "part_states": part_states,
     }
     own: Mapping[str, Any] = {name: getattr(new, name) for name in old}
     chosen = trees.where(~back, own, old)

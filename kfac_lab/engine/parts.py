@@ -14,7 +14,7 @@ from kfac_lab.core.layers import Tensors
 from kfac_lab.core.limits import dense_limit
 from kfac_lab.core.passes import Passes
 from kfac_lab.core.problem import Problem
-from kfac_lab.core.state import Strength
+from kfac_lab.core.state import DampingStrength
 from kfac_lab.core.traits import (
     SLOT_TRAITS,
     BlockTraits,
@@ -25,7 +25,7 @@ from kfac_lab.core.traits import (
 )
 from kfac_lab.errors import RecipeError
 
-__all__ = ["SLOTS", "Parts", "fresh_memo", "number", "parts_of", "strength_of"]
+__all__ = ["SLOTS", "Parts", "fresh_state", "number", "parts_of", "strength_of"]
 
 SLOTS = tuple(slot for slot in SLOT_TRAITS if slot != "method")
 
@@ -87,8 +87,8 @@ class Parts(Mapping[str, Any]):
         return int(self.declares("collective").size)
 
 
-def fresh_memo(declared: Any) -> Mapping[str, Any]:
-    """A part's memo as it starts, by its traits: what ``init()`` returns, {} without one."""
+def fresh_state(declared: Any) -> Mapping[str, Any]:
+    """A part's part_state as it starts, by its traits: what ``init()`` returns, {} without one."""
     return {} if declared.init is None else declared.init() or {}
 
 
@@ -129,7 +129,7 @@ def parts_of(recipe: Any, problem: Problem, network: Network, passes: Passes) ->
             raise RecipeError(
                 f"model={type(parts['model']).__name__} needs the blocks' undamped product, "
                 f"which {', '.join(sorted(lacking))} does not have: give it product(moments, "
-                "memo, matrix), or use model='exact_fisher'"
+                "part_state, matrix), or use model='exact_fisher'"
             )
     if parts.declares("structure").by_case:
         if problem.l2:
@@ -176,7 +176,7 @@ def number(value: Any, device: torch.device) -> Tensor:
     return torch.full((), value, dtype=torch.float64, device=device)
 
 
-def strength_of(strength: Strength, eta: float, device: torch.device) -> Strength:
+def strength_of(strength: DampingStrength, eta: float, device: torch.device) -> DampingStrength:
     """A part's strength as 0-dim float64 tensors on the device, with η."""
     lam, gamma = number(strength.lam, device), number(strength.gamma, device)
-    return Strength(lam, gamma, number(eta, device))
+    return DampingStrength(lam, gamma, number(eta, device))

@@ -22,7 +22,7 @@ from kfac_lab.core.clock import Clock
 from kfac_lab.core.moments import Table
 from kfac_lab.core.passes import Evaluated
 from kfac_lab.core.protocols import Layer
-from kfac_lab.core.state import Due, State, Strength
+from kfac_lab.core.state import DampingStrength, Due, State
 from kfac_lab.core.traits import PreconditionerTraits, traits
 from kfac_lab.core.vector import Vec
 from kfac_lab.engine.parts import Parts
@@ -40,7 +40,7 @@ class Space:
 
     evaluated: Evaluated
     preconditioner: Any
-    strength: Strength
+    strength: DampingStrength
     collective: Any
 
     @property
@@ -75,7 +75,7 @@ class Candidate:
     it: candidates are compared, and λ is steered, by what the strength has to offer.
     """
 
-    strength: Strength
+    strength: DampingStrength
     preconditioner: Any
     basis: tuple[Vec, ...]
     coefficients: Tensor
@@ -94,7 +94,7 @@ class Candidate:
 class Trial(Protocol):
     """Makes a candidate of a strength and its preconditioner."""
 
-    def __call__(self, strength: Strength, preconditioner: Any) -> Candidate:
+    def __call__(self, strength: DampingStrength, preconditioner: Any) -> Candidate:
         """The candidate."""
         ...
 
@@ -106,7 +106,7 @@ class Outcome:
     chosen: Candidate
     tried: list[Candidate]
     factored: Any
-    block_memos: tuple[Any, ...]
+    block_states: tuple[Any, ...]
     kept: int
     jitter: dict[str, float]
 
@@ -116,7 +116,7 @@ def modelled(
 ) -> Trial:
     """How a step of the whole algorithm makes a candidate: propose, model, choose."""
 
-    def trial(strength: Strength, preconditioner: Any) -> Candidate:
+    def trial(strength: DampingStrength, preconditioner: Any) -> Candidate:
         momentum = parts["momentum"]
         with clock("propose"):
             by_cases = traits(preconditioner, PreconditionerTraits).apply_cases
@@ -125,8 +125,8 @@ def modelled(
             else:
                 direction = -preconditioner.apply(evaluated.gradient)
             space = Space(evaluated, preconditioner, strength, parts["collective"])
-            memo = state.memos["momentum"]
-            basis = tuple(momentum.basis(space, direction, state.previous, memo))
+            part_state = state.part_states["momentum"]
+            basis = tuple(momentum.basis(space, direction, state.previous, part_state))
         with clock("model"):
             restriction = parts["model"].restrict(evaluated, basis)
             if parts.processes > 1:
@@ -155,7 +155,7 @@ def modelled(
 def preconditioned(gradient: Vec, clock: Clock) -> Trial:
     """How a gradient of somebody else's becomes a candidate: P∇h, with nothing to judge it by."""
 
-    def trial(strength: Strength, preconditioner: Any) -> Candidate:
+    def trial(strength: DampingStrength, preconditioner: Any) -> Candidate:
         with clock("propose"):
             direction = -preconditioner.apply(gradient)
             slope = gradient.dot(direction).reshape(1)
@@ -188,12 +188,12 @@ class Search:
     loss: Tensor
     increments: Sequence[Tensor]
     trial: Trial
-    strength: Callable[[Strength], Strength]
+    strength: Callable[[DampingStrength], DampingStrength]
     read: Callable[[Sequence[Tensor]], list[float]]
     draft: Callable[[Candidate, Sequence[Candidate]], Any]
     clock: Clock
 
-    def outcome(self, block_memos: tuple[Any, ...]) -> Outcome:
+    def outcome(self, block_states: tuple[Any, ...]) -> Outcome:
         """Tries the strengths that the damping names, and what a retry asks for.
 
         An exception at any line, an interrupt say, leaves no attempt open and no label behind:
@@ -202,44 +202,44 @@ class Search:
         Raises:
             NumericalError: the batch is not finite, or no inverse could be built.
         """
-        return copy_context().run(self._outcome, block_memos)
+        return copy_context().run(self._outcome, block_states)
 
-    def _outcome(self, block_memos: tuple[Any, ...]) -> Outcome:
+    def _outcome(self, block_states: tuple[Any, ...]) -> Outcome:
         state = self.state
         named = self.parts["damping"].candidates(state.strength, self.due)
         strengths = tuple(map(self.strength, named if self.parts.rho_counts else named[:1]))
         if not self.due.inverse:
             trials = [self.trial(s, state.inverse) for s in strengths[:1]]
             kept = state.kept_inverse
-            return Outcome(trials[0], trials, state.factored, block_memos, kept, {})
+            return Outcome(trials[0], trials, state.factored, block_states, kept, {})
         tried: list[Candidate] = []
-        factored, memos = None if self.due.factors else state.factored, block_memos
+        factored, part_states = None if self.due.factors else state.factored, block_states
         jitter: dict[str, float] = {}
         tries = 0
         while True:
-            refreshed = self._refreshed(strengths, factored, memos)
+            refreshed = self._refreshed(strengths, factored, part_states)
             if refreshed is None:
-                return self._kept(block_memos)
-            chosen, trials, factored, memos, added = refreshed
+                return self._kept(block_states)
+            chosen, trials, factored, part_states, added = refreshed
             tried += trials
             jitter.update(added)
             again = None
             retry = self.parts.declares("damping").retry
             if retry is not None and self.parts.rho_counts and tries < RETRIES:
                 draft = self.draft(chosen, tried)
-                again = retry(chosen.strength, state.memos["damping"], draft, tries)
+                again = retry(chosen.strength, state.part_states["damping"], draft, tries)
             if again is None:
-                return Outcome(chosen, tried, factored, memos, 0, jitter)
+                return Outcome(chosen, tried, factored, part_states, 0, jitter)
             tries += 1
             strengths = (self.strength(again),)
 
     def _refreshed(
-        self, strengths: Sequence[Strength], factored: Any, memos: tuple[Any, ...]
+        self, strengths: Sequence[DampingStrength], factored: Any, part_states: tuple[Any, ...]
     ) -> tuple[Candidate, list[Candidate], Any, tuple[Any, ...], Mapping[str, float]] | None:
         """The best of the candidates by new inverses; None where the ladder has come to its end."""
         attempt: linalg.Attempt | None = linalg.Attempt()
         while attempt is not None:
-            made, own = factored, memos
+            made, own = factored, part_states
             with attempt:
                 if made is None:
                     with self.clock("invert"):
@@ -273,7 +273,7 @@ class Search:
             attempt = attempt.escalate(failed)
         return None
 
-    def _kept(self, block_memos: tuple[Any, ...]) -> Outcome:
+    def _kept(self, block_states: tuple[Any, ...]) -> Outcome:
         """No inverse could be built: the last good one serves, for a bounded number of times."""
         state = self.state
         attempt, failed = self._ended
@@ -283,10 +283,10 @@ class Search:
                 raise not_finite(self.k, self.loss, state.strength)
             raise attempt.error(failed, lam, gamma)
         trial = self.trial(state.strength, state.inverse)
-        return Outcome(trial, [trial], state.factored, block_memos, state.kept_inverse + 1, {})
+        return Outcome(trial, [trial], state.factored, block_states, state.kept_inverse + 1, {})
 
 
-def not_finite(k: int, loss: Tensor, strength: Strength) -> NumericalError:
+def not_finite(k: int, loss: Tensor, strength: DampingStrength) -> NumericalError:
     """What is said where the numbers of a step broke down before its commit."""
     values = linalg.host([loss, strength.lam, strength.gamma])
     where = (

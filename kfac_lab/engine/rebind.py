@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from kfac_lab.core.capture import Network
-from kfac_lab.core.moments import Layout, Ledger
+from kfac_lab.core.moments import Layout, MomentStore
 
 if TYPE_CHECKING:
     from kfac_lab.engine.engine import Engine
@@ -34,19 +34,19 @@ def rebound(engine: Engine) -> None:
         CoverageError, RecipeError: the model cannot be taken; nothing has changed then.
     """
     held, network = engine.held, engine.network
-    before, former = dict(vars(engine)), _former(network, engine.ledger) or engine._former
+    before, former = dict(vars(engine)), _former(network, engine.store) or engine._former
     try:
         engine._open(engine.recipe, engine.seed, engine.lr)
         old = {use.parameters: i for i, use in enumerate(network.uses)}
-        memos, ages = list(engine.state_.block_memos), list(engine.state_.block_ages)
+        part_states, ages = list(engine.state_.block_states), list(engine.state_.block_ages)
         for i, use in enumerate(engine.network.uses):
             j = old.get(use.parameters)
             if j is not None and type(held.parts.blocks[j]) is type(engine.blocks[i]):
-                memos[i], ages[i] = held.state.block_memos[j], held.state.block_ages[j]
+                part_states[i], ages[i] = held.state.block_states[j], held.state.block_ages[j]
             elif held.state.step:
                 ages[i] = 0
         fresh = engine.state_
-        kept = {slot: held.state.memos[slot] for slot in ("damping", "schedule")}
+        kept = {slot: held.state.part_states[slot] for slot in ("damping", "schedule")}
         state = replace(
             fresh,
             step=held.state.step,
@@ -54,8 +54,8 @@ def rebound(engine: Engine) -> None:
             updates=held.state.updates,
             strength=held.state.strength,
             pending=held.state.pending,
-            memos={**fresh.memos, **kept},
-            block_memos=tuple(memos),
+            part_states={**fresh.part_states, **kept},
+            block_states=tuple(part_states),
             block_ages=tuple(ages),
         )
         engine.held = replace(engine.held, state=state, record=held.record)
@@ -65,8 +65,8 @@ def rebound(engine: Engine) -> None:
         raise
 
 
-def _former(network: Network, ledger: Ledger | None) -> Former | None:
-    if ledger is None:
+def _former(network: Network, store: MomentStore | None) -> Former | None:
+    if store is None:
         return None
 
     def named(values: Mapping[Any, Any]) -> dict[tuple[str, tuple[str, ...]], Any]:
@@ -76,11 +76,11 @@ def _former(network: Network, ledger: Ledger | None) -> Former | None:
             if i == j
         }
 
-    return Former(named(ledger.current), named(ledger.young))
+    return Former(named(store.current), named(store.ages))
 
 
-def inherited(layout: Layout, network: Network, former: Former) -> Ledger:
-    """A ledger with the moments of the layers that were there before; the others open at zero."""
+def inherited(layout: Layout, network: Network, former: Former) -> MomentStore:
+    """A store with the moments of the layers that were there before; the others open at zero."""
     opened = layout.opened()
     ages: dict[Any, int] = {}
     for key in opened.keys:

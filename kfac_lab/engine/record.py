@@ -27,7 +27,7 @@ def record_of(
 ) -> StepRecord:
     """The record of step k; without ``evaluated`` h and what comes of it are not known."""
     c = chosen.coefficients
-    cross = gathered is not None and bool(gathered.ledger.links)
+    cross = gathered is not None and bool(gathered.store.links)
     nothing = float("nan")
     return StepRecord(
         step=k,
@@ -45,7 +45,9 @@ def record_of(
         due=due,
         coefficients=c,
         candidates=tuple((t.strength.lam, t.strength.gamma, t.promise) for t in outcome.tried),
-        coupling=1.0 - engine.state_.coupling * gathered.epsilon if gathered and cross else 0.0,
+        cross_weight=1.0 - engine.state_.cross_weight * gathered.epsilon
+        if gathered and cross
+        else 0.0,
         kept_inverse=outcome.kept,
         jitter=outcome.jitter,
     )

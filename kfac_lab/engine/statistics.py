@@ -1,4 +1,4 @@
-"""observe: the step's second moments onto the ledger's spare side, and the blocks' own memos."""
+"""observe: the step's second moments onto the store's spare side, and the blocks' states."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from kfac_lab.core.moments import Accumulation, Ledger, Table
+from kfac_lab.core.moments import Accumulation, MomentStore, Table
 from kfac_lab.core.passes import Observed
 from kfac_lab.core.state import Due, State
 from kfac_lab.core.vector import Vec
@@ -21,7 +21,7 @@ __all__ = ["Statistics", "approximate", "begun", "digested", "updates_of"]
 class Statistics:
     """The moments as this step sees them, and what it has gathered into them so far."""
 
-    ledger: Ledger
+    store: MomentStore
     fresh: bool  # whether the step updates them
     epsilon: float  # ε; 1 where it does not
     rows: int  # |S1|
@@ -30,12 +30,12 @@ class Statistics:
     @property
     def table(self) -> Table:
         """The moments of all layers and links."""
-        return self.ledger.table(spare=self.fresh)
+        return self.store.table(spare=self.fresh)
 
     @property
     def moments(self) -> Mapping[Any, Tensor]:
         """The side they are on."""
-        return self.ledger.spare if self.fresh else self.ledger.current
+        return self.store.spare if self.fresh else self.store.current
 
 
 def updates_of(state: State) -> int:
@@ -43,64 +43,67 @@ def updates_of(state: State) -> int:
     return state.step if state.updates is None else state.updates
 
 
-def begun(parts: Parts, ledger: Ledger, due: Due, state: State, rows: int) -> Statistics:
+def begun(parts: Parts, store: MomentStore, due: Due, state: State, rows: int) -> Statistics:
     """Starts ε·moments + (1−ε)·(mean over ``rows`` cases), where statistics are due (section 5).
 
     ε is that of the update, not of the step: a schedule may leave statistics out.
     """
     if not due.stats:
-        return Statistics(ledger, False, 1.0, rows, None)
+        return Statistics(store, False, 1.0, rows, None)
     epsilon = float(parts["estimator"].decay(updates_of(state) + 1))
-    return Statistics(ledger, True, epsilon, rows, ledger.accumulate(epsilon, rows))
+    return Statistics(store, True, epsilon, rows, store.accumulate(epsilon, rows))
 
 
 def digested(
     parts: Parts, state: State, statistics: Statistics, observed: Observed | None
 ) -> tuple[Any, ...]:
-    """Ends the accumulation, takes means over processes; returns the blocks' new memos."""
+    """Ends the accumulation, takes means over processes; returns the blocks' new part_states."""
     if statistics.accumulation is None:
-        return state.block_memos
+        return state.block_states
     spare = statistics.accumulation.finish()
     if parts.processes > 1:
         parts["collective"].mean_(spare)
     if observed is None:
-        return state.block_memos
+        return state.block_states
     weight = 1.0 - statistics.epsilon
-    memos = list(state.block_memos)
+    part_states = list(state.block_states)
     for i, (block, own) in enumerate(zip(parts.blocks, parts.block_traits, strict=True)):
         rows, cotangents = observed.rows[i], observed.cotangents[i]
         if own.observes and rows is not None and cotangents is not None:
             age = state.block_ages[i]  # a running mean at first, like a moment that a swap opens
             new = weight if age is None else max(weight, 1.0 / (age + 1))
-            memos[i] = block.observe(memos[i], rows, cotangents, new)
-    return tuple(_agreed(parts, state, memos) if parts.processes > 1 else memos)
+            part_states[i] = block.observe(part_states[i], rows, cotangents, new)
+    return tuple(_agreed(parts, state, part_states) if parts.processes > 1 else part_states)
 
 
 def _agreed(
-    parts: Parts, state: State, memos: Sequence[Mapping[str, Any]]
+    parts: Parts, state: State, part_states: Sequence[Mapping[str, Any]]
 ) -> list[Mapping[str, Any]]:
-    """Memos of the blocks with what ``observe`` made new in them as means over processes."""
+    """The blocks' states with what ``observe`` made new in them as means over processes."""
     fresh = [
         {
             key: value.clone()
             for key, value in new.items()
             if isinstance(value, Tensor) and value.is_floating_point() and value is not old.get(key)
         }
-        for old, new in zip(state.block_memos, memos, strict=True)
+        for old, new in zip(state.block_states, part_states, strict=True)
     ]
-    means = [value for memo in fresh for value in memo.values()]
+    means = [value for part_state in fresh for value in part_state.values()]
     if means:
         parts["collective"].mean_(means)
-    return [{**memo, **new} if new else memo for memo, new in zip(memos, fresh, strict=True)]
+    return [
+        {**part_state, **new} if new else part_state
+        for part_state, new in zip(part_states, fresh, strict=True)
+    ]
 
 
-def approximate(parts: Parts, table: Table, memos: Sequence[Any], vector: Vec) -> Vec:
+def approximate(parts: Parts, table: Table, part_states: Sequence[Any], vector: Vec) -> Vec:
     """F̆ v by the blocks' undamped products."""
     return Vec(
         [
-            block.product(table[i], memo, matrix)  # type: ignore[misc] # see ``parts_of``
-            for i, (block, memo, matrix) in enumerate(
-                zip(parts.block_traits, memos, vector, strict=True)
+            block.product(table[i], part_state, matrix)  # type: ignore[misc] # see ``parts_of``
+            for i, (block, part_state, matrix) in enumerate(
+                zip(parts.block_traits, part_states, vector, strict=True)
             )
         ]
     )

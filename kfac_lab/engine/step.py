@@ -18,7 +18,7 @@ from torch import Tensor
 from kfac_lab.core.clock import Clock
 from kfac_lab.core.passes import Evaluated, Seen
 from kfac_lab.core.problem import Drawn
-from kfac_lab.core.state import Due, StepRecord, Strength
+from kfac_lab.core.state import DampingStrength, Due, StepRecord
 from kfac_lab.core.vector import Vec
 from kfac_lab.engine import commit, guard, proposal, statistics
 from kfac_lab.engine.boundary import due_at
@@ -35,10 +35,10 @@ __all__ = ["preconditioned", "whole"]
 def whole(engine: Engine, drawn: Drawn, clock: Clock) -> StepRecord:
     """One step of Algorithm 2 on a given batch; see ``Engine.step_on``."""
     k = engine.state_.step + 1
-    if engine.ledger is None or engine.passes.fired is None or engine.lacks_tangents(engine.parts):
+    if engine.store is None or engine.passes.fired is None or engine.lacks_tangents(engine.parts):
         engine.bind(drawn.inputs, drawn.targets)
-    passes, parts, ledger = engine.passes, engine.parts, engine.ledger
-    assert ledger is not None
+    passes, parts, store = engine.passes, engine.parts, engine.store
+    assert store is not None
     due, schedule_memo = due_at(engine, k)
     m, processes = drawn.inputs.shape[0], parts.processes
     s1, s2 = (passes.subset(parts[slot], m) for slot in ("estimator", "model"))
@@ -46,7 +46,7 @@ def whole(engine: Engine, drawn: Drawn, clock: Clock) -> StepRecord:
 
     # h, ∇h; Ā and G on S1
     with clock("evaluate"):
-        gathered = statistics.begun(parts, ledger, due, engine.state_, s1)
+        gathered = statistics.begun(parts, store, due, engine.state_, s1)
         evaluated, observed = passes.evaluate(
             *drawn,
             k,
@@ -57,18 +57,18 @@ def whole(engine: Engine, drawn: Drawn, clock: Clock) -> StepRecord:
             tangents=parts.needs_tangents,
         )
     with clock("observe"), torch.no_grad():
-        block_memos = statistics.digested(parts, engine.state_, gathered, observed)
+        block_states = statistics.digested(parts, engine.state_, gathered, observed)
         if processes > 1:
             _shared(parts, evaluated)
         table = gathered.table
-        evaluated.approximate = lambda v: statistics.approximate(parts, table, block_memos, v)
+        evaluated.approximate = lambda v: statistics.approximate(parts, table, block_states, v)
 
     with torch.no_grad():
         # for each γ: damped inverse, Δ, M on the basis, (α, μ); the least M(δ)
         state = engine.state_
         trial = proposal.modelled(parts, state, k, engine.lr, evaluated, clock)
         search = _search(engine, k, due, gathered, evaluated.loss, trial, m, evaluated, clock)
-        outcome = search.outcome(block_memos)
+        outcome = search.outcome(block_states)
         chosen = outcome.chosen
         with clock("move"):
             delta = Vec.combine(chosen.coefficients, chosen.basis)
@@ -79,19 +79,21 @@ def whole(engine: Engine, drawn: Drawn, clock: Clock) -> StepRecord:
             engine, record, chosen, drawn, moved, evaluated, clock
         )
         with clock("average"):
-            memos = {
+            part_states = {
                 "damping": damping_memo,
                 "momentum": _remembered(engine, chosen.coefficients, record),
                 "schedule": schedule_memo,
-                "average": parts["average"].update(state.memos["average"], moved) or {},
+                "average": parts["average"].update(state.part_states["average"], moved) or {},
             }
         ok = commit.ok_of(outcome, evaluated.loss, gathered)
-        new = commit.next_state(engine, gathered, outcome, memos, strength=strength, previous=delta)
+        new = commit.next_state(
+            engine, gathered, outcome, part_states, strength=strength, previous=delta
+        )
         # or back, where this batch shows what the last step has done
         verdict = guard.verdict(parts.declares("damping"), state, evaluated.loss)
         new = replace(new, level=guard.level_after(state, evaluated.loss, verdict.back))
         if verdict.strength is not None:
-            new = replace(new, former=state.memos["average"])
+            new = replace(new, former=state.part_states["average"])
             new, record, delta = guard.taken_back(verdict, state, new, record, delta)
             moved = list(torch._foreach_add(engine._theta, engine.network.unpack(delta)))
         return commit.settled(
@@ -121,16 +123,16 @@ def preconditioned(
                 "called in training mode, with gradients enabled, between two steps (a compiled "
                 "one as the Preconditioner was given it: Preconditioner(torch.compile(model)))"
             )
-        if engine.ledger is None or engine.passes.fired is None:
+        if engine.store is None or engine.passes.fired is None:
             engine.bind(drawn.inputs, drawn.targets)
-    parts, ledger = engine.parts, engine.ledger
-    if ledger is None:
+    parts, store = engine.parts, engine.store
+    if store is None:
         raise RecipeError(f"step {k}: the schedule asks for no statistics before an inverse")
     m = 0 if drawn is None else drawn.inputs.shape[0]
     observed = None
     with clock("observe"):
         s1 = engine.passes.subset(parts["estimator"], m) if due.stats else 0
-        gathered = statistics.begun(parts, ledger, due, engine.state_, s1)
+        gathered = statistics.begun(parts, store, due, engine.state_, s1)
         if drawn is not None and gathered.accumulation is not None:
             # of a mean over m cases, on the scale that ``empirical`` has
             scale = m * engine.passes.predictions**0.5
@@ -143,15 +145,17 @@ def preconditioned(
                 given = s1, parts["estimator"], gathered.accumulation
                 observed = engine.passes.observe(*drawn, k, given, parts.observing)
     with torch.no_grad():
-        block_memos = statistics.digested(parts, engine.state_, gathered, observed)
+        block_states = statistics.digested(parts, engine.state_, gathered, observed)
         nothing = torch.zeros((), dtype=torch.float64, device=engine.device)
         trial = proposal.preconditioned(gradient, clock)
         search = _search(engine, k, due, gathered, nothing, trial, m, None, clock)
-        outcome = search.outcome(block_memos)
+        outcome = search.outcome(block_states)
         record = record_of(engine, k, due, outcome.chosen, outcome, m, gathered, None)
         ok = commit.ok_of(outcome, nothing, gathered)
-        memos = {"schedule": schedule_memo}
-        new = commit.next_state(engine, gathered, outcome, memos, strength=outcome.chosen.strength)
+        part_states = {"schedule": schedule_memo}
+        new = commit.next_state(
+            engine, gathered, outcome, part_states, strength=outcome.chosen.strength
+        )
         record = commit.settled(engine, record, new, gathered, nothing, ok, (), {}, clock)
         return -outcome.chosen.basis[0], record
 
@@ -176,7 +180,7 @@ def _search(
 ) -> proposal.Search:
     increments = [loss]
     if due.inverse and gathered.fresh:
-        increments.append(gathered.ledger.traces())
+        increments.append(gathered.store.traces())
 
     def draft(chosen: proposal.Candidate, tried: Sequence[proposal.Candidate]) -> StepRecord:
         seen = proposal.Outcome(chosen, list(tried), None, (), 0, {})
@@ -207,11 +211,11 @@ def _judged(
     moved: list[Tensor],
     evaluated: Evaluated,
     clock: Clock,
-) -> tuple[StepRecord, Strength, Mapping[str, Any]]:
+) -> tuple[StepRecord, DampingStrength, Mapping[str, Any]]:
     """ρ and the λ that follows it, where due (section 6.5)."""
-    parts, memo = engine.parts, engine.state_.memos["damping"]
+    parts, part_state = engine.parts, engine.state_.part_states["damping"]
     if not record.due.lam:
-        return record, chosen.strength, memo
+        return record, chosen.strength, part_state
     if parts.needs_rho:
         with clock("judge"):
             after = engine.passes.objective(
@@ -222,12 +226,12 @@ def _judged(
             actual = after - record.loss
             record = replace(record, actual=actual, rho=actual / chosen.value)
     with clock("judge"):
-        strength, memo = parts["damping"].adapt(chosen.strength, memo, record)
-        return record, engine._strength(strength), memo or {}
+        strength, part_state = parts["damping"].adapt(chosen.strength, part_state, record)
+        return record, engine._strength(strength), part_state or {}
 
 
 def _remembered(engine: Engine, coefficients: Tensor, record: StepRecord) -> Mapping[str, Any]:
-    """The momentum's memo after this step."""
-    memo: Mapping[str, Any] = engine.state_.memos["momentum"]
+    """The momentum's part_state after this step."""
+    part_state: Mapping[str, Any] = engine.state_.part_states["momentum"]
     update = engine.parts.declares("momentum").update
-    return memo if update is None else update(memo, coefficients, record) or {}
+    return part_state if update is None else update(part_state, coefficients, record) or {}

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from kfac_lab.core.state import State, Strength
+from kfac_lab.core.state import DampingStrength, State
 from kfac_lab.engine.boundary import reference_of
-from kfac_lab.engine.parts import Parts, fresh_memo, number, strength_of
+from kfac_lab.engine.parts import Parts, fresh_state, number, strength_of
 
 if TYPE_CHECKING:
     from kfac_lab.engine.engine import Engine, Held
@@ -34,8 +34,8 @@ def swapped(engine: Engine, recipe: Any, named: Mapping[str, set[str]]) -> Held:
         if problem.inputs is not None and problem.targets is not None:
             bound = engine.passes.probe(problem.inputs, problem.targets, tangents=True)
             state = replace(state, bound=bound)
-    strength, memos = _inherited(engine, parts, state, named)
-    state = replace(state, strength=strength, memos=memos)
+    strength, part_states = _inherited(engine, parts, state, named)
+    state = replace(state, strength=strength, part_states=part_states)
     if "schedule" in named:
         # What the inverse in use was made of is not known any more: drift counts from here.
         state = replace(state, reference=reference_of(parts, state.moments) if layout else None)
@@ -46,42 +46,46 @@ def swapped(engine: Engine, recipe: Any, named: Mapping[str, set[str]]) -> Held:
                 held.parts.blocks, parts.blocks, parts.block_traits, strict=True
             )
         ]
-        block_memos = tuple(
-            memo if kept else fresh_memo(new)
-            for kept, new, memo in zip(same, parts.block_traits, state.block_memos, strict=True)
+        block_states = tuple(
+            part_state if kept else fresh_state(new)
+            for kept, new, part_state in zip(
+                same, parts.block_traits, state.block_states, strict=True
+            )
         )
         ages = tuple(age if kept else 0 for kept, age in zip(same, state.block_ages, strict=True))
-        state = replace(state, block_memos=block_memos, block_ages=ages, factored=None, forced=True)
-        before = engine.ledger
+        state = replace(
+            state, block_states=block_states, block_ages=ages, factored=None, forced=True
+        )
+        before = engine.store
         if before is not None and state.bound is not None:
             layout = engine.layout_of(parts, state.bound)
-            ledger = layout.inheriting(before)
+            store = layout.inheriting(before)
             if set(layout.links) - set(before.links):
-                state = replace(state, coupling=number(1.0, engine.device))
-            state = replace(state, moments=ledger.current, ages=ledger.young)
+                state = replace(state, cross_weight=number(1.0, engine.device))
+            state = replace(state, moments=store.current, ages=store.ages)
     return replace(held, parts=parts, layout=layout, state=state)
 
 
 def _inherited(
     engine: Engine, parts: Parts, state: State, named: Mapping[str, set[str]]
-) -> tuple[Strength, dict[str, Any]]:
-    """λ, γ and the strategies' memos after a swap of the slots ``named``."""
-    strength, memos = state.strength, dict(state.memos)
+) -> tuple[DampingStrength, dict[str, Any]]:
+    """λ, γ and the strategies' part_states after a swap of the slots ``named``."""
+    strength, part_states = state.strength, dict(state.part_states)
     eta, device = engine.problem.l2, engine.device
     if "damping" in named:
-        fresh, memo = parts["damping"].init(engine.problem)
+        fresh, part_state = parts["damping"].init(engine.problem)
         fresh = strength_of(fresh, eta, device)
         lam = fresh.lam if "lam" in named["damping"] else state.strength.lam
         gamma = fresh.gamma if "gamma" in named["damping"] else state.strength.gamma
-        strength = Strength(lam, gamma, state.strength.eta)
+        strength = DampingStrength(lam, gamma, state.strength.eta)
         follow = parts.declares("damping").on_swap  # e.g. tied: γ follows the kept λ
         if follow is not None:
             strength = follow(strength)
         strength = strength_of(strength, eta, device)
-        memos["damping"] = memo or {}
+        part_states["damping"] = part_state or {}
     for slot in ("momentum", "schedule"):
         if slot in named:
-            memos[slot] = fresh_memo(parts.declares(slot))
+            part_states[slot] = fresh_state(parts.declares(slot))
     if "average" in named:
-        memos["average"] = parts["average"].init(engine._theta)
-    return strength, memos
+        part_states["average"] = parts["average"].init(engine._theta)
+    return strength, part_states

@@ -361,7 +361,7 @@ class Recipe(Mapping[str, Any]):
     def __copy__(self) -> Recipe:
         return self
 
-    def __deepcopy__(self, memo: Any) -> Recipe:
+    def __deepcopy__(self, part_state: Any) -> Recipe:
         return self
 
     def __reduce__(self) -> Any:

@@ -139,7 +139,7 @@ class Preconditioner:
         was, for the ``history``. A parameter without a gradient stays without one.
 
         The record has ``due``, λ, γ, and ν as ``alpha``. Where the gradient is not finite it has
-        ``void`` = 1, and nothing has changed: leave out ``optimizer.step()`` too, as a
+        ``skipped`` = 1, and nothing has changed: leave out ``optimizer.step()`` too, as a
         ``GradScaler`` does.
 
         Raises:
@@ -166,7 +166,7 @@ class Preconditioner:
                 f"the model was last called with inputs on {drawn.inputs.device}, and its "
                 f"parameters are on {engine.device}"
             )
-        if drawn is not None and engine.ledger is None:
+        if drawn is not None and engine.store is None:
             # Layers whose rows do not see every use of them go to the fallback now.
             engine.bind(drawn.inputs, drawn.targets)
             network = engine.network
@@ -184,7 +184,7 @@ class Preconditioner:
                 largest = torch.stack(torch._foreach_norm(full, math.inf)).max()
                 if not math.isfinite(linalg.host([largest])[0]):
                     self._tap.forget()
-                    return StepRecord(step=k - 1, due=Due(False), void=1.0)
+                    return StepRecord(step=k - 1, due=Due(False), skipped=1.0)
                 rows = self._tap.rows if targets is None else None
                 if rows is not None:
                     rows.scale = 1 / loss_scale
@@ -201,8 +201,8 @@ class Preconditioner:
                     for name, g, u in zip(network.names, gradients, result, strict=True)
                     if g is not None and name not in self._kept
                 ]
-                if isinstance(record.void, Tensor):  # on an accelerator nobody has looked yet
-                    kept = record.void > 0
+                if isinstance(record.skipped, Tensor):  # on an accelerator nobody has looked yet
+                    kept = record.skipped > 0
                     pairs = [(g, torch.where(kept, g, u)) for g, u in pairs]
                 record = replace(record, alpha=torch.ones(()) if clip is None else clip)
 

@@ -13,7 +13,7 @@ from kfac_lab.core.parameters import parameter
 
 __all__ = ["NoAverage", "Polyak", "SingleProcess", "Solo"]
 
-Memo = Mapping[str, Any]
+PartState = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -28,28 +28,29 @@ class Polyak:
     start: int = parameter(1, section="13", low=1, help="first averaged step")
     ramp: bool = parameter(False, section="13", help="ξ_k = min(1 − 1/(k−start+1), ξ)")
 
-    def init(self, theta: Sequence[Tensor]) -> Memo:
+    def init(self, theta: Sequence[Tensor]) -> PartState:
         """θ̄ = θ."""
         # The count is a tensor, so that a step that an accelerator voids does not count.
         count = torch.zeros((), dtype=torch.float64, device=theta[0].device)
         return {"count": count, "mean": tuple(t.detach().clone() for t in theta)}
 
-    def update(self, memo: Memo, theta: Sequence[Tensor]) -> Memo:
+    def update(self, part_state: PartState, theta: Sequence[Tensor]) -> PartState:
         """One more θ."""
-        count = memo["count"] + 1
+        count = part_state["count"] + 1
         seen = count - (self.start - 1)
         xi = torch.full_like(seen, self.xi)
         if self.ramp:
             xi = torch.minimum(1 - 1 / seen, xi)
         weight = torch.where(seen < 1, torch.ones_like(xi), 1 - xi)
         mean = tuple(
-            torch.lerp(m, t, weight.to(m.dtype)) for m, t in zip(memo["mean"], theta, strict=True)
+            torch.lerp(m, t, weight.to(m.dtype))
+            for m, t in zip(part_state["mean"], theta, strict=True)
         )
         return {"count": count, "mean": mean}
 
-    def read(self, memo: Memo) -> Sequence[Tensor] | None:
+    def read(self, part_state: PartState) -> Sequence[Tensor] | None:
         """θ̄."""
-        mean: Sequence[Tensor] = memo["mean"]
+        mean: Sequence[Tensor] = part_state["mean"]
         return mean
 
 
@@ -57,15 +58,15 @@ class Polyak:
 class NoAverage:
     """No averaging."""
 
-    def init(self, theta: Sequence[Tensor]) -> Memo:
+    def init(self, theta: Sequence[Tensor]) -> PartState:
         """Nothing to remember."""
         return {}
 
-    def update(self, memo: Memo, theta: Sequence[Tensor]) -> Memo:
+    def update(self, part_state: PartState, theta: Sequence[Tensor]) -> PartState:
         """Nothing to do."""
         return {}
 
-    def read(self, memo: Memo) -> Sequence[Tensor] | None:
+    def read(self, part_state: PartState) -> Sequence[Tensor] | None:
         """None."""
         return None
 

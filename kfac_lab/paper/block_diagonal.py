@@ -10,8 +10,8 @@ from torch import Tensor
 
 from kfac_lab.core import linalg
 from kfac_lab.core.parameters import parameter
-from kfac_lab.core.protocols import Block, BlockInverse, Layer, Memo, MomentTable
-from kfac_lab.core.state import Strength
+from kfac_lab.core.protocols import Block, BlockInverse, Layer, MomentTable, PartState
+from kfac_lab.core.state import DampingStrength
 from kfac_lab.core.traits import PreconditionerTraits, StructureTraits, traits
 from kfac_lab.core.vector import Vec
 from kfac_lab.paper.kronecker import KroneckerInverse, low_rank_apply
@@ -80,41 +80,44 @@ class BlockDiagonal:
         layers: Sequence[Layer],
         blocks: Sequence[Block],
         moments: MomentTable,
-        memos: Sequence[Memo],
-    ) -> tuple[BlockDiagonalFactors, Sequence[Memo]]:
+        part_states: Sequence[PartState],
+    ) -> tuple[BlockDiagonalFactors, Sequence[PartState]]:
         """Every block's own costly part."""
-        return factorise_blocks(layers, blocks, moments, memos)
+        return factorise_blocks(layers, blocks, moments, part_states)
 
     def damped(
         self,
         factored: BlockDiagonalFactors,
-        memos: Sequence[Memo],
-        strength: Strength,
+        part_states: Sequence[PartState],
+        strength: DampingStrength,
         previous: Any,
     ) -> BlockDiagonalInverse:
         """Every block's damped inverse for one candidate."""
-        return BlockDiagonalInverse(damped_blocks(factored, memos, strength, previous))
+        return BlockDiagonalInverse(damped_blocks(factored, part_states, strength, previous))
 
 
 def factorise_blocks(
     layers: Sequence[Layer],
     blocks: Sequence[Block],
     moments: MomentTable,
-    memos: Sequence[Memo],
-) -> tuple[BlockDiagonalFactors, Sequence[Memo]]:
+    part_states: Sequence[PartState],
+) -> tuple[BlockDiagonalFactors, Sequence[PartState]]:
     """Calls every block's ``factorise`` under its layer's name."""
     parts, after = [], []
-    for i, (layer, block, memo) in enumerate(zip(layers, blocks, memos, strict=True)):
+    for i, (layer, block, part_state) in enumerate(zip(layers, blocks, part_states, strict=True)):
         with linalg.label(layer.path):
-            part, memo = block.factorise(moments[i], memo)
+            part, part_state = block.factorise(moments[i], part_state)
         parts.append(part)
-        after.append(memo)
+        after.append(part_state)
     paths = tuple(layer.path for layer in layers)
     return BlockDiagonalFactors(tuple(blocks), paths, tuple(parts)), tuple(after)
 
 
 def damped_blocks(
-    factored: BlockDiagonalFactors, memos: Sequence[Memo], strength: Strength, previous: Any
+    factored: BlockDiagonalFactors,
+    part_states: Sequence[PartState],
+    strength: DampingStrength,
+    previous: Any,
 ) -> tuple[BlockInverse, ...]:
     """Calls every block's ``damped`` under its layer's name.
 
@@ -125,9 +128,9 @@ def damped_blocks(
     if before is None or len(before) != len(factored.parts):
         before = (None,) * len(factored.parts)
     inverses = []
-    for block, path, part, memo, last in zip(
-        factored.blocks, factored.paths, factored.parts, memos, before, strict=True
+    for block, path, part, part_state, last in zip(
+        factored.blocks, factored.paths, factored.parts, part_states, before, strict=True
     ):
         with linalg.label(path):
-            inverses.append(block.damped(part, memo, strength, last))
+            inverses.append(block.damped(part, part_state, strength, last))
     return tuple(inverses)

@@ -24,8 +24,8 @@ from torch import Tensor
 from kfac_lab.core import linalg
 from kfac_lab.core.kronecker_sum import kronecker_difference_inverse, kronecker_sum_inverse
 from kfac_lab.core.parameters import parameter
-from kfac_lab.core.protocols import Block, Layer, Memo, MomentTable
-from kfac_lab.core.state import Strength
+from kfac_lab.core.protocols import Block, Layer, MomentTable, PartState
+from kfac_lab.core.state import DampingStrength
 from kfac_lab.core.vector import Vec
 from kfac_lab.paper import low_rank
 from kfac_lab.paper.block_diagonal import BlockDiagonalFactors, damped_blocks, factorise_blocks
@@ -108,10 +108,10 @@ class BlockTridiagonal:
         layers: Sequence[Layer],
         blocks: Sequence[Block],
         moments: MomentTable,
-        memos: Sequence[Memo],
-    ) -> tuple[BlockTridiagonalFactors, Sequence[Memo]]:
+        part_states: Sequence[PartState],
+    ) -> tuple[BlockTridiagonalFactors, Sequence[PartState]]:
         """Every block's own costly part, and a copy of the cross moments."""
-        diagonal, after = factorise_blocks(layers, blocks, moments, memos)
+        diagonal, after = factorise_blocks(layers, blocks, moments, part_states)
         links = tuple((i, j) for i, j in moments.links)
         crosses = [moments.cross(i, j) for i, j in links]
         cross = tuple((A.clone(), G.clone()) for A, G in crosses)
@@ -120,12 +120,12 @@ class BlockTridiagonal:
     def damped(
         self,
         factored: BlockTridiagonalFactors,
-        memos: Sequence[Memo],
-        strength: Strength,
+        part_states: Sequence[PartState],
+        strength: DampingStrength,
         previous: Any,
     ) -> BlockTridiagonalInverse:
         """Every block's damped inverse, and Ψ and Σ⁻¹ of every link (sections 4.3 and 6.3)."""
-        inverses = damped_blocks(factored.diagonal, memos, strength, previous)
+        inverses = damped_blocks(factored.diagonal, part_states, strength, previous)
         nodes: dict[int, _Node | None] = {}
         links = []
         for (i, j), cross in zip(factored.links, factored.cross, strict=True):

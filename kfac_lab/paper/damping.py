@@ -12,12 +12,12 @@ from torch import Tensor
 
 from kfac_lab.core import linalg
 from kfac_lab.core.parameters import parameter
-from kfac_lab.core.state import Due, StepRecord, Strength
+from kfac_lab.core.state import DampingStrength, Due, StepRecord
 from kfac_lab.core.traits import DampingTraits
 
 __all__ = ["Constant", "LevenbergMarquardt", "Promised", "Scheduled", "Steered", "Tied"]
 
-Memo = Mapping[str, Any]
+PartState = Mapping[str, Any]
 OMEGA_1 = 0.95**5  # ω1 for T1 = 5
 OMEGA_2 = math.sqrt(0.95) ** 20  # ω2 for T2 = 20
 
@@ -61,7 +61,7 @@ class _Rule:
         0.0, low=0.0, help="h that rises by this factor takes the last step back; 0: never"
     )
 
-    def back(self, strength: Strength) -> Strength:
+    def back(self, strength: DampingStrength) -> DampingStrength:
         """λ and γ² tenfold, for the step after one that was taken back."""
         lam = torch.clamp(10 * torch.clamp(strength.lam, min=1e-12), self.lam_min, self.lam_max)
         return strength._replace(lam=lam, gamma=strength.gamma * math.sqrt(10))
@@ -127,12 +127,12 @@ class LevenbergMarquardt(_Rule):
         1.0, section="6.6", low=0.0, log=True, help="of the candidates", infinite=True
     )
 
-    def init(self, problem: Any) -> tuple[Strength, Memo]:
+    def init(self, problem: Any) -> tuple[DampingStrength, PartState]:
         """λ and γ as given."""
         gamma = self.gamma if self.gamma is not None else _tied(self.lam, problem.l2)
-        return Strength(self.lam, gamma), {}
+        return DampingStrength(self.lam, gamma), {}
 
-    def candidates(self, strength: Strength, due: Due) -> tuple[Strength, ...]:
+    def candidates(self, strength: DampingStrength, due: Due) -> tuple[DampingStrength, ...]:
         """γ; and ω2γ and γ/ω2 when γ is due."""
         if not due.gamma:
             return (strength,)
@@ -143,36 +143,40 @@ class LevenbergMarquardt(_Rule):
         larger = torch.clamp(gamma / self.omega2, max=self.gamma_max)
         return (strength, strength._replace(gamma=smaller), strength._replace(gamma=larger))
 
-    def adapt(self, strength: Strength, memo: Memo, record: StepRecord) -> tuple[Strength, Memo]:
+    def adapt(
+        self, strength: DampingStrength, part_state: PartState, record: StepRecord
+    ) -> tuple[DampingStrength, PartState]:
         """λ by ρ; γ is not touched."""
-        return strength._replace(lam=self._adapted(strength.lam, record)), memo
+        return strength._replace(lam=self._adapted(strength.lam, record)), part_state
 
 
 @dataclass(frozen=True)
 class Tied(_Rule):
     """λ by the reduction ratio, γ = √(λ+η) at all times (section 6.3)."""
 
-    def init(self, problem: Any) -> tuple[Strength, Memo]:
+    def init(self, problem: Any) -> tuple[DampingStrength, PartState]:
         """λ as given."""
-        return Strength(self.lam, _tied(self.lam, problem.l2)), {}
+        return DampingStrength(self.lam, _tied(self.lam, problem.l2)), {}
 
-    def back(self, strength: Strength) -> Strength:
+    def back(self, strength: DampingStrength) -> DampingStrength:
         """λ tenfold, and γ with it."""
         lam = super().back(strength).lam
         return strength._replace(lam=lam, gamma=torch.sqrt(lam + strength.eta))
 
-    def on_swap(self, strength: Strength) -> Strength:
+    def on_swap(self, strength: DampingStrength) -> DampingStrength:
         """γ follows the λ that was kept."""
         return strength._replace(gamma=_tied(strength.lam, strength.eta))
 
-    def candidates(self, strength: Strength, due: Due) -> tuple[Strength, ...]:
+    def candidates(self, strength: DampingStrength, due: Due) -> tuple[DampingStrength, ...]:
         """One: γ follows λ."""
         return (strength._replace(gamma=torch.sqrt(strength.lam + strength.eta)),)
 
-    def adapt(self, strength: Strength, memo: Memo, record: StepRecord) -> tuple[Strength, Memo]:
+    def adapt(
+        self, strength: DampingStrength, part_state: PartState, record: StepRecord
+    ) -> tuple[DampingStrength, PartState]:
         """λ by ρ, γ with it."""
         lam = self._adapted(strength.lam, record)
-        return strength._replace(lam=lam, gamma=torch.sqrt(lam + strength.eta)), memo
+        return strength._replace(lam=lam, gamma=torch.sqrt(lam + strength.eta)), part_state
 
 
 @dataclass(frozen=True)
@@ -206,8 +210,8 @@ class Steered(Tied):
         return super().check()
 
     def retry(
-        self, strength: Strength, memo: Memo, record: StepRecord, tries: int
-    ) -> Strength | None:
+        self, strength: DampingStrength, part_state: PartState, record: StepRecord, tries: int
+    ) -> DampingStrength | None:
         """Another λ while the step is steered and its reduction lies outside the band."""
         if record.step > self.steps:
             return None
@@ -292,10 +296,12 @@ class Promised(Tied):
         """At first λ goes by the promise: a good ρ alone does not lower it."""
         return DampingTraits()
 
-    def adapt(self, strength: Strength, memo: Memo, record: StepRecord) -> tuple[Strength, Memo]:
+    def adapt(
+        self, strength: DampingStrength, part_state: PartState, record: StepRecord
+    ) -> tuple[DampingStrength, PartState]:
         """λ by the promise at first, then by ρ; γ with it."""
         if record.step > self.steps:
-            return super().adapt(strength, memo, record)
+            return super().adapt(strength, part_state, record)
         rho, actual, predicted, loss = (
             torch.as_tensor(x, dtype=torch.float64, device=strength.lam.device)
             for x in (record.rho, record.actual, record.predicted, record.loss)
@@ -312,7 +318,7 @@ class Promised(Tied):
             strength.lam * factor, max(self.lam_min, 1e-12), min(self.lam_max, 1e12)
         )
         lam = torch.where((predicted == 0) | ~(loss > 0), strength.lam, moved)
-        return strength._replace(lam=lam, gamma=torch.sqrt(lam + strength.eta)), memo
+        return strength._replace(lam=lam, gamma=torch.sqrt(lam + strength.eta)), part_state
 
 
 @dataclass(frozen=True)
@@ -325,18 +331,20 @@ class Constant:
     )
     traits: ClassVar[DampingTraits] = DampingTraits(follows_rho=False)
 
-    def init(self, problem: Any) -> tuple[Strength, Memo]:
+    def init(self, problem: Any) -> tuple[DampingStrength, PartState]:
         """λ and γ as given."""
         gamma = self.gamma if self.gamma is not None else _tied(self.lam, problem.l2)
-        return Strength(self.lam, gamma), {}
+        return DampingStrength(self.lam, gamma), {}
 
-    def candidates(self, strength: Strength, due: Due) -> tuple[Strength, ...]:
+    def candidates(self, strength: DampingStrength, due: Due) -> tuple[DampingStrength, ...]:
         """The one there is."""
         return (strength,)
 
-    def adapt(self, strength: Strength, memo: Memo, record: StepRecord) -> tuple[Strength, Memo]:
+    def adapt(
+        self, strength: DampingStrength, part_state: PartState, record: StepRecord
+    ) -> tuple[DampingStrength, PartState]:
         """Nothing moves."""
-        return strength, memo
+        return strength, part_state
 
 
 @dataclass(frozen=True)
@@ -348,16 +356,18 @@ class Scheduled:
     lam_end: float = parameter(1e-3, symbol="λ", section="6.3", low=1e-30, log=True)
     steps: int = parameter(500, section="6.3", low=1)
 
-    def init(self, problem: Any) -> tuple[Strength, Memo]:
+    def init(self, problem: Any) -> tuple[DampingStrength, PartState]:
         """λ at its start."""
-        return Strength(self.lam, _tied(self.lam, problem.l2)), {}
+        return DampingStrength(self.lam, _tied(self.lam, problem.l2)), {}
 
-    def candidates(self, strength: Strength, due: Due) -> tuple[Strength, ...]:
+    def candidates(self, strength: DampingStrength, due: Due) -> tuple[DampingStrength, ...]:
         """The current one."""
         return (strength,)
 
-    def adapt(self, strength: Strength, memo: Memo, record: StepRecord) -> tuple[Strength, Memo]:
+    def adapt(
+        self, strength: DampingStrength, part_state: PartState, record: StepRecord
+    ) -> tuple[DampingStrength, PartState]:
         """λ of the next step; moves when λ is due."""
         share = min(record.step / self.steps, 1.0)
         lam = torch.full_like(strength.lam, self.lam * (self.lam_end / self.lam) ** share)
-        return strength._replace(lam=lam, gamma=torch.sqrt(lam + strength.eta)), memo
+        return strength._replace(lam=lam, gamma=torch.sqrt(lam + strength.eta)), part_state

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kfac_lab.core.protocols import Memo, Moments
-from kfac_lab.core.state import Strength
+from kfac_lab.core.protocols import Moments, PartState
+from kfac_lab.core.state import DampingStrength
 from kfac_lab.errors import KfacLabError
 
 __all__ = ["Diagonal", "DiagonalInverse", "Identity", "IdentityInverse"]
@@ -45,36 +45,38 @@ class Diagonal:
         """Vectors only, which give the sides of the matrix before anything was observed."""
         return ("A.diagonal", "G.diagonal")
 
-    def observe(self, memo: Memo, rows: Tensor, cotangents: Tensor, weight: float) -> Memo:
+    def observe(
+        self, part_state: PartState, rows: Tensor, cotangents: Tensor, weight: float
+    ) -> PartState:
         """D ← (1−w) D + w E[Σ_c (Σ_s g_cs ā_sᵀ)²].
 
         ``rows`` are ``[N, S, d_in]``, ``cotangents`` ``[C, N, S, d_out]``: the gradient of one case
         sums over positions; several cotangents of a case add up.
         """
         new = _squared_gradients(rows, cotangents)
-        before = memo.get("curvature")
+        before = part_state.get("curvature")
         decayed = new * weight if before is None else before * (1.0 - weight) + new * weight
-        return {**memo, "curvature": decayed}
+        return {**part_state, "curvature": decayed}
 
-    def factorise(self, moments: Moments, memo: Memo) -> tuple[Tensor, Memo]:
-        """D ``[d_out, d_in]``: what the memo holds, which nobody writes into."""
-        return _curvature(moments, memo), memo
+    def factorise(self, moments: Moments, part_state: PartState) -> tuple[Tensor, PartState]:
+        """D ``[d_out, d_in]``: what the part_state holds, which nobody writes into."""
+        return _curvature(moments, part_state), part_state
 
     def damped(
-        self, factored: Tensor, memo: Memo, strength: Strength, previous: Any
+        self, factored: Tensor, part_state: PartState, strength: DampingStrength, previous: Any
     ) -> DiagonalInverse:
         """V ⊘ (D + γ²)."""
         gamma = torch.as_tensor(strength.gamma, dtype=torch.float64, device=factored.device)
         return DiagonalInverse((factored + gamma * gamma).reciprocal())
 
-    def product(self, moments: Moments, memo: Memo, matrix: Tensor) -> Tensor:
+    def product(self, moments: Moments, part_state: PartState, matrix: Tensor) -> Tensor:
         """D ⊙ V, undamped."""
-        return _curvature(moments, memo) * matrix
+        return _curvature(moments, part_state) * matrix
 
 
-def _curvature(moments: Moments, memo: Memo) -> Tensor:
-    if "curvature" in memo:
-        return memo["curvature"]
+def _curvature(moments: Moments, part_state: PartState) -> Tensor:
+    if "curvature" in part_state:
+        return part_state["curvature"]
     # Nothing observed yet, as right after a swap: no curvature but the damping's.
     like = moments["G.diagonal"]
     return like.new_zeros((like.shape[0], moments["A.diagonal"].shape[0]))
@@ -129,16 +131,22 @@ class Identity:
         """No moments."""
         return ()
 
-    def factorise(self, moments: Moments, memo: Memo) -> tuple[IdentityInverse, Memo]:
+    def factorise(
+        self, moments: Moments, part_state: PartState
+    ) -> tuple[IdentityInverse, PartState]:
         """Nothing to do but to note the layer's shape, where ``moments.shape`` tells it."""
-        return IdentityInverse(getattr(moments, "shape", None)), memo
+        return IdentityInverse(getattr(moments, "shape", None)), part_state
 
     def damped(
-        self, factored: IdentityInverse, memo: Memo, strength: Strength, previous: Any
+        self,
+        factored: IdentityInverse,
+        part_state: PartState,
+        strength: DampingStrength,
+        previous: Any,
     ) -> IdentityInverse:
         """The same for every candidate."""
         return factored
 
-    def product(self, moments: Moments, memo: Memo, matrix: Tensor) -> Tensor:
+    def product(self, moments: Moments, part_state: PartState, matrix: Tensor) -> Tensor:
         """V itself."""
         return matrix

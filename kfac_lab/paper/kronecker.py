@@ -15,8 +15,8 @@ from kfac_lab.core.kronecker_sum import eigenbasis_inverse
 from kfac_lab.core.limits import ONE_HOT
 from kfac_lab.core.linalg import Eigen
 from kfac_lab.core.parameters import parameter
-from kfac_lab.core.protocols import BlockInverse, Memo, Moments
-from kfac_lab.core.state import Strength
+from kfac_lab.core.protocols import BlockInverse, Moments, PartState
+from kfac_lab.core.state import DampingStrength
 from kfac_lab.core.traits import BlockTraits
 from kfac_lab.paper import low_rank
 from kfac_lab.paper.low_rank import Factor, LowRank
@@ -194,27 +194,29 @@ class Kronecker:
         """Only sketches need the rows themselves."""
         return BlockTraits(observes=LOWRANK in (self.factor_a, self.factor_g))
 
-    def observe(self, memo: Memo, rows: Tensor, cotangents: Tensor, weight: float) -> Memo:
+    def observe(
+        self, part_state: PartState, rows: Tensor, cotangents: Tensor, weight: float
+    ) -> PartState:
         """Sketches of the factors kept as low rank plus diagonal: Y ← (1−w) Y + w M Ω.
 
         ``rows`` are ``[N, S, d_in]`` and count summed over positions, ``cotangents`` are
         ``[C, N, S, d_out]`` and count averaged over positions, summed over C.
         """
-        new = dict(memo)
+        new = dict(part_state)
         if self.factor_a == LOWRANK:
-            new |= self._sketched(memo, "A", rows.flatten(0, 1), rows.shape[0], weight)
+            new |= self._sketched(part_state, "A", rows.flatten(0, 1), rows.shape[0], weight)
         if self.factor_g == LOWRANK:
             cases = cotangents.shape[1] * cotangents.shape[2]
-            new |= self._sketched(memo, "G", cotangents.flatten(0, 2), cases, weight)
+            new |= self._sketched(part_state, "G", cotangents.flatten(0, 2), cases, weight)
         return new
 
     def _sketched(
-        self, memo: Memo, name: str, rows: Tensor, count: int, weight: float
+        self, part_state: PartState, name: str, rows: Tensor, count: int, weight: float
     ) -> dict[str, Tensor]:
-        test = memo.get(f"{name}.test")
+        test = part_state.get(f"{name}.test")
         if test is None:
             test = low_rank.test_matrix(rows, self.rank)
-        sketch = memo.get(f"{name}.sketch")
+        sketch = part_state.get(f"{name}.sketch")
         # Opens at zero and shares the diagonal's weights, as a cross moment does (section 5).
         sketch = torch.zeros_like(test) if sketch is None else sketch
         new = rows.t() @ (rows @ test)
@@ -223,8 +225,8 @@ class Kronecker:
             f"{name}.sketch": sketch * (1.0 - weight) + new * (weight / count),
         }
 
-    def _factor(self, name: str, kind: str, moments: Moments, memo: Memo) -> Factor:
-        """A fresh copy of one undamped factor; nothing in it belongs to the ledger."""
+    def _factor(self, name: str, kind: str, moments: Moments, part_state: PartState) -> Factor:
+        """A fresh copy of one undamped factor; nothing in it belongs to the store."""
         if kind == DENSE:
             return linalg.symmetrise(moments[name])
         diagonal = moments[f"{name}.diagonal"].clone()
@@ -232,8 +234,8 @@ class Kronecker:
             columns = diagonal.new_zeros((diagonal.shape[0], 0))
         elif kind == RANK1:
             columns = moments[f"{name}.mean"].unsqueeze(1).clone()
-        elif f"{name}.sketch" in memo:
-            columns = low_rank.nystrom(memo[f"{name}.sketch"], memo[f"{name}.test"])
+        elif f"{name}.sketch" in part_state:
+            columns = low_rank.nystrom(part_state[f"{name}.sketch"], part_state[f"{name}.test"])
         else:
             columns = diagonal.new_zeros((diagonal.shape[0], 0))
         rest = (diagonal - (columns * columns).sum(1)).clamp(min=0)
@@ -241,13 +243,15 @@ class Kronecker:
 
     # --- invert ---
 
-    def factorise(self, moments: Moments, memo: Memo) -> tuple[KroneckerFactors, Memo]:
+    def factorise(
+        self, moments: Moments, part_state: PartState
+    ) -> tuple[KroneckerFactors, PartState]:
         """Copies of the undamped factors, π from them, and eigenbases where they are used."""
         with linalg.label("Ā"):
-            A = self._factor("A", self.factor_a, moments, memo)
+            A = self._factor("A", self.factor_a, moments, part_state)
             A_eigen = self._eigen(A)
         with linalg.label("G"):
-            G = self._factor("G", self.factor_g, moments, memo)
+            G = self._factor("G", self.factor_g, moments, part_state)
             G_eigen = self._eigen(G)
         top, bottom = self._norm(A, A_eigen), self._norm(G, G_eigen)
         usable = (top > 0) & (bottom > 0)
@@ -256,7 +260,7 @@ class Kronecker:
         keep = self.inverse == "eigh" or self.tikhonov == "unfactored"
         return KroneckerFactors(
             A, G, ratio.sqrt(), A_eigen if keep else None, G_eigen if keep else None
-        ), memo
+        ), part_state
 
     def _eigen(self, factor: Factor) -> Any:
         if not isinstance(factor, Tensor):
@@ -277,7 +281,11 @@ class Kronecker:
         return (values.max() if self.pi == "spectral" else values.median()).double()
 
     def damped(
-        self, factored: KroneckerFactors, memo: Memo, strength: Strength, previous: Any
+        self,
+        factored: KroneckerFactors,
+        part_state: PartState,
+        strength: DampingStrength,
+        previous: Any,
     ) -> BlockInverse:
         """The damped inverse for one γ (sections 6.3 and 6.6)."""
         gamma = torch.as_tensor(strength.gamma, dtype=torch.float64, device=factored.pi.device)
@@ -315,10 +323,10 @@ class Kronecker:
         found = eigenbasis_inverse(factored.A_eigen, factored.G_eigen, gamma * gamma)
         return EigenbasisInverse(found.right, found.left, found.weights)
 
-    def product(self, moments: Moments, memo: Memo, matrix: Tensor) -> Tensor:
+    def product(self, moments: Moments, part_state: PartState, matrix: Tensor) -> Tensor:
         """G V Ā, undamped: ``[d_out, d_in]`` to ``[d_out, d_in]``."""
-        A = self._factor("A", self.factor_a, moments, memo)
-        G = self._factor("G", self.factor_g, moments, memo)
+        A = self._factor("A", self.factor_a, moments, part_state)
+        G = self._factor("G", self.factor_g, moments, part_state)
         return low_rank.times(low_rank.times(matrix, A).t(), G).t()
 
 

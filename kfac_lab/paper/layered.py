@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from kfac_lab.core.parameters import parameter
-from kfac_lab.core.protocols import Restriction, Space
-from kfac_lab.core.state import StepRecord, Strength
+from kfac_lab.core.protocols import Space, SubspaceModel
+from kfac_lab.core.state import DampingStrength, StepRecord
 from kfac_lab.core.vector import Part, Vec
 
 __all__ = ["Layered"]
 
-Memo = Mapping[str, Any]
+PartState = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,15 @@ class Layered:
         200, section="7", low=0, help="the least batch for which δ0 takes part after that"
     )
 
-    def init(self) -> Memo:
+    def init(self) -> PartState:
         """No step made yet."""
         return {"made": 0}
 
     def basis(
-        self, space: Space, direction: Vec, previous: Vec | None, memo: Memo
+        self, space: Space, direction: Vec, previous: Vec | None, part_state: PartState
     ) -> tuple[Vec, ...]:
         """The parts of Δ, or Δ; and δ0 where there is one."""
-        early = memo["made"] < self.steps
+        early = part_state["made"] < self.steps
         count = min(self.groups, len(direction)) if early else 1
         wanted = previous is not None and (early or space.predictions >= self.cases)
         last = (previous,) if wanted and previous is not None else ()
@@ -72,7 +72,7 @@ class Layered:
         parts = (Part(direction, range(a, b)) for a, b in itertools.pairwise(edges))
         return (*parts, *last)
 
-    def choose(self, restriction: Restriction, strength: Strength, step: int) -> Tensor:
+    def choose(self, restriction: SubspaceModel, strength: DampingStrength, step: int) -> Tensor:
         """The minimiser of M on Δ and δ0; on parts of Δ the ridge's, and no longer than allowed."""
         if restriction.slope.shape[0] <= 2:
             return restriction.minimiser(strength)
@@ -90,6 +90,6 @@ class Layered:
         beyond = -restriction.value(found, strength) > limit
         return torch.where(beyond & (curved > 0), found * reached.clamp(0.0, 1.0), found)
 
-    def update(self, memo: Memo, coefficients: Tensor, record: StepRecord) -> Memo:
+    def update(self, part_state: PartState, coefficients: Tensor, record: StepRecord) -> PartState:
         """One more step made."""
-        return {"made": memo["made"] + 1}
+        return {"made": part_state["made"] + 1}

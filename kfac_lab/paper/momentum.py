@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from kfac_lab.core.parameters import parameter
-from kfac_lab.core.protocols import Restriction, Space
-from kfac_lab.core.state import Strength
+from kfac_lab.core.protocols import Space, SubspaceModel
+from kfac_lab.core.state import DampingStrength
 from kfac_lab.core.traits import MomentumTraits
 from kfac_lab.core.vector import Vec
 
 __all__ = ["ConjugateGradient", "Fixed", "NormClip", "Normalised", "Optimal", "Rescaled"]
 
-Memo = Mapping[str, Any]
+PartState = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class Optimal:
     traits: ClassVar[MomentumTraits] = MomentumTraits(minimises=True)
 
     def basis(
-        self, space: Space, direction: Vec, previous: Vec | None, memo: Memo
+        self, space: Space, direction: Vec, previous: Vec | None, part_state: PartState
     ) -> tuple[Vec, ...]:
         """(Δ,) at first, then (Δ, δ0)."""
         return _with_previous(direction, previous if space.predictions >= self.cases else None)
 
-    def choose(self, restriction: Restriction, strength: Strength, step: int) -> Tensor:
+    def choose(self, restriction: SubspaceModel, strength: DampingStrength, step: int) -> Tensor:
         """The minimiser of M on the span."""
         return restriction.minimiser(strength)
 
@@ -50,12 +50,12 @@ class Rescaled:
     traits: ClassVar[MomentumTraits] = MomentumTraits(minimises=True)
 
     def basis(
-        self, space: Space, direction: Vec, previous: Vec | None, memo: Memo
+        self, space: Space, direction: Vec, previous: Vec | None, part_state: PartState
     ) -> tuple[Vec, ...]:
         """(Δ,)."""
         return (direction,)
 
-    def choose(self, restriction: Restriction, strength: Strength, step: int) -> Tensor:
+    def choose(self, restriction: SubspaceModel, strength: DampingStrength, step: int) -> Tensor:
         """α*."""
         return restriction.minimiser(strength)
 
@@ -72,7 +72,7 @@ class ConjugateGradient:
     traits: ClassVar[MomentumTraits] = MomentumTraits(minimises=True)
 
     def basis(
-        self, space: Space, direction: Vec, previous: Vec | None, memo: Memo
+        self, space: Space, direction: Vec, previous: Vec | None, part_state: PartState
     ) -> tuple[Vec, ...]:
         """Δ, δ0 if there is one, then the further Krylov vectors, made orthogonal for accuracy."""
         vectors = [direction]
@@ -94,7 +94,7 @@ class ConjugateGradient:
             vectors.append(new)
         return tuple(vectors)
 
-    def choose(self, restriction: Restriction, strength: Strength, step: int) -> Tensor:
+    def choose(self, restriction: SubspaceModel, strength: DampingStrength, step: int) -> Tensor:
         """The minimiser of M on the span."""
         return restriction.minimiser(strength)
 
@@ -109,12 +109,12 @@ class Fixed:
     traits: ClassVar[MomentumTraits] = MomentumTraits(adapts=False)
 
     def basis(
-        self, space: Space, direction: Vec, previous: Vec | None, memo: Memo
+        self, space: Space, direction: Vec, previous: Vec | None, part_state: PartState
     ) -> tuple[Vec, ...]:
         """(Δ,) or (Δ, δ0)."""
         return _with_previous(direction, previous)
 
-    def choose(self, restriction: Restriction, strength: Strength, step: int) -> Tensor:
+    def choose(self, restriction: SubspaceModel, strength: DampingStrength, step: int) -> Tensor:
         """(lr_k, mu)."""
         numbers = [self.lr * self.decay ** (step - 1), self.mu]
         return _numbers(restriction.slope, numbers)
@@ -138,12 +138,12 @@ class NormClip:
     traits: ClassVar[MomentumTraits] = MomentumTraits(adapts=False)
 
     def basis(
-        self, space: Space, direction: Vec, previous: Vec | None, memo: Memo
+        self, space: Space, direction: Vec, previous: Vec | None, part_state: PartState
     ) -> tuple[Vec, ...]:
         """(Δ,) or (Δ, δ0)."""
         return _with_previous(direction, previous)
 
-    def choose(self, restriction: Restriction, strength: Strength, step: int) -> Tensor:
+    def choose(self, restriction: SubspaceModel, strength: DampingStrength, step: int) -> Tensor:
         """(ν lr_k, mu)."""
         lr = self.lr * self.decay ** (step - 1)
         length = torch.clamp(-restriction.slope[0], min=0.0)  # Σ⟨U, V⟩ = −∇hᵀΔ
@@ -183,7 +183,7 @@ class Normalised:
         return self.lr * rise * max(1.0 - done, 0.0)
 
     def basis(
-        self, space: Space, direction: Vec, previous: Vec | None, memo: Memo
+        self, space: Space, direction: Vec, previous: Vec | None, part_state: PartState
     ) -> tuple[Vec, ...]:
         """(Δ̂,) or (Δ̂, δ0)."""
         norms = torch._foreach_norm(list(direction.matrices))
@@ -196,7 +196,7 @@ class Normalised:
             Vec([m * s for m, s in zip(direction, scales, strict=True)]), previous
         )
 
-    def choose(self, restriction: Restriction, strength: Strength, step: int) -> Tensor:
+    def choose(self, restriction: SubspaceModel, strength: DampingStrength, step: int) -> Tensor:
         """((1−μ) lr_k, μ lr_k/lr_{k−1})."""
         now, before = self.rate(step), self.rate(step - 1) if step > 1 else 0.0
         kept = self.mu * now / before if before else 0.0

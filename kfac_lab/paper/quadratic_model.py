@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kfac_lab.core.parameters import parameter
 from kfac_lab.core.protocols import Evaluation
-from kfac_lab.core.restriction import Restriction
+from kfac_lab.core.subspace import SubspaceModel
 from kfac_lab.core.traits import ModelTraits
 from kfac_lab.core.vector import Vec
 
@@ -45,7 +45,7 @@ class ExactFisher:
         """|S2| for a batch of m."""
         return _rows(self.fraction, self.minimum, m)
 
-    def restrict(self, evaluation: Evaluation, basis: Sequence[Vec]) -> Restriction:
+    def restrict(self, evaluation: Evaluation, basis: Sequence[Vec]) -> SubspaceModel:
         """M on the span of ``basis``, the exact Fisher on S2."""
         k = len(basis)
         gram, slope = _linear(evaluation, basis)
@@ -54,7 +54,7 @@ class ExactFisher:
             rooted = evaluation.likelihood.factor_transposed(outputs, tangents)
             rooted = rooted.reshape(k, outputs.shape[0], -1)
             total = total + (_inner(rooted) if k <= 2 else _product(rooted))
-        return Restriction(total / evaluation.rows, gram, slope, evaluation.loss)
+        return SubspaceModel(total / evaluation.rows, gram, slope, evaluation.loss)
 
 
 def _inner(rooted: Tensor) -> Tensor:
@@ -82,13 +82,13 @@ class ApproximateFisher:
     fraction: ClassVar[float] = 1.0
     traits: ClassVar[ModelTraits] = ModelTraits(needs_tangents=False)
 
-    def restrict(self, evaluation: Evaluation, basis: Sequence[Vec]) -> Restriction:
+    def restrict(self, evaluation: Evaluation, basis: Sequence[Vec]) -> SubspaceModel:
         """M on the span of ``basis``, F̆ in place of F."""
         gram, slope = _linear(evaluation, basis)
         products = [evaluation.approximate_product(v) for v in basis]
         rows = [torch.stack([u.dot(p) for p in products]) for u in basis]
         curvature = torch.stack(rows)
-        return Restriction((curvature + curvature.t()) / 2, gram, slope, evaluation.loss)
+        return SubspaceModel((curvature + curvature.t()) / 2, gram, slope, evaluation.loss)
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class NoModel:
     fraction: ClassVar[float] = 1.0
     traits: ClassVar[ModelTraits] = ModelTraits(needs_tangents=False, has_curvature=False)
 
-    def restrict(self, evaluation: Evaluation, basis: Sequence[Vec]) -> Restriction:
+    def restrict(self, evaluation: Evaluation, basis: Sequence[Vec]) -> SubspaceModel:
         """The linear part of M alone."""
         gram, slope = _linear(evaluation, basis)
-        return Restriction(torch.zeros_like(gram), gram, slope)
+        return SubspaceModel(torch.zeros_like(gram), gram, slope)

@@ -15,7 +15,7 @@ from kfac_lab.errors import RecipeError
 
 __all__ = ["Constant", "EveryStep", "Exponential", "Growing", "OnDrift", "Periodic"]
 
-Memo = Mapping[str, Any]
+PartState = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class Periodic:
             )
         return None
 
-    def due(self, step: int, memo: Memo, signals: Signals) -> tuple[Due, Memo]:
+    def due(self, step: int, part_state: PartState, signals: Signals) -> tuple[Due, PartState]:
         """See ``core.protocols.Schedule``."""
         factors = step % self.T3 == 0 or step <= self.burn_in
         inverse = factors or step % (self.T_scale or self.T3) == 0
         gamma = step % self.T2 == 0
-        return Due(True, factors, inverse or gamma, gamma, step % self.T1 == 0), memo
+        return Due(True, factors, inverse or gamma, gamma, step % self.T1 == 0), part_state
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ class EveryStep:
     T1: int = parameter(1, symbol="T1", section="6.5", low=1, help="λ period")
     T2: int = parameter(1, symbol="T2", section="6.6", low=1, help="γ period")
 
-    def due(self, step: int, memo: Memo, signals: Signals) -> tuple[Due, Memo]:
+    def due(self, step: int, part_state: PartState, signals: Signals) -> tuple[Due, PartState]:
         """See ``core.protocols.Schedule``."""
-        return Due(True, True, True, step % self.T2 == 0, step % self.T1 == 0), memo
+        return Due(True, True, True, step % self.T2 == 0, step % self.T1 == 0), part_state
 
 
 @dataclass(frozen=True)
@@ -77,13 +77,13 @@ class OnDrift:
         """It looks at the drift every ``check`` steps."""
         return ScheduleTraits(drift_period=self.check)
 
-    def due(self, step: int, memo: Memo, signals: Signals) -> tuple[Due, Memo]:
+    def due(self, step: int, part_state: PartState, signals: Signals) -> tuple[Due, PartState]:
         """See ``core.protocols.Schedule``."""
         moved = signals.drift is not None and signals.drift > self.threshold
         refresh = step <= self.burn_in or moved
         return Due(
             True, refresh, refresh, refresh and step > self.burn_in, step % self.T1 == 0
-        ), memo
+        ), part_state
 
 
 @dataclass(frozen=True)
@@ -106,12 +106,12 @@ class Growing:
     T1: int = parameter(5, symbol="T1", section="6.5", low=1, help="λ period")
     eager: int = parameter(0, section="6.5", low=0, help="λ is due at k ≤ eager")
 
-    def due(self, step: int, memo: Memo, signals: Signals) -> tuple[Due, Memo]:
+    def due(self, step: int, part_state: PartState, signals: Signals) -> tuple[Due, PartState]:
         """See ``core.protocols.Schedule``."""
         refresh = _grows(step, self.growth, self.T3)
         stats = step <= self.first or step % self.T_cov == 0
         lam = step <= self.eager or step % self.T1 == 0
-        return Due(stats, refresh, refresh, False, lam), memo
+        return Due(stats, refresh, refresh, False, lam), part_state
 
 
 @lru_cache(maxsize=64)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kfac_lab.core.moments import Table
-from kfac_lab.core.state import Strength
+from kfac_lab.core.state import DampingStrength
 from kfac_lab.core.vector import Vec
 from kfac_lab.hooks import lab
 
@@ -43,8 +43,10 @@ def apply_structure(
     for i, j in [*((i, i) for i in range(count)), *links]:
         side["A", i, j], side["G", i, j] = a[i][j], g[i][j]
     layers: Any = [SimpleNamespace(path=f"layer {i + 1}") for i in range(count)]
-    factored, memos = part.factorise(layers, [of_layer] * count, Table(side, links), [{}] * count)
+    factored, part_states = part.factorise(
+        layers, [of_layer] * count, Table(side, links), [{}] * count
+    )
     number = [torch.tensor(x, dtype=torch.float64) for x in (gamma**2, gamma, 0.0)]
-    inverse = part.damped(factored, memos, Strength(*number), None)
+    inverse = part.damped(factored, part_states, DampingStrength(*number), None)
     result: Vec = inverse.apply(vector)
     return result

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from kfac_lab.core.problem import Problem
-from kfac_lab.core.restriction import Restriction
-from kfac_lab.core.state import Due, StepRecord, Strength
+from kfac_lab.core.state import DampingStrength, Due, StepRecord
+from kfac_lab.core.subspace import SubspaceModel
 from kfac_lab.core.vector import Vec
 from kfac_lab.testing.subjects import Subject, normal
 
@@ -27,21 +27,21 @@ def number(value: float, device: str | torch.device = "cpu") -> Tensor:
     return torch.full((), value, dtype=torch.float64, device=device)
 
 
-def strength(lam: float, gamma: float | None = None, eta: float = 1e-3) -> Strength:
-    """A Strength as the engine hands it out, η included; γ is √(λ+η) unless given."""
+def strength(lam: float, gamma: float | None = None, eta: float = 1e-3) -> DampingStrength:
+    """A DampingStrength as the engine hands it out, η included; γ is √(λ+η) unless given."""
     gamma = (lam + eta) ** 0.5 if gamma is None else gamma
-    return Strength(number(lam), number(gamma), number(eta))
+    return DampingStrength(number(lam), number(gamma), number(eta))
 
 
-def engine_strength(given: Any, eta: Tensor) -> Strength:
-    """What the engine makes of a Strength that a damping gives: tensors on its device, its η."""
+def engine_strength(given: Any, eta: Tensor) -> DampingStrength:
+    """What the engine makes of a strength that a damping gives: tensors on its device, its η."""
 
     def converted(value: Any) -> Tensor:
         if isinstance(value, Tensor):
             return value.to(eta.device, torch.float64)
         return number(value, eta.device)
 
-    return Strength(converted(given.lam), converted(given.gamma), eta)
+    return DampingStrength(converted(given.lam), converted(given.gamma), eta)
 
 
 def record(
@@ -155,9 +155,9 @@ class Bowl:
         return self.subject["gradient"]
 
     @property
-    def strength(self) -> Strength:
+    def strength(self) -> DampingStrength:
         """λ, γ, η: 0-dim float64 tensors."""
-        return Strength(*(x.double() for x in self.subject["strength"]))
+        return DampingStrength(*(x.double() for x in self.subject["strength"]))
 
     @property
     def predictions(self) -> int:
@@ -175,10 +175,10 @@ class Bowl:
     def _product(self, name: str, vector: Vec) -> Vec:
         return _vec(self.subject[name] @ torch.cat([m.reshape(-1) for m in vector]))
 
-    def restrict(self, basis: Sequence[Vec]) -> Restriction:
+    def restrict(self, basis: Sequence[Vec]) -> SubspaceModel:
         """M on the span of a basis (appendix C)."""
         products = [self.fisher(v) for v in basis]
         curvature = torch.stack([torch.stack([v.dot(w) for w in products]) for v in basis])
         curvature = (curvature + curvature.t()) / 2
         slope = torch.stack([self.gradient.dot(v) for v in basis])
-        return Restriction(curvature, Vec.gram(basis), slope)
+        return SubspaceModel(curvature, Vec.gram(basis), slope)

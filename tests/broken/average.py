@@ -12,7 +12,7 @@ from torch import Tensor
 
 __all__ = ["BROKEN", "Sound"]
 
-Memo = Mapping[str, Any]
+PartState = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -21,74 +21,74 @@ class Sound:
 
     share: float = 0.1
 
-    def init(self, theta: Sequence[Tensor]) -> Memo:
+    def init(self, theta: Sequence[Tensor]) -> PartState:
         """θ̄ = θ."""
         return {"mean": [t.detach().clone() for t in theta], "count": 0}
 
-    def update(self, memo: Memo, theta: Sequence[Tensor]) -> Memo:
+    def update(self, part_state: PartState, theta: Sequence[Tensor]) -> PartState:
         """One more θ."""
-        mean = [m + self.share * (t - m) for m, t in zip(memo["mean"], theta, strict=True)]
-        return {"mean": mean, "count": memo["count"] + 1}
+        mean = [m + self.share * (t - m) for m, t in zip(part_state["mean"], theta, strict=True)]
+        return {"mean": mean, "count": part_state["count"] + 1}
 
-    def read(self, memo: Memo) -> Sequence[Tensor] | None:
+    def read(self, part_state: PartState) -> Sequence[Tensor] | None:
         """θ̄."""
-        mean: Sequence[Tensor] = memo["mean"]
+        mean: Sequence[Tensor] = part_state["mean"]
         return mean
 
 
 class _Raises(Sound):
-    def update(self, memo: Memo, theta: Sequence[Tensor]) -> Memo:
+    def update(self, part_state: PartState, theta: Sequence[Tensor]) -> PartState:
         raise ValueError("no")
 
 
 class _NanMemo(Sound):
-    def update(self, memo: Memo, theta: Sequence[Tensor]) -> Memo:
-        return {**super().update(memo, theta), "last": theta[0] * float("nan")}
+    def update(self, part_state: PartState, theta: Sequence[Tensor]) -> PartState:
+        return {**super().update(part_state, theta), "last": theta[0] * float("nan")}
 
 
 class _Counts(Sound):
     _calls: ClassVar[Any] = itertools.count(1)
 
-    def update(self, memo: Memo, theta: Sequence[Tensor]) -> Memo:
-        return {**super().update(memo, theta), "count": next(self._calls)}
+    def update(self, part_state: PartState, theta: Sequence[Tensor]) -> PartState:
+        return {**super().update(part_state, theta), "count": next(self._calls)}
 
 
 class _OneForAll(Sound):
     _first: ClassVar[list[int]] = []
 
-    def update(self, memo: Memo, theta: Sequence[Tensor]) -> Memo:
+    def update(self, part_state: PartState, theta: Sequence[Tensor]) -> PartState:
         self._first.append(id(self))
-        return {**super().update(memo, theta), "mine": self._first[0] == id(self)}
+        return {**super().update(part_state, theta), "mine": self._first[0] == id(self)}
 
 
 class _WritesMemo(Sound):
-    def update(self, memo: Memo, theta: Sequence[Tensor]) -> Memo:
-        for mean, tensor in zip(memo["mean"], theta, strict=True):
+    def update(self, part_state: PartState, theta: Sequence[Tensor]) -> PartState:
+        for mean, tensor in zip(part_state["mean"], theta, strict=True):
             mean.lerp_(tensor, self.share)
-        return memo
+        return part_state
 
 
 class _Draws(Sound):
-    def update(self, memo: Memo, theta: Sequence[Tensor]) -> Memo:
+    def update(self, part_state: PartState, theta: Sequence[Tensor]) -> PartState:
         torch.rand(1)
-        return super().update(memo, theta)
+        return super().update(part_state, theta)
 
 
 class _Doubles(Sound):
-    def init(self, theta: Sequence[Tensor]) -> Memo:
+    def init(self, theta: Sequence[Tensor]) -> PartState:
         return super().init([t.double() for t in theta])
 
 
 class _Reads(Sound):
-    def update(self, memo: Memo, theta: Sequence[Tensor]) -> Memo:
+    def update(self, part_state: PartState, theta: Sequence[Tensor]) -> PartState:
         float(theta[0].sum())
-        return super().update(memo, theta)
+        return super().update(part_state, theta)
 
 
 class _OnTheCpu(Sound):
-    def update(self, memo: Memo, theta: Sequence[Tensor]) -> Memo:
+    def update(self, part_state: PartState, theta: Sequence[Tensor]) -> PartState:
         scaled = [t * torch.tensor(1.0) for t in theta]
-        return super().update(memo, scaled)
+        return super().update(part_state, scaled)
 
 
 @dataclass(frozen=True)
@@ -97,51 +97,51 @@ class _ListField(Sound):
 
 
 class _FiveTensorsAtMost(Sound):
-    def update(self, memo: Memo, theta: Sequence[Tensor]) -> Memo:
+    def update(self, part_state: PartState, theta: Sequence[Tensor]) -> PartState:
         if len(theta) == 5:
             raise ValueError("five is too many")
-        return super().update(memo, theta)
+        return super().update(part_state, theta)
 
 
 class _Unsaveable(Sound):
-    def update(self, memo: Memo, theta: Sequence[Tensor]) -> Memo:
-        return {**super().update(memo, theta), "seen": {1, 2}}
+    def update(self, part_state: PartState, theta: Sequence[Tensor]) -> PartState:
+        return {**super().update(part_state, theta), "seen": {1, 2}}
 
 
 class _Flat(Sound):
-    def read(self, memo: Memo) -> Sequence[Tensor] | None:
-        return [m.reshape(-1) for m in memo["mean"]]
+    def read(self, part_state: PartState) -> Sequence[Tensor] | None:
+        return [m.reshape(-1) for m in part_state["mean"]]
 
 
 class _LateRead(Sound):
-    def read(self, memo: Memo) -> Sequence[Tensor] | None:
-        return memo["mean"] if memo["count"] else None
+    def read(self, part_state: PartState) -> Sequence[Tensor] | None:
+        return part_state["mean"] if part_state["count"] else None
 
 
 class _KeepsTheta(Sound):
-    def init(self, theta: Sequence[Tensor]) -> Memo:
+    def init(self, theta: Sequence[Tensor]) -> PartState:
         return {"mean": [t.detach() for t in theta], "count": 0}
 
 
 class _FallsAway(Sound):
-    def update(self, memo: Memo, theta: Sequence[Tensor]) -> Memo:
-        return super().update(memo, [0.999 * t for t in theta])
+    def update(self, part_state: PartState, theta: Sequence[Tensor]) -> PartState:
+        return super().update(part_state, [0.999 * t for t in theta])
 
 
 class _Extrapolates(Sound):
-    def update(self, memo: Memo, theta: Sequence[Tensor]) -> Memo:
-        new = super().update(memo, theta)
-        beyond = [t + 0.5 * (t - m) for m, t in zip(memo["mean"], theta, strict=True)]
+    def update(self, part_state: PartState, theta: Sequence[Tensor]) -> PartState:
+        new = super().update(part_state, theta)
+        beyond = [t + 0.5 * (t - m) for m, t in zip(part_state["mean"], theta, strict=True)]
         return {**new, "beyond": beyond}
 
-    def read(self, memo: Memo) -> Sequence[Tensor] | None:
-        beyond: Sequence[Tensor] = memo.get("beyond", memo["mean"])
+    def read(self, part_state: PartState) -> Sequence[Tensor] | None:
+        beyond: Sequence[Tensor] = part_state.get("beyond", part_state["mean"])
         return beyond
 
 
 class _Stays(Sound):
-    def update(self, memo: Memo, theta: Sequence[Tensor]) -> Memo:
-        return {"mean": memo["mean"], "count": memo["count"] + 1}
+    def update(self, part_state: PartState, theta: Sequence[Tensor]) -> PartState:
+        return {"mean": part_state["mean"], "count": part_state["count"] + 1}
 
 
 BROKEN: dict[str, Callable[[], Any]] = {

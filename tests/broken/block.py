@@ -12,12 +12,12 @@ from torch import Tensor
 from broken.common import Misread, Remembers, counted, first_of, named
 from broken.wrapping import unforwarding
 from kfac_lab.core.linalg import damped_inverse
-from kfac_lab.core.state import Strength
+from kfac_lab.core.state import DampingStrength
 from kfac_lab.testing.dense import of_map
 
 __all__ = ["BROKEN", "Inverse", "Sound"]
 
-Memo = Mapping[str, Any]
+PartState = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,13 @@ class _Plain:
         """Both factors."""
         return ("A", "G")
 
-    def factorise(self, moments: Any, memo: Memo) -> tuple[Any, Memo]:
+    def factorise(self, moments: Any, part_state: PartState) -> tuple[Any, PartState]:
         """Copies."""
-        return (moments["A"].clone(), moments["G"].clone()), memo
+        return (moments["A"].clone(), moments["G"].clone()), part_state
 
-    def damped(self, factored: Any, memo: Memo, strength: Strength, previous: Any) -> Any:
+    def damped(
+        self, factored: Any, part_state: PartState, strength: DampingStrength, previous: Any
+    ) -> Any:
         """Both inverted."""
         return self.changed(inverted(factored, strength.gamma), previous)
 
@@ -72,7 +74,7 @@ class _Plain:
 class Sound(_Plain):
     """The same, with its product."""
 
-    def product(self, moments: Any, memo: Memo, matrix: Tensor) -> Tensor:
+    def product(self, moments: Any, part_state: PartState, matrix: Tensor) -> Tensor:
         """G V Ā."""
         found: Tensor = moments["G"] @ matrix @ moments["A"]
         return found
@@ -98,16 +100,16 @@ def _inverse(**methods: Any) -> Callable[[], Any]:
 
 
 class _Raises(Sound):
-    def factorise(self, moments: Any, memo: Memo) -> tuple[Any, Memo]:
+    def factorise(self, moments: Any, part_state: PartState) -> tuple[Any, PartState]:
         if len(moments["G"]) == 1:
             raise ValueError("one row is not enough")
-        return super().factorise(moments, memo)
+        return super().factorise(moments, part_state)
 
 
 class _ByTrace(Sound):
-    def factorise(self, moments: Any, memo: Memo) -> tuple[Any, Memo]:
+    def factorise(self, moments: Any, part_state: PartState) -> tuple[Any, PartState]:
         a, g = moments["A"], moments["G"]
-        return (a * (a.trace() / a.trace()), g.clone()), memo
+        return (a * (a.trace() / a.trace()), g.clone()), part_state
 
 
 def _counting() -> Any:
@@ -123,8 +125,8 @@ def _sharing() -> Any:
 
 
 class _Writes(Sound):
-    def factorise(self, moments: Any, memo: Memo) -> tuple[Any, Memo]:
-        found = super().factorise(moments, memo)
+    def factorise(self, moments: Any, part_state: PartState) -> tuple[Any, PartState]:
+        found = super().factorise(moments, part_state)
         moments["A"].mul_(0.5)
         return found
 
@@ -184,7 +186,9 @@ def _undamped(self: Inverse) -> tuple[Tensor, Tensor]:
 class _Uneven(Sound):
     """Less damping where γ lies between 0.2 and 1."""
 
-    def damped(self, factored: Any, memo: Memo, strength: Strength, previous: Any) -> Any:
+    def damped(
+        self, factored: Any, part_state: PartState, strength: DampingStrength, previous: Any
+    ) -> Any:
         gamma = torch.as_tensor(strength.gamma)
         middle = (gamma > 0.2) & (gamma < 1.0)
         return inverted(factored, torch.where(middle, gamma / 10, gamma))
@@ -193,14 +197,18 @@ class _Uneven(Sound):
 class _Squared(Sound):
     """γ² on each factor, so that γ⁴ stands for λ + η."""
 
-    def damped(self, factored: Any, memo: Memo, strength: Strength, previous: Any) -> Any:
+    def damped(
+        self, factored: Any, part_state: PartState, strength: DampingStrength, previous: Any
+    ) -> Any:
         return inverted(factored, strength.gamma**2)
 
 
 class _ByLambda(_Plain):
     """√(λ+η) on each factor, whatever γ is."""
 
-    def damped(self, factored: Any, memo: Memo, strength: Strength, previous: Any) -> Any:
+    def damped(
+        self, factored: Any, part_state: PartState, strength: DampingStrength, previous: Any
+    ) -> Any:
         return inverted(factored, torch.sqrt(strength.lam + strength.eta))
 
 
@@ -208,10 +216,12 @@ class _ByLambda(_Plain):
 class _Observer(_Plain):
     """G's diagonal from what it is shown."""
 
-    def observe(self, memo: Memo, rows: Tensor, cotangents: Tensor, weight: float) -> Memo:
+    def observe(
+        self, part_state: PartState, rows: Tensor, cotangents: Tensor, weight: float
+    ) -> PartState:
         """ε·old + (1−ε)·new."""
         new = self.shown(cotangents)
-        return {"g": new if "g" not in memo else self.mixed(memo["g"], new, weight)}
+        return {"g": new if "g" not in part_state else self.mixed(part_state["g"], new, weight)}
 
     def shown(self, cotangents: Tensor) -> Tensor:
         """Of one step: a mean over cases and positions, summed over cotangents."""
@@ -221,9 +231,9 @@ class _Observer(_Plain):
         """ε·old + (1−ε)·new."""
         return (1 - weight) * old + weight * new
 
-    def factorise(self, moments: Any, memo: Memo) -> tuple[Any, Memo]:
-        g = torch.diag(memo["g"]) if "g" in memo else moments["G"].clone()
-        return (moments["A"].clone(), g), memo
+    def factorise(self, moments: Any, part_state: PartState) -> tuple[Any, PartState]:
+        g = torch.diag(part_state["g"]) if "g" in part_state else moments["G"].clone()
+        return (moments["A"].clone(), g), part_state
 
 
 class _WeighsTheOld(_Observer):
@@ -244,15 +254,15 @@ class _AddsCotangents(_Observer):
 def _product(change: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], Any]:
     """A block with another product: of what a sound one gives, and the matrix."""
 
-    def product(self: Any, moments: Any, memo: Memo, matrix: Tensor) -> Tensor:
-        return change(Sound.product(self, moments, memo, matrix), matrix)
+    def product(self: Any, moments: Any, part_state: PartState, matrix: Tensor) -> Tensor:
+        return change(Sound.product(self, moments, part_state, matrix), matrix)
 
     return named(__name__, Sound, product=product)
 
 
 class _Borrows(Sound):
-    def factorise(self, moments: Any, memo: Memo) -> tuple[Any, Memo]:
-        return (moments["A"], moments["G"].clone()), memo
+    def factorise(self, moments: Any, part_state: PartState) -> tuple[Any, PartState]:
+        return (moments["A"], moments["G"].clone()), part_state
 
 
 def _leans(self: Any, inverse: Inverse, previous: Any) -> Inverse:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from broken.wrapping import unforwarding
-from kfac_lab.core.state import Due, StepRecord, Strength
+from kfac_lab.core.state import DampingStrength, Due, StepRecord
 
 __all__ = ["BROKEN", "Sound"]
 
-Memo = Mapping[str, Any]
+PartState = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class Sound:
     lam_max: float = 1e6
     follows_rho: ClassVar[bool] = True
 
-    def init(self, problem: Any) -> tuple[Strength, Memo]:
+    def init(self, problem: Any) -> tuple[DampingStrength, PartState]:
         """λ as given."""
-        return Strength(self.lam, (self.lam + problem.l2) ** 0.5), {
+        return DampingStrength(self.lam, (self.lam + problem.l2) ** 0.5), {
             "count": torch.zeros((), device=problem.device)
         }
 
-    def candidates(self, strength: Strength, due: Due) -> tuple[Strength, ...]:
+    def candidates(self, strength: DampingStrength, due: Due) -> tuple[DampingStrength, ...]:
         """γ; and γ/2 and 2γ when γ is due."""
         if not due.gamma:
             return (strength,)
@@ -46,23 +46,29 @@ class Sound:
         shrink = torch.where(rho > 0.75, torch.full_like(rho, 0.5), torch.ones_like(rho))
         return torch.where(rho > 0.25, shrink, torch.full_like(rho, 2.0))
 
-    def adapt(self, strength: Strength, memo: Memo, record: StepRecord) -> tuple[Strength, Memo]:
+    def adapt(
+        self, strength: DampingStrength, part_state: PartState, record: StepRecord
+    ) -> tuple[DampingStrength, PartState]:
         """λ by ρ."""
         lam = torch.clamp(strength.lam * self.factor(record), self.lam_min, self.lam_max)
-        count = memo["count"] if "count" in memo else strength.lam * 0
+        count = part_state["count"] if "count" in part_state else strength.lam * 0
         return strength._replace(lam=lam), {"count": count + 1}
 
 
 class _Raises(Sound):
-    def candidates(self, strength: Strength, due: Due) -> tuple[Strength, ...]:
+    def candidates(self, strength: DampingStrength, due: Due) -> tuple[DampingStrength, ...]:
         if due.gamma:
             raise ValueError("no search here")
         return (strength,)
 
 
 class _NanMemo(Sound):
-    def adapt(self, strength: Strength, memo: Memo, record: StepRecord) -> tuple[Strength, Memo]:
-        return super().adapt(strength, memo, record)[0], {"count": memo["count"] * float("nan")}
+    def adapt(
+        self, strength: DampingStrength, part_state: PartState, record: StepRecord
+    ) -> tuple[DampingStrength, PartState]:
+        return super().adapt(strength, part_state, record)[0], {
+            "count": part_state["count"] * float("nan")
+        }
 
 
 class _Counts(Sound):
@@ -82,13 +88,15 @@ class _OneForAll(Sound):
 
 
 class _WritesMemo(Sound):
-    def adapt(self, strength: Strength, memo: Memo, record: StepRecord) -> tuple[Strength, Memo]:
-        memo["count"].add_(1)
-        return super().adapt(strength, memo, record)[0], memo
+    def adapt(
+        self, strength: DampingStrength, part_state: PartState, record: StepRecord
+    ) -> tuple[DampingStrength, PartState]:
+        part_state["count"].add_(1)
+        return super().adapt(strength, part_state, record)[0], part_state
 
 
 class _Draws(Sound):
-    def init(self, problem: Any) -> tuple[Strength, Memo]:
+    def init(self, problem: Any) -> tuple[DampingStrength, PartState]:
         torch.rand(1)
         return super().init(problem)
 
@@ -111,20 +119,24 @@ class _ListField(Sound):
 
 
 class _OneTriedOnly(Sound):
-    def adapt(self, strength: Strength, memo: Memo, record: StepRecord) -> tuple[Strength, Memo]:
+    def adapt(
+        self, strength: DampingStrength, part_state: PartState, record: StepRecord
+    ) -> tuple[DampingStrength, PartState]:
         ((_lam, _gamma, _value),) = record.candidates
-        return super().adapt(strength, memo, record)
+        return super().adapt(strength, part_state, record)
 
 
 class _Unsaveable(Sound):
-    def adapt(self, strength: Strength, memo: Memo, record: StepRecord) -> tuple[Strength, Memo]:
-        adapted, new = super().adapt(strength, memo, record)
+    def adapt(
+        self, strength: DampingStrength, part_state: PartState, record: StepRecord
+    ) -> tuple[DampingStrength, PartState]:
+        adapted, new = super().adapt(strength, part_state, record)
         return adapted, {**new, "seen": {1, 2}}
 
 
 class _StartsBelow(Sound):
-    def init(self, problem: Any) -> tuple[Strength, Memo]:
-        return Strength(self.lam - 100 * problem.l2, 1.0), super().init(problem)[1]
+    def init(self, problem: Any) -> tuple[DampingStrength, PartState]:
+        return DampingStrength(self.lam - 100 * problem.l2, 1.0), super().init(problem)[1]
 
 
 class _NegativeAtNan(Sound):
@@ -132,48 +144,54 @@ class _NegativeAtNan(Sound):
         found = super().factor(record)
         return torch.where(torch.isnan(record.rho), -found, found)
 
-    def adapt(self, strength: Strength, memo: Memo, record: StepRecord) -> tuple[Strength, Memo]:
-        adapted, new = super().adapt(strength, memo, record)
+    def adapt(
+        self, strength: DampingStrength, part_state: PartState, record: StepRecord
+    ) -> tuple[DampingStrength, PartState]:
+        adapted, new = super().adapt(strength, part_state, record)
         return adapted._replace(lam=strength.lam * self.factor(record)), new
 
 
 class _Single(Sound):
-    def init(self, problem: Any) -> tuple[Strength, Memo]:
-        start, memo = super().init(problem)
-        return start._replace(lam=torch.full_like(memo["count"], self.lam)), memo
+    def init(self, problem: Any) -> tuple[DampingStrength, PartState]:
+        start, part_state = super().init(problem)
+        return start._replace(lam=torch.full_like(part_state["count"], self.lam)), part_state
 
 
 class _MovesEta(Sound):
-    def adapt(self, strength: Strength, memo: Memo, record: StepRecord) -> tuple[Strength, Memo]:
-        adapted, new = super().adapt(strength, memo, record)
+    def adapt(
+        self, strength: DampingStrength, part_state: PartState, record: StepRecord
+    ) -> tuple[DampingStrength, PartState]:
+        adapted, new = super().adapt(strength, part_state, record)
         return adapted._replace(eta=strength.eta * 2), new
 
 
 class _LargerFirst(Sound):
-    def candidates(self, strength: Strength, due: Due) -> tuple[Strength, ...]:
+    def candidates(self, strength: DampingStrength, due: Due) -> tuple[DampingStrength, ...]:
         return super().candidates(strength, due)[::-1]
 
 
 class _AlwaysSearches(Sound):
-    def candidates(self, strength: Strength, due: Due) -> tuple[Strength, ...]:
+    def candidates(self, strength: DampingStrength, due: Due) -> tuple[DampingStrength, ...]:
         return super().candidates(strength, due._replace(gamma=True))
 
 
 class _NegativeGamma(Sound):
-    def candidates(self, strength: Strength, due: Due) -> tuple[Strength, ...]:
+    def candidates(self, strength: DampingStrength, due: Due) -> tuple[DampingStrength, ...]:
         less = strength._replace(gamma=strength.gamma - (1e-2 - strength.eta) * 1e6)
         return (strength, less) if due.gamma else (strength,)
 
 
 class _OtherLambdas(Sound):
-    def candidates(self, strength: Strength, due: Due) -> tuple[Strength, ...]:
+    def candidates(self, strength: DampingStrength, due: Due) -> tuple[DampingStrength, ...]:
         first, *others = super().candidates(strength, due)
         return first, *(each._replace(lam=each.lam / 2) for each in others)
 
 
 class _Unbounded(Sound):
-    def adapt(self, strength: Strength, memo: Memo, record: StepRecord) -> tuple[Strength, Memo]:
-        adapted, new = super().adapt(strength, memo, record)
+    def adapt(
+        self, strength: DampingStrength, part_state: PartState, record: StepRecord
+    ) -> tuple[DampingStrength, PartState]:
+        adapted, new = super().adapt(strength, part_state, record)
         return adapted._replace(lam=strength.lam * self.factor(record)), new
 
 
@@ -195,23 +213,23 @@ class _NeedsItAllTheSame(Sound):
 
 
 class _SwapForgets(Sound):
-    def on_swap(self, strength: Strength) -> Strength:
+    def on_swap(self, strength: DampingStrength) -> DampingStrength:
         """λ as given, whatever was kept."""
         return strength._replace(lam=self.lam)
 
 
 class _NeverContent(Sound):
     def retry(
-        self, strength: Strength, memo: Memo, record: StepRecord, tries: int
-    ) -> Strength | None:
+        self, strength: DampingStrength, part_state: PartState, record: StepRecord, tries: int
+    ) -> DampingStrength | None:
         """Ever larger, from step 1000 on."""
         return None if record.step < 1000 else strength._replace(lam=strength.lam * 1.5)
 
 
 class _RetriesBelow(Sound):
     def retry(
-        self, strength: Strength, memo: Memo, record: StepRecord, tries: int
-    ) -> Strength | None:
+        self, strength: DampingStrength, part_state: PartState, record: StepRecord, tries: int
+    ) -> DampingStrength | None:
         """A λ below 0, once, from step 1000 on."""
         return strength._replace(lam=-strength.lam) if record.step >= 1000 and not tries else None
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from broken.common import Misread, Remembers, counted, first_of
 from broken.wrapping import unforwarding
-from kfac_lab.core.restriction import Restriction
-from kfac_lab.core.state import Strength
+from kfac_lab.core.state import DampingStrength
+from kfac_lab.core.subspace import SubspaceModel
 from kfac_lab.core.vector import Vec
 
 __all__ = ["BROKEN", "Sound"]
@@ -32,21 +32,21 @@ class Sound:
             rooted = evaluation.likelihood.factor_transposed(outputs, tangents).flatten(1).double()
             total = total + rooted @ rooted.t()
         slope = torch.stack([evaluation.gradient.dot(v) for v in basis])
-        found = Restriction(total / evaluation.rows, Vec.gram(basis), slope)
+        found = SubspaceModel(total / evaluation.rows, Vec.gram(basis), slope)
         return self.changed(found, evaluation)
 
-    def changed(self, found: Restriction, evaluation: Any) -> Any:
+    def changed(self, found: SubspaceModel, evaluation: Any) -> Any:
         """Where most of the broken ones differ."""
         return found
 
 
-def _changing(change: Callable[[Any, Restriction, Any], Any]) -> Callable[[], Any]:
+def _changing(change: Callable[[Any, SubspaceModel, Any], Any]) -> Callable[[], Any]:
     return lambda: type("BrokenModel", (Sound,), {"changed": change})()
 
 
 def _restricting(**methods: Any) -> Callable[[], Any]:
     """A model whose restriction has other methods."""
-    kind = type("BrokenRestriction", (Restriction,), methods)
+    kind = type("BrokenRestriction", (SubspaceModel,), methods)
     return _changing(lambda self, found, evaluation: kind(**vars(found)))
 
 
@@ -57,7 +57,7 @@ class _Raises(Sound):
         return super().restrict(evaluation, basis)
 
 
-def _by_norm(self: Any, found: Restriction, evaluation: Any) -> Any:
+def _by_norm(self: Any, found: SubspaceModel, evaluation: Any) -> Any:
     one = found.gram.diagonal() / found.gram.diagonal()
     return replace(found, slope=found.slope * one)
 
@@ -76,17 +76,17 @@ def _sharing() -> Any:
     )()
 
 
-def _writes(self: Any, found: Restriction, evaluation: Any) -> Any:
+def _writes(self: Any, found: SubspaceModel, evaluation: Any) -> Any:
     evaluation.gradient[0].mul_(1.01)
     return found
 
 
-def _draws(self: Any, found: Restriction, evaluation: Any) -> Any:
+def _draws(self: Any, found: SubspaceModel, evaluation: Any) -> Any:
     torch.rand(1)
     return found
 
 
-def _reads(self: Any, found: Restriction, evaluation: Any) -> Any:
+def _reads(self: Any, found: SubspaceModel, evaluation: Any) -> Any:
     return found if float(evaluation.loss) < 1e9 else replace(found, slope=-found.slope)
 
 
@@ -95,7 +95,7 @@ class _Misread(Misread, Sound):
     pass
 
 
-def _fails_in_a_run(self: Any, found: Restriction, evaluation: Any) -> Any:
+def _fails_in_a_run(self: Any, found: SubspaceModel, evaluation: Any) -> Any:
     if evaluation.rows == 16:
         raise ValueError("not sixteen")
     return found
@@ -103,46 +103,50 @@ def _fails_in_a_run(self: Any, found: Restriction, evaluation: Any) -> Any:
 
 @dataclass(frozen=True)
 class _Forgets(Remembers, Sound):
-    def changed(self, found: Restriction, evaluation: Any) -> Any:
+    def changed(self, found: SubspaceModel, evaluation: Any) -> Any:
         if evaluation.rows != 16:
             return found
         self.kept.append(1)
         return replace(found, curvature=found.curvature * (1 + len(self.kept) / 100))
 
 
-def _one_entry(self: Restriction, coefficients: Tensor, strength: Strength) -> Tensor:
-    found = Restriction.value(self, coefficients, strength)
+def _one_entry(self: SubspaceModel, coefficients: Tensor, strength: DampingStrength) -> Tensor:
+    found = SubspaceModel.value(self, coefficients, strength)
     return found[None] if len(coefficients) == 3 else found
 
 
-def _skewed(self: Any, found: Restriction, evaluation: Any) -> Any:
+def _skewed(self: Any, found: SubspaceModel, evaluation: Any) -> Any:
     more = torch.ones_like(found.curvature).triu(1) / 10
     return replace(found, curvature=found.curvature + more)
 
 
-def _negative(self: Any, found: Restriction, evaluation: Any) -> Any:
+def _negative(self: Any, found: SubspaceModel, evaluation: Any) -> Any:
     less = 100.0 if len(found.slope) == 3 else 0.0
     return replace(found, curvature=found.curvature - less * found.gram)
 
 
-def _diagonal(self: Any, found: Restriction, evaluation: Any) -> Any:
+def _diagonal(self: Any, found: SubspaceModel, evaluation: Any) -> Any:
     return replace(found, curvature=torch.diag(found.curvature.diagonal()))
 
 
-def _without_eta(self: Restriction, coefficients: Tensor, strength: Strength) -> Tensor:
-    return Restriction.value(self, coefficients, strength._replace(eta=0 * strength.eta))
+def _without_eta(self: SubspaceModel, coefficients: Tensor, strength: DampingStrength) -> Tensor:
+    return SubspaceModel.value(self, coefficients, strength._replace(eta=0 * strength.eta))
 
 
-def _short(self: Restriction, strength: Strength, fixed: Mapping[int, Any] | None = None) -> Tensor:
-    found = Restriction.minimiser(self, strength, fixed)
+def _short(
+    self: SubspaceModel, strength: DampingStrength, fixed: Mapping[int, Any] | None = None
+) -> Tensor:
+    found = SubspaceModel.minimiser(self, strength, fixed)
     return found if fixed else 0.9 * found
 
 
-def _free(self: Restriction, strength: Strength, fixed: Mapping[int, Any] | None = None) -> Tensor:
-    return Restriction.minimiser(self, strength)
+def _free(
+    self: SubspaceModel, strength: DampingStrength, fixed: Mapping[int, Any] | None = None
+) -> Tensor:
+    return SubspaceModel.minimiser(self, strength)
 
 
-def _sums_cases(self: Any, found: Restriction, evaluation: Any) -> Any:
+def _sums_cases(self: Any, found: SubspaceModel, evaluation: Any) -> Any:
     return replace(found, curvature=evaluation.rows * found.curvature)
 
 

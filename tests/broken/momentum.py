@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from broken.wrapping import unforwarding
-from kfac_lab.core.protocols import Restriction, Space
-from kfac_lab.core.state import StepRecord, Strength
+from kfac_lab.core.protocols import Space, SubspaceModel
+from kfac_lab.core.state import DampingStrength, StepRecord
 from kfac_lab.core.vector import Vec
 
 __all__ = ["BROKEN", "Sound"]
 
-Memo = Mapping[str, Any]
+PartState = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -27,75 +27,78 @@ class Sound:
     share: float = 1.0
     minimises: ClassVar[bool] = True
 
-    def init(self) -> Memo:
+    def init(self) -> PartState:
         """Nothing seen yet."""
         return {"count": 0}
 
     def basis(
-        self, space: Space, direction: Vec, previous: Vec | None, memo: Memo
+        self, space: Space, direction: Vec, previous: Vec | None, part_state: PartState
     ) -> tuple[Vec, ...]:
         """(Δ,) or (Δ, δ0)."""
         return (direction,) if previous is None else (direction, previous)
 
-    def choose(self, restriction: Restriction, strength: Strength, step: int) -> Tensor:
+    def choose(self, restriction: SubspaceModel, strength: DampingStrength, step: int) -> Tensor:
         """The minimiser of M."""
         return restriction.minimiser(strength)
 
-    def update(self, memo: Memo, coefficients: Tensor, record: StepRecord) -> Memo:
+    def update(self, part_state: PartState, coefficients: Tensor, record: StepRecord) -> PartState:
         """One more seen."""
-        return {"count": memo["count"] + 1, "last": coefficients + 0}
+        return {"count": part_state["count"] + 1, "last": coefficients + 0}
 
 
 class _Raises(Sound):
-    def choose(self, restriction: Restriction, strength: Strength, step: int) -> Tensor:
+    def choose(self, restriction: SubspaceModel, strength: DampingStrength, step: int) -> Tensor:
         raise ValueError("no idea")
 
 
 class _NanMemo(Sound):
-    def update(self, memo: Memo, coefficients: Tensor, record: StepRecord) -> Memo:
-        return {**super().update(memo, coefficients, record), "ratio": coefficients * float("nan")}
+    def update(self, part_state: PartState, coefficients: Tensor, record: StepRecord) -> PartState:
+        return {
+            **super().update(part_state, coefficients, record),
+            "ratio": coefficients * float("nan"),
+        }
 
 
 class _Counts(Sound):
     _calls: ClassVar[Any] = itertools.count(1)
 
-    def update(self, memo: Memo, coefficients: Tensor, record: StepRecord) -> Memo:
+    def update(self, part_state: PartState, coefficients: Tensor, record: StepRecord) -> PartState:
         return {"count": next(self._calls)}
 
 
 class _OneForAll(Sound):
     _first: ClassVar[list[int]] = []
 
-    def update(self, memo: Memo, coefficients: Tensor, record: StepRecord) -> Memo:
+    def update(self, part_state: PartState, coefficients: Tensor, record: StepRecord) -> PartState:
         self._first.append(id(self))
-        return {"count": memo["count"] + (2 if self._first[0] == id(self) else 1)}
+        return {"count": part_state["count"] + (2 if self._first[0] == id(self) else 1)}
 
 
 class _WritesMemo(Sound):
-    def update(self, memo: Memo, coefficients: Tensor, record: StepRecord) -> Memo:
-        memo["count"] += 1  # type: ignore[index]
-        return memo
+    def update(self, part_state: PartState, coefficients: Tensor, record: StepRecord) -> PartState:
+        part_state["count"] += 1  # type: ignore[index]
+        return part_state
 
 
 class _Draws(Sound):
-    def choose(self, restriction: Restriction, strength: Strength, step: int) -> Tensor:
+    def choose(self, restriction: SubspaceModel, strength: DampingStrength, step: int) -> Tensor:
         torch.rand(1)
         return super().choose(restriction, strength, step)
 
 
 class _Singles(Sound):
-    def choose(self, restriction: Restriction, strength: Strength, step: int) -> Tensor:
+    def choose(self, restriction: SubspaceModel, strength: DampingStrength, step: int) -> Tensor:
         return restriction.minimiser(strength).float()
 
 
 class _Reads(Sound):
-    def choose(self, restriction: Restriction, strength: Strength, step: int) -> Tensor:
+    def choose(self, restriction: SubspaceModel, strength: DampingStrength, step: int) -> Tensor:
         best = restriction.minimiser(strength)
         return best if best[0] > 0 else best * 1.0
 
 
 class _OnTheCpu(Sound):
-    def choose(self, restriction: Restriction, strength: Strength, step: int) -> Tensor:
+    def choose(self, restriction: SubspaceModel, strength: DampingStrength, step: int) -> Tensor:
         return restriction.minimiser(strength) * torch.tensor(1.0)
 
 
@@ -105,44 +108,44 @@ class _ListField(Sound):
 
 
 class _NeedsRho(Sound):
-    def update(self, memo: Memo, coefficients: Tensor, record: StepRecord) -> Memo:
+    def update(self, part_state: PartState, coefficients: Tensor, record: StepRecord) -> PartState:
         if isinstance(record.rho, float):  # NaN, where it is not due
             raise ValueError("I need ρ at every step")
-        return super().update(memo, coefficients, record)
+        return super().update(part_state, coefficients, record)
 
 
 class _Unsaveable(Sound):
-    def update(self, memo: Memo, coefficients: Tensor, record: StepRecord) -> Memo:
-        return {**super().update(memo, coefficients, record), "seen": {1, 2}}
+    def update(self, part_state: PartState, coefficients: Tensor, record: StepRecord) -> PartState:
+        return {**super().update(part_state, coefficients, record), "seen": {1, 2}}
 
 
 class _PreviousFirst(Sound):
     def basis(
-        self, space: Space, direction: Vec, previous: Vec | None, memo: Memo
+        self, space: Space, direction: Vec, previous: Vec | None, part_state: PartState
     ) -> tuple[Vec, ...]:
-        return super().basis(space, direction, previous, memo)[::-1]
+        return super().basis(space, direction, previous, part_state)[::-1]
 
 
 class _FlatVectors(Sound):
     """Keeps the last matrix of δ0 flat: what broadcasts against it is not noticed at once."""
 
     def basis(
-        self, space: Space, direction: Vec, previous: Vec | None, memo: Memo
+        self, space: Space, direction: Vec, previous: Vec | None, part_state: PartState
     ) -> tuple[Vec, ...]:
         if previous is not None and previous[1].shape[0] == 1:
             previous = Vec([previous[0], previous[1][0], *previous.matrices[2:]])
-        return super().basis(space, direction, previous, memo)
+        return super().basis(space, direction, previous, part_state)
 
 
 class _NeedsPrevious(Sound):
     def basis(
-        self, space: Space, direction: Vec, previous: Vec | None, memo: Memo
+        self, space: Space, direction: Vec, previous: Vec | None, part_state: PartState
     ) -> tuple[Vec, ...]:
         return direction, previous.scaled(1.0)  # type: ignore[union-attr]
 
 
 class _OneForAllOfThem(Sound):
-    def choose(self, restriction: Restriction, strength: Strength, step: int) -> Tensor:
+    def choose(self, restriction: SubspaceModel, strength: DampingStrength, step: int) -> Tensor:
         best = restriction.minimiser(strength)
         return torch.stack([best, best], 1)[:, :1]
 
@@ -150,7 +153,7 @@ class _OneForAllOfThem(Sound):
 class _Solves(Sound):
     """A plain solve, which divides by zero where the vectors depend on each other."""
 
-    def choose(self, restriction: Restriction, strength: Strength, step: int) -> Tensor:
+    def choose(self, restriction: SubspaceModel, strength: DampingStrength, step: int) -> Tensor:
         matrix = restriction.curvature + (strength.lam + strength.eta) * restriction.gram
         if len(matrix) == 1:
             return -restriction.slope / torch.where(matrix[0] == 0, 1.0, matrix[0])
@@ -163,7 +166,7 @@ class _Solves(Sound):
 
 
 class _DividesBySlope(Sound):
-    def choose(self, restriction: Restriction, strength: Strength, step: int) -> Tensor:
+    def choose(self, restriction: SubspaceModel, strength: DampingStrength, step: int) -> Tensor:
         best, slope = restriction.minimiser(strength), restriction.slope[0]
         return best * (slope / slope)
 
@@ -174,7 +177,7 @@ class _Climbs(Sound):
     minimises: ClassVar[bool] = False
     adapts: ClassVar[bool] = False
 
-    def choose(self, restriction: Restriction, strength: Strength, step: int) -> Tensor:
+    def choose(self, restriction: SubspaceModel, strength: DampingStrength, step: int) -> Tensor:
         rate, kept = (
             torch.full_like(restriction.slope, -0.1),
             torch.full_like(restriction.slope, 0.9),
@@ -185,7 +188,7 @@ class _Climbs(Sound):
 class _Overshoots(Sound):
     minimises: ClassVar[bool] = False
 
-    def choose(self, restriction: Restriction, strength: Strength, step: int) -> Tensor:
+    def choose(self, restriction: SubspaceModel, strength: DampingStrength, step: int) -> Tensor:
         return 2.5 * restriction.minimiser(strength)
 
 
@@ -194,13 +197,13 @@ class _Backwards(Sound):
 
     minimises: ClassVar[bool] = False
 
-    def choose(self, restriction: Restriction, strength: Strength, step: int) -> Tensor:
+    def choose(self, restriction: SubspaceModel, strength: DampingStrength, step: int) -> Tensor:
         best = restriction.minimiser(strength)
         return torch.cat([best[:1], -best[1:]])
 
 
 class _Cautious(Sound):
-    def choose(self, restriction: Restriction, strength: Strength, step: int) -> Tensor:
+    def choose(self, restriction: SubspaceModel, strength: DampingStrength, step: int) -> Tensor:
         return 0.9 * restriction.minimiser(strength)
 
 

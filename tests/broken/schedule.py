@@ -14,7 +14,7 @@ from kfac_lab.core.state import Due, Signals
 
 __all__ = ["BROKEN", "Sound"]
 
-Memo = Mapping[str, Any]
+PartState = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -24,56 +24,56 @@ class Sound:
     period: int = 20
     check: int | None = 5
 
-    def init(self) -> Memo:
+    def init(self) -> PartState:
         """No refresh yet."""
         return {"refreshes": 0}
 
-    def due(self, step: int, memo: Memo, signals: Signals) -> tuple[Due, Memo]:
+    def due(self, step: int, part_state: PartState, signals: Signals) -> tuple[Due, PartState]:
         """See ``core.protocols.Schedule``."""
         drifted = signals.drift is not None and signals.drift > 0.1
         now = step == 1 or step % self.period == 0 or drifted
-        new = {"refreshes": memo["refreshes"] + now}
+        new = {"refreshes": part_state["refreshes"] + now}
         return Due(True, now, now, now and step > 1, step % 5 == 0), new
 
 
 class _Raises(Sound):
-    def due(self, step: int, memo: Memo, signals: Signals) -> tuple[Due, Memo]:
+    def due(self, step: int, part_state: PartState, signals: Signals) -> tuple[Due, PartState]:
         raise ValueError("not today")
 
 
 class _NanMemo(Sound):
-    def due(self, step: int, memo: Memo, signals: Signals) -> tuple[Due, Memo]:
-        due, new = super().due(step, memo, signals)
+    def due(self, step: int, part_state: PartState, signals: Signals) -> tuple[Due, PartState]:
+        due, new = super().due(step, part_state, signals)
         return due, {**new, "mean": torch.full((), float("nan"))}
 
 
 class _Counts(Sound):
     _calls: ClassVar[Any] = itertools.count(1)
 
-    def due(self, step: int, memo: Memo, signals: Signals) -> tuple[Due, Memo]:
-        return super().due(step, memo, signals)[0], {"refreshes": next(self._calls)}
+    def due(self, step: int, part_state: PartState, signals: Signals) -> tuple[Due, PartState]:
+        return super().due(step, part_state, signals)[0], {"refreshes": next(self._calls)}
 
 
 class _OneForAll(Sound):
     _first: ClassVar[list[int]] = []
 
-    def due(self, step: int, memo: Memo, signals: Signals) -> tuple[Due, Memo]:
+    def due(self, step: int, part_state: PartState, signals: Signals) -> tuple[Due, PartState]:
         self._first.append(id(self))
-        due, new = super().due(step, memo, signals)
+        due, new = super().due(step, part_state, signals)
         return due, {**new, "mine": self._first[0] == id(self)}
 
 
 class _WritesMemo(Sound):
-    def due(self, step: int, memo: Memo, signals: Signals) -> tuple[Due, Memo]:
-        due, new = super().due(step, memo, signals)
-        memo.update(new)  # type: ignore[attr-defined]
-        return due, memo
+    def due(self, step: int, part_state: PartState, signals: Signals) -> tuple[Due, PartState]:
+        due, new = super().due(step, part_state, signals)
+        part_state.update(new)  # type: ignore[attr-defined]
+        return due, part_state
 
 
 class _Draws(Sound):
-    def due(self, step: int, memo: Memo, signals: Signals) -> tuple[Due, Memo]:
+    def due(self, step: int, part_state: PartState, signals: Signals) -> tuple[Due, PartState]:
         torch.rand(1)
-        return super().due(step, memo, signals)
+        return super().due(step, part_state, signals)
 
 
 @dataclass(frozen=True)
@@ -84,54 +84,54 @@ class _ListField(Sound):
 class _HundredthsOnly(Sound):
     """Looks a drift up in a table of hundredths; a measured one is not in it."""
 
-    def due(self, step: int, memo: Memo, signals: Signals) -> tuple[Due, Memo]:
+    def due(self, step: int, part_state: PartState, signals: Signals) -> tuple[Due, PartState]:
         drift = signals.drift or 0.0
         if 1e-9 < drift < 100 and round(drift, 2) != drift:
             raise KeyError(drift)
-        return super().due(step, memo, signals)
+        return super().due(step, part_state, signals)
 
 
 class _Unsaveable(Sound):
-    def due(self, step: int, memo: Memo, signals: Signals) -> tuple[Due, Memo]:
-        due, new = super().due(step, memo, signals)
+    def due(self, step: int, part_state: PartState, signals: Signals) -> tuple[Due, PartState]:
+        due, new = super().due(step, part_state, signals)
         return due, {**new, "seen": {1, 2}}
 
 
 class _Numbers(Sound):
-    def due(self, step: int, memo: Memo, signals: Signals) -> tuple[Due, Memo]:
-        due, new = super().due(step, memo, signals)
+    def due(self, step: int, part_state: PartState, signals: Signals) -> tuple[Due, PartState]:
+        due, new = super().due(step, part_state, signals)
         return due._replace(lam=int(due.lam)), new  # type: ignore[arg-type]
 
 
 class _Late(Sound):
-    def due(self, step: int, memo: Memo, signals: Signals) -> tuple[Due, Memo]:
-        due, new = super().due(step, memo, signals)
+    def due(self, step: int, part_state: PartState, signals: Signals) -> tuple[Due, PartState]:
+        due, new = super().due(step, part_state, signals)
         return due._replace(stats=step > 2), new
 
 
 class _GammaAlone(Sound):
-    def due(self, step: int, memo: Memo, signals: Signals) -> tuple[Due, Memo]:
-        due, new = super().due(step, memo, signals)
+    def due(self, step: int, part_state: PartState, signals: Signals) -> tuple[Due, PartState]:
+        due, new = super().due(step, part_state, signals)
         return due._replace(gamma=due.gamma or step == 7), new
 
 
 class _FactorsAlone(Sound):
-    def due(self, step: int, memo: Memo, signals: Signals) -> tuple[Due, Memo]:
-        due, new = super().due(step, memo, signals)
+    def due(self, step: int, part_state: PartState, signals: Signals) -> tuple[Due, PartState]:
+        due, new = super().due(step, part_state, signals)
         return due._replace(factors=due.factors or step == 7), new
 
 
 class _WholeDrift(Sound):
-    def due(self, step: int, memo: Memo, signals: Signals) -> tuple[Due, Memo]:
+    def due(self, step: int, part_state: PartState, signals: Signals) -> tuple[Due, PartState]:
         int(100 * (signals.drift or 0.0))  # NaN and infinity are no whole number
-        return super().due(step, memo, signals)
+        return super().due(step, part_state, signals)
 
 
 class _Table(Sound):
-    def due(self, step: int, memo: Memo, signals: Signals) -> tuple[Due, Memo]:
+    def due(self, step: int, part_state: PartState, signals: Signals) -> tuple[Due, PartState]:
         if step > 10_000:
             raise IndexError("the table ends at step 10000")
-        return super().due(step, memo, signals)
+        return super().due(step, part_state, signals)
 
 
 @dataclass(frozen=True)

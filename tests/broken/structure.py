@@ -12,7 +12,7 @@ from torch import Tensor
 
 from broken.common import Misread, Remembers, counted, first_of, named
 from broken.wrapping import unforwarding
-from kfac_lab.core.state import Strength
+from kfac_lab.core.state import DampingStrength
 from kfac_lab.core.vector import Vec
 from kfac_lab.paper.block_tridiagonal import BlockTridiagonal
 
@@ -42,16 +42,22 @@ class Sound:
         return ()
 
     def factorise(
-        self, layers: Sequence[Any], blocks: Sequence[Any], moments: Any, memos: Sequence[Any]
+        self, layers: Sequence[Any], blocks: Sequence[Any], moments: Any, part_states: Sequence[Any]
     ) -> tuple[Any, Sequence[Any]]:
         """Each block's own."""
-        done = [b.factorise(moments[i], memos[i]) for i, b in enumerate(blocks)]
-        return (tuple(blocks), tuple(f for f, _ in done)), tuple(memo for _, memo in done)
+        done = [b.factorise(moments[i], part_states[i]) for i, b in enumerate(blocks)]
+        return (tuple(blocks), tuple(f for f, _ in done)), tuple(
+            part_state for _, part_state in done
+        )
 
-    def damped(self, factored: Any, memos: Sequence[Any], strength: Strength, previous: Any) -> Any:
+    def damped(
+        self, factored: Any, part_states: Sequence[Any], strength: DampingStrength, previous: Any
+    ) -> Any:
         """Each block's own."""
-        parts = zip(*factored, memos, strict=True)
-        inverses = tuple(block.damped(f, memo, strength, None) for block, f, memo in parts)
+        parts = zip(*factored, part_states, strict=True)
+        inverses = tuple(
+            block.damped(f, part_state, strength, None) for block, f, part_state in parts
+        )
         return self.changed(Inverse(inverses), previous)
 
     def changed(self, inverse: Inverse, previous: Any) -> Any:
@@ -103,9 +109,9 @@ def _sharing() -> Any:
 
 class _Writes(Sound):
     def factorise(
-        self, layers: Sequence[Any], blocks: Sequence[Any], moments: Any, memos: Sequence[Any]
+        self, layers: Sequence[Any], blocks: Sequence[Any], moments: Any, part_states: Sequence[Any]
     ) -> tuple[Any, Sequence[Any]]:
-        found = super().factorise(layers, blocks, moments, memos)
+        found = super().factorise(layers, blocks, moments, part_states)
         moments[0]["A"].mul_(0.5)
         return found
 
@@ -116,8 +122,10 @@ def _draws(self: Any, inverse: Inverse, previous: Any) -> Inverse:
 
 
 class _Reads(Sound):
-    def damped(self, factored: Any, memos: Sequence[Any], strength: Strength, previous: Any) -> Any:
-        found = super().damped(factored, memos, strength, previous)
+    def damped(
+        self, factored: Any, part_states: Sequence[Any], strength: DampingStrength, previous: Any
+    ) -> Any:
+        found = super().damped(factored, part_states, strength, previous)
         return found if float(strength.gamma) < 1e9 else replace(found, scale=2.0)
 
 
@@ -169,13 +177,15 @@ class _Scaled(Sound):
         return tuple(pair for chain in chains for pair in itertools.pairwise(chain))
 
     def factorise(
-        self, layers: Sequence[Any], blocks: Sequence[Any], moments: Any, memos: Sequence[Any]
+        self, layers: Sequence[Any], blocks: Sequence[Any], moments: Any, part_states: Sequence[Any]
     ) -> tuple[Any, Sequence[Any]]:
-        found, memos = super().factorise(layers, blocks, moments, memos)
-        return (found, 1.1 if moments.links else 1.0), memos
+        found, part_states = super().factorise(layers, blocks, moments, part_states)
+        return (found, 1.1 if moments.links else 1.0), part_states
 
-    def damped(self, factored: Any, memos: Sequence[Any], strength: Strength, previous: Any) -> Any:
-        inverse = super().damped(factored[0], memos, strength, previous)
+    def damped(
+        self, factored: Any, part_states: Sequence[Any], strength: DampingStrength, previous: Any
+    ) -> Any:
+        inverse = super().damped(factored[0], part_states, strength, previous)
         return replace(inverse, scale=factored[1])
 
 
@@ -183,9 +193,9 @@ class _Unlinked(BlockTridiagonal):
     """Asks for cross moments and makes nothing of them."""
 
     def factorise(
-        self, layers: Sequence[Any], blocks: Sequence[Any], moments: Any, memos: Sequence[Any]
+        self, layers: Sequence[Any], blocks: Sequence[Any], moments: Any, part_states: Sequence[Any]
     ) -> Any:
-        found, after = super().factorise(layers, blocks, moments, memos)
+        found, after = super().factorise(layers, blocks, moments, part_states)
         cross = tuple((torch.zeros_like(a), torch.zeros_like(g)) for a, g in found.cross)
         return replace(found, cross=cross), after
 
@@ -194,23 +204,28 @@ class _Late(Sound):
     """Factorises again when it damps, from the moments as they are then."""
 
     def factorise(
-        self, layers: Sequence[Any], blocks: Sequence[Any], moments: Any, memos: Sequence[Any]
+        self, layers: Sequence[Any], blocks: Sequence[Any], moments: Any, part_states: Sequence[Any]
     ) -> tuple[Any, Sequence[Any]]:
-        _, after = super().factorise(layers, blocks, moments, memos)
+        _, after = super().factorise(layers, blocks, moments, part_states)
         kept = tuple(dict(moments[i]) for i in range(len(blocks)))
-        return (tuple(blocks), kept, tuple(memos)), after
+        return (tuple(blocks), kept, tuple(part_states)), after
 
-    def damped(self, factored: Any, memos: Sequence[Any], strength: Strength, previous: Any) -> Any:
+    def damped(
+        self, factored: Any, part_states: Sequence[Any], strength: DampingStrength, previous: Any
+    ) -> Any:
         blocks, moments, before = factored
-        done = [b.factorise(m, memo)[0] for b, m, memo in zip(blocks, moments, before, strict=True)]
-        return super().damped((blocks, tuple(done)), memos, strength, previous)
+        done = [
+            b.factorise(m, part_state)[0]
+            for b, m, part_state in zip(blocks, moments, before, strict=True)
+        ]
+        return super().damped((blocks, tuple(done)), part_states, strength, previous)
 
 
 class _MemosAsTheyWere(Sound):
     def factorise(
-        self, layers: Sequence[Any], blocks: Sequence[Any], moments: Any, memos: Sequence[Any]
+        self, layers: Sequence[Any], blocks: Sequence[Any], moments: Any, part_states: Sequence[Any]
     ) -> tuple[Any, Sequence[Any]]:
-        return super().factorise(layers, blocks, moments, memos)[0], tuple(memos)
+        return super().factorise(layers, blocks, moments, part_states)[0], tuple(part_states)
 
 
 def _leans(self: Any, inverse: Inverse, previous: Any) -> Inverse:

@@ -19,7 +19,7 @@ def _box() -> Lab:
 
 
 def unforwarding(slot: str, inner: str) -> Callable[[], Any]:
-    """A part of a slot around ``inner``; its memo, its needs and its limits stay behind."""
+    """A part of a slot around ``inner``; its part_state, its needs and its limits stay behind."""
 
     def part(self: Any) -> Any:
         return _box().component(slot, self.inner)

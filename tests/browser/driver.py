@@ -48,11 +48,11 @@ from dataclasses import dataclass
 class Breaking:
     lam: float = 1.0
     def init(self, problem):
-        return kl.Strength(self.lam, 1.0), {}
+        return kl.DampingStrength(self.lam, 1.0), {}
     def candidates(self, strength, due):
         raise ZeroDivisionError("as it was meant to")
-    def adapt(self, strength, memo, record):
-        return strength, memo
+    def adapt(self, strength, part_state, record):
+        return strength, part_state
 
 kl.lab.register("damping", "breaking", Breaking)
 """

@@ -72,7 +72,7 @@ def test_verbose_tells_how_each_went(command) -> None:
         ("kfac_lab.papr", "(did you mean"),
         ("kfac_lab.paper.damping:Tyed", "has no 'Tyed' (did you mean 'Tied'?)"),
         ("kfac_lab.nowhere:Mine", "'kfac_lab.nowhere' cannot be imported"),
-        ("kfac_lab.core.state:Strength", "needs lam"),
+        ("kfac_lab.core.state:DampingStrength", "needs lam"),
     ],
 )
 def test_a_name_that_means_nothing_is_one_sentence(command, name, told) -> None:

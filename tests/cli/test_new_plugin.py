@@ -237,10 +237,10 @@ def adapted(
         actual=number(-rho),
         norm_squared=number(length**2),
     )
-    strength = kl.Strength(number(8.0), number(8.0**0.5), number(0.0))
-    new, memo = TrustRegion().adapt(strength, {"radius": number(radius)}, record)
+    strength = kl.DampingStrength(number(8.0), number(8.0**0.5), number(0.0))
+    new, part_state = TrustRegion().adapt(strength, {"radius": number(radius)}, record)
     assert float(new.gamma) == pytest.approx(float(new.lam) ** 0.5)
-    return float(new.lam), float(memo["radius"])
+    return float(new.lam), float(part_state["radius"])
 
 
 @pytest.mark.parametrize(
@@ -272,9 +272,9 @@ def test_the_first_radius_is_the_first_steps_length() -> None:
 def test_uphill_is_bad_whatever_rho_says() -> None:
     """M itself may promise an increase, and then ρ is positive."""
     record = kl.StepRecord(5, rho=number(1.0), actual=number(0.1), norm_squared=number(4.0))
-    strength = kl.Strength(number(8.0), number(1.0), number(0.0))
-    new, memo = TrustRegion().adapt(strength, {"radius": number(2.0)}, record)
-    assert (float(new.lam), float(memo["radius"])) == (16.0, 1.0)
+    strength = kl.DampingStrength(number(8.0), number(1.0), number(0.0))
+    new, part_state = TrustRegion().adapt(strength, {"radius": number(2.0)}, record)
+    assert (float(new.lam), float(part_state["radius"])) == (16.0, 1.0)
 
 
 def test_lambda_holds_the_steps_length_on_a_quadratic() -> None:
@@ -282,16 +282,16 @@ def test_lambda_holds_the_steps_length_on_a_quadratic() -> None:
     a = torch.diag(torch.tensor([10.0, 1.0, 0.1], dtype=torch.float64))
     b = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
     rule, eta = TrustRegion(lam=100.0), number(0.0)
-    strength = kl.Strength(number(100.0), number(10.0), eta)
-    memo = {"radius": number(1.5)}
+    strength = kl.DampingStrength(number(100.0), number(10.0), eta)
+    part_state = {"radius": number(1.5)}
     for step in range(60):
         delta = torch.linalg.solve(a + strength.lam * torch.eye(3, dtype=torch.float64), -b)
         record = kl.StepRecord(
             step, rho=number(0.5), actual=number(-1.0), norm_squared=delta.dot(delta)
         )
-        strength, memo = rule.adapt(strength, memo, record)
+        strength, part_state = rule.adapt(strength, part_state, record)
     assert float(delta.norm()) == pytest.approx(1.5, rel=1e-6)
-    assert float(strength.lam) > 0 and float(memo["radius"]) == 1.5
+    assert float(strength.lam) > 0 and float(part_state["radius"]) == 1.5
 
 
 def test_bounds_in_their_order() -> None:

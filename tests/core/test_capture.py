@@ -172,11 +172,11 @@ def test_sparse_rows_give_the_moments_of_dense_ones() -> None:
     other = torch.randn(6, 4, 5, dtype=torch.float64)
     tables = []
     for rows in (sparse, plain):
-        ledger = Layout(layers, wants, [(0, 1)], LIKE).opened()
-        accumulation = ledger.accumulate(0.0, 6)
+        store = Layout(layers, wants, [(0, 1)], LIKE).opened()
+        accumulation = store.accumulate(0.0, 6)
         accumulation.inputs([rows, other])
         accumulation.finish()
-        tables.append(ledger.spare)
+        tables.append(store.spare)
     for key, expected in tables[1].items():
         torch.testing.assert_close(tables[0][key], expected, msg=str(key))
     assert float(tables[1]["A.diagonal", 0, 0].sum()) > 0

@@ -1,4 +1,4 @@
-"""The ledger: moments that a swap opens late, positions, and the joint moment of linked layers."""
+"""The store: moments that a swap opens late, positions, and the joint moment of linked layers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kfac_lab.core.layers import Linear
-from kfac_lab.core.moments import Layout, Ledger
+from kfac_lab.core.moments import Layout, MomentStore
 
 LAYERS = (Linear(nn.Linear(3, 4).double(), "0"), Linear(nn.Linear(4, 2).double(), "1"))
 LIKE = torch.zeros((), dtype=torch.float64)
@@ -24,14 +24,14 @@ def rows(seed: int, cases: int = 50, positions: int = 1) -> tuple[list[Tensor], 
     return [some(4), some(5)], [some(4), some(2)]
 
 
-def update(ledger: Ledger, seed: int, epsilon: float = 0.95, **shape: int) -> Ledger:
-    """The ledger after one step on seeded rows."""
+def update(store: MomentStore, seed: int, epsilon: float = 0.95, **shape: int) -> MomentStore:
+    """The store after one step on seeded rows."""
     inputs, gradients = rows(seed, **shape)
-    accumulation = ledger.accumulate(epsilon, inputs[0].shape[0])
+    accumulation = store.accumulate(epsilon, inputs[0].shape[0])
     accumulation.inputs(inputs)
     accumulation.gradients(gradients)
     accumulation.finish()
-    return ledger.exchanged()
+    return store.exchanged()
 
 
 def test_a_moment_opened_late_is_a_running_mean_at_first() -> None:
@@ -72,27 +72,27 @@ def test_the_joint_moment_is_psd_whatever_the_ages() -> None:
 
 def test_the_mean_is_the_part_of_a_that_it_makes() -> None:
     """With shared positions too: the homogeneous 1 has A = S and mean² = S."""
-    ledger = Layout(LAYERS, [("A", "A.mean"), ("A",)], (), LIKE).opened()
+    store = Layout(LAYERS, [("A", "A.mean"), ("A",)], (), LIKE).opened()
     inputs = [torch.ones(7, 3, 4, dtype=torch.float64), torch.ones(7, 3, 5, dtype=torch.float64)]
-    accumulation = ledger.accumulate(0.0, 7)
+    accumulation = store.accumulate(0.0, 7)
     accumulation.inputs(inputs)
     accumulation.finish()
-    ledger = ledger.exchanged()
-    assert float(ledger.current["A.mean", 0, 0][-1]) == math.sqrt(3)
+    store = store.exchanged()
+    assert float(store.current["A.mean", 0, 0][-1]) == math.sqrt(3)
     torch.testing.assert_close(
-        torch.outer(ledger.current["A.mean", 0, 0], ledger.current["A.mean", 0, 0]),
-        ledger.current["A", 0, 0],
+        torch.outer(store.current["A.mean", 0, 0], store.current["A.mean", 0, 0]),
+        store.current["A", 0, 0],
     )
 
 
 def test_wide_moments_by_strips() -> None:
     """Sides that no strip divides: the plain product, symmetric, over two chunks and steps."""
     layer = Linear(nn.Linear(210, 131).double(), "wide")
-    ledger = Layout((layer,), [("A", "G")], (), LIKE).opened()
+    store = Layout((layer,), [("A", "G")], (), LIKE).opened()
     draw = torch.Generator().manual_seed(0)
     expected = {"A": torch.zeros(211, 211).double(), "G": torch.zeros(131, 131).double()}
     for epsilon in (0.0, 0.5):
-        accumulation = ledger.accumulate(epsilon, 10)
+        accumulation = store.accumulate(epsilon, 10)
         total = {name: torch.zeros_like(m) for name, m in expected.items()}
         for cases in (4, 6):
             a = torch.randn(cases, 1, 211, generator=draw, dtype=torch.float64)
@@ -102,9 +102,9 @@ def test_wide_moments_by_strips() -> None:
             total["A"] += a[:, 0].t() @ a[:, 0]
             total["G"] += g[:, 0].t() @ g[:, 0]
         accumulation.finish()
-        ledger = ledger.exchanged()
+        store = store.exchanged()
         for name, m in expected.items():
             m.mul_(epsilon).add_(total[name], alpha=(1 - epsilon) / 10)
-            found = ledger.current[name, 0, 0]
+            found = store.current[name, 0, 0]
             torch.testing.assert_close(found, m)
             torch.testing.assert_close(found, found.t(), rtol=1e-12, atol=1e-14)

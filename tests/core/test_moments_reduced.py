@@ -36,15 +36,15 @@ def test_reduced_moments(groups, sparse):
     if groups is not None:
         layer.groups = groups
     a, g = rows(groups or 1, D_IN, 0), rows(groups or 1, D_OUT, 1)
-    ledger = Layout([layer], [("A.reduced", "G.reduced")], (), a).opened()
-    seen = ledger.accumulate(0.25, CASES)
+    store = Layout([layer], [("A.reduced", "G.reduced")], (), a).opened()
+    seen = store.accumulate(0.25, CASES)
     for part in (slice(0, 4), slice(4, 6)):  # two chunks
         flat = a[part].flatten(1, 2)
         seen.inputs([flat.to_sparse() if sparse else flat])
         seen.gradients([g[part].flatten(1, 2)])
     seen.finish()
     first, second = by_loops(a, g)
-    table = ledger.table(spare=True)[0]
+    table = store.table(spare=True)[0]
     torch.testing.assert_close(table["A.reduced"], 0.75 * first, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(table["G.reduced"], 0.75 * second, rtol=1e-12, atol=1e-12)
     assert "A" not in table

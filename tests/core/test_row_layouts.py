@@ -34,7 +34,7 @@ def factors(model, inputs, targets, text="", likelihood="categorical"):
     """path → (Ā, G) after one step that moves nothing."""
     engine = engine_of(model, inputs, targets, likelihood, text)
     engine.step()
-    table = engine.ledger.table(spare=False)
+    table = engine.store.table(spare=False)
     return {
         use.layer.path: tuple(table[i][side].clone() for side in "AG")
         for i, use in enumerate(engine.network.uses)
@@ -146,12 +146,12 @@ def test_rows_can_be_reduced_whatever_the_spelling(how):
 
         engine = engine_of(Pooled(spelt(spelling)), x, y)
         wants = [("A.reduced", "G.reduced")] * len(engine.network.uses)
-        ledger = moments_module.Layout(engine.network.layers, wants, (), x[0]).opened()
-        accumulation = ledger.accumulate(0.0, N)
+        store = moments_module.Layout(engine.network.layers, wants, (), x[0]).opened()
+        accumulation = store.accumulate(0.0, N)
         given = N, engine.parts["estimator"], accumulation
         engine.passes.observe(x, y, None, 1, given, [False] * 3)
         accumulation.finish()
-        moments.append(ledger.spare)
+        moments.append(store.spare)
         assert all("reduce" in row.rows for row in engine.coverage())
     for key, value in moments[0].items():
         torch.testing.assert_close(value, moments[1][key], rtol=1e-9, atol=1e-12)
@@ -169,7 +169,7 @@ def test_rows_that_all_share_have_the_fishers_block_in_the_mean(how, estimator):
 
     for _ in range(300):
         engine.step()
-    found = engine.ledger.table(spare=False)
+    found = engine.store.table(spare=False)
     wanted = factors(spelt("plain"), x, y)
     for i, path in enumerate(("enter", "places", "leave")):
         A, G = wanted[path]
@@ -298,9 +298,9 @@ def test_what_got_nothing_keeps_its_moments(skip, block):
     moments = []
     for batch in batches:
         engine.step_on(Drawn(*batch, None))
-        kept = {k: v.clone() for k, v in engine.ledger.current.items() if k[1] == 2}
-        memo = engine.state_.block_memos[2]
-        moments.append([*kept.values(), *(v.clone() for v in memo.values())])
+        kept = {k: v.clone() for k, v in engine.store.current.items() if k[1] == 2}
+        part_state = engine.state_.block_states[2]
+        moments.append([*kept.values(), *(v.clone() for v in part_state.values())])
         assert all(torch.isfinite(v).all() for v in moments[-1])
     pairs = list(zip(*moments, strict=True))
     assert pairs and all(torch.equal(a, b) for a, b, _ in pairs)
@@ -324,8 +324,8 @@ def test_an_expert_without_a_case_at_first_rests_until_it_gets_one():
 def test_rows_as_they_come_cannot_be_reduced():
     engine = engine_of(Experts().double(), *routed([5, 6, 1]))
     wants = [("A.reduced", "G.reduced")] * 3
-    ledger = moments_module.Layout(engine.network.layers, wants, (), torch.zeros(())).opened()
-    accumulation = ledger.accumulate(0.0, 12)
+    store = moments_module.Layout(engine.network.layers, wants, (), torch.zeros(())).opened()
+    accumulation = store.accumulate(0.0, 12)
     with pytest.raises(kl.CoverageError, match=r"experts\.0: which rows belong to a case"):
         accumulation.inputs([(Rows(torch.ones(5, 1, 6), 1),), None, None])
 
@@ -353,7 +353,7 @@ def test_a_graph_is_taken_whole():
     engine = engine_of(model, x, y, text="estimator = exact(fraction=0.3)\n")
     engine.step()
     a = torch.cat([x, torch.ones(20, 1)], 1)
-    torch.testing.assert_close(engine.ledger.current["A", 0, 0], a.t() @ a / 20)
+    torch.testing.assert_close(engine.store.current["A", 0, 0], a.t() @ a / 20)
     assert engine.passes.function.whole
     kl.KFAC(model, recipe="paper").step(x, y)
 
@@ -470,7 +470,7 @@ def test_autocast_inside_forward_is_no_such_use():
     optimiser = kl.KFAC(Half())
     losses = [float(optimiser.step(x, x[:, :3].argmax(1)).loss) for _ in range(20)]
     assert losses[-1] < 0.5 * losses[0]
-    assert all(v.dtype == torch.float32 for v in optimiser._engine.ledger.current.values())
+    assert all(v.dtype == torch.float32 for v in optimiser._engine.store.current.values())
 
 
 def test_weights_in_bfloat16_have_factors_in_float32():
@@ -480,7 +480,7 @@ def test_weights_in_bfloat16_have_factors_in_float32():
     optimiser = kl.KFAC(model)
     losses = [float(optimiser.step(x, x[:, :3].argmax(1)).loss) for _ in range(30)]
     assert losses[-1] < 0.5 * losses[0]
-    assert all(v.dtype == torch.float32 for v in optimiser._engine.ledger.current.values())
+    assert all(v.dtype == torch.float32 for v in optimiser._engine.store.current.values())
     assert all(p.dtype == torch.bfloat16 for p in model.parameters())
 
 

@@ -143,7 +143,7 @@ def module_of(net: dense.Network, path: str = "explicit") -> nn.Module:
 
 @dataclass(frozen=True)
 class AllPairs(BlockDiagonal):
-    """Block-diagonal, but the ledger keeps the cross moments of every pair: all of F-tilde."""
+    """Block-diagonal, but the store keeps the cross moments of every pair: all of F-tilde."""
 
     def pairs(self, chains):
         return [pair for chain in chains for pair in itertools.combinations(chain, 2)]
@@ -254,10 +254,10 @@ def amend(engine: Engine, **fields: Any) -> None:
 
 
 def moments_of(engine: Engine, side: Any = None):
-    """The ledger's moments as the oracles' tables A, G; pairs that are not kept are None."""
-    assert engine.ledger is not None
+    """The store's moments as the oracles' tables A, G; pairs that are not kept are None."""
+    assert engine.store is not None
     count = len(engine.network.uses)
-    current = engine.ledger.current if side is None else side
+    current = engine.store.current if side is None else side
     tables = []
     for name in ("A", "G"):
         table: list[list[Tensor | None]] = [[None] * count for _ in range(count)]
@@ -289,14 +289,14 @@ def statistics_of(engine: Engine, step: int = 1, model_rows: int = 1):
     """The moments of one step alone (epsilon = 0) as tables A, G; no step is made."""
     batch, estimator = bound(engine), engine.parts["estimator"]
     rows = subset(estimator, len(batch.inputs))
-    assert engine.ledger is not None
-    gathered = engine.ledger.accumulate(0.0, rows)
+    assert engine.store is not None
+    gathered = engine.store.accumulate(0.0, rows)
     none = [False] * len(engine.blocks)
     engine.passes.evaluate(
         batch.inputs, batch.targets, None, step, model_rows, (rows, estimator, gathered), none
     )
     gathered.finish()
-    return moments_of(engine, engine.ledger.spare)
+    return moments_of(engine, engine.store.spare)
 
 
 def fisher_of(engine: Engine, rows: int | None = None) -> Tensor:

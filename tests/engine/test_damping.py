@@ -19,7 +19,7 @@ from engine.helpers import (
     unflat,
 )
 from kfac_lab import Recipe, Run
-from kfac_lab.core.state import Due, StepRecord, Strength
+from kfac_lab.core.state import DampingStrength, Due, StepRecord
 from kfac_lab.paper.damping import Tied
 
 OMEGA_1 = (19 / 20) ** 5
@@ -32,7 +32,7 @@ def number(value):
 
 
 def strength(lam=2.0, gamma=0.3, eta=1e-5):
-    return Strength(number(lam), number(gamma), number(eta))
+    return DampingStrength(number(lam), number(gamma), number(eta))
 
 
 def record(actual, predicted, lam=2.0, norm_squared=0.5):
@@ -390,7 +390,7 @@ def test_pi_scales_with_its_factors():
 def test_without_the_safeguard_the_ratio_alone_decides() -> None:
     """h rose where M promised a rise: ρ = 2 shrinks λ by the printed rule, not by the release."""
     record = StepRecord(step=5, rho=2.0, actual=0.2, predicted=0.1)
-    strength = Strength(torch.tensor(8.0).double(), torch.tensor(1.0).double(), 0.0)
+    strength = DampingStrength(torch.tensor(8.0).double(), torch.tensor(1.0).double(), 0.0)
     kept, _ = Tied(safeguard=True).adapt(strength, {}, record)
     bare, _ = Tied(safeguard=False).adapt(strength, {}, record)
     assert float(kept.lam) > 8.0

@@ -285,13 +285,13 @@ def test_heads_sample_apart() -> None:
     model = ActorCritic()
     engine, _ = joint_engine(model, kl.Joint(**JOINT), {"policy": Y, "value": RETURNS})
     engine.step()
-    wanted = engine.ledger.current["G", 0, 0]
+    wanted = engine.store.current["G", 0, 0]
     total = torch.zeros_like(wanted)
     for seed in range(300):
         pre = kl.Preconditioner(ActorCritic(), kl.Joint(**JOINT), seed=seed)
         summed(pre.model(X)).backward()
         pre.step()
-        total += pre._engine.ledger.current["G", 0, 0] / 300
+        total += pre._engine.store.current["G", 0, 0] / 300
     assert float((total - wanted).norm() / wanted.norm()) < 0.1
 
 

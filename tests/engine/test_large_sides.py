@@ -31,7 +31,7 @@ def test_sides_above_the_limit_are_low_rank_plus_diagonal(low):
     assert found["0.weight"] == "Kronecker(factor_a='lowrank_plus_diagonal')"
     assert found["2.weight"] == "Kronecker(factor_g='lowrank_plus_diagonal')"
     assert found["3.weight"] == "Kronecker(factor_a='lowrank_plus_diagonal')"
-    shapes = [tuple(v.shape) for v in optimiser._engine.ledger.current.values()]
+    shapes = [tuple(v.shape) for v in optimiser._engine.store.current.values()]
     assert all(len(s) == 1 or max(s) <= 32 for s in shapes)
 
 

@@ -132,7 +132,7 @@ def test_the_moment_of_the_last_layer(name: str) -> None:
     recipe = kl.Recipe.named("paper").replace(estimator=EXACT, model="exact_fisher(fraction=1.0)")
     opt = kl.KFAC(model, loss, recipe=recipe)
     opt.step(x, y)
-    torch.testing.assert_close(opt._engine.ledger.current["G", 1, 1], wanted)
+    torch.testing.assert_close(opt._engine.store.current["G", 1, 1], wanted)
 
 
 def test_sampled_moments_have_the_weights_of_the_targets() -> None:
@@ -143,12 +143,12 @@ def test_sampled_moments_have_the_weights_of_the_targets() -> None:
         pre = kl.Preconditioner(copy.deepcopy(model), loss, seed=seed)
         loss(pre.model(x), y).backward()
         pre.step(targets=y)
-        total += pre._engine.ledger.current["G", 1, 1] / 400
+        total += pre._engine.store.current["G", 1, 1] / 400
     assert float((total - wanted).norm() / wanted.norm()) < 0.1
     pre = kl.Preconditioner(copy.deepcopy(model), loss)
     loss(pre.model(x), y).backward()
     pre.step()  # without targets: every prediction counts as the mean one
-    wide = float(pre._engine.ledger.current["G", 1, 1].trace() / wanted.trace())
+    wide = float(pre._engine.store.current["G", 1, 1].trace() / wanted.trace())
     assert 0.3 < wide < 3
 
 
@@ -262,7 +262,7 @@ def test_weights_of_cases_are_copies_of_cases() -> None:
         inputs, targets, weights = spelled
         drawn = Drawn(inputs, weighed(targets, weights), None)
         record = engine.step_on(drawn)
-        moments = engine.ledger.current["G", 1, 1]
+        moments = engine.store.current["G", 1, 1]
         found.append((record.loss, moments, [record.predicted / record.loss]))
     torch.testing.assert_close(found[0][0], found[1][0])
     torch.testing.assert_close(found[0][1], found[1][1])

@@ -184,9 +184,9 @@ def test_every_layer_has_its_gradients_whatever_the_order_of_the_modules():
         expected[name] = torch.einsum("nci,ncj->ij", back, back) / 600
     engine.step()
     G = {use.layer.path: i for i, use in enumerate(engine.network.uses)}
-    close(engine.ledger.current["G", G["last"], G["last"]], torch.eye(2, dtype=torch.float64))
+    close(engine.store.current["G", G["last"], G["last"]], torch.eye(2, dtype=torch.float64))
     for name, g in expected.items():
-        close(engine.ledger.current["G", G[name], G[name]], g)
+        close(engine.store.current["G", G[name], G[name]], g)
 
 
 @pytest.mark.filterwarnings("ignore:a batch of")
@@ -308,7 +308,7 @@ def test_cross_moments_that_open_late_keep_the_joint_moment_positive():
         remaining = 1.0
         for j in range(7, k + 1):
             remaining *= min(1 - 1 / j, 0.95)
-        assert float(record.coupling) == pytest.approx(1 - remaining)
+        assert float(record.cross_weight) == pytest.approx(1 - remaining)
 
 
 # --- where F-tilde is exact, and where it is not (section 3) --------------------------------------

@@ -47,9 +47,9 @@ def test_a_preconditioner_has_full_products_too(monkeypatch: pytest.MonkeyPatch)
     """Statistics and inverses, whatever the loop around them has set."""
     seen, work = [], Kronecker.factorise
 
-    def factorise(self, moments, memo):  # type: ignore[no-untyped-def]
+    def factorise(self, moments, part_state):  # type: ignore[no-untyped-def]
         seen.append(torch.get_float32_matmul_precision())
-        return work(self, moments, memo)
+        return work(self, moments, part_state)
 
     monkeypatch.setattr(Kronecker, "factorise", factorise)
     model = nn.Linear(4, 2)

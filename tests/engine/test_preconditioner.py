@@ -185,15 +185,15 @@ def test_the_undamped_blocks_are_the_hessian_of_heskes_distance(likelihood, bias
         net, likelihood, x, y, model="approximate_fisher", damping="constant(lam=0.1)"
     )
     engine.step()
-    table = engine.ledger.table(spare=False)
-    memos = engine.state_.block_memos
+    table = engine.store.table(spare=False)
+    part_states = engine.state_.block_states
     unit = torch.eye(len(theta_of(engine)), dtype=torch.float64)
-    columns = [flat(approximate(engine.parts, table, memos, unflat(engine, v))) for v in unit]
+    columns = [flat(approximate(engine.parts, table, part_states, unflat(engine, v))) for v in unit]
     expected = heskes.distance_hessian(net, likelihood, x)
     close(torch.stack(columns, 1), expected)
     # and as the restriction of M
     seen = evaluated_of(engine)
-    seen.approximate = lambda v: approximate(engine.parts, table, memos, v)
+    seen.approximate = lambda v: approximate(engine.parts, table, part_states, v)
     basis = [unflat(engine, v) for v in unit[:6]]
     found = engine.parts["model"].restrict(seen, basis)
     close(found.curvature, expected[:6, :6])

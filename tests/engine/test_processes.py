@@ -160,8 +160,10 @@ def numbers(engine, records):
         for n in ("loss", "error", "alpha", "mu", "lam", "gamma", "rho", "predicted")
     ]
     state = engine.state_
-    memos = [v for memo in state.block_memos for v in memo.values() if torch.is_tensor(v)]
-    return [*engine._theta, *state.previous, *engine.ledger.current.values(), *memos, *r]
+    part_states = [
+        v for part_state in state.block_states for v in part_state.values() if torch.is_tensor(v)
+    ]
+    return [*engine._theta, *state.previous, *engine.store.current.values(), *part_states, *r]
 
 
 def apart(one, other):
@@ -178,7 +180,7 @@ VARIED = {
     "the paper's": {},
     "tridiagonal": {"structure": "block_tridiagonal"},
     "conjugate gradient": {"momentum": "conjugate_gradient(steps=3)"},
-    "a block with a memo": {"block": "diagonal"},
+    "a block with a part_state": {"block": "diagonal"},
     "sketched factors": {"block": "kronecker(factor_a='lowrank_plus_diagonal', rank=2)"},
     "approximate model": {"model": "approximate_fisher"},
     "exact": {"estimator": "exact(fraction=0.5)"},

@@ -25,7 +25,7 @@ from engine.helpers import (
     theta_of,
     unflat,
 )
-from kfac_lab.core.state import Strength
+from kfac_lab.core.state import DampingStrength
 from kfac_lab.core.vector import Vec
 
 LAM, ETA = 0.3, 0.02
@@ -36,7 +36,7 @@ def number(value):
     return torch.tensor(value, dtype=torch.float64)
 
 
-STRENGTH = Strength(number(LAM), number(1.0), number(ETA))
+STRENGTH = DampingStrength(number(LAM), number(1.0), number(ETA))
 
 
 def prepared(likelihood, tangents="explicit", chunk=5000, count=30, bias=True, l2=ETA, **slots):

@@ -39,13 +39,13 @@ class Mine:
     lam: float = 1.0
 
     def init(self, problem):
-        return kl.Strength(self.lam, self.lam**0.5), {}
+        return kl.DampingStrength(self.lam, self.lam**0.5), {}
 
     def candidates(self, strength, due):
         return (strength,)
 
-    def adapt(self, strength, memo, record):
-        return strength, memo
+    def adapt(self, strength, part_state, record):
+        return strength, part_state
 """
 REGISTER = """
 @kl.hookimpl
@@ -286,10 +286,10 @@ class Mine:
     def wants(self):
         return ("A.diagonal", "G.diagonal")
 
-    def factorise(self, moments, memo):
-        return torch.outer(moments["G.diagonal"], moments["A.diagonal"]), memo
+    def factorise(self, moments, part_state):
+        return torch.outer(moments["G.diagonal"], moments["A.diagonal"]), part_state
 
-    def damped(self, factored, memo, strength, previous):
+    def damped(self, factored, part_state, strength, previous):
         return Inverse(1.0 / (factored + (strength.gamma**2).to(factored.dtype)))
 
 
@@ -300,7 +300,7 @@ def kfac_register_blocks(register):
 MOMENTUM = """
 @dataclass(frozen=True)
 class Mine:
-    def basis(self, space, direction, previous, memo):
+    def basis(self, space, direction, previous, part_state):
         return (direction,)
 
     def choose(self, restriction, strength, step):
@@ -314,8 +314,8 @@ def kfac_register_momentums(register):
 SCHEDULE = """
 @dataclass(frozen=True)
 class Mine:
-    def due(self, step, memo, signals):
-        return kl.Due(True, step % 5 == 0, step % 5 == 0, step % 5 == 0, True), memo
+    def due(self, step, part_state, signals):
+        return kl.Due(True, step % 5 == 0, step % 5 == 0, step % 5 == 0, True), part_state
 
 
 @kl.hookimpl
@@ -338,11 +338,11 @@ class Mine:
 def kfac_register_estimators(register):
     register("mine", Mine)
 """
-LAMBDA = "        return strength, memo\n"  # the last line of adapt
+LAMBDA = "        return strength, part_state\n"  # the last line of adapt
 FOLLOWS = """
         grow = record.rho < 0.25
         lam = torch.where(grow, strength.lam * 2, strength.lam / 2)
-        return strength._replace(lam=lam), memo
+        return strength._replace(lam=lam), part_state
 """
 
 
@@ -379,13 +379,13 @@ JUDGED: dict[str, tuple[str, str, str]] = {
         "falls_with_gamma",
         but(BLOCK, "(strength.gamma**2)", "(1 / strength.gamma**2)"),
     ),
-    "keeps what the ledger reuses": (
+    "keeps what the store reuses": (
         "block",
         "keeps_no_moments",
         but(
             BLOCK,
-            'return torch.outer(moments["G.diagonal"], moments["A.diagonal"]), memo',
-            'return moments["A.diagonal"].expand(len(moments["G.diagonal"]), -1), memo',
+            'return torch.outer(moments["G.diagonal"], moments["A.diagonal"]), part_state',
+            'return moments["A.diagonal"].expand(len(moments["G.diagonal"]), -1), part_state',
         ),
     ),
     "writes into the moments": (
@@ -417,13 +417,13 @@ JUDGED: dict[str, tuple[str, str, str]] = {
         "no_host_read",
         but(DAMPING + REGISTER, LAMBDA, "        if record.rho < 0.25:\n    " + LAMBDA + LAMBDA),
     ),
-    "writes into its memo": (
+    "writes into its part_state": (
         "damping",
         "inputs_not_written",
         but(
             DAMPING + REGISTER,
             LAMBDA,
-            '        memo["count"] = memo.get("count", 0) + 1\n' + LAMBDA,
+            '        part_state["count"] = part_state.get("count", 0) + 1\n' + LAMBDA,
         ),
     ),
     "NaN": (
@@ -432,7 +432,7 @@ JUDGED: dict[str, tuple[str, str, str]] = {
         but(
             DAMPING + REGISTER,
             LAMBDA,
-            "        return strength._replace(lam=strength.lam * record.rho), memo\n",
+            "        return strength._replace(lam=strength.lam * record.rho), part_state\n",
         ),
     ),
     "follows ρ the wrong way": (
@@ -478,8 +478,8 @@ JUDGED: dict[str, tuple[str, str, str]] = {
         "deterministic",
         but(
             SCHEDULE,
-            "step % 5 == 0, True), memo",
-            "step % 5 == 0, self.odd()), memo\n\n"
+            "step % 5 == 0, True), part_state",
+            "step % 5 == 0, self.odd()), part_state\n\n"
             "    def odd(self):\n"
             "        type(self).calls = getattr(self, 'calls', 0) + 1\n"
             "        return self.calls % 7 == 1",

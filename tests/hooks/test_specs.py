@@ -102,8 +102,8 @@ def blocks(lab: Lab, record: Plugin) -> None:
     matrix = torch.arange(20.0).reshape(4, 5)
     block = lab.component("block", "scalar")
     moments = {"A.diagonal": torch.ones(5), "G.diagonal": torch.full((4,), 2.0)}
-    factored, memo = block.factorise(moments, {})
-    inverse = block.damped(factored, memo, kl.Strength(1.0, 3.0, 0.0), None)
+    factored, part_state = block.factorise(moments, {})
+    inverse = block.damped(factored, part_state, kl.DampingStrength(1.0, 3.0, 0.0), None)
     assert torch.allclose(inverse.apply(matrix), matrix / 11)
     applied = (inverse.dense() @ matrix.t().reshape(-1)).reshape(5, 4).t()
     assert torch.allclose(applied, matrix / 11)
@@ -163,13 +163,13 @@ def batches(lab: Lab, record: Plugin) -> None:
 
 def averages(lab: Lab, record: Plugin) -> None:
     average = lab.component("average", "tail(start=2)")
-    memo = average.init([torch.tensor(5.0)])
+    part_state = average.init([torch.tensor(5.0)])
     for value in (1.0, 2.0, 6.0):
-        before = memo["mean"][0].clone()
-        new = average.update(memo, [torch.tensor(value)])
-        assert torch.equal(memo["mean"][0], before)  # a memo is never written into
-        memo = new
-    assert float(average.read(memo)[0]) == 4.0  # θ1 does not count
+        before = part_state["mean"][0].clone()
+        new = average.update(part_state, [torch.tensor(value)])
+        assert torch.equal(part_state["mean"][0], before)  # a part_state is never written into
+        part_state = new
+    assert float(average.read(part_state)[0]) == 4.0  # θ1 does not count
     trained(with_part(lab, record))
 
 

@@ -13,7 +13,7 @@ STEPS = 60
 
 def joint(engine, name):
     """The joint second moment of all layers, [Σd, Σd] float64; what is not kept is zero."""
-    current = {k: v.double() for k, v in engine.ledger.current.items() if k[0] == name}
+    current = {k: v.double() for k, v in engine.store.current.items() if k[0] == name}
     count = len(engine.network.uses)
     rows = []
     for i in range(count):
@@ -33,7 +33,7 @@ def joint(engine, name):
 def chain(engine, name):
     """[[M_ii, M_ij], [M_ji, M_jj]] of every link: the marginals that a chain is made of."""
     rows, _ = joint(engine, name)
-    for i, j in engine.ledger.links:
+    for i, j in engine.store.links:
         top = torch.cat([rows[i][i], rows[i][j]], 1)
         yield torch.cat([top, torch.cat([rows[j][i], rows[j][j]], 1)])
 
@@ -101,10 +101,10 @@ def test_the_whole_joint_moment_is_positive_semidefinite(opened):
                 assert semidefinite(matrix), (opened, name)
 
 
-def _apart(self, factored, memos, strength, previous):
+def _apart(self, factored, part_states, strength, previous):
     from kfac_lab.paper.block_diagonal import BlockDiagonal
 
-    return BlockDiagonal().damped(factored.diagonal, memos, strength, previous)
+    return BlockDiagonal().damped(factored.diagonal, part_states, strength, previous)
 
 
 @pytest.mark.parametrize("opened", [0, 1, 5, 25])
@@ -113,7 +113,7 @@ def test_coupling_is_one_minus_the_product_of_epsilon(opened):
     run.advance(opened)
     run.swap(structure="block_tridiagonal")
     run.advance(12)
-    column, remaining = run.history["coupling"], 1.0
+    column, remaining = run.history["cross_weight"], 1.0
     assert list(column[:opened]) == [0.0] * opened
     for k in range(opened + 1, opened + 13):
         remaining *= min(1 - 1 / k, 0.95)
@@ -122,30 +122,30 @@ def test_coupling_is_one_minus_the_product_of_epsilon(opened):
         assert list(column) == [1.0] * 12  # nothing came before them
     run.swap(structure="block_diagonal")
     run.advance(1)
-    assert run.history["coupling"][-1] == 0.0  # no link, no coupling
+    assert run.history["cross_weight"][-1] == 0.0  # no link, no cross_weight
     run.swap(structure="block_tridiagonal")
     run.advance(1)
     k = run.step
-    assert run.history["coupling"][-1] == pytest.approx(1 - min(1 - 1 / k, 0.95))  # opened anew
+    assert run.history["cross_weight"][-1] == pytest.approx(1 - min(1 - 1 / k, 0.95))  # opened anew
 
 
 def test_cross_moments_open_at_zero_and_the_diagonals_are_kept():
     run = run_of().advance(6)
-    before = {k: v.clone() for k, v in run.stepper.ledger.current.items()}
+    before = {k: v.clone() for k, v in run.stepper.store.current.items()}
     run.swap(structure="block_tridiagonal")
-    ledger = run.stepper.ledger
-    for key, value in ledger.current.items():
+    store = run.stepper.store
+    for key, value in store.current.items():
         if key in before:
             assert torch.equal(value, before[key])
         else:
             assert not value.any()
-    assert set(ledger.current) - set(before) == {
-        (name, i, j) for name in ("A", "G") for i, j in ledger.links
+    assert set(store.current) - set(before) == {
+        (name, i, j) for name in ("A", "G") for i, j in store.links
     }
 
 
 def test_a_block_of_no_two_factors_ends_the_chain():
     run = run_of(block={"2": "diagonal", "*": "kronecker"}, structure="block_tridiagonal")
     run.advance(2)
-    assert run.stepper.ledger.links == ()  # the middle of three layers is out
-    assert run.history["coupling"][-1] == 0.0
+    assert run.stepper.store.links == ()  # the middle of three layers is out
+    assert run.history["cross_weight"][-1] == 0.0

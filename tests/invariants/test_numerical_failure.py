@@ -133,7 +133,7 @@ def test_a_factor_that_fails_once_gets_jitter_which_the_record_shows(structure, 
     failing(monkeypatch, lambda names, level: names == ("2", "Ā") and level == 0)
     record = run.step_once()
     assert set(record.jitter) == {"2, Ā"}
-    factor = run.stepper.ledger.current["A", 1, 1]
+    factor = run.stepper.store.current["A", 1, 1]
     damped = run.stepper.state_.inverse.inverses[1].A_shift + factor.diagonal().double().mean()
     assert record.jitter["2, Ā"] == pytest.approx(1e-6 * float(damped), rel=1e-3)
     assert record.kept_inverse == 0 and math.isfinite(float(record.loss))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import kfac_lab as kl
-from kfac_lab.core.state import Strength
+from kfac_lab.core.state import DampingStrength
 
 
 class Named(nn.Module):
@@ -89,27 +89,29 @@ def test_a_diagonal_block_swapped_in_late_starts_as_a_running_mean() -> None:
     early = kl.Run("digits", kl.Recipe.named("paper").replace(block="diagonal"), device="cpu")
     late = kl.Run("digits", device="cpu").advance(40).swap(block="diagonal").advance(1)
     early.advance(1)
-    for memo, fresh in zip(
-        late.stepper.state_.block_memos, early.stepper.state_.block_memos, strict=True
+    for part_state, fresh in zip(
+        late.stepper.state_.block_states, early.stepper.state_.block_states, strict=True
     ):
-        ratio = float(memo["curvature"].mean() / fresh["curvature"].mean())
+        ratio = float(part_state["curvature"].mean() / fresh["curvature"].mean())
         assert 0.2 < ratio < 5
 
 
 class Silent:
     """A damping by an outsider that does not say whether it follows ρ."""
 
-    def init(self, problem: kl.Problem) -> tuple[Strength, dict[str, float]]:
+    def init(self, problem: kl.Problem) -> tuple[DampingStrength, dict[str, float]]:
         """Fixed."""
-        return Strength(1.0, 1.0), {}
+        return DampingStrength(1.0, 1.0), {}
 
-    def candidates(self, strength: Strength, due: object) -> tuple[Strength, ...]:
+    def candidates(self, strength: DampingStrength, due: object) -> tuple[DampingStrength, ...]:
         """The one."""
         return (strength,)
 
-    def adapt(self, strength: Strength, memo: object, record: object) -> tuple[Strength, object]:
+    def adapt(
+        self, strength: DampingStrength, part_state: object, record: object
+    ) -> tuple[DampingStrength, object]:
         """Nothing."""
-        return strength, memo
+        return strength, part_state
 
 
 def test_adaptation_without_ground_is_said_for_outsiders_too() -> None:

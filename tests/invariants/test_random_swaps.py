@@ -23,7 +23,7 @@ import torch
 import kfac_lab as kl
 from invariants.grid import PARTS
 from invariants.helpers import amend, numbers, problem_of, run_of, same, state_of
-from kfac_lab.core.state import Strength
+from kfac_lab.core.state import DampingStrength
 from kfac_lab.engine import Engine, commit
 from kfac_lab.paper import damping
 from kfac_lab.run import rewinding, snapshots
@@ -129,7 +129,7 @@ def play(run: kl.Run, what: Sequence, seen: Seen | None = None, *, done: bool = 
 def kept(run: kl.Run, before: dict[str, Any] | None = None) -> dict[str, Any]:
     """What no swap changes: k, θ, δ0, the batch norms' buffers, and the moments kept on."""
     engine = run.stepper
-    moments = dict(engine.ledger.current) if engine.ledger is not None else {}
+    moments = dict(engine.store.current) if engine.store is not None else {}
     if before is not None:  # others may come, and those that nobody wants any more may go
         moments = {k: moments.get(k, v) for k, v in before["moments"].items()}
     previous = engine.state_.previous
@@ -304,7 +304,7 @@ def plain(found: dict[str, Any]) -> dict[str, Any]:
 
 
 class Counting(damping.LevenbergMarquardt):
-    """λ falls by the number of adaptations, which its memo counts: in place, or as it must be."""
+    """λ falls by the number of adaptations, which its state counts: in place, or as it must be."""
 
     in_place = True
 
@@ -312,8 +312,8 @@ class Counting(damping.LevenbergMarquardt):
         strength, _ = super().init(problem)
         return strength, {"count": torch.ones((), dtype=torch.float64)}
 
-    def adapt(self, strength: Strength, memo: Any, record: Any) -> Any:
-        count = memo["count"].add_(1) if self.in_place else memo["count"] + 1
+    def adapt(self, strength: DampingStrength, part_state: Any, record: Any) -> Any:
+        count = part_state["count"].add_(1) if self.in_place else part_state["count"] + 1
         return strength._replace(lam=strength.lam / count), {"count": count}
 
 
@@ -352,8 +352,8 @@ def _forgets_previous(engine: Engine, *args: Any) -> None:
 
 def _forgets_moments(engine: Engine, *args: Any) -> None:
     SWAP(engine, *args)
-    if engine.ledger is not None:
-        for value in engine.ledger.current.values():
+    if engine.store is not None:
+        for value in engine.store.current.values():
             value.mul_(0.5)
 
 
@@ -393,7 +393,7 @@ def test_a_state_that_lacks_a_memo_is_noticed(monkeypatch: pytest.MonkeyPatch) -
 
     def lacking(engine: Engine, **options: Any) -> Any:
         now = engine.state_
-        amend(engine, memos={**now.memos, "damping": {}}, previous=None)
+        amend(engine, part_states={**now.part_states, "damping": {}}, previous=None)
         try:
             return state(engine, **options)
         finally:

@@ -73,7 +73,7 @@ def test_the_seed_reaches_batches_and_targets_each_by_itself():
         run_of(seed=s, batch="constant(size=24)", estimator="sampled(fraction=1.0)").advance(1)
         for s in (0, 1)
     ]
-    moments = [run.stepper.ledger.current for run in whole]
+    moments = [run.stepper.store.current for run in whole]
     assert not torch.allclose(moments[0]["G", 1, 1], moments[1]["G", 1, 1])
     torch.testing.assert_close(moments[0]["A", 1, 1], moments[1]["A", 1, 1])
 

@@ -9,7 +9,7 @@ import torch
 
 import kfac_lab as kl
 from invariants.helpers import image, numbers, problem_of, recipe_of, run_of, same, same_run
-from kfac_lab.core.state import Strength
+from kfac_lab.core.state import DampingStrength
 from kfac_lab.engine.proposal import Search
 from kfac_lab.paper import averaging, damping
 from kfac_lab.run import swapping
@@ -94,14 +94,14 @@ SWAPS = {
 def test_previous_update_moments_and_k_are_kept(slot):
     run = steady()
     before = image(run)
-    kept = {k: v.clone() for k, v in run.stepper.ledger.current.items()}
+    kept = {k: v.clone() for k, v in run.stepper.store.current.items()}
     delta = [m.clone() for m in run.stepper.state_.previous.matrices]
     inverse = run.stepper.state_.inverse
     run.swap(**{slot: SWAPS[slot]})
     assert run.step == 6 and len(run.history) == 6
     same(list(run.stepper.state_.previous.matrices), delta)
     for key, value in kept.items():
-        assert torch.equal(run.stepper.ledger.current[key], value), key
+        assert torch.equal(run.stepper.store.current[key], value), key
     assert run.stepper.state_.inverse is inverse  # until the next step, if then
     same(before["model"], image(run)["model"])
     record = run.step_once()
@@ -151,12 +151,12 @@ def test_the_schedule_and_the_window_go_by_k():
         10: (True, True),
     }
     run = steady(estimator="sampled(fraction=1.0)", batch="constant(size=24)")
-    before = run.stepper.ledger.current["A", 0, 0].clone()
+    before = run.stepper.store.current["A", 0, 0].clone()
     run.swap(estimator="exact(fraction=1.0)")
     run.advance(1)
     x = torch.cat([run.problem.inputs, torch.ones(24, 1)], 1)
     expected = (1 - 1 / 7) * before + (1 / 7) * (x.t() @ x) / 24  # ε_7, not ε_1
-    torch.testing.assert_close(run.stepper.ledger.current["A", 0, 0], expected)
+    torch.testing.assert_close(run.stepper.store.current["A", 0, 0], expected)
 
 
 def test_another_kind_of_estimator_marks_the_window_mixed():
@@ -185,10 +185,10 @@ def test_the_average_of_another_rule_begins_at_theta():
 
 def test_blocks_of_the_same_kind_keep_their_memo():
     run = steady(block="diagonal")
-    curvature = run.stepper.state_.block_memos[0]["curvature"]
+    curvature = run.stepper.state_.block_states[0]["curvature"]
     run.swap(block={"0": "diagonal", "*": "kronecker"})
-    assert run.stepper.state_.block_memos[0]["curvature"] is curvature
-    assert "curvature" not in run.stepper.state_.block_memos[1]
+    assert run.stepper.state_.block_states[0]["curvature"] is curvature
+    assert "curvature" not in run.stepper.state_.block_states[1]
     run.advance(3)
 
 
@@ -310,10 +310,10 @@ class Product:
     def wants(self):
         return ()
 
-    def factorise(self, moments, memo):
-        return None, memo
+    def factorise(self, moments, part_state):
+        return None, part_state
 
-    def damped(self, factored, memo, strength, previous):
+    def damped(self, factored, part_state, strength, previous):
         raise NotImplementedError
 
 
@@ -490,10 +490,10 @@ def test_strategies_may_leave_eta_out():
         """Gives floats, and no η."""
 
         def init(self, problem):
-            return Strength(0.1, 0.2), {}
+            return DampingStrength(0.1, 0.2), {}
 
         def candidates(self, strength, due):
-            return (Strength(0.1, 0.2),)
+            return (DampingStrength(0.1, 0.2),)
 
     run = kl.Run(problem_of(), recipe_of(damping=Plain()), device="cpu").advance(2)
     assert strength(run) == [0.1, 0.2, 1e-4]

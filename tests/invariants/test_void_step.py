@@ -16,14 +16,14 @@ VOID = 6  # steady, and λ is due: T1 = 2, T3 = 8
 SCHEDULE = "periodic(T1=2, T2=8, T3=8, burn_in=1)"
 
 
-def accelerated(kind="explicit", void=(VOID,), value=float("nan"), **slots):
-    """A run whose reads are not free and whose batches of the steps ``void`` are not finite."""
+def accelerated(kind="explicit", skipped=(VOID,), value=float("nan"), **slots):
+    """A run whose reads are not free and whose batches of the steps ``skipped`` are not finite."""
 
     def source(step, size):
         generator = torch.Generator().manual_seed(step)
         x = torch.randn(size, 6, generator=generator)
         y = torch.sigmoid(x[:, :4])
-        return (x * value, y) if step in void else (x, y)
+        return (x * value, y) if step in skipped else (x, y)
 
     recipe = recipe_of(kind, **{"schedule": SCHEDULE, **slots})
     run = kl.Run(problem_of(kind, data=source), recipe, seed=0, device="cpu")
@@ -39,12 +39,12 @@ def kept(run):
         "theta": [t.clone() for t in engine._theta],
         "buffers": {n: b.clone() for n, b in run.problem.model.named_buffers()},
         "previous": [m.clone() for m in state.previous.matrices],
-        "moments": {k: v.clone() for k, v in engine.ledger.current.items()},
+        "moments": {k: v.clone() for k, v in engine.store.current.items()},
         "strength": [t.clone() for t in state.strength],
-        "memos": _copied(state.memos),
-        "block memos": _copied(state.block_memos),
+        "part_states": _copied(state.part_states),
+        "block part_states": _copied(state.block_states),
         "average": [t.clone() for t in engine.average() or ()],
-        "coupling": engine.state_.coupling.clone(),
+        "cross_weight": engine.state_.cross_weight.clone(),
         "kept_inverse": state.kept_inverse,
         "inverse": [id(state.inverse), id(state.factored)],
     }
@@ -79,7 +79,7 @@ def test_a_void_step_changes_k_and_nothing_else(name, value):
     before = kept(run)
     record = run.step_once()
     assert run.step == VOID == len(run.history)
-    assert float(record.void) == 1
+    assert float(record.skipped) == 1
     same(before, kept(run))
 
 
@@ -87,7 +87,7 @@ def test_buffers_and_loose_tensors_are_gated_too():
     run = accelerated("generic")
     run.advance(VOID - 1)
     before = kept(run)
-    assert before["buffers"] and any(before["block memos"])
+    assert before["buffers"] and any(before["block part_states"])
     run.step_once()
     same(before, kept(run))
 
@@ -97,7 +97,7 @@ def test_cross_moments_that_opened_late_are_gated_too():
     run.swap(structure="block_tridiagonal")
     run.advance(VOID - 3)
     before = kept(run)
-    assert 0 < float(before["coupling"]) < 1  # ∏ε
+    assert 0 < float(before["cross_weight"]) < 1  # ∏ε
     run.step_once()
     same(before, kept(run))
 
@@ -105,8 +105,8 @@ def test_cross_moments_that_opened_late_are_gated_too():
 def test_a_momentum_s_memo_is_gated(monkeypatch):
     from kfac_lab.paper.momentum import Optimal
 
-    def update(self, memo, coefficients, record):
-        return {"sum": memo["sum"] + coefficients[0]}
+    def update(self, part_state, coefficients, record):
+        return {"sum": part_state["sum"] + coefficients[0]}
 
     monkeypatch.setattr(Optimal, "update", update, raising=False)
     monkeypatch.setattr(
@@ -118,11 +118,13 @@ def test_a_momentum_s_memo_is_gated(monkeypatch):
     run.step_once()
     same(before, kept(run))
     run.step_once()
-    assert list(differences(before["memos"]["momentum"], run.stepper.state_.memos["momentum"]))
+    assert list(
+        differences(before["part_states"]["momentum"], run.stepper.state_.part_states["momentum"])
+    )
 
 
 def test_the_run_goes_on_and_the_next_read_names_the_step():
-    run = accelerated(void=(VOID, VOID + 1))
+    run = accelerated(skipped=(VOID, VOID + 1))
     run.advance(VOID + 1)  # no read: nobody has noticed
     before = kept(run)
     with pytest.raises(kl.NumericalError, match=f"steps {VOID}, {VOID + 1} gave numbers that are"):
@@ -131,7 +133,7 @@ def test_the_run_goes_on_and_the_next_read_names_the_step():
     same(before, kept(run))
     run.advance(4)  # it was told once, and the run is usable
     assert run.step == VOID + 5
-    assert run.history["void"][VOID - 1 : VOID + 2].__array__().tolist() == [1, 1, 0]
+    assert run.history["skipped"][VOID - 1 : VOID + 2].__array__().tolist() == [1, 1, 0]
     assert all(math.isfinite(x) for x in run.history["loss"][VOID + 1 :])
     assert all(bool(torch.isfinite(t).all()) for t in run.stepper._theta)
 
@@ -172,7 +174,7 @@ def test_every_look_at_the_run_is_such_a_read(look, tmp_path):
 
 def test_a_refresh_on_bad_numbers_has_not_happened():
     """A refresh reads anyway, so it knows before its commit."""
-    run = accelerated(void=(8,))
+    run = accelerated(skipped=(8,))
     run.advance(7)
     before = kept(run)
     with pytest.raises(kl.NumericalError):
@@ -182,7 +184,7 @@ def test_a_refresh_on_bad_numbers_has_not_happened():
 
 
 def test_the_first_step_on_bad_numbers_has_not_happened():
-    run, twin = accelerated(void=(1,)), accelerated(void=())
+    run, twin = accelerated(skipped=(1,)), accelerated(skipped=())
     with pytest.raises(kl.NumericalError):
         run.step_once()
     assert run.step == len(run.history) == 0
@@ -196,7 +198,7 @@ def test_the_first_step_on_bad_numbers_has_not_happened():
 @pytest.mark.parametrize("kind", ["explicit", "generic"])
 def test_good_steps_are_the_same_either_way(kind):
     """The gate lets through what it was given, to the last bit."""
-    gated, free = accelerated(kind, void=()), accelerated(kind, void=())
+    gated, free = accelerated(kind, skipped=()), accelerated(kind, skipped=())
     free.stepper._reads_are_free = True
     gated.advance(12)
     free.advance(12)

@@ -55,11 +55,11 @@ def test_a_step_of_ones_own_loop_is_void(name: str) -> None:
     for _ in range(2):
         assert float(opt.step(X, good).void) == 0
     before = [p.clone() for p in model.parameters()]
-    moments = {k: v.clone() for k, v in opt._engine.ledger.current.items()}
+    moments = {k: v.clone() for k, v in opt._engine.store.current.items()}
     record = opt.step(X, bad)  # reads nothing, so cannot raise
-    assert float(record.void) == 1 and opt.step_count == 3
+    assert float(record.skipped) == 1 and opt.step_count == 3
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
-    assert all(torch.equal(v, opt._engine.ledger.current[k]) for k, v in moments.items())
+    assert all(torch.equal(v, opt._engine.store.current[k]) for k, v in moments.items())
     with pytest.raises(kl.NumericalError, match="step 3 gave numbers that are not finite"):
         for _ in range(9):
             opt.step(X, good)
@@ -81,10 +81,10 @@ def test_labels_of_a_preconditioner_are_examined(name: str) -> None:
     for _ in range(3):
         backward()
         assert float(pre.step(targets=good).void) == 0
-    moments = {k: v.clone() for k, v in pre._engine.ledger.current.items()}
+    moments = {k: v.clone() for k, v in pre._engine.store.current.items()}
     backward()
     gradients = [p.grad.clone() for p in model.parameters()]
     record = pre.step(targets=bad)
-    assert record.due.stats and not record.due.inverse and float(record.void) == 1
+    assert record.due.stats and not record.due.inverse and float(record.skipped) == 1
     assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), gradients, strict=True))
-    assert all(torch.equal(v, pre._engine.ledger.current[k]) for k, v in moments.items())
+    assert all(torch.equal(v, pre._engine.store.current[k]) for k, v in moments.items())

@@ -387,12 +387,12 @@ class Brittle:
     """A damping whose adaptation breaks."""
 
     def init(self, problem):
-        return kl.Strength(1.0, 1.0), {}
+        return kl.DampingStrength(1.0, 1.0), {}
 
     def candidates(self, strength, due):
         return (strength,)
 
-    def adapt(self, strength, memo, record):
+    def adapt(self, strength, part_state, record):
         raise ZeroDivisionError("by zero, of all things")
 
 

@@ -39,13 +39,13 @@ class Many:
     maybe: int | None = 4
 
     def init(self, problem):
-        return kl.Strength(1.0, 1.0), {}
+        return kl.DampingStrength(1.0, 1.0), {}
 
     def candidates(self, strength, due):
         return (strength,)
 
-    def adapt(self, strength, memo, record):
-        return strength, memo
+    def adapt(self, strength, part_state, record):
+        return strength, part_state
 
 
 @pytest.fixture

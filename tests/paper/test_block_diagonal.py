@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kfac_lab.core import linalg
-from kfac_lab.core.state import Strength, from_tree, to_tree
+from kfac_lab.core.state import DampingStrength, from_tree, to_tree
 from kfac_lab.core.vector import Vec
 from kfac_lab.errors import NumericalError
 from kfac_lab.paper.block_diagonal import BlockDiagonal
@@ -16,7 +16,9 @@ from kfac_lab.paper.kronecker import Kronecker
 
 DIMS = (4, 3, 6, 2, 5)
 GAMMA = 0.3
-STRENGTH = Strength(torch.tensor(0.7), torch.tensor(GAMMA, dtype=torch.float64), torch.tensor(0.0))
+STRENGTH = DampingStrength(
+    torch.tensor(0.7), torch.tensor(GAMMA, dtype=torch.float64), torch.tensor(0.0)
+)
 
 
 class Table:
@@ -66,11 +68,11 @@ def damped_block(A, G, gamma=GAMMA):
     return torch.kron(A + pi * gamma * eye_a, G + gamma / pi * eye_g)
 
 
-def build(table, blocks, memos=None, strength=STRENGTH, previous=None):
+def build(table, blocks, part_states=None, strength=STRENGTH, previous=None):
     structure = BlockDiagonal()
-    memos = memos or [{}] * len(blocks)
-    factored, memos = structure.factorise(table.layers, blocks, table, memos)
-    return structure.damped(factored, memos, strength, previous)
+    part_states = part_states or [{}] * len(blocks)
+    factored, part_states = structure.factorise(table.layers, blocks, table, part_states)
+    return structure.damped(factored, part_states, strength, previous)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -90,15 +92,15 @@ def test_every_layer_has_its_own_block_and_memo() -> None:
     v = vec(table)
     blocks = [Kronecker(), Diagonal(), Identity(), Kronecker(tikhonov="unfactored")]
     a, g = table.rows[1]
-    memos = [{}, Diagonal().observe({}, a[:, None], g[None, :, None], 1.0), {"kept": 3}, {}]
+    part_states = [{}, Diagonal().observe({}, a[:, None], g[None, :, None], 1.0), {"kept": 3}, {}]
     structure = BlockDiagonal()
-    factored, after = structure.factorise(table.layers, blocks, table, memos)
-    assert list(after) == memos
+    factored, after = structure.factorise(table.layers, blocks, table, part_states)
+    assert list(after) == part_states
     u = structure.damped(factored, after, STRENGTH, None).apply(v)
     kept = table.kept
     dense = torch.block_diag(
         damped_block(kept[0]["A"], kept[0]["G"]),
-        torch.diag(memos[1]["curvature"].t().reshape(-1)) + GAMMA**2 * torch.eye(24).double(),
+        torch.diag(part_states[1]["curvature"].t().reshape(-1)) + GAMMA**2 * torch.eye(24).double(),
         torch.eye(14).double(),
         torch.kron(kept[3]["A"], kept[3]["G"]) + GAMMA**2 * torch.eye(15).double(),
     )
@@ -115,10 +117,10 @@ def test_the_blocks_go_with_what_they_factorised() -> None:
     v = vec(table)
     blocks = [Kronecker(inverse="eigh"), Kronecker(pi="one"), Identity(), Diagonal()]
     structure = BlockDiagonal()
-    factored, memos = structure.factorise(table.layers, blocks, table, [{}] * 4)
-    restored, memos_restored = from_tree(to_tree((factored, memos)))
+    factored, part_states = structure.factorise(table.layers, blocks, table, [{}] * 4)
+    restored, memos_restored = from_tree(to_tree((factored, part_states)))
     assert restored.blocks == tuple(blocks)
-    expected = structure.damped(factored, memos, STRENGTH, None)
+    expected = structure.damped(factored, part_states, STRENGTH, None)
     found = structure.damped(restored, memos_restored, STRENGTH, None)
     assert torch.equal(flat(found.apply(v)), flat(expected.apply(v)))
     assert torch.equal(flat(from_tree(to_tree(expected)).apply(v)), flat(expected.apply(v)))
@@ -157,5 +159,5 @@ def test_single_precision_and_no_host_read() -> None:
     )
     meta = Table(device="meta")
     gamma = torch.empty((), dtype=torch.float64, device="meta")
-    found = build(meta, [Kronecker()] * 4, strength=Strength(gamma, gamma, gamma))
+    found = build(meta, [Kronecker()] * 4, strength=DampingStrength(gamma, gamma, gamma))
     assert all(m.device.type == "meta" for m in found.apply(vec(meta)))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kfac_lab.core import linalg
-from kfac_lab.core.state import Strength, from_tree, to_tree
+from kfac_lab.core.state import DampingStrength, from_tree, to_tree
 from kfac_lab.core.vector import Vec
 from kfac_lab.errors import NumericalError
 from kfac_lab.paper.block_diagonal import BlockDiagonal
@@ -17,7 +17,9 @@ from kfac_lab.paper.diagonal import Diagonal, Identity
 from kfac_lab.paper.kronecker import Kronecker
 
 GAMMA = 0.3
-STRENGTH = Strength(torch.tensor(0.7), torch.tensor(GAMMA, dtype=torch.float64), torch.tensor(0.0))
+STRENGTH = DampingStrength(
+    torch.tensor(0.7), torch.tensor(GAMMA, dtype=torch.float64), torch.tensor(0.0)
+)
 NETS = [(3, 4), (3, 4, 2), (4, 2, 5), (3, 5, 2, 4), (4, 3, 1, 3, 2), (2, 3, 4, 3, 2, 3)]
 NETS += [(3, 3, 3, 3)]  # where a matrix in the place of another is no matter of shapes
 
@@ -63,12 +65,12 @@ class Table:
         return self.crosses.setdefault((i, j), (self.A(i, j), self.G(i, j)))
 
 
-def build(table, blocks=None, structure=None, strength=STRENGTH, previous=None, memos=None):
+def build(table, blocks=None, structure=None, strength=STRENGTH, previous=None, part_states=None):
     structure = structure or BlockTridiagonal()
     blocks = blocks or [Kronecker()] * len(table.layers)
-    memos = memos or [{}] * len(blocks)
-    factored, memos = structure.factorise(table.layers, blocks, table, memos)
-    return structure.damped(factored, memos, strength, previous)
+    part_states = part_states or [{}] * len(blocks)
+    factored, part_states = structure.factorise(table.layers, blocks, table, part_states)
+    return structure.damped(factored, part_states, strength, previous)
 
 
 # --- dense ----------------------------------------------------------------------------------------
@@ -320,10 +322,10 @@ class Foreign:
     def wants(self):
         return ("A", "G")
 
-    def factorise(self, moments, memo):
-        return (moments["A"].clone(), moments["G"].clone()), memo
+    def factorise(self, moments, part_state):
+        return (moments["A"].clone(), moments["G"].clone()), part_state
 
-    def damped(self, factored, memo, strength, previous):
+    def damped(self, factored, part_state, strength, previous):
         return Product(factored[0] + 0.2 * eye(factored[0]), factored[1] + 0.5 * eye(factored[1]))
 
 
@@ -352,17 +354,17 @@ def test_a_block_that_is_no_product_ends_its_chain(place, end) -> None:
     table = Table((2, 3, 4, 3, 2, 3))
     blocks = [Kronecker()] * 5
     blocks[place] = end
-    memo = {}
+    part_state = {}
     if isinstance(end, Diagonal):
-        memo = end.observe({}, table.a[place][:, None], table.g[place][None, :, None], 1.0)
-    memos = [memo if i == place else {} for i in range(5)]
-    found = build(table, blocks, memos=memos)
+        part_state = end.observe({}, table.a[place][:, None], table.g[place][None, :, None], 1.0)
+    part_states = [part_state if i == place else {} for i in range(5)]
+    found = build(table, blocks, part_states=part_states)
     dense = dense_blocks(table)
     n = len(dense[place][place])
     if isinstance(end, Identity):
         dense[place][place] = torch.eye(n).double()
     elif isinstance(end, Diagonal):
-        dense[place][place] = torch.diag(memo["curvature"].t().reshape(-1) + GAMMA**2)
+        dense[place][place] = torch.diag(part_state["curvature"].t().reshape(-1) + GAMMA**2)
     elif end is CENTERING:
         dense[place][place] = torch.kron(*found.inverses[place].matrices())
     else:
@@ -440,24 +442,24 @@ def test_previous_of_any_kind_is_taken_or_ignored() -> None:
 def test_factored_holds_nothing_of_the_ledger_and_serves_every_candidate() -> None:
     table = Table((3, 5, 2, 4))
     structure = BlockTridiagonal()
-    factored, memos = structure.factorise(table.layers, [Kronecker()] * 3, table, [{}] * 3)
+    factored, part_states = structure.factorise(table.layers, [Kronecker()] * 3, table, [{}] * 3)
     expected = [precision(dense_blocks(table, gamma), table.links) for gamma in (0.1, 0.3, 1.0)]
-    ledger = [*table.crosses.values(), *[(m["A"], m["G"]) for m in table.kept]]
-    for pair in ledger:
+    store = [*table.crosses.values(), *[(m["A"], m["G"]) for m in table.kept]]
+    for pair in store:
         for tensor in pair:
             tensor.fill_(float("nan"))
     for gamma, dense in zip((0.1, 0.3, 1.0), expected, strict=True):
         strength = STRENGTH._replace(gamma=gamma)
-        close(assembled(structure.damped(factored, memos, strength, None), table), dense)
+        close(assembled(structure.damped(factored, part_states, strength, None), table), dense)
 
 
 @pytest.mark.parametrize("sigma", ["eigh", "smith"])
 def test_it_can_be_saved(sigma) -> None:
     table = Table((3, 5, 2, 4))
     structure = BlockTridiagonal(sigma=sigma)
-    factored, memos = structure.factorise(table.layers, [Kronecker()] * 3, table, [{}] * 3)
-    found = structure.damped(factored, memos, STRENGTH, None)
-    again = structure.damped(*from_tree(to_tree((factored, memos))), STRENGTH, None)
+    factored, part_states = structure.factorise(table.layers, [Kronecker()] * 3, table, [{}] * 3)
+    found = structure.damped(factored, part_states, STRENGTH, None)
+    again = structure.damped(*from_tree(to_tree((factored, part_states))), STRENGTH, None)
     restored = from_tree(to_tree(found))
     v = vec(table)
     assert torch.equal(flat(again.apply(v)), flat(found.apply(v)))
@@ -482,7 +484,7 @@ def test_single_precision_agrees(sigma) -> None:
 def test_nothing_is_read_by_the_host(sigma) -> None:
     table = Table((3, 5, 2, 4), device="meta")
     gamma = torch.empty((), dtype=torch.float64, device="meta")
-    strength = Strength(gamma, gamma, gamma)
+    strength = DampingStrength(gamma, gamma, gamma)
     found = build(table, structure=BlockTridiagonal(sigma=sigma), strength=strength)
     assert all(m.device.type == "meta" for m in found.apply(vec(table)))
 

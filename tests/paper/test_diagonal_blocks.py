@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kfac_lab.core.layers import Tensors
-from kfac_lab.core.state import Strength, from_tree, to_tree
+from kfac_lab.core.state import DampingStrength, from_tree, to_tree
 from kfac_lab.errors import KfacLabError
 from kfac_lab.paper import diagonal
 from kfac_lab.paper.diagonal import Diagonal, Identity
@@ -17,7 +17,9 @@ class Shaped(dict):
 
 
 def strength(gamma=0.3):
-    return Strength(torch.tensor(0.7), torch.tensor(gamma, dtype=torch.float64), torch.tensor(0.0))
+    return DampingStrength(
+        torch.tensor(0.7), torch.tensor(gamma, dtype=torch.float64), torch.tensor(0.0)
+    )
 
 
 def batch(cases=6, shared=1, cotangents=1, dtype=torch.float64):
@@ -48,33 +50,33 @@ def by_definition(rows, cotangents):
 def test_the_curvature_is_the_mean_squared_gradient(shared, cotangents, chunk, monkeypatch) -> None:
     monkeypatch.setattr(diagonal, "CHUNK", chunk)
     rows, cots = batch(6, shared, cotangents)
-    memo = Diagonal().observe({}, rows, cots, 1.0)
-    torch.testing.assert_close(memo["curvature"], by_definition(rows, cots))
+    part_state = Diagonal().observe({}, rows, cots, 1.0)
+    torch.testing.assert_close(part_state["curvature"], by_definition(rows, cots))
 
 
 def test_the_curvature_opens_at_zero_and_decays() -> None:
     block = Diagonal()
     first, second = batch(), batch(4, 2, 2)
-    memo = block.observe({}, *first, 0.25)
-    kept = memo["curvature"].clone()
+    part_state = block.observe({}, *first, 0.25)
+    kept = part_state["curvature"].clone()
     torch.testing.assert_close(kept, 0.25 * by_definition(*first))
-    later = block.observe(memo, *second, 0.1)
+    later = block.observe(part_state, *second, 0.1)
     torch.testing.assert_close(later["curvature"], 0.9 * kept + 0.1 * by_definition(*second))
-    assert torch.equal(memo["curvature"], kept) and later is not memo
+    assert torch.equal(part_state["curvature"], kept) and later is not part_state
 
 
 def test_the_damped_inverse_divides_by_curvature_and_gamma_squared() -> None:
     block = Diagonal()
     rows, cots = batch()
-    factored, memo = block.factorise(moments(rows, cots), block.observe({}, rows, cots, 1.0))
-    found = block.damped(factored, memo, strength(), None)
+    factored, part_state = block.factorise(moments(rows, cots), block.observe({}, rows, cots, 1.0))
+    found = block.damped(factored, part_state, strength(), None)
     v = torch.randn(3, 4).double()
     curvature = torch.diag(by_definition(rows, cots).t().reshape(-1))
     dense = curvature + 0.3**2 * torch.eye(12).double()
     expected = torch.linalg.solve(dense, v.t().reshape(-1))
     torch.testing.assert_close(found.apply(v).t().reshape(-1), expected)
     torch.testing.assert_close(found.dense(), torch.linalg.inv(dense))
-    product = block.product(moments(rows, cots), memo, v)
+    product = block.product(moments(rows, cots), part_state, v)
     torch.testing.assert_close(product.t().reshape(-1), curvature @ v.t().reshape(-1))
     assert found.factors() is None
 
@@ -82,19 +84,19 @@ def test_the_damped_inverse_divides_by_curvature_and_gamma_squared() -> None:
 def test_nothing_observed_is_no_curvature() -> None:
     block = Diagonal()
     kept = moments(*batch())
-    factored, memo = block.factorise(kept, {})
-    found = block.damped(factored, memo, strength(), None)
+    factored, part_state = block.factorise(kept, {})
+    found = block.damped(factored, part_state, strength(), None)
     v = torch.randn(3, 4).double()
     torch.testing.assert_close(found.apply(v), v / 0.3**2)
-    assert block.product(kept, memo, v).abs().max() == 0
+    assert block.product(kept, part_state, v).abs().max() == 0
 
 
 def test_a_dead_unit_is_damped() -> None:
     block = Diagonal()
     rows, cots = batch()
     rows[..., 1], cots[..., 2] = 0, 0
-    factored, memo = block.factorise(moments(rows, cots), block.observe({}, rows, cots, 1.0))
-    assert torch.isfinite(block.damped(factored, memo, strength(), None).scale).all()
+    factored, part_state = block.factorise(moments(rows, cots), block.observe({}, rows, cots, 1.0))
+    assert torch.isfinite(block.damped(factored, part_state, strength(), None).scale).all()
 
 
 def test_it_serves_the_fallback_for_loose_tensors() -> None:
@@ -105,9 +107,9 @@ def test_it_serves_the_fallback_for_loose_tensors() -> None:
     gradient = torch.randn(2, 3).double()
     rows, cots = layer.rows_in(gradient), layer.rows_out(gradient)[None]
     for block in (Diagonal(), Identity()):
-        memo = block.observe({}, rows, cots, 1.0) if hasattr(block, "observe") else {}
+        part_state = block.observe({}, rows, cots, 1.0) if hasattr(block, "observe") else {}
         kept = moments(rows, cots)
-        found = block.damped(block.factorise(kept, memo)[0], memo, strength(), None)
+        found = block.damped(block.factorise(kept, part_state)[0], part_state, strength(), None)
         (u,) = layer.unpack(found.apply(layer.pack([gradient])))
         divisor = gradient**2 + 0.3**2 if isinstance(block, Diagonal) else 1
         torch.testing.assert_close(u, gradient / divisor)
@@ -116,8 +118,8 @@ def test_it_serves_the_fallback_for_loose_tensors() -> None:
 def test_the_identity_changes_nothing() -> None:
     block = Identity()
     assert tuple(block.wants()) == ()
-    factored, memo = block.factorise(Shaped(), {})
-    found = block.damped(factored, memo, strength(), None)
+    factored, part_state = block.factorise(Shaped(), {})
+    found = block.damped(factored, part_state, strength(), None)
     v = torch.randn(3, 4)
     assert torch.equal(found.apply(v), v) and torch.equal(block.product({}, {}, v), v)
     assert torch.equal(found.dense(), torch.eye(12).double()) and found.factors() is None
@@ -130,10 +132,12 @@ def test_the_identity_changes_nothing() -> None:
 @pytest.mark.parametrize("block", [Diagonal(), Identity()], ids=repr)
 def test_saved_single_precision_and_without_a_host_read(block) -> None:
     def inverted(rows, cots, gamma):
-        memo = block.observe({}, rows, cots, 1.0) if hasattr(block, "observe") else {}
-        memo = block.observe(memo, rows, cots, 0.5) if hasattr(block, "observe") else {}
-        factored, memo = block.factorise(moments(rows, cots), memo)
-        return block.damped(from_tree(to_tree(factored)), memo, Strength(gamma, gamma), None)
+        part_state = block.observe({}, rows, cots, 1.0) if hasattr(block, "observe") else {}
+        part_state = block.observe(part_state, rows, cots, 0.5) if hasattr(block, "observe") else {}
+        factored, part_state = block.factorise(moments(rows, cots), part_state)
+        return block.damped(
+            from_tree(to_tree(factored)), part_state, DampingStrength(gamma, gamma), None
+        )
 
     found = inverted(*batch(6, 2, 2, torch.float32), 0.3)
     v = torch.randn(3, 4)

@@ -8,7 +8,7 @@ import torch
 
 from kfac_lab.core import linalg
 from kfac_lab.core.parameters import build, validate
-from kfac_lab.core.state import Strength, from_tree, to_tree
+from kfac_lab.core.state import DampingStrength, from_tree, to_tree
 from kfac_lab.errors import NumericalError, RecipeError
 from kfac_lab.paper.kronecker import Kronecker, KroneckerInverse, low_rank_apply
 
@@ -27,7 +27,9 @@ def uncvec(vector, rows, columns):
 
 
 def strength(gamma=0.3):
-    return Strength(torch.tensor(0.7), torch.tensor(gamma, dtype=torch.float64), torch.tensor(0.0))
+    return DampingStrength(
+        torch.tensor(0.7), torch.tensor(gamma, dtype=torch.float64), torch.tensor(0.0)
+    )
 
 
 def rows(d_out, d_in, cases=40, bias=True, dtype=torch.float64):
@@ -48,9 +50,9 @@ def moments(a, g):
 
 
 def inverted(block, a, g, gamma=0.3, previous=None):
-    memo = block.observe({}, a[:, None], g[None, :, None], 1.0)
-    factored, memo = block.factorise(moments(a, g), memo)
-    return block.damped(factored, memo, strength(gamma), previous)
+    part_state = block.observe({}, a[:, None], g[None, :, None], 1.0)
+    factored, part_state = block.factorise(moments(a, g), part_state)
+    return block.damped(factored, part_state, strength(gamma), previous)
 
 
 def dense_pi(rule, A, G):
@@ -141,24 +143,24 @@ def test_rank1_plus_diagonal_is_mean_and_variance() -> None:
 
 
 def sketched(block, batches, weights, shared=1):
-    """Runs `observe` over batches; gives the memo and the moments with the same weights."""
-    memo, A, G = {}, 0, 0
+    """Runs `observe` over batches; gives the part_state and the moments with the same weights."""
+    part_state, A, G = {}, 0, 0
     for (a, g), weight in zip(batches, weights, strict=True):
         cases = len(a) // shared
         a_rows = a.reshape(cases, shared, -1)
         g_rows = torch.stack([g, 2 * g]).reshape(2, cases, shared, -1)
-        memo = block.observe(memo, a_rows, g_rows, weight)
+        part_state = block.observe(part_state, a_rows, g_rows, weight)
         A = A * (1 - weight) + weight * (a.t() @ a) / cases
         G = G * (1 - weight) + weight * 5 * (g.t() @ g) / (cases * shared)
-    return memo, {"A": A, "G": G, "A.diagonal": A.diagonal(), "G.diagonal": G.diagonal()}
+    return part_state, {"A": A, "G": G, "A.diagonal": A.diagonal(), "G.diagonal": G.diagonal()}
 
 
 @pytest.mark.parametrize("shared", [1, 4])
 def test_a_sketch_of_full_rank_is_the_moment(shared) -> None:
     block = Kronecker(factor_a="lowrank_plus_diagonal", factor_g="lowrank_plus_diagonal", rank=9)
     batches = [rows(3, 5) for _ in range(4)]
-    memo, kept = sketched(block, batches, [1.0, 0.5, 1 / 3, 0.05], shared)
-    factored, _ = block.factorise(kept, memo)
+    part_state, kept = sketched(block, batches, [1.0, 0.5, 1 / 3, 0.05], shared)
+    factored, _ = block.factorise(kept, part_state)
     torch.testing.assert_close(factored.A.dense(), kept["A"], rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(factored.G.dense(), kept["G"], rtol=1e-10, atol=1e-10)
 
@@ -171,8 +173,8 @@ def test_a_thin_sketch_is_positive_with_the_exact_diagonal_and_finds_what_stands
     for _ in range(5):
         a = torch.randn(50, 3, dtype=dtype) @ strong + torch.randn(50, 30, dtype=dtype)
         batches.append((a, torch.randn(50, 4, dtype=dtype)))
-    memo, kept = sketched(block, batches, [1.0, 0.5, 1 / 3, 0.25, 0.2])
-    A = block.factorise(kept, memo)[0].A.dense()
+    part_state, kept = sketched(block, batches, [1.0, 0.5, 1 / 3, 0.25, 0.2])
+    A = block.factorise(kept, part_state)[0].A.dense()
     tolerance = 2e-4 if dtype == torch.float32 else 1e-12
     torch.testing.assert_close(A.diagonal(), kept["A.diagonal"], rtol=tolerance, atol=0)
     assert torch.linalg.eigvalsh(A.double()).min() > -tolerance
@@ -198,9 +200,9 @@ def test_a_sketch_that_saw_nothing_is_a_diagonal() -> None:
     factored, _ = block.factorise(moments(a, g), {})
     torch.testing.assert_close(factored.A.dense(), torch.diag((a * a).mean(0)))
     assert block.observe({}, a[:, None] * 0, g[None, :, None], 1.0)["A.sketch"].abs().max() == 0
-    memo = block.observe({}, a[:, None] * 0, g[None, :, None], 1.0)
+    part_state = block.observe({}, a[:, None] * 0, g[None, :, None], 1.0)
     zero = {**moments(a, g), "A.diagonal": torch.zeros(5).double()}
-    factored, _ = block.factorise(zero, memo)
+    factored, _ = block.factorise(zero, part_state)
     assert factored.A.dense().abs().max() == 0
 
 
@@ -235,8 +237,8 @@ def test_pi_is_the_ratio_of_the_norms_of_the_undamped_moments(d_out, d_in, inver
 def test_pi_of_structured_factors_is_that_of_their_matrices(kind_a, kind_g, rule) -> None:
     block = Kronecker(pi=rule, factor_a=kind_a, factor_g=kind_g, rank=2)
     a, g = rows(3, 5)
-    memo = block.observe({}, a[:, None], g[None, :, None], 1.0)
-    factored, _ = block.factorise(moments(a, g), memo)
+    part_state = block.observe({}, a[:, None], g[None, :, None], 1.0)
+    factored, _ = block.factorise(moments(a, g), part_state)
     A, G = (f if isinstance(f, torch.Tensor) else f.dense() for f in (factored.A, factored.G))
     assert factored.pi.item() == pytest.approx(dense_pi(rule, A, G), rel=1e-9)
 
@@ -346,9 +348,9 @@ def test_one_eigendecomposition_serves_all_candidates(monkeypatch) -> None:
     monkeypatch.setattr(torch.linalg, "eigh", lambda m: calls.append(m) or real(m))
     a, g = rows(3, 5)
     block = Kronecker(inverse="eigh", pi="spectral")
-    factored, memo = block.factorise(moments(a, g), {})
+    factored, part_state = block.factorise(moments(a, g), {})
     for gamma in (0.1, 0.3, 1.0):
-        found = block.damped(factored, memo, strength(gamma), None)
+        found = block.damped(factored, part_state, strength(gamma), None)
         direct = Kronecker(pi="spectral")
         expected = direct.damped(direct.factorise(moments(a, g), {})[0], {}, strength(gamma), None)
         torch.testing.assert_close(found.dense(), expected.dense(), rtol=1e-9, atol=1e-9)
@@ -433,11 +435,11 @@ def test_an_inverse_of_another_kind_is_no_start(other) -> None:
 def test_product_is_the_undamped_block(kind_a, kind_g) -> None:
     block = Kronecker(factor_a=kind_a, factor_g=kind_g, rank=2)
     a, g = rows(3, 5)
-    memo = block.observe({}, a[:, None], g[None, :, None], 1.0)
-    factored, _ = block.factorise(moments(a, g), memo)
+    part_state = block.observe({}, a[:, None], g[None, :, None], 1.0)
+    factored, _ = block.factorise(moments(a, g), part_state)
     A, G = (f if isinstance(f, torch.Tensor) else f.dense() for f in (factored.A, factored.G))
     v = torch.randn(3, 5).double()
-    found = block.product(moments(a, g), memo, v)
+    found = block.product(moments(a, g), part_state, v)
     torch.testing.assert_close(cvec(found), torch.kron(A, G) @ cvec(v), rtol=1e-9, atol=1e-9)
 
 
@@ -473,13 +475,16 @@ def test_nothing_is_read_by_the_host(block) -> None:
     """A tensor on the meta device has no value to read."""
     a, g = torch.empty(40, 5, device="meta"), torch.empty(40, 3, device="meta")
     gamma = torch.empty((), dtype=torch.float64, device="meta")
-    memo = block.observe({}, a[:, None], g[None, :, None], 0.5)
-    memo = block.observe(memo, a[:, None], g[None, :, None], 0.5)
-    factored, memo = block.factorise(moments(a, g), memo)
-    found = block.damped(factored, memo, Strength(gamma, gamma, gamma), None)
-    found = block.damped(factored, memo, Strength(gamma, gamma, gamma), found)
+    part_state = block.observe({}, a[:, None], g[None, :, None], 0.5)
+    part_state = block.observe(part_state, a[:, None], g[None, :, None], 0.5)
+    factored, part_state = block.factorise(moments(a, g), part_state)
+    found = block.damped(factored, part_state, DampingStrength(gamma, gamma, gamma), None)
+    found = block.damped(factored, part_state, DampingStrength(gamma, gamma, gamma), found)
     assert found.apply(torch.empty(3, 5, device="meta")).shape == (3, 5)
-    assert block.product(moments(a, g), memo, torch.empty(3, 5, device="meta")).shape == (3, 5)
+    assert block.product(moments(a, g), part_state, torch.empty(3, 5, device="meta")).shape == (
+        3,
+        5,
+    )
 
 
 @pytest.mark.parametrize("block", ALL, ids=repr)
@@ -489,19 +494,19 @@ def test_the_results_can_be_saved(block) -> None:
     again = from_tree(to_tree(found))
     v = torch.randn(3, 5).double()
     assert type(again) is type(found) and torch.equal(again.apply(v), found.apply(v))
-    factored, memo = block.factorise(
+    factored, part_state = block.factorise(
         moments(a, g), block.observe({}, a[:, None], g[None, :, None], 1.0)
     )
-    restored = from_tree(to_tree((factored, memo)))
+    restored = from_tree(to_tree((factored, part_state)))
     assert torch.equal(block.damped(*restored, strength(), None).apply(v), found.apply(v))
 
 
 def test_strengths_may_be_plain_numbers() -> None:
     a, g = rows(3, 5)
     for block in ALL:
-        memo = block.observe({}, a[:, None], g[None, :, None], 1.0)
-        factored, memo = block.factorise(moments(a, g), memo)
-        plain = block.damped(factored, memo, Strength(0.7, 0.3), None)
+        part_state = block.observe({}, a[:, None], g[None, :, None], 1.0)
+        factored, part_state = block.factorise(moments(a, g), part_state)
+        plain = block.damped(factored, part_state, DampingStrength(0.7, 0.3), None)
         assert torch.equal(plain.dense(), inverted(block, a, g).dense())
 
 
@@ -530,7 +535,7 @@ def test_it_asks_for_no_more_than_it_uses() -> None:
         block = Kronecker(factor_a=kind_a, factor_g=kind_g)
         a, g = rows(3, 5)
         kept = {name: moments(a, g)[name] for name in block.wants()}
-        factored, memo = block.factorise(kept, {})
-        assert isinstance(block.damped(factored, memo, strength(), None), KroneckerInverse)
+        factored, part_state = block.factorise(kept, {})
+        assert isinstance(block.damped(factored, part_state, strength(), None), KroneckerInverse)
         dense = {"A" for k in (kind_a,) if k == "dense"} | {"G" for k in (kind_g,) if k == "dense"}
         assert {name for name in block.wants() if "." not in name} == dense

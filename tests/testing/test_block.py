@@ -68,30 +68,34 @@ class Rotated:
     def wants(self):
         return ["A", "G"]
 
-    def observe(self, memo, rows, cotangents, weight):
-        if "q_a" not in memo:
-            return {**memo, "count": memo["count"] + 1}
+    def observe(self, part_state, rows, cotangents, weight):
+        if "q_a" not in part_state:
+            return {**part_state, "count": part_state["count"] + 1}
         gradients = torch.einsum("cnso,nsi->cnoi", cotangents, rows)
-        turned = memo["q_g"].t() @ gradients @ memo["q_a"]
+        turned = part_state["q_g"].t() @ gradients @ part_state["q_a"]
         new = (turned * turned).sum(0).mean(0)
         kept = (1 - weight) * self.keep
-        return {**memo, "count": memo["count"] + 1, "s": kept * memo["s"] + (1 - kept) * new}
+        return {
+            **part_state,
+            "count": part_state["count"] + 1,
+            "s": kept * part_state["s"] + (1 - kept) * new,
+        }
 
-    def factorise(self, moments, memo):
+    def factorise(self, moments, part_state):
         a, q_a = torch.linalg.eigh(moments["A"])
         g, q_g = torch.linalg.eigh(moments["G"])
         s = torch.outer(g.clamp(min=0), a.clamp(min=0))
-        return (q_a, q_g), {**memo, "q_a": q_a, "q_g": q_g, "s": s}
+        return (q_a, q_g), {**part_state, "q_a": q_a, "q_g": q_g, "s": s}
 
-    def damped(self, factored, memo, strength, previous):
-        (q_a, q_g), s = factored, memo["s"]
+    def damped(self, factored, part_state, strength, previous):
+        (q_a, q_g), s = factored, part_state["s"]
         return RotatedInverse(q_a, q_g, 1 / (s + strength.gamma**2).to(s.dtype))
 
-    def product(self, moments, memo, matrix):
-        if "s" not in memo:
+    def product(self, moments, part_state, matrix):
+        if "s" not in part_state:
             return moments["G"] @ matrix @ moments["A"]
-        inside = memo["q_g"].t() @ matrix @ memo["q_a"]
-        return memo["q_g"] @ (inside * memo["s"]) @ memo["q_a"].t()
+        inside = part_state["q_g"].t() @ matrix @ part_state["q_a"]
+        return part_state["q_g"] @ (inside * part_state["s"]) @ part_state["q_a"].t()
 
 
 def test_one_written_by_hand():
@@ -116,8 +120,8 @@ def test_the_same_with_a_mistake(monkeypatch, change, law):
 
 
 def test_damping_by_gamma_instead_of_its_square(monkeypatch):
-    def damped(self, factored, memo, strength, previous):
-        (q_a, q_g), s = factored, memo["s"]
+    def damped(self, factored, part_state, strength, previous):
+        (q_a, q_g), s = factored, part_state["s"]
         return RotatedInverse(q_a, q_g, 1 / (s + strength.gamma).to(s.dtype))
 
     monkeypatch.setattr(Rotated, "damped", damped)
@@ -126,12 +130,12 @@ def test_damping_by_gamma_instead_of_its_square(monkeypatch):
     assert error.value.report.broken == ("damping_limit",)
 
 
-def summed(self, memo, rows, cotangents, weight):
-    if "q_a" not in memo:
-        return memo
+def summed(self, part_state, rows, cotangents, weight):
+    if "q_a" not in part_state:
+        return part_state
     gradients = torch.einsum("cnso,nsi->oi", cotangents, rows)
-    turned = memo["q_g"].t() @ gradients @ memo["q_a"]
-    return {**memo, "s": (1 - weight) * memo["s"] + weight * turned * turned}
+    turned = part_state["q_g"].t() @ gradients @ part_state["q_a"]
+    return {**part_state, "s": (1 - weight) * part_state["s"] + weight * turned * turned}
 
 
 def test_a_mean_gradient_squared_is_no_second_moment(monkeypatch):
@@ -145,8 +149,8 @@ def test_the_inverse_in_use_kept_where_gamma_is_the_same(monkeypatch):
     """The moments have moved on: γ alone does not say whether it is still right."""
     first = Rotated.damped
 
-    def damped(self, factored, memo, strength, previous):
-        made = first(self, factored, memo, strength, previous)
+    def damped(self, factored, part_state, strength, previous):
+        made = first(self, factored, part_state, strength, previous)
         known = isinstance(previous, RotatedInverse) and previous.q_g.shape == made.q_g.shape
         return previous if known and previous.q_a.shape == made.q_a.shape else made
 
@@ -163,8 +167,8 @@ def test_a_class_that_no_checkpoint_can_find():
 
     @dataclasses.dataclass(frozen=True)
     class Elsewhere(Rotated):
-        def damped(self, factored, memo, strength, previous):
-            return Hidden(**vars(super().damped(factored, memo, strength, previous)))
+        def damped(self, factored, part_state, strength, previous):
+            return Hidden(**vars(super().damped(factored, part_state, strength, previous)))
 
     with pytest.raises(LawError, match="install or import the plugin it came from") as error:
         check(Elsewhere())

@@ -24,20 +24,20 @@ class TrustRegion:
     follows_rho: ClassVar[bool] = True
 
     def init(self, problem):
-        return kl.Strength(self.lam, (self.lam + problem.l2) ** 0.5), {"nu": 2.0}
+        return kl.DampingStrength(self.lam, (self.lam + problem.l2) ** 0.5), {"nu": 2.0}
 
     def candidates(self, strength, due):
         return (strength,)
 
-    def adapt(self, strength, memo, record):
-        rho, nu = self.sign * record.rho, memo.get("nu", 2.0) + 0 * strength.lam
+    def adapt(self, strength, part_state, record):
+        rho, nu = self.sign * record.rho, part_state.get("nu", 2.0) + 0 * strength.lam
         good = rho > 0
         third = torch.full_like(rho, 1 / 3)
         shrunk = torch.maximum(third, 1 - (2 * rho.clamp(max=1.0) - 1) ** 3)
         lam = strength.lam * torch.where(good, shrunk, nu)
         lam = lam.clamp(self.lam_min, self.lam_max)
         nu = torch.where(good, torch.full_like(nu, 2.0), (2 * nu).clamp(max=1024.0))
-        return kl.Strength(lam, torch.sqrt(lam + strength.eta)), {"nu": nu}
+        return kl.DampingStrength(lam, torch.sqrt(lam + strength.eta)), {"nu": nu}
 
 
 class Flipped(TrustRegion):
@@ -63,22 +63,22 @@ def test_its_twin_with_the_sign_of_rho_flipped_fails_for_that():
 class Patient(TrustRegion):
     """The same, with what is called at a refresh and at a swap."""
 
-    def retry(self, strength, memo, record, tries):
+    def retry(self, strength, part_state, record, tries):
         return None
 
     def on_swap(self, strength):
         return strength
 
 
-def writes_the_memo(self, strength, memo, record, tries):
-    memo["nu"] = 3.0
+def writes_the_memo(self, strength, part_state, record, tries):
+    part_state["nu"] = 3.0
 
 
-def reads_at_will(self, strength, memo, record, tries):
+def reads_at_will(self, strength, part_state, record, tries):
     return strength if float(record.predicted) < -1e3 else None
 
 
-def draws(self, strength, memo, record, tries):
+def draws(self, strength, part_state, record, tries):
     torch.rand(1)
 
 
@@ -91,10 +91,10 @@ def reads_at_a_swap(self, strength):
     return strength._replace(gamma=float(strength.lam) ** 0.5)
 
 
-def nan_at_infinity(self, strength, memo, record):
-    adapted, memo = TrustRegion.adapt(self, strength, memo, record)
+def nan_at_infinity(self, strength, part_state, record):
+    adapted, part_state = TrustRegion.adapt(self, strength, part_state, record)
     off = torch.where(torch.isinf(record.rho), record.rho * 0, torch.zeros_like(adapted.lam))
-    return adapted._replace(lam=adapted.lam + off), memo
+    return adapted._replace(lam=adapted.lam + off), part_state
 
 
 def test_retry_and_on_swap_may_be_there():

@@ -13,7 +13,7 @@ import kfac_lab as kl
 class NoMemory:
     """α in closed form, −slope over curvature; a zero curvature gives no step."""
 
-    def basis(self, space, direction, previous, memo):
+    def basis(self, space, direction, previous, part_state):
         return (direction,)
 
     def choose(self, restriction, strength, step):

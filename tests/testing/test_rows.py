@@ -40,9 +40,9 @@ def what_got_nothing_decays(monkeypatch):
 
     def wrong(self):
         new = finish(self)
-        for key in self._ledger.keys:
+        for key in self._store.keys:
             if key not in self._started:
-                self._ledger.spare[key].mul_(self._epsilon)
+                self._store.spare[key].mul_(self._epsilon)
         return new
 
     monkeypatch.setattr(Accumulation, "finish", wrong)

@@ -43,11 +43,11 @@ class Half:
     def pairs(self, chains):
         return BlockDiagonal().pairs(chains)
 
-    def factorise(self, layers, blocks, moments, memos):
-        return BlockDiagonal().factorise(layers, blocks, moments, memos)
+    def factorise(self, layers, blocks, moments, part_states):
+        return BlockDiagonal().factorise(layers, blocks, moments, part_states)
 
-    def damped(self, factored, memos, strength, previous):
-        return HalfInverse(BlockDiagonal().damped(factored, memos, strength, None))
+    def damped(self, factored, part_states, strength, previous):
+        return HalfInverse(BlockDiagonal().damped(factored, part_states, strength, None))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +67,8 @@ def test_a_sign_in_the_tridiagonal_inverse(monkeypatch):
     """Ψ of the wrong sign is a symmetric positive definite P too: the links tell."""
     damped = BlockTridiagonal.damped
 
-    def turned(self, factored, memos, strength, previous):
-        found = damped(self, factored, memos, strength, previous)
+    def turned(self, factored, part_states, strength, previous):
+        found = damped(self, factored, part_states, strength, previous)
         links = tuple(dataclasses.replace(link, psi_a=-link.psi_a) for link in found.links)
         return dataclasses.replace(found, links=links)
 

@@ -19,12 +19,12 @@ class GammaOnly:
     gamma: float = field(default=0.3, metadata={"low": 1e-6})
 
     def init(self, problem):
-        return kl.Strength(self.lam, self.gamma), None
+        return kl.DampingStrength(self.lam, self.gamma), None
 
     def candidates(self, strength, due):
         return (strength,)
 
-    def adapt(self, strength, memo, record):
+    def adapt(self, strength, part_state, record):
         good = record.rho > 0.5  # a NaN is none
         factor = torch.where(
             good, torch.full_like(record.rho, 0.9), torch.full_like(record.rho, 1.3)
@@ -38,7 +38,7 @@ class Four:
 
     minimises: ClassVar[bool] = True
 
-    def basis(self, space, direction, previous, memo):
+    def basis(self, space, direction, previous, part_state):
         if previous is None:
             previous = Vec([torch.zeros_like(m) for m in direction])
         again = space.precondition(space.fisher(direction))
@@ -54,7 +54,7 @@ class Warmed:
 
     over: int = field(default=10, metadata={"low": 1})
 
-    def basis(self, space, direction, previous, memo):
+    def basis(self, space, direction, previous, part_state):
         return (direction,)
 
     def choose(self, restriction, strength, step):
@@ -71,10 +71,10 @@ class Drifting:
     def init(self):
         return {"last": 0}
 
-    def due(self, step, memo, signals):
+    def due(self, step, part_state, signals):
         moved = signals.drift is not None and not signals.drift < 0.2
-        now = step == 1 or moved or step - memo["last"] >= self.most
-        return kl.Due(True, now, now, False, True), {"last": step if now else memo["last"]}
+        now = step == 1 or moved or step - part_state["last"] >= self.most
+        return kl.Due(True, now, now, False, True), {"last": step if now else part_state["last"]}
 
 
 class EveryOtherLink(BlockTridiagonal):
@@ -105,15 +105,17 @@ class Largest:
     def wants(self):
         return ("A.diagonal", "G.diagonal")
 
-    def observe(self, memo, rows, cotangents, weight):
+    def observe(self, part_state, rows, cotangents, weight):
         each = torch.einsum("cnso,nsi->cnoi", cotangents, rows).square().sum(0).amax(0)
-        return {"most": torch.maximum(memo["most"], each) if "most" in memo else each}
+        return {"most": torch.maximum(part_state["most"], each) if "most" in part_state else each}
 
-    def factorise(self, moments, memo):
+    def factorise(self, moments, part_state):
         found = torch.outer(moments["G.diagonal"], moments["A.diagonal"])
-        return torch.maximum(found, memo["most"]) if "most" in memo else found, memo
+        return torch.maximum(
+            found, part_state["most"]
+        ) if "most" in part_state else found, part_state
 
-    def damped(self, factored, memo, strength, previous):
+    def damped(self, factored, part_state, strength, previous):
         return EntryInverse(1 / (factored + (strength.gamma**2).to(factored.dtype)))
 
 

@@ -84,8 +84,8 @@ class Around:
     def candidates(self, strength, due):
         return self.inner.candidates(strength, due)
 
-    def adapt(self, strength, memo, record):
-        return self.inner.adapt(strength, memo, record)
+    def adapt(self, strength, part_state, record):
+        return self.inner.adapt(strength, part_state, record)
 
 
 def test_methods_are_forwarded():

@@ -78,7 +78,7 @@ def of_run(run: Any, steps: int = STEPS, swaps: dict[int, dict[str, str]] | None
         if swaps and k in swaps:
             run.swap(**swaps[k])
         run.advance(1)
-    columns = ("loss", "error", "alpha", "mu", "lam", "gamma", "rho", "predicted", "coupling")
+    columns = ("loss", "error", "alpha", "mu", "lam", "gamma", "rho", "predicted", "cross_weight")
     history = [torch.tensor([float(v) for v in run.history[c]]) for c in columns]
     theta = [p.detach() for p in run.problem.model.parameters()]
     buffers = [b.detach().to(torch.float64) for b in run.problem.model.buffers()]

@@ -58,7 +58,7 @@ def traces(engine):
 
     Of a Kronecker block tr(Ā)·tr(G), whichever way the factors are kept.
     """
-    table, found = engine.ledger.table(spare=False), {}
+    table, found = engine.store.table(spare=False), {}
     for i, use in enumerate(engine.network.uses):
         if not use.modules:
             continue

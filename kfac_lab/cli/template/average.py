@@ -23,19 +23,19 @@ class Mean:
         count = torch.zeros((), dtype=torch.float64, device=theta[0].device)
         return {"count": count, "mean": tuple(t.detach().clone() for t in theta)}
 
-    def update(self, memo: Mapping[str, Any], theta: Sequence[Tensor]) -> Mapping[str, Any]:
-        """One more θ; a new memo, since the old one is what an undone step goes back to."""
-        count = memo["count"] + 1
+    def update(self, part_state: Mapping[str, Any], theta: Sequence[Tensor]) -> Mapping[str, Any]:
+        """One more θ; a new part_state, since the old one is what an undone step goes back to."""
+        count = part_state["count"] + 1
         weight = 1 / torch.clamp(count - (self.start - 1), min=1)  # 1 until ``start``
-        pairs = zip(memo["mean"], theta, strict=True)
+        pairs = zip(part_state["mean"], theta, strict=True)
         return {
             "count": count,
             "mean": tuple(torch.lerp(m, t, weight.to(m.dtype)) for m, t in pairs),
         }
 
-    def read(self, memo: Mapping[str, Any]) -> Sequence[Tensor]:
+    def read(self, part_state: Mapping[str, Any]) -> Sequence[Tensor]:
         """θ̄."""
-        mean: Sequence[Tensor] = memo["mean"]
+        mean: Sequence[Tensor] = part_state["mean"]
         return mean
 
 

@@ -41,20 +41,26 @@ class ProductDiagonal:
     floor: float = field(default=0.0, metadata={"low": 0.0, "high": 1.0})
 
     def wants(self) -> Sequence[str]:
-        """Two vectors of each layer; the ledger averages them over the steps."""
+        """Two vectors of each layer; the store averages them over the steps."""
         return ("A.diagonal", "G.diagonal")
 
-    def factorise(self, moments: Any, memo: Mapping[str, Any]) -> tuple[Tensor, Mapping[str, Any]]:
+    def factorise(
+        self, moments: Any, part_state: Mapping[str, Any]
+    ) -> tuple[Tensor, Mapping[str, Any]]:
         """The curvature ``[d_out, d_in]``: free of γ, and memory of its own."""
-        return self._curvature(moments), memo
+        return self._curvature(moments), part_state
 
     def damped(
-        self, factored: Tensor, memo: Mapping[str, Any], strength: kl.Strength, previous: Any
+        self,
+        factored: Tensor,
+        part_state: Mapping[str, Any],
+        strength: kl.DampingStrength,
+        previous: Any,
     ) -> EntryInverse:
         """1 / (curvature + γ²)."""
         return EntryInverse(1.0 / (factored + (strength.gamma**2).to(factored.dtype)))
 
-    def product(self, moments: Any, memo: Mapping[str, Any], matrix: Tensor) -> Tensor:
+    def product(self, moments: Any, part_state: Mapping[str, Any], matrix: Tensor) -> Tensor:
         """The undamped curvature times a matrix, for ``model="approximate_fisher"``."""
         return self._curvature(moments) * matrix
 

@@ -42,20 +42,26 @@ class TrustRegion:
             return None
         return f"lower={self.lower} must not be above upper={self.upper}"
 
-    def init(self, problem: Any) -> tuple[kl.Strength, dict[str, Any]]:
+    def init(self, problem: Any) -> tuple[kl.DampingStrength, dict[str, Any]]:
         """λ as given; no radius yet."""
-        return kl.Strength(self.lam, (self.lam + problem.l2) ** 0.5), {"radius": float("nan")}
+        return kl.DampingStrength(self.lam, (self.lam + problem.l2) ** 0.5), {
+            "radius": float("nan")
+        }
 
-    def candidates(self, strength: kl.Strength, due: kl.Due) -> tuple[kl.Strength, ...]:
+    def candidates(
+        self, strength: kl.DampingStrength, due: kl.Due
+    ) -> tuple[kl.DampingStrength, ...]:
         """The current one: γ is not searched for, it follows λ."""
         return (strength,)
 
     def adapt(
-        self, strength: kl.Strength, memo: Mapping[str, Any], record: kl.StepRecord
-    ) -> tuple[kl.Strength, dict[str, Any]]:
+        self, strength: kl.DampingStrength, part_state: Mapping[str, Any], record: kl.StepRecord
+    ) -> tuple[kl.DampingStrength, dict[str, Any]]:
         """The radius by ρ, then λ by the radius; selects, since an ``if`` would read the device."""
         size = torch.sqrt(record.norm_squared)
-        before = torch.zeros_like(size) + memo["radius"]  # a number at first: now on the device
+        before = (
+            torch.zeros_like(size) + part_state["radius"]
+        )  # a number at first: now on the device
         before = torch.where(torch.isnan(before), size, before)
         bad = ~(record.rho >= self.lower) | (record.actual > 0)  # a NaN is bad too
         good = ~bad & (record.rho > self.upper)

@@ -19,12 +19,12 @@ class Capped:
     cap: float = field(default=0.9, metadata={"symbol": "μ", "low": 0.0, "high": 1.0})
 
     def basis(
-        self, space: Any, direction: kl.Vec, previous: kl.Vec | None, memo: Mapping[str, Any]
+        self, space: Any, direction: kl.Vec, previous: kl.Vec | None, part_state: Mapping[str, Any]
     ) -> tuple[kl.Vec, ...]:
         """(Δ,) at first, then (Δ, δ0)."""
         return (direction,) if previous is None else (direction, previous)
 
-    def choose(self, restriction: Any, strength: kl.Strength, step: int) -> Tensor:
+    def choose(self, restriction: Any, strength: kl.DampingStrength, step: int) -> Tensor:
         """(α, μ) ``[k]``; torch.clamp where an ``if`` would read the device."""
         best: Tensor = restriction.minimiser(strength)
         if best.shape[0] == 1:

@@ -21,7 +21,7 @@ class Doubling:
     T1: int = field(default=5, metadata={"symbol": "T1", "low": 1, "high": 1000})
 
     def due(
-        self, step: int, memo: Mapping[str, Any], signals: Any
+        self, step: int, part_state: Mapping[str, Any], signals: Any
     ) -> tuple[kl.Due, Mapping[str, Any]]:
         """What step k = 1, 2, … has to do; ``step`` is an ordinary number, so ``if`` is free."""
         power = step & (step - 1) == 0  # of two
@@ -29,7 +29,7 @@ class Doubling:
         due = kl.Due(
             stats=True, factors=inverse, inverse=inverse, gamma=inverse, lam=step % self.T1 == 0
         )
-        return due, memo
+        return due, part_state
 
 
 @kl.hookimpl

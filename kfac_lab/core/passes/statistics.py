@@ -1,4 +1,4 @@
-"""Statistics of one step: rows of S1 into the ledger, whole rows for blocks that observe."""
+"""Statistics of one step: rows of S1 into the store, whole rows for blocks that observe."""
 
 from __future__ import annotations
 

@@ -53,14 +53,14 @@ def kfac_register_averages(register: Register) -> None:
         def init(self, theta):
             return {"count": 0, "mean": [t.detach().clone() for t in theta]}
 
-        def update(self, memo, theta):
-            count = memo["count"] + 1
+        def update(self, part_state, theta):
+            count = part_state["count"] + 1
             weight = 1 / max(1, count - self.start + 1)
-            mean = [m + weight * (t - m) for m, t in zip(memo["mean"], theta)]
+            mean = [m + weight * (t - m) for m, t in zip(part_state["mean"], theta)]
             return {"count": count, "mean": mean}
 
-        def read(self, memo):
-            return memo["mean"]
+        def read(self, part_state):
+            return part_state["mean"]
 
 
     @kl.hookimpl

@@ -73,11 +73,11 @@ def kfac_register_blocks(register: Register) -> None:
         def wants(self):
             return ("A.diagonal", "G.diagonal")
 
-        def factorise(self, moments, memo):
+        def factorise(self, moments, part_state):
             a, g = moments["A.diagonal"], moments["G.diagonal"]
-            return (a.mean() * g.mean(), len(a) * len(g)), memo
+            return (a.mean() * g.mean(), len(a) * len(g)), part_state
 
-        def damped(self, factored, memo, strength, previous):
+        def damped(self, factored, part_state, strength, previous):
             curvature, entries = factored
             return ScalarInverse(1 / (curvature + strength.gamma**2), entries)
 
@@ -119,13 +119,13 @@ def kfac_register_structures(register: Register) -> None:
         def pairs(self, chains):
             return ()  # no cross moments
 
-        def factorise(self, layers, blocks, moments, memos):
-            done = [block.factorise(moments[i], memos[i]) for i, block in enumerate(blocks)]
-            return (tuple(blocks), tuple(f for f, _ in done)), tuple(memo for _, memo in done)
+        def factorise(self, layers, blocks, moments, part_states):
+            done = [block.factorise(moments[i], part_states[i]) for i, block in enumerate(blocks)]
+            return (tuple(blocks), tuple(f for f, _ in done)), tuple(after for _, after in done)
 
-        def damped(self, factored, memos, strength, previous):
-            parts = zip(*factored, memos)
-            inverses = tuple(block.damped(f, memo, strength, None) for block, f, memo in parts)
+        def damped(self, factored, part_states, strength, previous):
+            parts = zip(*factored, part_states)
+            inverses = tuple(block.damped(f, own, strength, None) for block, f, own in parts)
             return SharedInverse(inverses, self.scale)
 
 
@@ -194,14 +194,14 @@ def kfac_register_dampings(register: Register) -> None:
         factor: float = dataclasses.field(default=0.95, metadata={"low": 0.0, "high": 1.0})
 
         def init(self, problem):
-            return kl.Strength(self.lam, (self.lam + problem.l2) ** 0.5), {}
+            return kl.DampingStrength(self.lam, (self.lam + problem.l2) ** 0.5), {}
 
         def candidates(self, strength, due):
             return (strength,)
 
-        def adapt(self, strength, memo, record):
+        def adapt(self, strength, part_state, record):
             lam = strength.lam * self.factor
-            return kl.Strength(lam, (lam + strength.eta) ** 0.5), memo
+            return kl.DampingStrength(lam, (lam + strength.eta) ** 0.5), part_state
 
 
     @kl.hookimpl
@@ -230,7 +230,7 @@ def kfac_register_momentums(register: Register) -> None:
 
         most: float = dataclasses.field(default=0.9, metadata={"symbol": "μ", "low": 0.0})
 
-        def basis(self, space, direction, previous, memo):
+        def basis(self, space, direction, previous, part_state):
             return (direction,) if previous is None else (direction, previous)
 
         def choose(self, restriction, strength, step):
@@ -266,9 +266,9 @@ def kfac_register_schedules(register: Register) -> None:
         until: int = dataclasses.field(default=20, metadata={"low": 1})
         period: int = dataclasses.field(default=20, metadata={"symbol": "T3", "low": 1})
 
-        def due(self, step, memo, signals):
+        def due(self, step, part_state, signals):
             now = step <= self.until or step % self.period == 0
-            return kl.Due(stats=True, factors=now, inverse=now, lam=step % 5 == 0), memo
+            return kl.Due(stats=True, factors=now, inverse=now, lam=step % 5 == 0), part_state
 
 
     @kl.hookimpl

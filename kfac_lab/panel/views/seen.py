@@ -39,7 +39,7 @@ class Shape(NamedTuple):
 
 
 class Factor(NamedTuple):
-    """A layer's second moment, undamped, as the ledger has it now (section 5).
+    """A layer's second moment, undamped, as the store has it now (section 5).
 
     ``matrix`` is ``[d, d]``, or ``[d]`` where the block keeps no more than the diagonal;
     ``shift`` is what damping adds to its diagonal in the inverse in use (πγ or γ/π, section 6.3),
@@ -152,17 +152,17 @@ def _layers(run: Any) -> tuple[Shape, ...]:
 
 
 def _factors(run: Any) -> dict[str, Any]:
-    ledger = getattr(run.stepper, "ledger", None)
-    if ledger is None or not run.step:
+    store = getattr(run.stepper, "store", None)
+    if store is None or not run.step:
         raise _Nothing(_no_curvature(run))
     inverses = traits(run.stepper.state_.inverse, PreconditionerTraits).inverses or ()
     made = []
     for i, layer in enumerate(_layers(run)):
         block = traits(inverses[i], InverseTraits) if i < len(inverses) else InverseTraits()
         for name, letter in (("A", "Ā"), ("G", "G")):
-            moment = ledger.current.get((name, i, i))
+            moment = store.current.get((name, i, i))
             if moment is None:
-                moment = ledger.current.get((f"{name}.diagonal", i, i))
+                moment = store.current.get((f"{name}.diagonal", i, i))
             if moment is None:
                 continue
             shift = block.A_shift if name == "A" else block.G_shift

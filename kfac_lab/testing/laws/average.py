@@ -41,17 +41,17 @@ def subjects(case: Case) -> Sequence[Subject]:
 def run(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
     """The average from before the first step on, read after each."""
     first, *rest = subject["thetas"]
-    memo = component.init(watch(first, "θ")) or {}
-    memos, read = [memo], [component.read(watch(memo, "memo"))]
+    part_state = component.init(watch(first, "θ")) or {}
+    part_states, read = [part_state], [component.read(watch(part_state, "part_state"))]
     for theta in rest:
-        memo = component.update(watch(memo, "memo"), watch(theta, "θ")) or {}
-        memos.append(memo)
-        read.append(component.read(memo))
-    return {"memo": memos, "read": read}
+        part_state = component.update(watch(part_state, "part_state"), watch(theta, "θ")) or {}
+        part_states.append(part_state)
+        read.append(component.read(part_state))
+    return {"part_state": part_states, "read": read}
 
 
-# What a memo holds besides tensors of θ's kind (a count, say) has a dtype of its own.
-common_laws(Trial(SLOT, subjects, run, any_dtype=("memo",)))
+# What a part_state holds besides tensors of θ's kind (a count, say) has a dtype of its own.
+common_laws(Trial(SLOT, subjects, run, any_dtype=("part_state",)))
 
 
 def _reads(case: Case, thetas: Sequence[list[Tensor]]) -> list[Sequence[Tensor] | None]:
@@ -91,17 +91,19 @@ _OWN = (*CHEAP, "shaped_like_theta", "one_kind_of_answer")
 def owns_its_tensors(case: Case) -> None:
     for updates in (0, 1, 3):
         thetas = [_theta(s) for s in range(updates + 1)]
-        memo = case.component.init(thetas[0])
+        part_state = case.component.init(thetas[0])
         for theta in thetas[1:]:
-            memo = case.component.update(memo or {}, theta)
-        read = case.component.read(memo or {})
+            part_state = case.component.update(part_state or {}, theta)
+        read = case.component.read(part_state or {})
         if read is None:
             return
         before = [t.detach().clone() for t in read]
         for theta in thetas:
             for tensor in theta:
                 tensor.fill_(1e6)
-        for n, (old, new) in enumerate(zip(before, case.component.read(memo or {}), strict=True)):
+        for n, (old, new) in enumerate(
+            zip(before, case.component.read(part_state or {}), strict=True)
+        ):
             if not torch.equal(old, new):
                 where = f"tensor {n}, after {updates} updates, θ overwritten"
                 raise Broken(where, "the θ̄ of before", f"{float((new - old).abs().max()):.3g} off")

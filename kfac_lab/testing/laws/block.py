@@ -17,7 +17,7 @@ P is the damped inverse as a map of matrices. Besides the common ones:
   weight, is a mean over the cases, and does not know a cotangent's sign (exempt: no observe).
 * ``keeps_no_moments``: factorise and damped keep no reference into the moments.
 * ``previous_is_a_hint``: damped gives the same inverse from whatever was in use before.
-* ``saved``: memo, factorisation and inverse are saved without pickle and give the same P.
+* ``saved``: part_state, factorisation and inverse are saved without pickle and give the same P.
 """
 
 # ruff: noqa: D103 - a law says itself what it demands
@@ -64,7 +64,9 @@ from kfac_lab.testing.laws.common import (
 from kfac_lab.testing.subjects import Subject, moments_of, normal
 
 common_laws(
-    Trial(SLOT, subjects, run, awkward=awkward, loose=("dense",), any_dtype=("memo",), door=True)
+    Trial(
+        SLOT, subjects, run, awkward=awkward, loose=("dense",), any_dtype=("part_state",), door=True
+    )
 )
 
 _product = exempt_unless(
@@ -191,8 +193,8 @@ def gamma_damps(case: Case) -> None:
 
 
 def _product_of(case: Case, subject: Subject) -> Callable[[Tensor], Tensor]:
-    _, memo = factored(case.component, subject)
-    return lambda matrix: case.component.product(subject["moments"], memo, matrix)
+    _, part_state = factored(case.component, subject)
+    return lambda matrix: case.component.product(subject["moments"], part_state, matrix)
 
 
 @law(SLOT, "product is linear and keeps the shape.", applies=_product, needs=CHEAP)
@@ -252,13 +254,15 @@ _observes = exempt_unless(observes, "it has no observe")
 
 def _after(case: Case, subject: Subject, *shown: tuple[Tensor, Tensor, float]) -> Tensor:
     """P of the subject's moments after rows, cotangents and weights were shown."""
-    memo = first_memo(case.component, "block")
+    part_state = first_memo(case.component, "block")
     for rows, cotangents, weight in shown:
-        memo = case.component.observe(memo, rows, cotangents, weight)
-    found, memo = case.component.factorise(subject["moments"], memo)
+        part_state = case.component.observe(part_state, rows, cotangents, weight)
+    found, part_state = case.component.factorise(subject["moments"], part_state)
     for rows, cotangents, weight in shown:  # some use only what comes after a factorisation
-        memo = case.component.observe(memo, rows, cotangents, weight)
-    return matrix_of(case.component.damped(found, memo, subject["strength"], None).apply, subject)
+        part_state = case.component.observe(part_state, rows, cotangents, weight)
+    return matrix_of(
+        case.component.damped(found, part_state, subject["strength"], None).apply, subject
+    )
 
 
 @law(
@@ -315,17 +319,17 @@ def cotangents_even(case: Case) -> None:
 def keeps_no_moments(case: Case) -> None:
     for subject in subjects(case):
         given = subject.fresh()
-        found, memo = factored(case.component, given)
-        inverse = case.component.damped(found, memo, given["strength"], None)
+        found, part_state = factored(case.component, given)
+        inverse = case.component.damped(found, part_state, given["strength"], None)
         before = (
             inverse.apply(given["matrix"]),
-            case.component.damped(found, memo, given["other"], None).apply(given["matrix"]),
+            case.component.damped(found, part_state, given["other"], None).apply(given["matrix"]),
         )
         for tensor in given["moments"].values():
             tensor.fill_(7.0)
         after = (
             inverse.apply(given["matrix"]),
-            case.component.damped(found, memo, given["other"], None).apply(given["matrix"]),
+            case.component.damped(found, part_state, given["other"], None).apply(given["matrix"]),
         )
         where = f"{subject.where}, after the moments changed"
         same_to_the_bit(where, "P as before", before, after)
@@ -358,9 +362,9 @@ def _earlier(subject: Subject) -> Subject:
 def previous_is_a_hint(case: Case) -> None:
     everything = subjects(case)
     for n, subject in enumerate(everything):
-        found, memo = factored(case.component, subject)
+        found, part_state = factored(case.component, subject)
         at = subject["other"]
-        cold = case.component.damped(found, memo, at, None).apply(subject["matrix"])
+        cold = case.component.damped(found, part_state, at, None).apply(subject["matrix"])
         others = {
             "the inverse of another γ": inverse_of(case.component, subject),
             "the inverse of earlier moments": inverse_of(case.component, _earlier(subject), at),
@@ -370,24 +374,28 @@ def previous_is_a_hint(case: Case) -> None:
         for what, previous in others.items():
             where = f"{subject.where}, {what} in use"
             with hidden(where):
-                warm = case.component.damped(found, memo, at, previous).apply(subject["matrix"])
+                warm = case.component.damped(found, part_state, at, previous).apply(
+                    subject["matrix"]
+                )
             near(where, "the result without one", cold, warm, 1e-6)
 
 
 @law(
     SLOT,
-    "memo, factorisation and inverse are saved without pickle, and give the same P.",
+    "part_state, factorisation and inverse are saved without pickle, and give the same P.",
     needs=CHEAP,
 )
 def saved(case: Case) -> None:
     for subject in subjects(case)[:2]:
-        found, memo = factored(case.component, subject)
-        inverse = case.component.damped(found, memo, subject["strength"], None)
+        found, part_state = factored(case.component, subject)
+        inverse = case.component.damped(found, part_state, subject["strength"], None)
         with hidden(f"{subject.where}, saved"):
-            back = reread({"factored": found, "memo": memo, "inverse": inverse})
-            again = case.component.damped(back["factored"], back["memo"], subject["other"], None)
+            back = reread({"factored": found, "part_state": part_state, "inverse": inverse})
+            again = case.component.damped(
+                back["factored"], back["part_state"], subject["other"], None
+            )
         v = subject["matrix"]
-        wanted = case.component.damped(found, memo, subject["other"], None)
+        wanted = case.component.damped(found, part_state, subject["other"], None)
         told = "the same P from what was saved"
         same_to_the_bit(subject.where, told, inverse.apply(v), back["inverse"].apply(v))
         same_to_the_bit(subject.where, told, wanted.apply(v), again.apply(v))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kfac_lab.core.state import Strength
+from kfac_lab.core.state import DampingStrength
 from kfac_lab.core.traits import BlockTraits, traits
 from kfac_lab.testing import dense
 from kfac_lab.testing.law import Case
@@ -69,9 +69,9 @@ def made(
     )
 
 
-def strength(gamma: float, lam: float = 0.03, eta: float = 0.01) -> Strength:
+def strength(gamma: float, lam: float = 0.03, eta: float = 0.01) -> DampingStrength:
     """λ, γ and η as the engine gives them: 0-dim float64. γ need not be √(λ+η) (section 6.6)."""
-    return Strength(*(torch.tensor(v, dtype=torch.float64) for v in (lam, gamma, eta)))
+    return DampingStrength(*(torch.tensor(v, dtype=torch.float64) for v in (lam, gamma, eta)))
 
 
 def subjects(case: Case) -> Sequence[Subject]:
@@ -103,44 +103,44 @@ def observes(block: Any) -> bool:
 
 
 def seen(block: Any, subject: Subject, watch: Watch | None = None) -> Mapping[str, Any]:
-    """The memo after two observations of the subject's rows."""
+    """The part_state after two observations of the subject's rows."""
     watch = watch or Watch()
-    memo = watch(first_memo(block, "block"), "the memo of init")
+    part_state = watch(first_memo(block, "block"), "the part_state of init")
     observe = traits(block, BlockTraits).observe
     if observe is not None:
         for weight in (1.0, 0.5):
-            memo = observe(memo, subject["rows"], subject["cotangents"], weight)
-            watch(memo, f"the memo of observe with weight {weight}")
-    return memo
+            part_state = observe(part_state, subject["rows"], subject["cotangents"], weight)
+            watch(part_state, f"the part_state of observe with weight {weight}")
+    return part_state
 
 
 def factored(
     block: Any, subject: Subject, watch: Watch | None = None
 ) -> tuple[Any, Mapping[str, Any]]:
-    """The factorisation and the memo that came with it."""
-    memo = seen(block, subject, watch)
-    found: tuple[Any, Mapping[str, Any]] = block.factorise(subject["moments"], memo)
+    """The factorisation and the part_state that came with it."""
+    part_state = seen(block, subject, watch)
+    found: tuple[Any, Mapping[str, Any]] = block.factorise(subject["moments"], part_state)
     return found
 
 
-def inverse_of(block: Any, subject: Subject, at: Strength | None = None) -> Any:
+def inverse_of(block: Any, subject: Subject, at: DampingStrength | None = None) -> Any:
     """A damped inverse made from nothing."""
-    found, memo = factored(block, subject)
-    return block.damped(found, memo, at or subject["strength"], None)
+    found, part_state = factored(block, subject)
+    return block.damped(found, part_state, at or subject["strength"], None)
 
 
 def run(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
     """observe, factorise, damped twice, apply, dense, factors, product."""
-    memo = seen(component, subject, watch)
-    found, after = component.factorise(subject["moments"], memo)
+    part_state = seen(component, subject, watch)
+    found, after = component.factorise(subject["moments"], part_state)
     watch(found, "the factorisation")
-    watch(after, "the memo of factorise")
+    watch(after, "the part_state of factorise")
     first = watch(component.damped(found, after, subject["strength"], None), "the inverse")
     second = component.damped(found, after, subject["other"], first)
     results = {
         "apply": first.apply(subject["matrix"]),
         "apply, warm": second.apply(subject["matrix"]),
-        "memo": after,
+        "part_state": after,
         "dense": first.dense(),
         "factors": first.factors(),
     }

@@ -4,7 +4,7 @@
 * ``finite``: what comes back is finite, on awkward inputs too.
 * ``deterministic``: the same inputs give the same result, bit for bit.
 * ``instances_share_nothing``: what one instance does is not seen by another.
-* ``inputs_not_written``: arguments and memos are left as they were.
+* ``inputs_not_written``: arguments and part_states are left as they were.
 * ``global_state_kept``: the global generator, the default dtype and the grad mode stay.
 * ``dtype_follows``: float32 in, float32 out, and float64 likewise; scalars are float64.
 * ``no_host_read``: nothing is read from the device, or on a refresh through ``linalg.host`` alone.
@@ -74,7 +74,7 @@ class Trial:
         refresh: calls what may read through ``linalg.host`` where ``run`` may not; None: nothing.
         double: results that are float64 whatever the inputs are (the scalars of a step).
         loose: results whose dtype and device are free (made for tests and plots only).
-        any_dtype: results whose dtype alone is free (what a memo holds).
+        any_dtype: results whose dtype alone is free (what a part_state holds).
         door: whether ``linalg.host`` may be used (refresh steps).
         dtypes: whether the slot sees tensors of the model's dtype at all.
         device: whether the slot sees tensors on the model's device at all.
@@ -136,7 +136,7 @@ def common_laws(trial: Trial) -> None:
             same_to_the_bit(subject.where, "the same result from another instance", first, other)
             same_to_the_bit(subject.where, "the result it gave before", first, again)
 
-    @law(slot, "It writes into nothing that it is given: arguments and memos stay.")
+    @law(slot, "It writes into nothing that it is given: arguments and part_states stay.")
     def inputs_not_written(case: Case) -> None:
         for subject in trial.subjects(case):
             given, watch = subject.fresh(), Watch()

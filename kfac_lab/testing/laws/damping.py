@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kfac_lab.core.state import Due, StepRecord, Strength
+from kfac_lab.core.state import DampingStrength, Due, StepRecord
 from kfac_lab.core.traits import DampingTraits, traits
 from kfac_lab.testing.law import Broken, Case, law, try_last
 from kfac_lab.testing.laws.common import (
@@ -68,35 +68,37 @@ def _drafted(component: Any, rho: float, lam: float, step: int = 5) -> StepRecor
 
 def _run(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
     """The whole life of a damping, each strength as the engine would hand it back."""
-    given: Strength = subject["strength"]
-    start, memo = component.init(toy_problem(subject["l2"], given.eta.device))
-    current, memo = engine_strength(start, given.eta), memo or {}
+    given: DampingStrength = subject["strength"]
+    start, part_state = component.init(toy_problem(subject["l2"], given.eta.device))
+    current, part_state = engine_strength(start, given.eta), part_state or {}
     results: dict[str, Any] = {"init": start, "candidates": [], "adapt": {}}
     for now in (given, current):
         for due in (Due(), SEARCH):
             found = component.candidates(watch(now, "strength"), due)
             results["candidates"] += list(found)
     for where, draft in subject["records"].items():
-        adapted, memo = component.adapt(
-            watch(current, "strength"), watch(memo, "memo"), watch(draft, "record")
+        adapted, part_state = component.adapt(
+            watch(current, "strength"), watch(part_state, "part_state"), watch(draft, "record")
         )
-        memo = memo or {}
+        part_state = part_state or {}
         current = engine_strength(adapted, given.eta)
-        results["adapt"][where] = (adapted, memo)
+        results["adapt"][where] = (adapted, part_state)
     return results
 
 
 def _refresh(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
     """retry and on_swap, where it has them: at those a read through ``linalg.host`` is allowed."""
-    given: Strength = subject["strength"]
+    given: DampingStrength = subject["strength"]
     results: dict[str, Any] = {}
     declared = traits(component, DampingTraits)
     if declared.retry is not None:
-        memo = component.init(toy_problem(subject["l2"], given.eta.device))[1] or {}
+        part_state = component.init(toy_problem(subject["l2"], given.eta.device))[1] or {}
         first = next(iter(subject["records"].values()))
         draft = replace(first, rho=NAN, actual=NAN, due=SEARCH)
-        watch(memo, "memo")
-        results["retry"] = declared.retry(watch(given, "strength"), memo, watch(draft, "record"), 0)
+        watch(part_state, "part_state")
+        results["retry"] = declared.retry(
+            watch(given, "strength"), part_state, watch(draft, "record"), 0
+        )
     if declared.on_swap is not None:
         results["on_swap"] = declared.on_swap(watch(given, "strength"))
     return results
@@ -111,10 +113,12 @@ common_laws(Trial(slot="damping", subjects=_subjects, run=_run, refresh=_refresh
 @law("damping", "At step 1, λ and γ are finite and not negative.", needs=CHEAP)
 def starts_valid(case: Case) -> None:
     for eta in (0.0, 1e-5, 1.0):
-        start, memo = case.component.init(toy_problem(eta))
+        start, part_state = case.component.init(toy_problem(eta))
         _valid(f"init, η={eta:g}", start)
-        if not isinstance(memo, (Mapping, type(None))):
-            raise Broken(f"init, η={eta:g}", "a memo that is a dict", type(memo).__name__)
+        if not isinstance(part_state, (Mapping, type(None))):
+            raise Broken(
+                f"init, η={eta:g}", "a part_state that is a dict", type(part_state).__name__
+            )
 
 
 @law(
@@ -127,12 +131,12 @@ def stays_valid(case: Case) -> None:
     for start in _starts(case):
         for rho in rhos:
             draft = _drafted(case.component, rho, float(start.strength.lam))
-            adapted = case.component.adapt(start.strength, start.memo, draft)[0]
+            adapted = case.component.adapt(start.strength, start.part_state, draft)[0]
             _valid(f"{start.where}, ρ={rho:g}", adapted)
     if _needs_rho(case.component):
         for start in _starts(case):
             silent = replace(start.record(NAN), predicted=number(0.0), actual=number(0.0))
-            adapted = case.component.adapt(start.strength, start.memo, silent)[0]
+            adapted = case.component.adapt(start.strength, start.part_state, silent)[0]
             _valid(f"{start.where}, no change predicted and none found", adapted)
 
 
@@ -225,11 +229,11 @@ def bounds_kept(case: Case) -> None:
     component = dataclasses.replace(case.component, **mine)
     for rho in (1.0, -1.0):
         where = f"200 adaptations with ρ={rho:g} and {_listed(mine)}"
-        start, memo = component.init(toy_problem(eta))
+        start, part_state = component.init(toy_problem(eta))
         now = engine_strength(start, number(eta))
         for step in range(1, 201):
             draft = _drafted(component, rho, float(now.lam), step)
-            adapted, memo = component.adapt(now, memo or {}, draft)
+            adapted, part_state = component.adapt(now, part_state or {}, draft)
             now = engine_strength(adapted, now.eta)
             _within(where, "λ", float(now.lam), mine.get("lam_min"), mine.get("lam_max"))
             found = component.candidates(now, SEARCH)
@@ -274,7 +278,7 @@ def _direction(case: Case, rhos: Sequence[float], sign: int) -> None:
     for start in _starts(case):
         before = float(start.strength.lam)
         for rho in rhos:
-            adapted = case.component.adapt(start.strength, start.memo, start.record(rho))[0]
+            adapted = case.component.adapt(start.strength, start.part_state, start.record(rho))[0]
             after = float(adapted.lam)
             where = f"{start.where}, ρ={rho:g}"
             if sign * (after - before) < -1e-12 * before:
@@ -295,9 +299,9 @@ def _direction(case: Case, rhos: Sequence[float], sign: int) -> None:
 def goes_by_the_step(case: Case) -> None:
     for start in _starts(case):
         draft = _drafted(case.component, NAN, float(start.strength.lam))
-        wanted = case.component.adapt(start.strength, start.memo, draft)
+        wanted = case.component.adapt(start.strength, start.part_state, draft)
         for rho in (-1.0, 1.0):
-            got = case.component.adapt(start.strength, start.memo, start.record(rho))
+            got = case.component.adapt(start.strength, start.part_state, start.record(rho))
             where = f"{start.where}, ρ={rho:g}"
             same_to_the_bit(where, "what it gave where ρ was NaN", wanted, got)
 
@@ -318,7 +322,7 @@ def swap_keeps_lambda(case: Case) -> None:
     assert on_swap is not None
     for kept in (strength(150.0, 3.0), strength(1e-3, 0.5), strength(0.0, 1.0)):
         where = f"the kept λ={float(kept.lam):g}, γ={float(kept.gamma):g}"
-        given = on_swap(Strength(*kept))
+        given = on_swap(DampingStrength(*kept))
         _valid(where, given)
         if float(given.lam) != float(kept.lam):
             raise Broken(where, f"λ={float(kept.lam):g}", f"λ={float(given.lam):g}")
@@ -349,7 +353,7 @@ def retry_ends(case: Case) -> None:
             raise Broken(where, "None within 60 tries", f"ever more, the last λ {told}")
 
 
-def _searches(case: Case) -> Iterator[tuple[str, Iterator[Strength]]]:
+def _searches(case: Case) -> Iterator[tuple[str, Iterator[DampingStrength]]]:
     """Refresh steps on which −M(δ)/h is c/(c+λ), as where ∇h lies along one eigenvector."""
     for step in (1, 2, 20, 1000):
         for c in (1e-4, 1.0, 1e4):
@@ -358,8 +362,8 @@ def _searches(case: Case) -> Iterator[tuple[str, Iterator[Strength]]]:
                 yield where, _search(case.component, step, c, loss)
 
 
-def _search(component: Any, step: int, c: float, loss: float) -> Iterator[Strength]:
-    start, memo = component.init(toy_problem(1e-5))
+def _search(component: Any, step: int, c: float, loss: float) -> Iterator[DampingStrength]:
+    start, part_state = component.init(toy_problem(1e-5))
     now = engine_strength(start, number(1e-5))
     retry = traits(component, DampingTraits).retry
     assert retry is not None
@@ -370,7 +374,7 @@ def _search(component: Any, step: int, c: float, loss: float) -> Iterator[Streng
         tried.append((now.lam, now.gamma, number(value)))
         draft = record(NAN, lam or 1.0, step=step, loss=loss, predicted=value)
         draft = replace(draft, candidates=tuple(tried), lam=now.lam, gamma=now.gamma, due=SEARCH)
-        again = retry(now, memo or {}, draft, tries)
+        again = retry(now, part_state or {}, draft, tries)
         if again is None:
             return
         yield again
@@ -383,8 +387,8 @@ def _search(component: Any, step: int, c: float, loss: float) -> Iterator[Streng
 @dataclasses.dataclass(frozen=True)
 class _Start:
     where: str
-    strength: Strength
-    memo: Mapping[str, Any]
+    strength: DampingStrength
+    part_state: Mapping[str, Any]
 
     def record(self, rho: float) -> StepRecord:
         """A step with this λ that came out with ``rho``."""
@@ -395,22 +399,22 @@ def _starts(case: Case) -> list[_Start]:
     """The component's own start, and a λ that was kept at a swap."""
     starts = []
     for eta, kept in ((1e-5, None), (0.0, 1.0)):
-        start, memo = case.component.init(toy_problem(eta))
+        start, part_state = case.component.init(toy_problem(eta))
         now = engine_strength(start, number(eta))
         if kept is not None:
             now = strength(kept, eta=eta)
-        starts.append(_Start(f"λ={float(now.lam):.4g}, η={eta:g}", now, memo or {}))
+        starts.append(_Start(f"λ={float(now.lam):.4g}, η={eta:g}", now, part_state or {}))
     return starts
 
 
-def _lives(case: Case) -> Iterator[tuple[str, Strength]]:
+def _lives(case: Case) -> Iterator[tuple[str, DampingStrength]]:
     """Strengths that the component itself came to."""
     for rhos in ((), (1.0,), (1.0, 1.0, -1.0, 0.5), (-1.0,) * 4):
-        start, memo = case.component.init(toy_problem(1e-5))
+        start, part_state = case.component.init(toy_problem(1e-5))
         now = engine_strength(start, number(1e-5))
         for step, rho in enumerate(rhos, 1):
             draft = _drafted(case.component, rho, float(now.lam), step)
-            adapted, memo = case.component.adapt(now, memo or {}, draft)
+            adapted, part_state = case.component.adapt(now, part_state or {}, draft)
             now = engine_strength(adapted, now.eta)
         after = f"after ρ = {', '.join(f'{r:g}' for r in rhos)}" if rhos else "at step 1"
         yield f"λ={float(now.lam):.4g} {after}", now
@@ -438,7 +442,7 @@ def _valid(where: str, given: Any) -> None:
             raise Broken(where, f"a finite {symbol} of at least 0", f"{symbol}={value:g}")
 
 
-def _alike(where: str, wanted: Strength, got: Strength) -> None:
+def _alike(where: str, wanted: DampingStrength, got: DampingStrength) -> None:
     for symbol, one, other in (("λ", wanted.lam, got.lam), ("γ", wanted.gamma, got.gamma)):
         one, other = float(one), float(other)
         if abs(one - other) > 1e-12 * abs(one):

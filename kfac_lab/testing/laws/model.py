@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from kfac_lab.core.likelihood import Bernoulli, Categorical, Likelihood
-from kfac_lab.core.state import Strength
+from kfac_lab.core.state import DampingStrength
 from kfac_lab.core.traits import ModelTraits, traits
 from kfac_lab.core.vector import Vec
 from kfac_lab.testing import dense
@@ -106,9 +106,9 @@ def made(where: str, likelihood: Likelihood, cases: int, k: int, seed: int) -> S
     )
 
 
-def strength(lam: float, eta: float) -> Strength:
+def strength(lam: float, eta: float) -> DampingStrength:
     """λ and η as the engine gives them: 0-dim float64."""
-    return Strength(*(torch.tensor(v, dtype=torch.float64) for v in (lam, lam**0.5, eta)))
+    return DampingStrength(*(torch.tensor(v, dtype=torch.float64) for v in (lam, lam**0.5, eta)))
 
 
 def subjects(case: Case) -> Sequence[Subject]:

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kfac_lab.core.restriction import Restriction
 from kfac_lab.core.state import StepRecord
+from kfac_lab.core.subspace import SubspaceModel
 from kfac_lab.core.traits import MomentumTraits, traits
 from kfac_lab.core.vector import Part, Vec
 from kfac_lab.testing.law import Broken, Case, law, try_last
@@ -54,12 +54,12 @@ def subjects(case: Case) -> Sequence[Subject]:
 def run(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
     """Three steps: the last two have a δ0, which is what the step before has made of its basis."""
     space = Bowl(subject)
-    memo = first_memo(component, "momentum")
-    results: dict[str, Any] = {"basis": [], "coefficients": [], "memos": []}
+    part_state = first_memo(component, "momentum")
+    results: dict[str, Any] = {"basis": [], "coefficients": [], "part_states": []}
     direction = watch(-space.precondition(space.gradient), "direction")
     for step in (1, 2, 50, 1_000_000):
         previous = watch(subject["previous"], "previous")
-        basis = component.basis(space, direction, previous, watch(memo, "memo"))
+        basis = component.basis(space, direction, previous, watch(part_state, "part_state"))
         restriction = watch(space.restrict(basis), "restriction")
         chosen = component.choose(restriction, space.strength, step)
         results["basis"].append(tuple(basis))
@@ -68,17 +68,17 @@ def run(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
         if update is not None:
             given: StepRecord = moved(subject["record"], lambda t: t.double())
             draft = watch(replace(given, step=step), "record")
-            memo = update(memo, chosen, draft) or {}
-            results["memos"].append(memo)
+            part_state = update(part_state, chosen, draft) or {}
+            results["part_states"].append(part_state)
     return results
 
 
-common_laws(Trial(SLOT, subjects, run, double=("coefficients",), any_dtype=("memos",)))
+common_laws(Trial(SLOT, subjects, run, double=("coefficients",), any_dtype=("part_states",)))
 
 
 def _step(
     component: Any, subject: Subject, first: bool = False
-) -> tuple[Bowl, tuple[Any, ...], Restriction, Tensor]:
+) -> tuple[Bowl, tuple[Any, ...], SubspaceModel, Tensor]:
     """Basis, restriction and coefficients of one step on a subject."""
     space = Bowl(subject)
     direction = -space.precondition(space.gradient)
@@ -235,7 +235,7 @@ def signs_right(case: Case) -> None:
         chosen = chosen.double()
 
         def promised(
-            c: Tensor, restriction: Restriction = restriction, space: Bowl = space
+            c: Tensor, restriction: SubspaceModel = restriction, space: Bowl = space
         ) -> float:
             scaled = replace(
                 restriction,

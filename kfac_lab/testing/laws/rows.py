@@ -173,18 +173,18 @@ class _Kept:
             raise Broken("its network", "its rows to make up the gradient", "the fallback's rows")
         wants = [tuple(names) if i == self._at else () for i in range(len(uses))]
         like, layers = targets.new_zeros(()), self._engine.network.layers
-        self._ledger = moments.Layout(layers, wants, (), like).opened()
+        self._store = moments.Layout(layers, wants, (), like).opened()
         self._targets, self._epsilon = targets, 0.0
 
     def after(self, where: Tensor) -> dict[str, Tensor]:
         """The moments after a batch of these cases: the first counts whole, others half."""
-        new = self._ledger.accumulate(self._epsilon, CASES)
+        new = self._store.accumulate(self._epsilon, CASES)
         engine, quiet = self._engine, [False] * len(self._engine.network.uses)
         given = CASES, engine.parts["estimator"], new
         engine.passes.observe(where, self._targets, None, 1, given, quiet)
         new.finish()
-        self._ledger, self._epsilon = self._ledger.exchanged(), 0.5
-        return {name: value.clone() for (name, _, _), value in self._ledger.current.items()}
+        self._store, self._epsilon = self._store.exchanged(), 0.5
+        return {name: value.clone() for (name, _, _), value in self._store.current.items()}
 
 
 def _kept(

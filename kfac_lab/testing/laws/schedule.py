@@ -36,14 +36,14 @@ def _drifts() -> list[float | None]:
 
 
 def run(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
-    """What is due at every step, the memo handed on."""
-    memo = first_memo(component, "schedule")
+    """What is due at every step, the part_state handed on."""
+    part_state = first_memo(component, "schedule")
     dues = []
     for k, drift in enumerate(subject["drifts"], 1):
-        due, memo = component.due(k, watch(memo, "memo"), Signals(drift))
-        memo = memo or {}
+        due, part_state = component.due(k, watch(part_state, "part_state"), Signals(drift))
+        part_state = part_state or {}
         dues.append(tuple(due))
-    return {"due": dues, "memo": memo}
+    return {"due": dues, "part_state": part_state}
 
 
 common_laws(Trial(SLOT, subjects, run, dtypes=False, device=False))
@@ -98,11 +98,11 @@ def factors_imply_inverse(case: Case) -> None:
 @law(SLOT, "Any drift will do: none, none at all, a large one, NaN of broken factors.", needs=_OWN)
 def takes_any_drift(case: Case) -> None:
     for drift in (None, 0.0, 1e-12, 1e12, float("inf"), float("nan")):
-        memo = first_memo(case.component, "schedule")
+        part_state = first_memo(case.component, "schedule")
         for k in (1, 2, 5, 20, 100):
             where = f"step {k}, drift {drift}"
             with hidden(where):
-                due, memo = case.component.due(k, memo or {}, Signals(drift))
+                due, part_state = case.component.due(k, part_state or {}, Signals(drift))
                 flags = tuple(due)
             if not all(isinstance(flag, bool) for flag in flags):
                 raise Broken(where, "bools", f"{flags}")

@@ -10,7 +10,7 @@ Besides the common ones:
 * ``diagonal_blocks_kept``: P⁻¹ has the blocks' own damped curvature on its diagonal.
 * ``links_kept``: at a link P⁻¹ has the cross moments' product (exempt: asks for no pairs).
 * ``keeps_no_moments``: factorise and damped keep no reference into the moments.
-* ``memos_handed_on``: each block gets its own memo at factorise and at damped, and the memo that
+* ``memos_handed_on``: each block gets its own state at factorise and at damped, and the state that
   its factorise makes is given back.
 * ``previous_is_a_hint``: damped gives the same P from whatever was in use before.
 * ``saved``: the factorisation and P are saved without pickle and give the same.
@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from kfac_lab.core.state import Strength
+from kfac_lab.core.state import DampingStrength
 from kfac_lab.core.traits import StructureTraits, traits
 from kfac_lab.core.vector import Vec
 from kfac_lab.paper.diagonal import Diagonal
@@ -185,12 +185,12 @@ def links_kept(case: Case) -> None:
 def keeps_no_moments(case: Case) -> None:
     for subject in subjects(case):
         given = subject.fresh()
-        found, memos = factored(case.component, given)
-        inverse = case.component.damped(found, memos, given["strength"], None)
+        found, part_states = factored(case.component, given)
+        inverse = case.component.damped(found, part_states, given["strength"], None)
 
-        def applied(inverse: Any = inverse, found: Any = found, memos: Any = memos,
+        def applied(inverse: Any = inverse, found: Any = found, part_states: Any = part_states,
                     given: Subject = given) -> tuple[Vec, Vec]:  # fmt: skip
-            anew = case.component.damped(found, memos, given["other"], None)
+            anew = case.component.damped(found, part_states, given["other"], None)
             return inverse.apply(given["vector"]), anew.apply(given["vector"])
 
         before = applied()
@@ -206,45 +206,47 @@ def keeps_no_moments(case: Case) -> None:
 
 @dataclass(frozen=True)
 class Counting(Diagonal):
-    """Counts its factorisations in the memo, and notes which memos it is given."""
+    """Counts its factorisations in the part_state, and notes which part_states it is given."""
 
     seen: list[tuple[str, Any]] = field(default_factory=list, compare=False)
 
-    def factorise(self, moments: Any, memo: Any) -> tuple[Any, Any]:
+    def factorise(self, moments: Any, part_state: Any) -> tuple[Any, Any]:
         """One more."""
-        self.seen.append(("factorise", dict(memo)))
-        found, _ = super().factorise(moments, memo)
-        return found, {**memo, "count": memo.get("count", 0) + 1}
+        self.seen.append(("factorise", dict(part_state)))
+        found, _ = super().factorise(moments, part_state)
+        return found, {**part_state, "count": part_state.get("count", 0) + 1}
 
-    def damped(self, factored: Any, memo: Any, strength: Strength, previous: Any) -> Any:
+    def damped(
+        self, factored: Any, part_state: Any, strength: DampingStrength, previous: Any
+    ) -> Any:
         """As ever."""
-        self.seen.append(("damped", dict(memo)))
-        return super().damped(factored, memo, strength, previous)
+        self.seen.append(("damped", dict(part_state)))
+        return super().damped(factored, part_state, strength, previous)
 
 
 @law(
     SLOT,
-    "Each block gets its own memo, at factorise and at damped, and the memo that its factorise "
+    "Each block gets its own state, at factorise and at damped, and the state that its factorise "
     "makes is given back.",
     needs=CHEAP,
 )
 def memos_handed_on(case: Case) -> None:
-    plain = made("a chain of four blocks with memos", WIDE, ((0, 1, 2, 3),), 60, seed=950)
+    plain = made("a chain of four blocks with part_states", WIDE, ((0, 1, 2, 3),), 60, seed=950)
     blocks = tuple(Counting() for _ in WIDE)
-    memos = tuple({"name": f"layer {n}", "count": 10 * n} for n in range(len(WIDE)))
-    subject = Subject(plain.where, {**plain.values, "blocks": blocks, "memos": memos})
+    part_states = tuple({"name": f"layer {n}", "count": 10 * n} for n in range(len(WIDE)))
+    subject = Subject(plain.where, {**plain.values, "blocks": blocks, "part_states": part_states})
     found, after = factored(case.component, subject)
     case.component.damped(found, after, subject["strength"], None)
-    told = [dict(memo) for memo in after]
-    wanted = [{**memo, "count": 10 * n + 1} for n, memo in enumerate(memos)]
+    told = [dict(part_state) for part_state in after]
+    wanted = [{**part_state, "count": 10 * n + 1} for n, part_state in enumerate(part_states)]
     if told != wanted:
-        raise Broken(subject.where, f"the memos {wanted} after factorise", f"{told}")
+        raise Broken(subject.where, f"the part_states {wanted} after factorise", f"{told}")
     for n, block in enumerate(blocks):
-        given = {"factorise": memos[n], "damped": wanted[n]}
-        for method, memo in block.seen:
-            if memo != given[method]:
+        given = {"factorise": part_states[n], "damped": wanted[n]}
+        for method, part_state in block.seen:
+            if part_state != given[method]:
                 where = f"{subject.where}, {method} of layer {n}"
-                raise Broken(where, f"the memo {given[method]}", f"{memo}")
+                raise Broken(where, f"the part_state {given[method]}", f"{part_state}")
 
 
 def _earlier(subject: Subject) -> Subject:
@@ -267,9 +269,9 @@ class Stranger:
 def previous_is_a_hint(case: Case) -> None:
     everything = subjects(case)
     for n, subject in enumerate(everything):
-        found, memos = factored(case.component, subject)
+        found, part_states = factored(case.component, subject)
         at, v = subject["other"], subject["vector"]
-        cold = flat(case.component.damped(found, memos, at, None).apply(v))
+        cold = flat(case.component.damped(found, part_states, at, None).apply(v))
         others = {
             "P of another γ": inverse_of(case.component, subject),
             "P of earlier moments": inverse_of(case.component, _earlier(subject), at),
@@ -279,19 +281,23 @@ def previous_is_a_hint(case: Case) -> None:
         for what, previous in others.items():
             where = f"{subject.where}, {what} in use"
             with hidden(where):
-                warm = case.component.damped(found, memos, at, previous).apply(v)
+                warm = case.component.damped(found, part_states, at, previous).apply(v)
             near(where, "the result without one", cold, flat(warm), 1e-6)
 
 
 @law(SLOT, "The factorisation and P are saved without pickle, and give the same.", needs=CHEAP)
 def saved(case: Case) -> None:
     for subject in subjects(case):
-        found, memos = factored(case.component, subject)
-        inverse = case.component.damped(found, memos, subject["strength"], None)
+        found, part_states = factored(case.component, subject)
+        inverse = case.component.damped(found, part_states, subject["strength"], None)
         with hidden(f"{subject.where}, saved"):
-            back = reread({"factored": found, "memos": tuple(memos), "inverse": inverse})
-            again = case.component.damped(back["factored"], back["memos"], subject["other"], None)
+            back = reread(
+                {"factored": found, "part_states": tuple(part_states), "inverse": inverse}
+            )
+            again = case.component.damped(
+                back["factored"], back["part_states"], subject["other"], None
+            )
         v, told = subject["vector"], "the same P from what was saved"
-        wanted = case.component.damped(found, memos, subject["other"], None)
+        wanted = case.component.damped(found, part_states, subject["other"], None)
         same_to_the_bit(subject.where, told, inverse.apply(v), back["inverse"].apply(v))
         same_to_the_bit(subject.where, told, wanted.apply(v), again.apply(v))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kfac_lab.core.problem import Problem
-from kfac_lab.core.state import Strength
+from kfac_lab.core.state import DampingStrength
 from kfac_lab.core.traits import StructureTraits, traits
 from kfac_lab.core.vector import Vec
 from kfac_lab.paper.diagonal import Diagonal, Identity
@@ -83,7 +83,7 @@ def made(
             "blocks": chosen,
             "moments": tuple(table),
             "crosses": crosses,
-            "memos": tuple({} for _ in shapes),
+            "part_states": tuple({} for _ in shapes),
             "vector": vector_of(shapes, seed=seed + 90),
             "strength": strength(0.5),
             "other": strength(0.7),
@@ -109,7 +109,7 @@ def awkward(case: Case) -> Sequence[Subject]:
 
 
 def table_of(structure: Any, subject: Subject) -> GivenTable:
-    """The moments with the cross moments that the structure asks for, as the ledger keeps them."""
+    """The moments with the cross moments that the structure asks for, as the store keeps them."""
     asked = [(int(i), int(j)) for i, j in structure.pairs(subject["chains"])]
     blocks = subject["blocks"]
     links = tuple(
@@ -120,27 +120,29 @@ def table_of(structure: Any, subject: Subject) -> GivenTable:
 
 
 def factored(structure: Any, subject: Subject) -> tuple[Any, Sequence[Any]]:
-    """The factorisation and the memos that came with it."""
+    """The factorisation and the part_states that came with it."""
     shapes = subject["shapes"]
     layers = tuple(LayerShape(f"layer {n}", *shape) for n, shape in enumerate(shapes))
     found: tuple[Any, Sequence[Any]] = structure.factorise(
-        layers, subject["blocks"], table_of(structure, subject), subject["memos"]
+        layers, subject["blocks"], table_of(structure, subject), subject["part_states"]
     )
     return found
 
 
-def inverse_of(structure: Any, subject: Subject, at: Strength | None = None) -> Any:
+def inverse_of(structure: Any, subject: Subject, at: DampingStrength | None = None) -> Any:
     """The preconditioner made from nothing."""
-    found, memos = factored(structure, subject)
-    return structure.damped(found, memos, at or subject["strength"], None)
+    found, part_states = factored(structure, subject)
+    return structure.damped(found, part_states, at or subject["strength"], None)
 
 
 def run(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
     """pairs, factorise, damped twice, apply."""
-    found, memos = factored(component, subject)
-    watch(memos, "the memos of factorise")
-    first = watch(component.damped(found, memos, subject["strength"], None), "the preconditioner")
-    second = component.damped(found, memos, subject["other"], first)
+    found, part_states = factored(component, subject)
+    watch(part_states, "the part_states of factorise")
+    first = watch(
+        component.damped(found, part_states, subject["strength"], None), "the preconditioner"
+    )
+    second = component.damped(found, part_states, subject["other"], first)
     return {
         "pairs": [tuple(pair) for pair in component.pairs(subject["chains"])],
         "apply": first.apply(subject["vector"]),
@@ -181,5 +183,5 @@ def _parts(subject: Subject) -> list[slice]:
 def _own(subject: Subject, n: int) -> Any:
     """The damped inverse of one layer's block, asked without any structure."""
     block = subject["blocks"][n]
-    found, memo = block.factorise(subject["moments"][n], subject["memos"][n])
-    return block.damped(found, memo, subject["strength"], None)
+    found, part_state = block.factorise(subject["moments"][n], subject["part_states"][n])
+    return block.damped(found, part_state, subject["strength"], None)

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 import kfac_lab as kl
-from kfac_lab.core.protocols import Memo, Moments
-from kfac_lab.core.state import Strength
+from kfac_lab.core.protocols import Moments, PartState
+from kfac_lab.core.state import DampingStrength
 from kfac_lab.core.traits import BlockTraits, traits
 
 __all__ = ["KroneckerReduce"]
@@ -64,16 +64,18 @@ class KroneckerReduce:
         """Ā and G of reduced rows."""
         return tuple(f"{name}.reduced" for name in self._inner().wants())
 
-    def factorise(self, moments: Moments, memo: Memo) -> tuple[Any, Memo]:
+    def factorise(self, moments: Moments, part_state: PartState) -> tuple[Any, PartState]:
         """The inner block's, of the reduced moments."""
-        factored, memo = self._inner().factorise(_Renamed(moments), memo)
-        return factored, memo
+        factored, part_state = self._inner().factorise(_Renamed(moments), part_state)
+        return factored, part_state
 
-    def damped(self, factored: Any, memo: Memo, strength: Strength, previous: Any) -> Any:
+    def damped(
+        self, factored: Any, part_state: PartState, strength: DampingStrength, previous: Any
+    ) -> Any:
         """The inner block's."""
-        return self._inner().damped(factored, memo, strength, previous)
+        return self._inner().damped(factored, part_state, strength, previous)
 
-    def product(self, moments: Moments, memo: Memo, matrix: Tensor) -> Tensor:
+    def product(self, moments: Moments, part_state: PartState, matrix: Tensor) -> Tensor:
         """G V Ā of the reduced moments."""
-        product: Tensor = self._inner().product(_Renamed(moments), memo, matrix)
+        product: Tensor = self._inner().product(_Renamed(moments), part_state, matrix)
         return product

@@ -60,8 +60,8 @@ def undamped(model, x, block="kronecker"):
     engine = run.stepper
     found = {}
     for i, layer in enumerate(engine.network.layers):
-        suffix = "" if ("A", i, i) in engine.ledger.current else ".reduced"
-        A, G = (engine.ledger.current[f"{name}{suffix}", i, i] for name in "AG")
+        suffix = "" if ("A", i, i) in engine.store.current else ".reduced"
+        A, G = (engine.store.current[f"{name}{suffix}", i, i] for name in "AG")
         found[layer.path] = torch.kron(A, G)
     return found
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from kfac_lab import KfacLabError, lab
 from kfac_lab.core import linalg
 from kfac_lab.core.parameters import parameter
-from kfac_lab.core.protocols import Block, Layer, Memo, MomentTable, Preconditioner
-from kfac_lab.core.state import Strength
+from kfac_lab.core.protocols import Block, Layer, MomentTable, PartState, Preconditioner
+from kfac_lab.core.state import DampingStrength
 from kfac_lab.core.traits import PreconditionerTraits, StructureTraits, forwarded, traits
 from kfac_lab_ddp.collective import Distributed
 from kfac_lab_ddp.exchange import Told, exchanged
@@ -41,11 +41,13 @@ class Handed:
         wanted: Sequence[str] = self.block.wants()
         return wanted
 
-    def factorise(self, moments: Any, memo: Memo) -> tuple[None, Memo]:
+    def factorise(self, moments: Any, part_state: PartState) -> tuple[None, PartState]:
         """Nothing for the inner structure to keep: the parts stand in ``ShardedFactors``."""
         return None, _RESULTS.get()[self.index]
 
-    def damped(self, factored: None, memo: Memo, strength: Strength, previous: Any) -> Any:
+    def damped(
+        self, factored: None, part_state: PartState, strength: DampingStrength, previous: Any
+    ) -> Any:
         """The damped inverse from its owner."""
         return _RESULTS.get()[self.index]
 
@@ -100,8 +102,8 @@ class Sharded:
         layers: Sequence[Layer],
         blocks: Sequence[Block],
         moments: MomentTable,
-        memos: Sequence[Memo],
-    ) -> tuple[Any, Sequence[Memo]]:
+        part_states: Sequence[PartState],
+    ) -> tuple[Any, Sequence[PartState]]:
         """Every block's own costly part, made by its owner, then the inner structure's.
 
         Raises:
@@ -109,24 +111,35 @@ class Sharded:
         """
         inner = self._structure()
         if self.alone():
-            alone: tuple[Any, Sequence[Memo]] = inner.factorise(layers, blocks, moments, memos)
+            alone: tuple[Any, Sequence[PartState]] = inner.factorise(
+                layers, blocks, moments, part_states
+            )
             return alone
         paths = tuple(layer.path for layer in layers)
         costs = tuple(_cost(*pair) for pair in zip(layers, blocks, strict=True))
         tensors = (moments[i][name] for i, b in enumerate(blocks) for name in b.wants())
         device = next((t.device for t in tensors), torch.device("cpu"))
         made = _shared_out(
-            paths, costs, lambda i: blocks[i].factorise(moments[i], memos[i]), memos, device
+            paths,
+            costs,
+            lambda i: blocks[i].factorise(moments[i], part_states[i]),
+            part_states,
+            device,
         )
         handed = tuple(Handed(i, block) for i, block in enumerate(blocks))
         factored, after = _inside(
-            [memo for _, memo in made], lambda: inner.factorise(layers, handed, moments, memos)
+            [part_state for _, part_state in made],
+            lambda: inner.factorise(layers, handed, moments, part_states),
         )
         parts = tuple(part for part, _ in made)
         return ShardedFactors(factored, handed, paths, costs, parts), after
 
     def damped(
-        self, factored: Any, memos: Sequence[Memo], strength: Strength, previous: Any
+        self,
+        factored: Any,
+        part_states: Sequence[PartState],
+        strength: DampingStrength,
+        previous: Any,
     ) -> Preconditioner:
         """Every block's damped inverse, made by its owner, then the inner structure's.
 
@@ -137,26 +150,26 @@ class Sharded:
         """
         inner = self._structure()
         if not isinstance(factored, ShardedFactors):
-            alone: Preconditioner = inner.damped(factored, memos, strength, previous)
+            alone: Preconditioner = inner.damped(factored, part_states, strength, previous)
             return alone
         before = traits(previous, PreconditionerTraits).inverses
         if before is None or len(before) != len(factored.parts):
             before = (None,) * len(factored.parts)
         known = [
-            (part, memo, last)
-            for part, memo, last in zip(factored.parts, memos, before, strict=True)
+            (part, part_state, last)
+            for part, part_state, last in zip(factored.parts, part_states, before, strict=True)
         ]
         inverses = _shared_out(
             factored.paths,
             factored.costs,
             lambda i: factored.blocks[i].block.damped(
-                factored.parts[i], memos[i], strength, before[i]
+                factored.parts[i], part_states[i], strength, before[i]
             ),
             known,
             torch.as_tensor(strength.gamma).device,
         )
         result: Preconditioner = _inside(
-            inverses, lambda: inner.damped(factored.inner, memos, strength, previous)
+            inverses, lambda: inner.damped(factored.inner, part_states, strength, previous)
         )
         return result
 

@@ -55,13 +55,13 @@ def recipe(size: int, **parts) -> kl.Recipe:
 
 
 def numbers(engine, history) -> dict[str, Tensor]:
-    """θ, δ, the moments, memos and inverses, θ̄, and a column for each number of the steps."""
+    """θ, δ, the moments, part_states and inverses, θ̄, and a column for each number of the steps."""
     state = engine.state_
     found = {f"theta {n}": t for n, t in enumerate(engine._theta)}
     found |= {f"delta {n}": t for n, t in enumerate(state.previous)}
-    found |= {f"moment {key}": t for key, t in engine.ledger.current.items()}
-    for n, memo in enumerate(state.block_memos):
-        found |= {f"memo {n} {key}": t for key, t in memo.items()}
+    found |= {f"moment {key}": t for key, t in engine.store.current.items()}
+    for n, part_state in enumerate(state.block_states):
+        found |= {f"part_state {n} {key}": t for key, t in part_state.items()}
     x = torch.Generator().manual_seed(1)
     for n, inverse in enumerate(state.inverse.inverses):
         shape = engine.network.layers[n].d_out, engine.network.layers[n].d_in
@@ -124,7 +124,7 @@ def run_krylov(rank, size):
 
 
 def run_diagonal(rank, size):
-    """A block with a memo, averaged over processes by the engine."""
+    """A block with a part_state, averaged over processes by the engine."""
     return trained_by_run(rank, size, FEWER, block='{"0": "diagonal", "*": "kronecker"}')
 
 
@@ -163,7 +163,7 @@ def sharded_tridiagonal(rank, size):
 
 
 def sharded_ekfac(rank, size):
-    """A memo that ``factorise`` changes and ``observe`` averages; the other plugin, if there."""
+    """A state that ``factorise`` changes and ``observe`` averages; the other plugin, if there."""
     if "ekfac" not in kl.lab.names("block"):
         return {}
     schedule = "periodic(T1=2, T2=6, T3=6, burn_in=3, T_scale=1)"
@@ -340,9 +340,9 @@ class Spoilt:
     def wants(self):
         return ("A", "G")
 
-    def factorise(self, moments, memo):
+    def factorise(self, moments, part_state):
         A, G = moments["A"].clone(), moments["G"].clone()
-        count = memo.get("count", 0) + 1
+        count = part_state.get("count", 0) + 1
         if count >= self.at and self.rank == self.only:
             if self.how == "raise":
                 raise ZeroDivisionError("the block of this process broke")
@@ -353,7 +353,7 @@ class Spoilt:
         part, _ = theirs.factorise({"A": A, "G": G}, {})
         return part, {"count": count}
 
-    def damped(self, factored, memo, strength, previous):
+    def damped(self, factored, part_state, strength, previous):
         theirs = kl.lab.component("block", "kronecker(pi='one')")
         return theirs.damped(factored, {}, strength, previous)
 

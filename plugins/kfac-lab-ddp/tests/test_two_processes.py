@@ -62,7 +62,7 @@ def test_what_was_compared_has_it_all(job):
     assert kinds >= {"theta", "delta", "moment", "inverse", "average", "lam", "gamma", "rho"}
     assert len(set(found["lam"].tolist())) > 3 and len(set(found["gamma"].tolist())) > 2
     assert int(found["rho"].isnan().sum()) == 13 and found["loss"].shape == (scenarios.STEPS,)
-    assert any(key.startswith("memo") for key in job["run_diagonal"][0])
+    assert any(key.startswith("part_state") for key in job["run_diagonal"][0])
     assert float(found["batch"][0]) == 32 and float(job["kfac"][0]["batch"][0]) == 48
     assert found["loss"][-1] < 0.9 * found["loss"][0]
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from kfac_lab.core import linalg
 from kfac_lab.core.parameters import parameter
-from kfac_lab.core.protocols import Memo, Moments
-from kfac_lab.core.state import Strength
+from kfac_lab.core.protocols import Moments, PartState
+from kfac_lab.core.state import DampingStrength
 
 __all__ = ["Ekfac", "EkfacFactors", "EkfacInverse"]
 
@@ -28,7 +28,7 @@ CHUNK = 2**24
 
 @dataclass(frozen=True)
 class EkfacFactors:
-    """The eigenbases of one refresh, orthogonal; the scales in them are the memo's."""
+    """The eigenbases of one refresh, orthogonal; the scales in them are the part_state's."""
 
     A_basis: Tensor  # Q_A [d_in, d_in]
     G_basis: Tensor  # Q_G [d_out, d_out]
@@ -86,48 +86,54 @@ class Ekfac:
         """The moments of both factors."""
         return ("A", "G")
 
-    def observe(self, memo: Memo, rows: Tensor, cotangents: Tensor, weight: float) -> Memo:
+    def observe(
+        self, part_state: PartState, rows: Tensor, cotangents: Tensor, weight: float
+    ) -> PartState:
         """S ← (1−w) S + w E[Σ_c (Q_Gᵀ Σ_s g_cs ā_sᵀ Q_A)²].
 
         ``rows`` are ``[N, S, d_in]``, ``cotangents`` ``[C, N, S, d_out]``: the gradient of one case
         sums over positions; several cotangents of a case add up. Before the first eigenbasis there
         is nothing to measure in.
         """
-        if "scales" not in memo:
-            return dict(memo)
-        new = _squared_gradients(rows @ memo["A.basis"], cotangents @ memo["G.basis"])
-        return {**memo, "scales": memo["scales"] * (1.0 - weight) + new * weight}
+        if "scales" not in part_state:
+            return dict(part_state)
+        new = _squared_gradients(rows @ part_state["A.basis"], cotangents @ part_state["G.basis"])
+        return {**part_state, "scales": part_state["scales"] * (1.0 - weight) + new * weight}
 
-    def factorise(self, moments: Moments, memo: Memo) -> tuple[EkfacFactors, Memo]:
+    def factorise(self, moments: Moments, part_state: PartState) -> tuple[EkfacFactors, PartState]:
         """The eigenbases of Ā and G, and the scales carried over to them."""
         with linalg.label("Ā"):
             A = linalg.eigh(moments["A"])
         with linalg.label("G"):
             G = linalg.eigh(moments["G"])
-        if self.rebase == "project" and "scales" in memo:
-            of_a = (memo["A.basis"].t() @ A.vectors).square()
-            of_g = (memo["G.basis"].t() @ G.vectors).square()
-            scales = of_g.t() @ memo["scales"] @ of_a
+        if self.rebase == "project" and "scales" in part_state:
+            of_a = (part_state["A.basis"].t() @ A.vectors).square()
+            of_g = (part_state["G.basis"].t() @ G.vectors).square()
+            scales = of_g.t() @ part_state["scales"] @ of_a
         else:
             scales = torch.outer(G.values, A.values)
-        after = {**memo, "A.basis": A.vectors, "G.basis": G.vectors, "scales": scales}
+        after = {**part_state, "A.basis": A.vectors, "G.basis": G.vectors, "scales": scales}
         return EkfacFactors(A.vectors, G.vectors), after
 
     def damped(
-        self, factored: EkfacFactors, memo: Memo, strength: Strength, previous: Any
+        self,
+        factored: EkfacFactors,
+        part_state: PartState,
+        strength: DampingStrength,
+        previous: Any,
     ) -> EkfacInverse:
-        """1 ⊘ (S + γ²) with the scales as the memo has them now."""
-        scales = memo["scales"]
+        """1 ⊘ (S + γ²) with the scales as the part_state has them now."""
+        scales = part_state["scales"]
         gamma = torch.as_tensor(strength.gamma, dtype=torch.float64, device=scales.device)
         with linalg.label("S"):
             weights = linalg.spectral_power(scales, (gamma * gamma).to(scales.dtype))
         return EkfacInverse(factored.A_basis, factored.G_basis, weights)
 
-    def product(self, moments: Moments, memo: Memo, matrix: Tensor) -> Tensor:
+    def product(self, moments: Moments, part_state: PartState, matrix: Tensor) -> Tensor:
         """Q_G [(Q_Gᵀ V Q_A) ⊙ S] Q_Aᵀ, undamped; G V Ā before the first eigenbasis."""
-        if "scales" not in memo:
+        if "scales" not in part_state:
             return moments["G"] @ matrix @ moments["A"]
-        return _in_basis(memo["A.basis"], memo["G.basis"], memo["scales"], matrix)
+        return _in_basis(part_state["A.basis"], part_state["G.basis"], part_state["scales"], matrix)
 
 
 def _in_basis(A_basis: Tensor, G_basis: Tensor, scales: Tensor, matrix: Tensor) -> Tensor:

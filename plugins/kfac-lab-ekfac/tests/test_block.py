@@ -50,16 +50,20 @@ def moments(rows, cotangents):
     return {"A": a.t() @ a / count, "G": g.t() @ g / count / rows.shape[1]}
 
 
-def basis(memo):
-    return torch.kron(memo["A.basis"], memo["G.basis"])
+def basis(part_state):
+    return torch.kron(part_state["A.basis"], part_state["G.basis"])
 
 
 def columns_stacked(matrix):
     return matrix.t().reshape(-1)
 
 
-def dense_block(memo):
-    return basis(memo) @ torch.diag(columns_stacked(memo["scales"])) @ basis(memo).t()
+def dense_block(part_state):
+    return (
+        basis(part_state)
+        @ torch.diag(columns_stacked(part_state["scales"]))
+        @ basis(part_state).t()
+    )
 
 
 def close(one, other, tolerance=1e-10):
@@ -67,11 +71,11 @@ def close(one, other, tolerance=1e-10):
 
 
 def measured(positions=1, columns=2, seed=0):
-    """A memo whose scales are of one batch alone, with what they came from."""
+    """A part_state whose scales are of one batch alone, with what they came from."""
     rows, cotangents = data(positions, columns, seed)
     found = moments(rows, cotangents)
-    _, memo = Ekfac().factorise(found, {})
-    return Ekfac().observe(memo, rows, cotangents, 1.0), found, fisher(rows, cotangents)
+    _, part_state = Ekfac().factorise(found, {})
+    return Ekfac().observe(part_state, rows, cotangents, 1.0), found, fisher(rows, cotangents)
 
 
 # --- the scales -----------------------------------------------------------------------------------
@@ -80,11 +84,11 @@ def measured(positions=1, columns=2, seed=0):
 @pytest.mark.parametrize("positions", POSITIONS)
 @pytest.mark.parametrize("columns", [1, 4])
 def test_scales_are_the_diagonal_of_the_fisher_block_in_the_basis(positions, columns):
-    memo, _, F = measured(positions, columns)
-    U = basis(memo)
+    part_state, _, F = measured(positions, columns)
+    U = basis(part_state)
     close(U.t() @ U, torch.eye(D_IN * D_OUT, dtype=torch.float64))
-    close(columns_stacked(memo["scales"]), (U.t() @ F @ U).diagonal())
-    close(memo["scales"].sum(), F.trace())
+    close(columns_stacked(part_state["scales"]), (U.t() @ F @ U).diagonal())
+    close(part_state["scales"].sum(), F.trace())
 
 
 @pytest.mark.parametrize("chunk", [1, 2 * D_IN * D_OUT, 5 * D_IN * D_OUT])
@@ -97,24 +101,24 @@ def test_cases_in_chunks_give_the_same_scales(monkeypatch, chunk):
 def test_one_position_gives_what_several_give():
     """The short form of a plain network against the general one: a second, empty position."""
     rows, cotangents = data()
-    memo, _, _ = measured()
+    part_state, _, _ = measured()
     padded = [torch.cat([t, torch.zeros_like(t)], dim=-2) for t in (rows, cotangents)]
-    close(Ekfac().observe(memo, *padded, 1.0)["scales"], memo["scales"])
+    close(Ekfac().observe(part_state, *padded, 1.0)["scales"], part_state["scales"])
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
 @pytest.mark.parametrize("seed", range(5))
 def test_no_diagonal_in_the_basis_is_nearer_to_the_fisher_block(positions, seed):
-    memo, found, F = measured(positions, seed=10 * seed)
-    ours = torch.linalg.norm(F - dense_block(memo))
+    part_state, found, F = measured(positions, seed=10 * seed)
+    ours = torch.linalg.norm(F - dense_block(part_state))
     kronecker = torch.kron(found["A"], found["G"])
-    U = basis(memo)
+    U = basis(part_state)
     off = U.t() @ kronecker @ U  # Kronecker's block is one of those diagonals
     close(off, torch.diag(off.diagonal()))
     assert ours < torch.linalg.norm(F - kronecker) * (1 - 1e-3)
     for n in range(5):
-        other = memo["scales"] + 0.05 * normal(D_OUT, D_IN, seed=n)
-        assert ours < torch.linalg.norm(F - dense_block({**memo, "scales": other}))
+        other = part_state["scales"] + 0.05 * normal(D_OUT, D_IN, seed=n)
+        assert ours < torch.linalg.norm(F - dense_block({**part_state, "scales": other}))
 
 
 def test_it_is_kroneckers_block_where_activations_and_derivatives_are_independent():
@@ -130,11 +134,11 @@ def test_it_is_kroneckers_block_where_activations_and_derivatives_are_independen
 
 
 def test_scales_are_an_exponential_average():
-    memo, _, _ = measured()
+    part_state, _, _ = measured()
     rows, cotangents = data(seed=40)
-    U, F = basis(memo), fisher(rows, cotangents)
-    after = Ekfac().observe(memo, rows, cotangents, 0.3)
-    expected = 0.7 * columns_stacked(memo["scales"]) + 0.3 * (U.t() @ F @ U).diagonal()
+    U, F = basis(part_state), fisher(rows, cotangents)
+    after = Ekfac().observe(part_state, rows, cotangents, 0.3)
+    expected = 0.7 * columns_stacked(part_state["scales"]) + 0.3 * (U.t() @ F @ U).diagonal()
     close(columns_stacked(after["scales"]), expected)
 
 
@@ -146,61 +150,61 @@ def test_before_the_first_basis_there_is_nothing_to_measure_in():
 
 
 def test_projection_is_the_diagonal_of_the_old_block_in_the_new_basis():
-    memo, _, _ = measured()
-    _, after = Ekfac().factorise(moments(*data(seed=50)), memo)
+    part_state, _, _ = measured()
+    _, after = Ekfac().factorise(moments(*data(seed=50)), part_state)
     U = basis(after)
-    assert not torch.allclose(after["A.basis"].abs(), memo["A.basis"].abs(), atol=1e-2)
-    close(columns_stacked(after["scales"]), (U.t() @ dense_block(memo) @ U).diagonal())
-    close(after["scales"].sum(), memo["scales"].sum())
+    assert not torch.allclose(after["A.basis"].abs(), part_state["A.basis"].abs(), atol=1e-2)
+    close(columns_stacked(after["scales"]), (U.t() @ dense_block(part_state) @ U).diagonal())
+    close(after["scales"].sum(), part_state["scales"].sum())
     assert (after["scales"] > 0).all()
 
 
 def test_projection_onto_the_same_basis_changes_nothing():
-    memo, found, _ = measured()
-    _, after = Ekfac().factorise(found, memo)
-    close(after["scales"], memo["scales"])
+    part_state, found, _ = measured()
+    _, after = Ekfac().factorise(found, part_state)
+    close(after["scales"], part_state["scales"])
 
 
 def test_projection_follows_order_and_signs():
-    memo, found, _ = measured()
+    part_state, found, _ = measured()
     order = torch.tensor([2, 0, 3, 1])
     signs = torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64)
     turned = {
-        **memo,
-        "A.basis": (memo["A.basis"] * signs)[:, order],
-        "scales": memo["scales"][:, order],
+        **part_state,
+        "A.basis": (part_state["A.basis"] * signs)[:, order],
+        "scales": part_state["scales"][:, order],
     }
     _, after = Ekfac().factorise(found, turned)
-    close(after["scales"], memo["scales"])
+    close(after["scales"], part_state["scales"])
 
 
 def test_restart_opens_at_kroneckers_own():
-    memo, _, _ = measured()
+    part_state, _, _ = measured()
     found = moments(*data(seed=50))
-    _, after = Ekfac(rebase="restart").factorise(found, memo)
+    _, after = Ekfac(rebase="restart").factorise(found, part_state)
     close(dense_block(after), torch.kron(found["A"], found["G"]))
 
 
 @pytest.mark.parametrize("rebase", ["project", "restart"])
 def test_it_opens_at_kroneckers_own(rebase):
     found = moments(*data())
-    _, memo = Ekfac(rebase=rebase).factorise(found, {})
-    close(dense_block(memo), torch.kron(found["A"], found["G"]))
+    _, part_state = Ekfac(rebase=rebase).factorise(found, {})
+    close(dense_block(part_state), torch.kron(found["A"], found["G"]))
 
 
 # --- the inverse ----------------------------------------------------------------------------------
 
 
 def strength(gamma=GAMMA):
-    return kl.Strength(1.0, gamma, 0.0)
+    return kl.DampingStrength(1.0, gamma, 0.0)
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
 def test_the_damped_inverse_is_the_dense_one(positions):
-    memo, found, _ = measured(positions)
-    factored, _ = Ekfac().factorise(found, memo)
-    inverse = Ekfac().damped(factored, memo, strength(), None)
-    expected = torch.linalg.inv(dense_block(memo) + GAMMA**2 * EYE)
+    part_state, found, _ = measured(positions)
+    factored, _ = Ekfac().factorise(found, part_state)
+    inverse = Ekfac().damped(factored, part_state, strength(), None)
+    expected = torch.linalg.inv(dense_block(part_state) + GAMMA**2 * EYE)
     close(inverse.dense(), expected)
     V = normal(D_OUT, D_IN, seed=3)
     close(columns_stacked(inverse.apply(V)), expected @ columns_stacked(V))
@@ -209,8 +213,8 @@ def test_the_damped_inverse_is_the_dense_one(positions):
 
 def test_it_is_kroneckers_damped_without_factors_where_the_scales_are_its_products():
     found = moments(*data())
-    factored, memo = Ekfac().factorise(found, {})
-    inverse = Ekfac().damped(factored, memo, strength(), None)
+    factored, part_state = Ekfac().factorise(found, {})
+    inverse = Ekfac().damped(factored, part_state, strength(), None)
     shifted = torch.kron(found["A"], found["G"]) + GAMMA**2 * EYE
     close(inverse.dense(), torch.linalg.inv(shifted))
     theirs = kl.lab.component("block", "kronecker(tikhonov='unfactored')")
@@ -220,45 +224,48 @@ def test_it_is_kroneckers_damped_without_factors_where_the_scales_are_its_produc
 
 
 def test_the_inverse_follows_the_scales_between_refreshes():
-    memo, found, _ = measured()
-    factored, memo = Ekfac().factorise(found, memo)
-    later = Ekfac().observe(memo, *data(seed=60), 0.5)
+    part_state, found, _ = measured()
+    factored, part_state = Ekfac().factorise(found, part_state)
+    later = Ekfac().observe(part_state, *data(seed=60), 0.5)
     inverse = Ekfac().damped(factored, later, strength(), None)
     shifted = dense_block(later) + GAMMA**2 * EYE
     close(inverse.dense(), torch.linalg.inv(shifted))
 
 
 def test_the_undamped_product():
-    memo, found, _ = measured()
+    part_state, found, _ = measured()
     V = normal(D_OUT, D_IN, seed=3)
-    close(columns_stacked(Ekfac().product(found, memo, V)), dense_block(memo) @ columns_stacked(V))
+    close(
+        columns_stacked(Ekfac().product(found, part_state, V)),
+        dense_block(part_state) @ columns_stacked(V),
+    )
     close(Ekfac().product(found, {}, V), found["G"] @ V @ found["A"])
 
 
 def test_no_damping_and_no_curvature_is_an_error_that_names_the_scales():
     zero = {"A": torch.zeros(D_IN, D_IN), "G": torch.zeros(D_OUT, D_OUT)}
-    factored, memo = Ekfac().factorise(zero, {})
+    factored, part_state = Ekfac().factorise(zero, {})
     with pytest.raises(kl.NumericalError, match=r"S: eigenvalue power failed"):
-        Ekfac().damped(factored, memo, strength(0.0), None)
+        Ekfac().damped(factored, part_state, strength(0.0), None)
 
 
 def test_nothing_old_is_written_into():
-    memo, found, _ = measured()
-    before = {key: value.clone() for key, value in memo.items()}
+    part_state, found, _ = measured()
+    before = {key: value.clone() for key, value in part_state.items()}
     given = {key: value.clone() for key, value in found.items()}
-    factored, after = Ekfac().factorise(found, memo)
+    factored, after = Ekfac().factorise(found, part_state)
     later = Ekfac().observe(after, *data(seed=60), 0.5)
     Ekfac().damped(factored, later, strength(), None)
-    assert all(torch.equal(memo[key], before[key]) for key in before)
+    assert all(torch.equal(part_state[key], before[key]) for key in before)
     assert all(torch.equal(found[key], given[key]) for key in given)
 
 
 def test_float32_and_meta():
     rows, cotangents = (t.float() for t in data(3))
     found = {key: value.float() for key, value in moments(*data(3)).items()}
-    factored, memo = Ekfac().factorise(found, {})
-    memo = Ekfac().observe(memo, rows, cotangents, 0.5)
-    inverse = Ekfac().damped(factored, memo, strength(torch.tensor(0.3).double()), None)
+    factored, part_state = Ekfac().factorise(found, {})
+    part_state = Ekfac().observe(part_state, rows, cotangents, 0.5)
+    inverse = Ekfac().damped(factored, part_state, strength(torch.tensor(0.3).double()), None)
     assert inverse.weights.dtype == torch.float32
     double = measured(3)[1]
     factored64, memo64 = Ekfac().factorise(double, {})
@@ -267,9 +274,9 @@ def test_float32_and_meta():
     torch.testing.assert_close(inverse.dense().double(), expected, rtol=1e-3, atol=1e-3)
     meta = {key: value.to("meta") for key, value in found.items()}
     with linalg.Attempt():
-        factored, memo = Ekfac().factorise(meta, {})
-        memo = Ekfac().observe(memo, rows.to("meta"), cotangents.to("meta"), 0.5)
+        factored, part_state = Ekfac().factorise(meta, {})
+        part_state = Ekfac().observe(part_state, rows.to("meta"), cotangents.to("meta"), 0.5)
         gamma = torch.empty((), dtype=torch.float64, device="meta")
-        inverse = Ekfac().damped(factored, memo, strength(gamma), None)
+        inverse = Ekfac().damped(factored, part_state, strength(gamma), None)
     assert isinstance(inverse, EkfacInverse)
     assert inverse.apply(torch.empty(D_OUT, D_IN, device="meta")).shape == (D_OUT, D_IN)

@@ -16,8 +16,8 @@ def digits(**parts):
     return kl.Run("digits", recipe=recipe, seed=0, device="cpu")
 
 
-def memos(run):
-    return run.stepper.state_.block_memos
+def part_states(run):
+    return run.stepper.state_.block_states
 
 
 def test_the_entry_point_registers_the_block_and_the_recipe():
@@ -70,12 +70,12 @@ def test_two_steps_are_those_of_the_definition(positions):
         batch="constant(size=9)",
     )
     run = kl.Run(problem, recipe, device="cpu").advance(1)
-    first = memos(run)
+    first = part_states(run)
     fishers = layer_fishers(problem)  # at θ after step 1, where step 2 looks
     run.advance(1)
     gamma = float(run.history["gamma"][-1])
     for before, after, F, inverse in zip(
-        first, memos(run), fishers, run.stepper.state_.inverse.inverses, strict=True
+        first, part_states(run), fishers, run.stepper.state_.inverse.inverses, strict=True
     ):
         U = torch.kron(before["A.basis"], before["G.basis"])
         diagonal = (U.t() @ F @ U).diagonal()
@@ -93,9 +93,9 @@ def test_scales_change_at_every_step_and_bases_when_the_factors_are_due():
     run = digits(schedule="periodic(T1=5, T2=4, T3=4, burn_in=1, T_scale=1)").advance(1)
     changed = {"A.basis": [], "scales": [], "weights": []}
     for step in range(2, 10):
-        old = memos(run)[0], run.stepper.state_.inverse.inverses[0].weights
+        old = part_states(run)[0], run.stepper.state_.inverse.inverses[0].weights
         run.advance(1)
-        new = memos(run)[0], run.stepper.state_.inverse.inverses[0].weights
+        new = part_states(run)[0], run.stepper.state_.inverse.inverses[0].weights
         for key in ("A.basis", "scales"):
             if not torch.equal(old[0][key], new[0][key]):
                 changed[key].append(step)
@@ -158,14 +158,16 @@ def test_swaps_to_and_from_it_in_mid_run():
     ).advance(12)
     lam = float(run.stepper.state_.strength.lam)
     run.swap(block="ekfac", schedule="periodic(T1=5, T2=20, T3=20, T_scale=1)")
-    assert memos(run) == ({},) * 6 and float(run.stepper.state_.strength.lam) == lam
-    kept = {key: value.clone() for key, value in run.stepper.ledger.current.items()}
+    assert part_states(run) == ({},) * 6 and float(run.stepper.state_.strength.lam) == lam
+    kept = {key: value.clone() for key, value in run.stepper.store.current.items()}
     run.advance(1)
-    assert all(key in run.stepper.ledger.current for key in kept)
-    for i, memo in enumerate(memos(run)):  # open at Kronecker's own, from the moments kept
-        A, G = (run.stepper.ledger.current[name, i, i] for name in "AG")
+    assert all(key in run.stepper.store.current for key in kept)
+    for i, part_state in enumerate(
+        part_states(run)
+    ):  # open at Kronecker's own, from the moments kept
+        A, G = (run.stepper.store.current[name, i, i] for name in "AG")
         torch.testing.assert_close(
-            memo["scales"].double().sum(),
+            part_state["scales"].double().sum(),
             A.double().trace() * G.double().trace(),
             rtol=1e-3,
             atol=0,
@@ -176,10 +178,10 @@ def test_swaps_to_and_from_it_in_mid_run():
     run.swap(block={"0": "ekfac", "*": "kronecker"}).advance(3)
     kinds = [type(i).__name__ for i in run.stepper.state_.inverse.inverses]
     assert kinds == ["EkfacInverse"] + ["KroneckerInverse"] * 5
-    assert "scales" in memos(run)[0] and memos(run)[1] == {}
+    assert "scales" in part_states(run)[0] and part_states(run)[1] == {}
     run.swap(block="kronecker").advance(10)
     losses = run.history["loss"]
-    assert memos(run) == ({},) * 6
+    assert part_states(run) == ({},) * 6
     assert losses[-1] < middle < losses[11] and losses[-1] < 0.9 * losses[0]
     assert [m.step for m in run.history.marks] == [12, 23, 26]
 
@@ -191,7 +193,7 @@ def test_a_saved_run_goes_on_bit_for_bit(tmp_path):
     other = kl.Run.load(path, device="cpu").advance(8)
     for a, b in zip(run.problem.model.parameters(), other.problem.model.parameters(), strict=True):
         assert torch.equal(a, b)
-    for a, b in zip(memos(run), memos(other), strict=True):
+    for a, b in zip(part_states(run), part_states(other), strict=True):
         assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
     assert all(list(run.history[c]) == list(other.history[c]) for c in ("loss", "lam"))
 
@@ -243,4 +245,4 @@ def test_whole_steps_on_the_meta_device(monkeypatch):
     for _ in range(6):
         stepper.step()
     assert len(counts) == 6  # one read a step, since each builds an inverse
-    assert all(m["scales"].device.type == "meta" for m in stepper.state_.block_memos)
+    assert all(m["scales"].device.type == "meta" for m in stepper.state_.block_states)

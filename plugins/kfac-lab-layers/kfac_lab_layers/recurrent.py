@@ -37,7 +37,7 @@ class Unrolled:
 
     waiting: dict[tuple[int, str], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    def __deepcopy__(self, memo: Any) -> Unrolled:
+    def __deepcopy__(self, part_state: Any) -> Unrolled:
         return Unrolled()  # what waits belongs to a call of the original
 
     def piece(

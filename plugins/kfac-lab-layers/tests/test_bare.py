@@ -99,7 +99,7 @@ def test_the_sum_over_cases_has_the_right_trace():
         damping="constant(lam=1, gamma=1)",
     )  # fmt: skip
     run = kl.Run(problem, recipe, device="cpu").advance(400)
-    table = run.stepper.ledger.table(spare=False)
+    table = run.stepper.store.table(spare=False)
     (i,) = [n for n, u in enumerate(run.stepper.network.uses) if u.parameters == ("cls_token",)]
     trace = table[i]["A"].trace() * table[i]["G"].trace()
     use = run.stepper.network.uses[i]

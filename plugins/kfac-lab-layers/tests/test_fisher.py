@@ -27,9 +27,9 @@ def blocks_of(model, inputs, likelihood="gaussian", block="kronecker"):
         block=block, batch=f"constant(size={len(inputs)})", **EXACT
     )
     run = kl.Run(problem, recipe, device="cpu").advance(1)
-    ledger, found = run.stepper.ledger, {}
+    store, found = run.stepper.store, {}
     for i, use in enumerate(run.stepper.network.uses):
-        moments = ledger.table(spare=False)[i]
+        moments = store.table(spare=False)[i]
         factors = []
         for name in "AG":
             kept = moments[name] if name in moments else torch.diag(moments[f"{name}.diagonal"])
@@ -190,8 +190,11 @@ def test_their_diagonal_is_the_diagonal_of_the_fisher(name):
         uses = run.stepper.network.uses
         (i,) = [n for n, use in enumerate(uses) if use.layer.path == path]
         expected = of_fisher(F, net, uses[i].parameters, uses[i].layer).diagonal()
-        moments, memo = run.stepper.ledger.table(spare=False)[i], run.stepper.state_.block_memos[i]
-        ours = memo["curvature"].reshape(-1) if block == "diagonal" else moments["G.diagonal"]
+        moments, part_state = (
+            run.stepper.store.table(spare=False)[i],
+            run.stepper.state_.block_states[i],
+        )
+        ours = part_state["curvature"].reshape(-1) if block == "diagonal" else moments["G.diagonal"]
         torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-12)
 
 

@@ -21,7 +21,7 @@ def test_a_large_table_keeps_the_diagonal_which_is_all_there_is():
         for _ in range(3):
             optimiser.step(x, x % 3)
         moved.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
-        kept = optimiser._engine.ledger.current.values()
+        kept = optimiser._engine.store.current.values()
         assert all(max(v.shape) < V or v.dim() == 1 for v in kept)
         assert blocks_of(optimiser)["0.weight"] == (
             "Kronecker(factor_a='diagonal')" if text == "kronecker" else "Kronecker"

@@ -35,12 +35,12 @@ def tiny(structure="block_diagonal", dtype=torch.float64, **changes):
 
 def test_spectra_are_the_eigenvalues_of_the_dense_factors(runs, glance, drawn) -> None:
     left, right = drawn("spectra", {"a": runs.swapped.history}, glance)
-    ledger = runs.swapped.stepper.ledger
+    store = runs.swapped.stepper.store
     for axes, name in ((left, "A"), (right, "G")):
         assert len(axes.get_lines()) == 6
         for i, (shape, line) in enumerate(zip(glance.layers, axes.get_lines(), strict=True)):
             assert line.get_label() == shape.path
-            oracle = np.linalg.eigvalsh(ledger.current[name, i, i].double().numpy())[::-1]
+            oracle = np.linalg.eigvalsh(store.current[name, i, i].double().numpy())[::-1]
             oracle = oracle[oracle > 1e-10 * oracle[0]]
             x, y = line.get_xydata().T
             assert np.array_equal(x, np.arange(1, len(x) + 1))
@@ -56,7 +56,7 @@ def test_condition_numbers_with_and_without_damping() -> None:
     assert len(found) == 6
     for i, shape in enumerate(glance.layers):
         for name, letter in (("A", "Ā"), ("G", "G")):
-            matrix = run.stepper.ledger.current[name, i, i].numpy()
+            matrix = run.stepper.store.current[name, i, i].numpy()
             mine = found[shape.path, letter]
             assert mine.rank == np.linalg.matrix_rank(matrix, hermitian=True) == len(matrix)
             assert mine.condition == pytest.approx(np.linalg.cond(matrix), rel=1e-6)

@@ -96,8 +96,8 @@ def test_the_factors_are_the_ledgers_moments_and_the_shifts_those_in_use() -> No
         A, G = glance.factors[2 * i], glance.factors[2 * i + 1]
         assert A.matrix.shape == (shape.d_in, shape.d_in)
         assert G.matrix.shape == (shape.d_out, shape.d_out)
-        assert torch.equal(A.matrix, run.stepper.ledger.current["A", i, i])
-        assert torch.equal(G.matrix, run.stepper.ledger.current["G", i, i])
+        assert torch.equal(A.matrix, run.stepper.store.current["A", i, i])
+        assert torch.equal(G.matrix, run.stepper.store.current["G", i, i])
         assert A.shift * G.shift == pytest.approx(gamma**2, rel=1e-6)  # πγ · γ/π
 
 
