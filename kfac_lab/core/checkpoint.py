@@ -29,7 +29,7 @@ from kfac_lab.core.state import Bound, DampingStrength, State
 from kfac_lab.core.vector import Vec
 from kfac_lab.errors import CheckpointError
 
-__all__ = ["cloned", "restore", "saved"]
+__all__ = ["cloned", "restore", "saved", "unseen"]
 
 FORMAT = 2
 _LOOSE = (  # the State's fields as format 1 had them
@@ -114,6 +114,10 @@ def _bound(value: Any, path: str) -> None:
             raise Odd(f"{path} has to hold whole numbers")
     if value.tangent_path not in ("explicit", "double_backward", "forward", "unknown", "none"):
         text(40)(value.tangent_path, f"{path}.tangent_path")
+    if type(value.unseen) is not tuple:
+        raise Odd(f"{path}.unseen has to be a tuple of paths")
+    for n, each in enumerate(value.unseen):
+        text(1000)(each, f"{path}.unseen[{n}]")
 
 
 def _state(value: Any, path: str) -> None:
@@ -182,6 +186,23 @@ def saved(engine: Any, *, parameters: bool = True) -> dict[str, Any]:
     return {"format": FORMAT, "tree": trees.copied(trees.encoded(tree))}
 
 
+def unseen(state: Mapping[str, Any]) -> tuple[str, ...]:
+    """The paths of the layers that the fallback looks after in a saved state, whose network is one
+    without them.
+
+    Raises:
+        CheckpointError: this is no such state.
+    """
+    content = trees.decoded(state.get("tree")) if isinstance(state, Mapping) else None
+    own = content.get("state") if isinstance(content, dict) else None
+    bound = own.bound if isinstance(own, State) else None
+    if bound is None:
+        return ()
+    check(bound, _bound, "the state's bound")
+    found: tuple[str, ...] = bound.unseen
+    return found
+
+
 def restore(engine: Any, state: dict[str, Any], *, parameters: bool = True) -> None:
     """Restores what :func:`saved` gave, for the same problem and recipe.
 
@@ -196,6 +217,12 @@ def restore(engine: Any, state: dict[str, Any], *, parameters: bool = True) -> N
     check(values, _CONTENT, "the state")
     new: State = values["state"]
     check({f.name: getattr(new, f.name) for f in fields(new)}, _STATE, "the state")
+    there = () if new.bound is None else new.bound.unseen
+    if there != engine.unseen:
+        raise CheckpointError(
+            f"the state leaves {list(there)} to the fallback, and this network leaves "
+            f"{list(engine.unseen)}: their rows do not see every use of them"
+        )
     named = engine.network.named(engine._theta)
     shapes = {n: tuple(t.shape) for n, t in named.items()}
     if shapes != values["shapes"]:

@@ -132,11 +132,16 @@ class StepRecord:
 
 
 class Bound(NamedTuple):
-    """What a first batch tells of the network: firing order, chains, path of the products J·v."""
+    """What a first batch tells of the network: firing order, chains, path of the products J·v.
+
+    ``unseen`` are the paths of layers that the fallback looks after, since their rows do not see
+    every use of them.
+    """
 
     fired: tuple[int, ...]
     chains: tuple[tuple[int, ...], ...]
     tangent_path: str
+    unseen: tuple[str, ...] = ()
 
 
 class Place(NamedTuple):

@@ -74,10 +74,11 @@ class Engine:
         chunk: int = 5000,
         tf32: bool = False,
         leave: Sequence[str] = (),
+        unseen: Sequence[str] = (),
     ) -> None:
         self.problem, self.tf32, self._chunk = problem, bool(tf32), chunk
         self.leave = tuple(leave)
-        self._unseen: tuple[str, ...] = ()  # layers whose rows do not see every use of them
+        self.unseen = tuple(unseen)  # layers whose rows do not see every use of them
         self._former: rebind.Former | None = None  # of before a rebind
         self._open(recipe, int(seed), float(lr))
         if problem.inputs is not None and problem.targets is not None:
@@ -86,7 +87,7 @@ class Engine:
     def _open(self, recipe: Any, seed: int, lr: float) -> None:
         """The network's layers, and the state before the first step."""
         problem, fallback = self.problem, recipe.fallback is not None
-        self.network = Network.of(problem.model, recipe.claim, fallback, self.leave, self._unseen)
+        self.network = Network.of(problem.model, recipe.claim, fallback, self.leave, self.unseen)
         self._watch = Watch(problem.model)
         self.passes = Passes(
             self.network,
@@ -197,9 +198,9 @@ class Engine:
         except Unseen as unseen:
             if self.recipe.fallback is None or self.held.layout is not None:
                 raise
-            self._unseen = (*self._unseen, *unseen.paths)
-            rebind.rebound(self)
+            rebind.rebound(self, (*self.unseen, *unseen.paths))
             bound = self.passes.probe(inputs, targets, self.parts.needs_tangents)
+        bound = bound._replace(unseen=self.unseen)
         layout, state = self.held.layout, replace(self.held.state, bound=bound)
         if layout is None:
             layout = self.layout_of(self.parts, bound)
@@ -228,7 +229,7 @@ class Engine:
         Raises:
             CoverageError, RecipeError: it cannot be taken; nothing has changed then.
         """
-        rebind.rebound(self)
+        rebind.rebound(self, self.unseen)
 
     def lacks_tangents(self, parts: Parts) -> bool:
         """Whether a model that needs products J·v has no path for them yet."""

@@ -25,10 +25,10 @@ class Former:
     ages: Mapping[tuple[str, tuple[str, ...]], int]
 
 
-def rebound(engine: Engine) -> None:
+def rebound(engine: Engine, unseen: tuple[str, ...]) -> None:
     """Claims the layers anew. λ, γ, the schedule and k go on; a layer whose parameters are the ones
     of before keeps its moments and its block's memory, another one starts as after a swap. δ0, the
-    average and the inverse begin again.
+    average and the inverse begin again. ``unseen`` are layers for the fallback, by their paths.
 
     Raises:
         CoverageError, RecipeError: the model cannot be taken; nothing has changed then.
@@ -36,6 +36,7 @@ def rebound(engine: Engine) -> None:
     held, network = engine.held, engine.network
     before, former = dict(vars(engine)), _former(network, engine.store) or engine._former
     try:
+        engine.unseen = unseen
         engine._open(engine.recipe, engine.seed, engine.lr)
         old = {use.parameters: i for i, use in enumerate(network.uses)}
         part_states, ages = list(engine.state_.block_states), list(engine.state_.block_ages)

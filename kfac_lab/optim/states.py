@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from kfac_lab import engine as _engine
-from kfac_lab.core import archive
+from kfac_lab.core import archive, checkpoint
 from kfac_lab.core.exchange import exchange
 from kfac_lab.core.schema import anything, check, maybe, record, table, text, whole
 from kfac_lab.errors import CheckpointError, KfacLabError
@@ -61,13 +61,17 @@ def restored(
         raise CheckpointError("the state is damaged: it is not what was saved; load an older copy")
     target, text = engine, saved["recipe"]
     try:
-        if text is not None and text != text_of(engine.recipe):
+        recipe, unseen = engine.recipe, checkpoint.unseen(saved["engine"])
+        if text is not None and text != text_of(recipe):
+            recipe = Recipe.from_text(text)
+        if recipe is not engine.recipe or unseen != engine.unseen:
             target = _engine.attach(
                 engine.problem,
-                Recipe.from_text(text),
+                recipe,
                 engine.seed,
                 tf32=engine.tf32,
                 leave=engine.leave,
+                unseen=unseen,
             )
 
         def commit() -> None:

@@ -3,6 +3,9 @@
 The oracle takes each case alone through the network: torch, and nothing of the engine's.
 """
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -453,6 +456,68 @@ def test_a_fallback_looks_after_them():
         assert "fallback" in claimed.values()
         if isinstance(model, Elsewhere):
             assert claimed["mix"] != "fallback"
+
+
+def _steps(face, model, optimiser, x, count):
+    """``count`` steps, and what they left: θ, or for a Preconditioner the last gradients."""
+    for _ in range(count):
+        if face == "KFAC":
+            optimiser.step(x, x)
+        else:
+            model.zero_grad()
+            (model(x) - x).square().sum(1).mean().backward()
+            optimiser.step()
+    left = [p if face == "KFAC" else p.grad for p in model.parameters()]
+    return [t.detach().clone() for t in left if t is not None]
+
+
+@pytest.mark.parametrize("kind", [Inner, Elsewhere, Functional])
+@pytest.mark.parametrize("face", ["KFAC", "Preconditioner"])
+def test_a_state_knows_what_the_fallback_looks_after(face, kind, tmp_path):
+    """Saved, loaded into one that has seen no batch, and on, bit for bit."""
+    torch.manual_seed(0)
+    model, x = kind(), torch.randn(32, 4)
+    name = "robust" if face == "KFAC" else "small_batch"
+    recipe = kl.Recipe.named(name).replace(fallback="diagonal")
+    first = getattr(kl, face)(model, "gaussian", recipe)
+    fresh = copy.deepcopy(first.state_dict())  # of before a batch: with nothing to look after
+    _steps(face, model, first, x, 6)
+    torch.save([first.state_dict(), model.state_dict()], tmp_path / "state.pt")
+    expected = _steps(face, model, first, x, 6)
+    where = first.coverage()
+
+    saved, parameters = torch.load(tmp_path / "state.pt")
+    other = kind()
+    second = getattr(kl, face)(other, "gaussian", recipe)
+    second.load_state_dict(saved)
+    other.load_state_dict(parameters)
+    assert second.step_count == 6
+    found = _steps(face, other, second, x, 6)
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+    assert [r.claimed_by for r in second.coverage()] == [r.claimed_by for r in where]
+    # Back to before the first batch, and into one that has none of it.
+    second.load_state_dict(fresh)
+    assert second.step_count == 0
+    _steps(face, other, second, x, 2)
+    assert [r.claimed_by for r in second.coverage()] == [r.claimed_by for r in where]
+
+
+def test_what_the_fallback_looks_after_has_to_be_paths():
+    torch.manual_seed(0)
+    model, x = Elsewhere(), torch.randn(32, 4)
+    recipe = kl.Recipe.named("robust").replace(fallback="diagonal")
+    optimiser = kl.KFAC(model, "gaussian", recipe)
+    optimiser.step(x, x)
+    engine, held = optimiser._engine, optimiser._engine.held
+    state = engine.state_
+    for wrong in ("table", ("table", 3), ("no.such.layer",), ()):
+        bad = replace(state, bound=state.bound._replace(unseen=wrong))
+        engine.held = replace(held, state=bad)
+        saved = optimiser.state_dict()
+        engine.held = held
+        with pytest.raises(kl.CheckpointError, match=r"damaged|moments|fallback|does not fit"):
+            optimiser.load_state_dict(saved)
+        assert optimiser._engine is engine and engine.held is held
 
 
 def test_autocast_inside_forward_is_no_such_use():
