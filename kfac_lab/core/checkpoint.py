@@ -116,8 +116,8 @@ def _bound(value: Any, path: str) -> None:
         text(40)(value.tangent_path, f"{path}.tangent_path")
     if type(value.unseen) is not tuple:
         raise Odd(f"{path}.unseen has to be a tuple of paths")
-    for n, each in enumerate(value.unseen):
-        text(1000)(each, f"{path}.unseen[{n}]")
+    for n, layer in enumerate(value.unseen):
+        text(1000)(layer, f"{path}.unseen[{n}]")
 
 
 def _state(value: Any, path: str) -> None:
@@ -217,10 +217,10 @@ def restore(engine: Any, state: dict[str, Any], *, parameters: bool = True) -> N
     check(values, _CONTENT, "the state")
     new: State = values["state"]
     check({f.name: getattr(new, f.name) for f in fields(new)}, _STATE, "the state")
-    there = () if new.bound is None else new.bound.unseen
-    if there != engine.unseen:
+    apart = () if new.bound is None else new.bound.unseen
+    if apart != engine.unseen:
         raise CheckpointError(
-            f"the state leaves {list(there)} to the fallback, and this network leaves "
+            f"the state leaves {list(apart)} to the fallback, and this network leaves "
             f"{list(engine.unseen)}: their rows do not see every use of them"
         )
     named = engine.network.named(engine._theta)
