@@ -28,6 +28,7 @@ from kfac_lab.core.schema import (
     text,
     whole,
 )
+from kfac_lab.core.slots import by_todays_names
 from kfac_lab.core.state import Due, StepRecord, Swap
 from kfac_lab.errors import CheckpointError, KfacLabError
 
@@ -332,7 +333,9 @@ class History:
                 verbs=dict(more["verbs"]),
             )
             history._steps.append((record, values))
-        history.marks = [Swap(s, p, b, n) for s, p, b, n in state["marks"]]
+        history.marks = [
+            Swap(s, by_todays_names(p), by_todays_names(b), n) for s, p, b, n in state["marks"]
+        ]
         history.evaluations = [dict(e) for e in state["evaluations"]]
         history.faults = [dict(f) for f in state.get("faults", ())]
         return history

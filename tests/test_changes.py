@@ -336,7 +336,7 @@ def test_checkpointed_activations_have_the_same_rows():
     for kind in (General, Checkpointed):
         torch.manual_seed(0)
         model = kind()
-        recipe = kl.Recipe.named("robust").replace(model="approximate_fisher")
+        recipe = kl.Recipe.named("robust").replace(quadratic_model="approximate_fisher")
         optimiser = kl.KFAC(model, recipe=recipe)
         for _ in range(2):
             optimiser.step(X, Y)

@@ -23,7 +23,7 @@ import kfac_lab as kl
 
 pytestmark = pytest.mark.filterwarnings("ignore:a batch of")
 
-FULL = {"estimator": "sampled(fraction=1.0)", "model": "exact_fisher(fraction=1.0)"}
+FULL = {"estimator": "sampled(fraction=1.0)", "quadratic_model": "exact_fisher(fraction=1.0)"}
 
 
 def data(n: int = 60, d: int = 4, classes: int = 3, dtype: Any = torch.float32) -> tuple[Any, Any]:
@@ -658,7 +658,7 @@ def test_swap_marks_keeps_lambda_and_finds_tangents_late() -> None:
     opt.step(x, y)
     assert {row.tangents for row in opt.coverage()} == {"unknown"}
     lam = float(opt.step(x, y).lam)
-    opt.swap(model="exact_fisher(fraction=1.0)", momentum="optimal", damping="tied")
+    opt.swap(quadratic_model="exact_fisher(fraction=1.0)", momentum="optimal", damping="tied")
     record = opt.step(x, y)
     assert float(record.lam) == lam and record.step == 3
     assert {row.tangents for row in opt.coverage()} == {"forward"}
@@ -667,7 +667,7 @@ def test_swap_marks_keeps_lambda_and_finds_tangents_late() -> None:
     assert opt.recipe.text_of("momentum") == "optimal"
 
 
-@pytest.mark.parametrize("parts", [{"model": "none"}, {"momentum": "fixed(lr=0.01)"}])
+@pytest.mark.parametrize("parts", [{"quadratic_model": "none"}, {"momentum": "fixed(lr=0.01)"}])
 def test_without_ground_lambda_stays(parts: dict[str, str]) -> None:
     """Neither the rule, nor steering, nor a γ search has anything to go by then (section 7)."""
     x, y = data()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from kfac_lab.core.parameters import did_you_mean
+from kfac_lab.core.slots import slot_name
 from kfac_lab.hooks.manager import Lab
 from kfac_lab.hooks.recipe import Recipe
 
@@ -71,7 +72,7 @@ def test_public_classes_keep_their_members():
 def test_components_keep_their_names_and_fields(lab):
     now = names.components(lab)
     for slot, was in RECORD["components"].items():
-        known = dict(told.rstrip(")").split("(") for told in now[slot])
+        known = dict(told.rstrip(")").split("(") for told in now[slot_name(slot)])
         for told in was:
             name, fields = told.rstrip(")").split("(")
             name = lab.entry(slot, name).name  # an old name finds the new one

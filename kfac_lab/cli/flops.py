@@ -52,8 +52,8 @@ def step_flops(sizes: Sequence[int], recipe: Recipe, k: int, available: int) -> 
         total += tries * cubes * (_INVERSE + (_LINK if tridiagonal else 0.0))
     through = float(sum(2 * a * b * (a + b) for a, b in layers))  # task 6
     total += tries * through * (3.0 if tridiagonal else 1.0)
-    if traits(recipe["model"], ModelTraits).needs_tangents:  # task 7
-        s2 = _rows(recipe["model"], m)
+    if traits(recipe["quadratic_model"], ModelTraits).needs_tangents:  # task 7
+        s2 = _rows(recipe["quadratic_model"], m)
         directions = 1 if type(recipe["momentum"]).__name__ == "Rescaled" else 2
         total += tries * directions * 2.0 * s2 * (2 * weights - first)
     if due.lam:  # task 8

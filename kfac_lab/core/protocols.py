@@ -56,6 +56,7 @@ __all__ = [
     "Momentum",
     "PartState",
     "Preconditioner",
+    "QuadraticModel",
     "Restriction",
     "Schedule",
     "Space",
@@ -351,8 +352,8 @@ class Preconditioner(Protocol):
 
 
 @runtime_checkable
-class Model(Protocol):
-    """model: the quadratic model on a small basis (section 6.1, appendix C).
+class QuadraticModel(Protocol):
+    """quadratic_model: M on a small basis (section 6.1, appendix C).
 
     ``fraction`` is τ2: S2 is the leading ⌈τ2 m⌉ rows of the batch.
     """
@@ -513,3 +514,4 @@ class Stepper(Protocol):
 
 
 Restriction = SubspaceModel  # its former name
+Model = QuadraticModel  # its former name

@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, NamedTuple, TypeVar, cast
 
+from kfac_lab.core.slots import BySlot
 from kfac_lab.errors import PluginError
 
 __all__ = [
@@ -271,19 +272,19 @@ class LikelihoodTraits(Traits):
 
 
 #: slot → its traits: what a recipe fills, who steps first, then in the order of the step's verbs
-SLOT_TRAITS: Mapping[str, type[Traits]] = {
-    "method": MethodTraits,
-    "estimator": EstimatorTraits,
-    "block": BlockTraits,
-    "structure": StructureTraits,
-    "model": ModelTraits,
-    "damping": DampingTraits,
-    "momentum": MomentumTraits,
-    "schedule": ScheduleTraits,
-    "batch": BatchTraits,
-    "average": AverageTraits,
-    "collective": CollectiveTraits,
-}
+SLOT_TRAITS: Mapping[str, type[Traits]] = BySlot(
+    method=MethodTraits,
+    estimator=EstimatorTraits,
+    block=BlockTraits,
+    structure=StructureTraits,
+    quadratic_model=ModelTraits,
+    damping=DampingTraits,
+    momentum=MomentumTraits,
+    schedule=ScheduleTraits,
+    batch=BatchTraits,
+    average=AverageTraits,
+    collective=CollectiveTraits,
+)
 
 T = TypeVar("T", bound=Traits)
 _NONE = object()

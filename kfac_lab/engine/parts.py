@@ -14,6 +14,7 @@ from kfac_lab.core.layers import Tensors
 from kfac_lab.core.limits import dense_limit
 from kfac_lab.core.passes import Passes
 from kfac_lab.core.problem import Problem
+from kfac_lab.core.slots import slot_name
 from kfac_lab.core.state import DampingStrength
 from kfac_lab.core.traits import (
     SLOT_TRAITS,
@@ -44,7 +45,7 @@ class Parts(Mapping[str, Any]):
     fitted: frozenset[int] = frozenset()  # layers whose block was changed to fit their size
 
     def __getitem__(self, slot: str) -> Any:
-        return self.slots[slot]
+        return self.slots[slot_name(slot)]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.slots)
@@ -54,12 +55,14 @@ class Parts(Mapping[str, Any]):
 
     def declares(self, slot: str) -> Any:
         """The traits of a slot's part (``core.traits``)."""
-        return traits(self.slots[slot], SLOT_TRAITS[slot])
+        return traits(self[slot], SLOT_TRAITS[slot])
 
     @property
     def rho_counts(self) -> bool:
         """Whether the model and the momentum give adaptation a ground (section 7)."""
-        return bool(self.declares("model").has_curvature and self.declares("momentum").adapts)
+        return bool(
+            self.declares("quadratic_model").has_curvature and self.declares("momentum").adapts
+        )
 
     @property
     def needs_rho(self) -> bool:
@@ -69,7 +72,7 @@ class Parts(Mapping[str, Any]):
     @property
     def needs_tangents(self) -> bool:
         """Whether the model asks for products J·v."""
-        return bool(self.declares("model").needs_tangents)
+        return bool(self.declares("quadratic_model").needs_tangents)
 
     @property
     def observing(self) -> list[bool]:
@@ -119,7 +122,7 @@ def parts_of(recipe: Any, problem: Problem, network: Network, passes: Passes) ->
     _fit_output(slots, blocks, problem, passes)
     of_blocks = tuple(traits(block, BlockTraits) for block in blocks)
     parts = Parts(slots, tuple(blocks), recipe, of_blocks, frozenset(fitted))
-    if not parts.needs_tangents and parts.declares("model").has_curvature:
+    if not parts.needs_tangents and parts.declares("quadratic_model").has_curvature:
         lacking = {
             type(b).__name__
             for b, own in zip(blocks, of_blocks, strict=True)
@@ -127,9 +130,9 @@ def parts_of(recipe: Any, problem: Problem, network: Network, passes: Passes) ->
         }
         if lacking:
             raise RecipeError(
-                f"model={type(parts['model']).__name__} needs the blocks' undamped product, "
-                f"which {', '.join(sorted(lacking))} does not have: give it product(moments, "
-                "part_state, matrix), or use model='exact_fisher'"
+                f"quadratic_model={type(parts['quadratic_model']).__name__} needs the blocks' "
+                f"undamped product, which {', '.join(sorted(lacking))} does not have: give it "
+                "product(moments, part_state, matrix), or use quadratic_model='exact_fisher'"
             )
     if parts.declares("structure").by_case:
         if problem.l2:

@@ -128,7 +128,7 @@ def modelled(
             part_state = state.part_states["momentum"]
             basis = tuple(momentum.basis(space, direction, state.previous, part_state))
         with clock("model"):
-            restriction = parts["model"].restrict(evaluated, basis)
+            restriction = parts["quadratic_model"].restrict(evaluated, basis)
             if parts.processes > 1:
                 parts["collective"].mean_([restriction.curvature])
         with clock("choose"):

@@ -39,9 +39,9 @@ def whole(engine: Engine, drawn: Drawn, clock: Clock) -> StepRecord:
         engine.bind(drawn.inputs, drawn.targets)
     passes, parts, store = engine.passes, engine.parts, engine.store
     assert store is not None
-    due, schedule_memo = due_at(engine, k)
+    due, schedule_state = due_at(engine, k)
     m, processes = drawn.inputs.shape[0], parts.processes
-    s1, s2 = (passes.subset(parts[slot], m) for slot in ("estimator", "model"))
+    s1, s2 = (passes.subset(parts[slot], m) for slot in ("estimator", "quadratic_model"))
     engine.warnings.small(parts, m * processes, s1 * processes, s2 * processes)
 
     # h, ∇h; Ā and G on S1
@@ -75,14 +75,14 @@ def whole(engine: Engine, drawn: Drawn, clock: Clock) -> StepRecord:
             moved = list(torch._foreach_add(engine._theta, engine.network.unpack(delta)))
         record = record_of(engine, k, due, chosen, outcome, m, gathered, evaluated)
         # λ by ρ, on the same batch
-        record, strength, damping_memo = _judged(
+        record, strength, damping_state = _judged(
             engine, record, chosen, drawn, moved, evaluated, clock
         )
         with clock("average"):
             part_states = {
-                "damping": damping_memo,
+                "damping": damping_state,
                 "momentum": _remembered(engine, chosen.coefficients, record),
-                "schedule": schedule_memo,
+                "schedule": schedule_state,
                 "average": parts["average"].update(state.part_states["average"], moved) or {},
             }
         ok = commit.ok_of(outcome, evaluated.loss, gathered)
@@ -115,7 +115,7 @@ def preconditioned(
 ) -> tuple[Vec, StepRecord]:
     """P∇h for a gradient that somebody else computed; see ``Engine.precondition``."""
     k = engine.state_.step + 1
-    due, schedule_memo = due_at(engine, k)
+    due, schedule_state = due_at(engine, k)
     if due.stats:
         if drawn is None:
             raise RecipeError(
@@ -152,7 +152,7 @@ def preconditioned(
         outcome = search.outcome(block_states)
         record = record_of(engine, k, due, outcome.chosen, outcome, m, gathered, None)
         ok = commit.ok_of(outcome, nothing, gathered)
-        part_states = {"schedule": schedule_memo}
+        part_states = {"schedule": schedule_state}
         new = commit.next_state(
             engine, gathered, outcome, part_states, strength=outcome.chosen.strength
         )

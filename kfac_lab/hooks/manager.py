@@ -20,6 +20,7 @@ from typing import Any
 import pluggy
 
 from kfac_lab.core.parameters import build, did_you_mean, parse, validate
+from kfac_lab.core.slots import BySlot, slot_name
 from kfac_lab.errors import PluginError, RecipeError
 from kfac_lab.hooks import specs
 from kfac_lab.hooks.admission import HOOKS, check_api, check_hooks, implementations
@@ -232,7 +233,7 @@ class Lab(Asking):
             if not isinstance(error, (Exception, SystemExit)):  # an interrupt
                 self._plugins.remove(record)
                 raise
-            record.status, record.slots, record.hooks = "FAILED", {}, ()
+            record.status, record.slots, record.hooks = "FAILED", BySlot(), ()
             record.notes = [reason(error)]
             record.traceback = traceback.format_exc()
             return error
@@ -367,6 +368,7 @@ class Lab(Asking):
         :raises RecipeError: as :meth:`component` does.
         """
         self.load()
+        slot = slot_name(slot)
         if isinstance(source, str):
             name, values = parse(source)
             entry = self.entry(slot, name, prefer)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pluggy
 
+from kfac_lab.core.slots import BySlot
 from kfac_lab.errors import KfacLabError
 
 __all__ = ["BUILTIN_OWNER", "Claim", "Plugin", "PluginWarning"]
@@ -34,7 +35,7 @@ class Plugin:
     status: str = "not loaded"  # loaded · FAILED · not allowed · not loaded
     notes: list[str] = field(default_factory=list)  # the reason of a failure, or what else there is
     collisions: list[str] = field(default_factory=list)  # the names that another one has too
-    slots: dict[str, list[str]] = field(default_factory=dict)  # slot → the names it registered
+    slots: BySlot[list[str]] = field(default_factory=BySlot)  # slot → the names it registered
     hooks: tuple[str, ...] = ()  # the claims and events that it implements
     seconds: float | None = None  # to import and register
     traceback: str = field(default="", repr=False)  # of a failure

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from kfac_lab.core import parameters
 from kfac_lab.core.literal import brief, parse
+from kfac_lab.core.slots import by_todays_names, slot_name, told_renamed
 from kfac_lab.errors import RecipeError
 from kfac_lab.hooks import forms
 from kfac_lab.hooks.registry import SHARED_SLOTS, SLOTS, check_complete, check_slot, read_recipe
@@ -145,6 +146,7 @@ class Recipe(Mapping[str, Any]):
         prefer: str | None,
     ) -> None:
         """Sets every field; ``slots`` were given now, ``kept`` are parts of before."""
+        slots = by_todays_names(slots)
         for slot in slots:
             check_slot(slot)
         parts = {slot: resolved(lab, slot, value, prefer) for slot, value in slots.items()}
@@ -179,6 +181,7 @@ class Recipe(Mapping[str, Any]):
         return parse(part.source).name.rpartition("/")[2] if part.source else part.entry.name
 
     def __getitem__(self, slot: str) -> Any:
+        slot = slot_name(slot)
         if slot in ("layers", "fallback"):
             return getattr(self, slot)
         part = self._part(slot)
@@ -190,6 +193,7 @@ class Recipe(Mapping[str, Any]):
 
     def _part(self, slot: str) -> Any:
         check_slot(slot)
+        slot = slot_name(slot)
         if slot not in self._parts:
             raise RecipeError(f"the method {self.method!r} uses no {slot}")
         return self._parts[slot]
@@ -201,11 +205,11 @@ class Recipe(Mapping[str, Any]):
         return len(self._parts)
 
     def __contains__(self, slot: object) -> bool:
-        return slot in self._parts
+        return slot_name(slot) in self._parts
 
     def get(self, slot: str, default: Any = None) -> Any:
         """The component of a slot, or the default where the method does not use the slot."""
-        return self[slot] if slot in self._parts else default
+        return self[slot] if slot in self else default
 
     def block_for(self, path: str, module: Any) -> Any:
         """The block of a module, by the rules where there are rules.
@@ -294,7 +298,7 @@ class Recipe(Mapping[str, Any]):
 
         :raises RecipeError: for text that is no JSON, or as the constructor does.
         """
-        values = forms.loaded(text, json.loads, "JSON")
+        values = told_renamed(forms.loaded(text, json.loads, "JSON"), "a recipe in JSON")
         return cls._made(lab or _process_lab(), values, None)
 
     def to_toml(self, *, complete: bool = False) -> str:
@@ -307,7 +311,7 @@ class Recipe(Mapping[str, Any]):
 
         :raises RecipeError: for text that is no TOML, or as the constructor does.
         """
-        values = forms.loaded(text, forms.toml_loads, "TOML")
+        values = told_renamed(forms.loaded(text, forms.toml_loads, "TOML"), "a recipe in TOML")
         return cls._made(lab or _process_lab(), values, None)
 
     @staticmethod

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kfac_lab.core.parameters import did_you_mean
+from kfac_lab.core.slots import BySlot, slot_name, told_renamed
 from kfac_lab.core.traits import SLOT_TRAITS, declared_wrongly
 from kfac_lab.errors import PluginError, RecipeError
 
@@ -30,44 +31,44 @@ __all__ = [
 #: what a recipe fills: who steps, the parts of the step in the order of its verbs, the rest
 SLOTS = tuple(SLOT_TRAITS)
 
-#: names of before: a text that has one is read, with a note
+#: components' names of before: a text that has one is read, with a note (slots': core/slots.py)
 RENAMED: Mapping[tuple[str, str], str] = {("collective", "solo"): "single_process"}
 
 #: the slots that a method other than kfac uses
 SHARED_SLOTS = ("batch", "average")
 
 #: what can be registered → the hook that does it
-FAMILIES: Mapping[str, str] = {
-    "estimator": "kfac_register_estimators",
-    "block": "kfac_register_blocks",
-    "structure": "kfac_register_structures",
-    "model": "kfac_register_models",
-    "damping": "kfac_register_dampings",
-    "momentum": "kfac_register_momentums",
-    "schedule": "kfac_register_schedules",
-    "batch": "kfac_register_batches",
-    "average": "kfac_register_averages",
-    "collective": "kfac_register_collectives",
-    "method": "kfac_register_methods",
-    "problem": "kfac_register_problems",
-    "recipe": "kfac_register_recipes",
-    "view": "kfac_register_views",
-}
+FAMILIES: Mapping[str, str] = BySlot(
+    estimator="kfac_register_estimators",
+    block="kfac_register_blocks",
+    structure="kfac_register_structures",
+    quadratic_model="kfac_register_models",
+    damping="kfac_register_dampings",
+    momentum="kfac_register_momentums",
+    schedule="kfac_register_schedules",
+    batch="kfac_register_batches",
+    average="kfac_register_averages",
+    collective="kfac_register_collectives",
+    method="kfac_register_methods",
+    problem="kfac_register_problems",
+    recipe="kfac_register_recipes",
+    view="kfac_register_views",
+)
 
 #: the methods that the engine calls on a component of each slot (core/protocols.py)
-NEEDS: Mapping[str, tuple[str, ...]] = {
-    "estimator": ("decay", "cotangents"),
-    "block": ("wants", "factorise", "damped"),
-    "structure": ("pairs", "factorise", "damped"),
-    "model": ("restrict",),
-    "damping": ("init", "candidates", "adapt"),
-    "momentum": ("basis", "choose"),
-    "schedule": ("due",),
-    "batch": ("size",),
-    "average": ("init", "update", "read"),
-    "collective": ("mean_", "owner", "broadcast_"),
-    "method": ("attach",),
-}
+NEEDS: Mapping[str, tuple[str, ...]] = BySlot(
+    estimator=("decay", "cotangents"),
+    block=("wants", "factorise", "damped"),
+    structure=("pairs", "factorise", "damped"),
+    quadratic_model=("restrict",),
+    damping=("init", "candidates", "adapt"),
+    momentum=("basis", "choose"),
+    schedule=("due",),
+    batch=("size",),
+    average=("init", "update", "read"),
+    collective=("mean_", "owner", "broadcast_"),
+    method=("attach",),
+)
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,9 @@ class Entry:
     summary: str = ""
     reference: str = ""
     plugin: str = ""  # the plugin within the distribution
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "slot", slot_name(self.slot))
 
     @property
     def qualified(self) -> str:
@@ -166,7 +170,7 @@ class Registry:
         :raises PluginError: where two distributions have the name; it names both.
         :raises RecipeError: where nobody has it; it lists what there is.
         """
-        _check_family(slot)
+        slot = _family(slot)
         if not isinstance(name, str):
             raise RecipeError(f"the name of a {slot} is text, not {name!r}")
         owner, _, bare = name.rpartition("/")
@@ -192,7 +196,8 @@ class Registry:
         if not isinstance(slot_and_name, tuple) or len(slot_and_name) != 2:
             return False
         slot, name = slot_and_name
-        return any(name in (e.name, e.qualified) for e in self._entries.get(slot, {}).values())
+        of_slot = self._entries.get(slot_name(slot), {})
+        return any(name in (e.name, e.qualified) for e in of_slot.values())
 
     def names(self, slot: str) -> list[str]:
         """What can be written in a slot: bare names, ``dist/name`` where one is taken twice."""
@@ -203,9 +208,7 @@ class Registry:
 
         :raises RecipeError: for an unknown slot.
         """
-        if slot is not None:
-            _check_family(slot)
-        for each in FAMILIES if slot is None else (slot,):
+        for each in FAMILIES if slot is None else (_family(slot),):
             yield from self._entries[each].values()
 
     def written(self, entry: Entry) -> str:
@@ -237,12 +240,17 @@ class Registry:
         return f"there is no {slot} {name!r}{meant}; {listed}" + (f"; {hint}" if hint else "")
 
 
-def _check_family(slot: str) -> None:
+def _family(slot: str) -> str:
+    """The slot by its name of today.
+
+    :raises RecipeError: for an unknown one.
+    """
     if slot not in FAMILIES:
         raise RecipeError(
             f"there is no slot {slot!r}{did_you_mean(slot, FAMILIES)}; "
             f"there are {', '.join(FAMILIES)}"
         )
+    return slot_name(slot)
 
 
 def collision(found: Sequence[Entry]) -> str:
@@ -274,13 +282,13 @@ def read_recipe(text: str) -> dict[str, str]:
         if slot in found:
             raise RecipeError(f"line {number} gives {slot} a second time")
         found[slot] = value
-    return found
+    return told_renamed(found, "a recipe's text")
 
 
 def check_slot(slot: str) -> None:
     """RecipeError where a recipe has no such slot."""
     known = (*SLOTS, "layers", "fallback")
-    if slot not in known:
+    if slot_name(slot) not in known:
         raise RecipeError(
             f"a recipe has no slot {slot!r}{did_you_mean(slot, known)}; it has {', '.join(known)}"
         )

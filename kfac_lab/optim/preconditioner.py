@@ -104,7 +104,9 @@ class Preconditioner:
             raise RecipeError(f"kl_clip={kl_clip!r} must be above 0 (κ, Ba et al. 2017), or None")
         chosen = checks.recipe_of("Preconditioner", recipe)
         checks.check_processes("Preconditioner", chosen)
-        chosen = chosen.replace(model="none", momentum="fixed(lr=1.0, mu=0.0)", average="none")
+        chosen = chosen.replace(
+            quadratic_model="none", momentum="fixed(lr=1.0, mu=0.0)", average="none"
+        )
         if not isinstance(optimizer, (torch.optim.Optimizer, type(None))):
             raise RecipeError(f"optimizer={optimizer!r} must be the torch optimiser of your loop")
         problem = checks.problem_of(model, likelihood, 0.0, outputs)

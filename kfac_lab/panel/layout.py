@@ -8,6 +8,7 @@ from typing import Any
 
 import ipywidgets as widgets
 
+from kfac_lab.core.slots import BySlot
 from kfac_lab.hooks.registry import SLOTS
 from kfac_lab.panel.access import help_access
 from kfac_lab.panel.says import pending
@@ -53,7 +54,9 @@ class Layout:
         self.chart = chart
         self.buttons = {name: self._button(name, MEANING[name]) for name in names}
         self._fields()
-        self.slots = {slot: Slot(slot, lab, self.told_pending, self._shared) for slot in PARTS}
+        self.slots = BySlot(
+            {slot: Slot(slot, lab, self.told_pending, self._shared) for slot in PARTS}
+        )
         self.view = widgets.ToggleButtons(
             tooltip="which view is drawn", style={"button_width": "auto"}
         )

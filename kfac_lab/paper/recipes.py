@@ -8,7 +8,7 @@ _PAPER = {
     "estimator": "sampled(fraction=0.125)",
     "block": "kronecker",
     "structure": "block_diagonal",
-    "model": "exact_fisher(fraction=0.25)",
+    "quadratic_model": "exact_fisher(fraction=0.25)",
     "damping": "levenberg_marquardt(lam=150.0)",
     "momentum": "optimal",
     "schedule": "periodic(T1=5, T2=20, T3=20, burn_in=3)",
@@ -46,7 +46,7 @@ RECIPES: dict[str, tuple[str, str, str]] = {
             block='kronecker(pi="one")',
             damping="constant(lam=0.0, gamma=0.1)",
             momentum="fixed(lr=0.1, mu=0.0)",
-            model="none",
+            quadratic_model="none",
             schedule="every_step",
             average="none",
         ),
@@ -61,7 +61,7 @@ RECIPES: dict[str, tuple[str, str, str]] = {
     "robust": (
         _text(
             estimator="sampled(fraction=0.125, minimum=1000)",
-            model="exact_fisher(fraction=0.25, minimum=1000)",
+            quadratic_model="exact_fisher(fraction=0.25, minimum=1000)",
             damping="steered(lam=150.0, guard=5.0)",
             momentum="optimal(cases=500)",
             schedule="periodic(T1=5, T2=5, T3=5, burn_in=20)",
@@ -72,7 +72,7 @@ RECIPES: dict[str, tuple[str, str, str]] = {
     "quick": (
         _text(
             estimator='sampled(fraction=0.125, minimum=1000, output="exact")',
-            model="exact_fisher(fraction=0.25, minimum=1000)",
+            quadratic_model="exact_fisher(fraction=0.25, minimum=1000)",
             damping="promised(lam=150.0)",
             momentum="layered",
             schedule="growing(T3=10, growth=1.25, first=1, eager=20)",
@@ -85,7 +85,7 @@ RECIPES: dict[str, tuple[str, str, str]] = {
     "small_batch": (
         _text(
             estimator="sampled(fraction=1.0)",
-            model="none",
+            quadratic_model="none",
             damping="constant(lam=0.01)",
             momentum="norm_clip(lr=0.1, kappa=0.001, mu=0.9, decay=0.997)",
             schedule="periodic(T1=5, T2=10, T3=10, burn_in=10)",
@@ -97,7 +97,7 @@ RECIPES: dict[str, tuple[str, str, str]] = {
     "amortised": (
         _text(
             estimator="empirical(fraction=0.25, limit=0.9)",
-            model="none",
+            quadratic_model="none",
             damping="constant(lam=0.001)",
             momentum="normalised(lr=0.01, mu=0.9)",
             schedule="growing(T3=50, growth=1.5, T_cov=10, first=10, T1=50)",

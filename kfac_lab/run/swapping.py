@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from kfac_lab.core.exchange import exchange
+from kfac_lab.core.slots import by_todays_names
 from kfac_lab.core.state import Swap
 from kfac_lab.errors import KfacLabError, RecipeError
 from kfac_lab.hooks import Recipe
@@ -33,6 +34,7 @@ def planned(recipe: Recipe, parts: Mapping[str, Any]) -> Plan:
         raise RecipeError(
             "layers are claimed where a run begins: start one with recipe.replace(layers=…)"
         )
+    parts = by_todays_names(parts)
     new = recipe.replace(**parts)
     named = {slot: Recipe.named_fields(value) for slot, value in parts.items()}
     return Plan(new, named, {slot: _text(new, slot) for slot in parts})

@@ -31,7 +31,7 @@ def structure_run(
     recipe = Recipe.named("paper").replace(
         structure=structure,
         estimator="sampled(fraction=1.0)",
-        model="exact_fisher(fraction=1.0)",
+        quadratic_model="exact_fisher(fraction=1.0)",
         damping="levenberg_marquardt(lam=0.001)",
         batch="constant(size=2000)",  # more than there are: all of them
     )

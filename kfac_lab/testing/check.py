@@ -13,6 +13,7 @@ import torch
 import kfac_lab.testing.laws  # noqa: F401 - this is what fills LAWS
 from kfac_lab.core.likelihood import Likelihood
 from kfac_lab.core.problem import Problem
+from kfac_lab.core.slots import slot_name
 from kfac_lab.core.traits import SLOT_TRAITS, traits
 from kfac_lab.errors import PluginError
 from kfac_lab.hooks.recipe import Recipe
@@ -66,7 +67,7 @@ def report(component: Any, slot: str | None = None, **extra: Any) -> Report:
         raise PluginError(
             f"check takes a component that was made: check({component.__name__}(…)), not its class"
         )
-    slot = slot or slot_of(component)
+    slot = slot_name(slot or slot_of(component))
     if slot not in LAWS:
         raise PluginError(f"there are no laws of {slot!r}; there are laws of {', '.join(LAWS)}")
     needs = NEEDS.get(slot, _OTHERS.get(slot, ()))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from kfac_lab.core.slots import BySlot, slot_name
 from kfac_lab.errors import PluginError
 
 __all__ = ["LAWS", "Broken", "Case", "Law", "LawError", "Report", "Result", "law", "laws_of"]
@@ -119,7 +120,7 @@ class Report:
 
 
 #: slot → name → law, in the order of trying
-LAWS: dict[str, dict[str, Law]] = {}
+LAWS: BySlot[dict[str, Law]] = BySlot()
 
 
 def law(
@@ -132,13 +133,13 @@ def law(
     """Makes a function of a Case the law of a slot; its name is the function's."""
 
     def take(function: Callable[[Case], None]) -> Callable[[Case], None]:
-        name = function.__name__
-        of_slot = LAWS.setdefault(slot, {})
+        name, own = function.__name__, slot_name(slot)
+        of_slot = LAWS.setdefault(own, {})
         if name in of_slot:
             raise ValueError(f"the law {name!r} of {slot} is there already")
         wanted = () if name == "runs" else needs
         extra = {} if applies is None else {"applies": applies}
-        of_slot[name] = Law(slot, name, says, function, wanted, **extra)
+        of_slot[name] = Law(own, name, says, function, wanted, **extra)
         return function
 
     return take
@@ -146,12 +147,14 @@ def law(
 
 def try_last(slot: str, name: str, *needs: str) -> None:
     """Has a law tried after all others of its slot so far, and only where ``needs`` are obeyed."""
+    slot = slot_name(slot)
     one = LAWS[slot].pop(name)
     LAWS[slot][name] = replace(one, needs=(*one.needs, *needs))
 
 
 def leave_out(slot: str, *names: str) -> None:
     """Takes out common laws that no component of the slot could break; no law needs them then."""
+    slot = slot_name(slot)
     left = {name: one for name, one in LAWS[slot].items() if name not in names}
     LAWS[slot] = {
         name: replace(one, needs=tuple(n for n in one.needs if n not in names))

@@ -15,7 +15,7 @@ SOUND = """
 estimator = sampled(fraction=0.5)
 block = kronecker
 structure = block_diagonal
-model = exact_fisher(fraction=0.5)
+quadratic_model = exact_fisher(fraction=0.5)
 damping = tied(lam=10)
 momentum = rescaled
 schedule = periodic(T1=5, T2=5, T3=5)

@@ -221,7 +221,7 @@ class _Late(Sound):
         return super().damped((blocks, tuple(done)), part_states, strength, previous)
 
 
-class _MemosAsTheyWere(Sound):
+class _StatesAsTheyWere(Sound):
     def factorise(
         self, layers: Sequence[Any], blocks: Sequence[Any], moments: Any, part_states: Sequence[Any]
     ) -> tuple[Any, Sequence[Any]]:
@@ -262,7 +262,7 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "diagonal_blocks_kept": _Scaled,
     "links_kept": _Unlinked,
     "keeps_no_moments": _Late,
-    "memos_handed_on": _MemosAsTheyWere,
+    "states_handed_on": _StatesAsTheyWere,
     "previous_is_a_hint": _changing(_leans),
     "saved": _changing(_unsaved),
 }

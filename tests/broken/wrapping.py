@@ -28,7 +28,7 @@ def unforwarding(slot: str, inner: str) -> Callable[[], Any]:
         return lambda self, *given, **named: getattr(part(self), name)(*given, **named)
 
     own: dict[str, Any] = {name: played(name) for name in NEEDS[slot]}
-    if slot in ("estimator", "model"):
+    if slot in ("estimator", "quadratic_model"):
         own["fraction"] = property(lambda self: part(self).fraction)
     name = f"Unforwarding{slot.title()}"
     made = dataclasses.make_dataclass(name, [("inner", str, inner)], frozen=True, namespace=own)

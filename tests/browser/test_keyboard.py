@@ -164,10 +164,12 @@ def test_the_keys_with_control_are_jupyterlabs(page: Page) -> None:
 
 def test_a_slider_moves_with_the_arrows(page: Page) -> None:
     everything_open(page)
-    before = page.kernel.ask("panel.slots['model'].controls['fraction'].value")
+    before = page.kernel.ask("panel.slots['quadratic_model'].controls['fraction'].value")
     page.tab.get_by_role("slider", name="τ2", exact=True).focus()
     page.tab.keyboard.press("ArrowRight")
-    page.kernel.until(f"panel.slots['model'].controls['fraction'].value > {before}", patience=10)
+    page.kernel.until(
+        f"panel.slots['quadratic_model'].controls['fraction'].value > {before}", patience=10
+    )
 
 
 def test_a_number_typed_beside_a_slider_is_kept(page: Page) -> None:

@@ -170,7 +170,7 @@ class Atoms:
 # Nothing random, all of the batch, everything fresh at every step; slots are given by keyword.
 PLAIN = {
     "estimator": "exact(fraction=1.0)",
-    "model": "exact_fisher(fraction=1.0)",
+    "quadratic_model": "exact_fisher(fraction=1.0)",
     "average": "none",
 }
 # The paper's adaptation from lambda_0 = 1 (section 9).

@@ -56,7 +56,7 @@ def nag(seed: int, count: int, rate: float, mu_max: float = 0.99) -> float:
 def kfac(seed: int, count: int, structure="block_diagonal", momentum="optimal") -> Engine:
     recipe = Recipe(
         estimator="sampled(fraction=1.0)",
-        model="exact_fisher(fraction=1.0)",
+        quadratic_model="exact_fisher(fraction=1.0)",
         damping=f"levenberg_marquardt(lam={LAMBDA})",
         structure=structure,
         momentum=momentum,

@@ -195,7 +195,7 @@ def test_a_chunked_run_is_the_same_run(structure, path):
             **{
                 **ADAPTIVE,
                 "estimator": "sampled(fraction=0.56)",
-                "model": "exact_fisher(fraction=0.4)",
+                "quadratic_model": "exact_fisher(fraction=0.4)",
             },
         )
         for chunk in (7, 5000)
@@ -244,7 +244,7 @@ def stochastic(seed, structure="block_tridiagonal", path="explicit"):
         **{
             **ADAPTIVE,
             "estimator": "sampled(fraction=0.5)",
-            "model": "exact_fisher(fraction=0.5)",
+            "quadratic_model": "exact_fisher(fraction=0.5)",
             "batch": "exponential(start=10, full_at=20)",
         },
     )

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 import kfac_lab as kl
 
 RECIPE = kl.Recipe.named("paper").replace(
-    estimator="sampled(fraction=1.0)", model="exact_fisher(fraction=1.0)", batch="constant(size=40)"
+    estimator="sampled(fraction=1.0)",
+    quadratic_model="exact_fisher(fraction=1.0)",
+    batch="constant(size=40)",
 )
 
 

@@ -209,7 +209,7 @@ def flat(vector: Any) -> Tensor:
 
 def joint_engine(model: nn.Module, likelihood: Any, targets: Any, **options: Any) -> Any:
     recipe = kl.Recipe.named("paper").replace(
-        estimator="exact(fraction=1.0)", model="exact_fisher(fraction=1.0)"
+        estimator="exact(fraction=1.0)", quadratic_model="exact_fisher(fraction=1.0)"
     )
     problem = kl.Problem(model=model, likelihood=likelihood, inputs=X, targets=targets, **options)
     return attach(problem, recipe, 0, chunk=10), recipe
@@ -243,7 +243,7 @@ def test_heads_together_have_the_loss_the_gradient_and_the_curvature_of_their_su
     matrix = j.t() @ hessian @ j
     basis = [network.pack([tensor(20 + i, *t.shape) for t in theta]) for i in range(3)]
     v = torch.stack([flat(b) for b in basis], 1)
-    found = recipe["model"].restrict(evaluated, basis).curvature
+    found = recipe["quadratic_model"].restrict(evaluated, basis).curvature
     torch.testing.assert_close(found, v.t() @ matrix @ v)
     torch.testing.assert_close(flat(evaluated.fisher(basis[1])), matrix @ v[:, 1])
 

@@ -27,7 +27,7 @@ from engine.helpers import (
 from engine.helpers import evaluated_of as seen_by
 
 RULES = {
-    "fixed": {"momentum": "fixed(lr=0.05, mu=0.0)", "model": "none"},
+    "fixed": {"momentum": "fixed(lr=0.05, mu=0.0)", "quadratic_model": "none"},
     "rescaled": {"momentum": "rescaled"},
     "momentum": {"momentum": "optimal"},
 }
@@ -176,7 +176,10 @@ def test_what_breaks_the_invariance(structure):
     empirical = {"estimator": "empirical(fraction=1.0, limit=0.0)"}
     assert difference(empirical) < 1e-6  # on both sides it is invariant as well
     assert difference({}, empirical) > 1e-2
-    rescaled = {"damping": "constant(lam=0.3, gamma=0.0)", "model": "exact_fisher(fraction=1.0)"}
+    rescaled = {
+        "damping": "constant(lam=0.3, gamma=0.0)",
+        "quadratic_model": "exact_fisher(fraction=1.0)",
+    }
     assert difference({**rescaled, "momentum": "rescaled"}) > 1e-3  # lambda |delta|^2 in M
 
 

@@ -95,7 +95,9 @@ def test_value_gradient_and_curvature_of_a_step(name: str, hooked: bool) -> None
     model, loss, x, y = setting(name)
     if hooked:
         model[1].register_forward_hook(lambda m, i, o: None)
-    recipe = kl.Recipe.named("paper").replace(estimator=EXACT, model="exact_fisher(fraction=1.0)")
+    recipe = kl.Recipe.named("paper").replace(
+        estimator=EXACT, quadratic_model="exact_fisher(fraction=1.0)"
+    )
     problem = kl.Problem(model=model, likelihood=loss, inputs=x, targets=y, l2=0.1)
     engine = attach(problem, recipe, 0, chunk=5)
     theta = list(model.parameters())
@@ -111,7 +113,7 @@ def test_value_gradient_and_curvature_of_a_step(name: str, hooked: bool) -> None
     basis = [network.pack([tensor(20 + i, *p.shape) for p in theta]) for i in range(3)]
     matrix = gauss_newton(model, loss, x, y, network)
     v = torch.stack([flat(b) for b in basis], 1)
-    found = recipe["model"].restrict(evaluated, basis).curvature
+    found = recipe["quadratic_model"].restrict(evaluated, basis).curvature
     torch.testing.assert_close(found, v.t() @ matrix @ v)
     torch.testing.assert_close(flat(evaluated.fisher(basis[0])), matrix @ v[:, 0])
 
@@ -129,7 +131,9 @@ def last_block(model: nn.Module, loss: Any, x: Tensor, y: Tensor) -> Tensor:
 def test_the_moment_of_the_last_layer(name: str) -> None:
     model, loss, x, y = setting(name)
     wanted = last_block(model, loss, x, y)
-    recipe = kl.Recipe.named("paper").replace(estimator=EXACT, model="exact_fisher(fraction=1.0)")
+    recipe = kl.Recipe.named("paper").replace(
+        estimator=EXACT, quadratic_model="exact_fisher(fraction=1.0)"
+    )
     opt = kl.KFAC(model, loss, recipe=recipe)
     opt.step(x, y)
     torch.testing.assert_close(opt._engine.store.current["G", 1, 1], wanted)
@@ -166,7 +170,7 @@ def test_subsets_keep_the_denominator() -> None:
     for k in range(N):  # every rotation of the order: each case is in S2 four times
         order = torch.arange(N).roll(k)
         evaluated, _ = engine.passes.evaluate(x, y, order, 1, 4, None, [False] * 2)
-        found.append(float(recipe["model"].restrict(evaluated, [vector]).curvature))
+        found.append(float(recipe["quadratic_model"].restrict(evaluated, [vector]).curvature))
     assert sum(found) / N == pytest.approx(wanted)
     assert max(found) > 1.2 * wanted
 
@@ -235,7 +239,9 @@ def test_soft_targets_of_any_sum_under_the_name() -> None:
     y[::3] = 0
     model = network(3)
     problem = kl.Problem(model=model, likelihood="categorical", inputs=x, targets=y)
-    recipe = kl.Recipe.named("paper").replace(estimator=EXACT, model="exact_fisher(fraction=1.0)")
+    recipe = kl.Recipe.named("paper").replace(
+        estimator=EXACT, quadratic_model="exact_fisher(fraction=1.0)"
+    )
     engine = attach(problem, recipe, 0)
     evaluated, _ = engine.passes.evaluate(x, y, None, 1, N, None, [False] * 2)
     loss = nn.CrossEntropyLoss()
@@ -243,7 +249,7 @@ def test_soft_targets_of_any_sum_under_the_name() -> None:
     torch.testing.assert_close(flat(evaluated.gradient), flat(engine.network.pack(slope)))
     matrix = gauss_newton(model, loss, x, y, engine.network)
     v = engine.network.pack([tensor(20, *p.shape) for p in model.parameters()])
-    found = recipe["model"].restrict(evaluated, [v]).curvature
+    found = recipe["quadratic_model"].restrict(evaluated, [v]).curvature
     torch.testing.assert_close(found[0, 0], flat(v) @ matrix @ flat(v))
 
 

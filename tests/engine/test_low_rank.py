@@ -26,7 +26,7 @@ def run(structure: str, l2: float = 0.0) -> kl.Run:
     recipe = kl.Recipe.named("paper").replace(
         structure=structure,
         estimator="exact(fraction=1.0)",
-        model="exact_fisher(fraction=1.0)",
+        quadratic_model="exact_fisher(fraction=1.0)",
         damping="levenberg_marquardt(lam=1.0)",
         batch="constant(size=12)",
     )

@@ -202,7 +202,7 @@ def test_the_rows_of_an_ordered_batch_are_those_that_the_order_names():
             y,
             path=path,
             estimator="exact(fraction=0.4)",
-            model="exact_fisher(fraction=0.3)",
+            quadratic_model="exact_fisher(fraction=0.3)",
             damping="constant(lam=0.1)",
             momentum="rescaled",
         )

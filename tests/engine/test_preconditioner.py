@@ -182,7 +182,7 @@ def test_the_undamped_blocks_are_the_hessian_of_heskes_distance(likelihood, bias
     """
     net, x, y = problem(likelihood, bias=bias, seed=6)
     engine = engine_of(
-        net, likelihood, x, y, model="approximate_fisher", damping="constant(lam=0.1)"
+        net, likelihood, x, y, quadratic_model="approximate_fisher", damping="constant(lam=0.1)"
     )
     engine.step()
     table = engine.store.table(spare=False)
@@ -195,5 +195,5 @@ def test_the_undamped_blocks_are_the_hessian_of_heskes_distance(likelihood, bias
     seen = evaluated_of(engine)
     seen.approximate = lambda v: approximate(engine.parts, table, part_states, v)
     basis = [unflat(engine, v) for v in unit[:6]]
-    found = engine.parts["model"].restrict(seen, basis)
+    found = engine.parts["quadratic_model"].restrict(seen, basis)
     close(found.curvature, expected[:6, :6])

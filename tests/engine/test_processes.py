@@ -102,7 +102,7 @@ def problem_of(kind="plain", seed=0):
 
 RECIPE = kl.Recipe.of("paper").replace(
     estimator="sampled(fraction=0.5)",
-    model="exact_fisher(fraction=0.5)",
+    quadratic_model="exact_fisher(fraction=0.5)",
     damping="levenberg_marquardt(lam=1.0)",
     schedule="periodic(T1=2, T2=4, T3=4, burn_in=2)",
     batch="constant(size=32)",
@@ -182,7 +182,7 @@ VARIED = {
     "conjugate gradient": {"momentum": "conjugate_gradient(steps=3)"},
     "a block with a part_state": {"block": "diagonal"},
     "sketched factors": {"block": "kronecker(factor_a='lowrank_plus_diagonal', rank=2)"},
-    "approximate model": {"model": "approximate_fisher"},
+    "approximate model": {"quadratic_model": "approximate_fisher"},
     "exact": {"estimator": "exact(fraction=0.5)"},
     "steered": {"damping": "steered(lam=1.0)", "estimator": "sampled(fraction=0.1, minimum=9)"},
 }
@@ -214,7 +214,9 @@ def test_the_generic_path():
 def test_batches_that_the_user_hands_over_are_shares_already():
     """Every second case is one process's: the whole batch is theirs in turn."""
     x, y = data()
-    full = RECIPE.replace(estimator="sampled(fraction=1.0)", model="exact_fisher(fraction=1.0)")
+    full = RECIPE.replace(
+        estimator="sampled(fraction=1.0)", quadratic_model="exact_fisher(fraction=1.0)"
+    )
     single = attach(problem_of(), full, 0)
     record = [single.step_on(Drawn(x, y, None)) for _ in range(STEPS)]
     engines, records = trained(full, 2, drawn=lambda r: Drawn(x[r::2], y[r::2], None))

@@ -51,7 +51,7 @@ def prepared(likelihood, tangents="explicit", chunk=5000, count=30, bias=True, l
 
 def restriction(engine, vectors, rows=None):
     seen = evaluated_of(engine, rows)
-    return engine.parts["model"].restrict(seen, [unflat(engine, v) for v in vectors])
+    return engine.parts["quadratic_model"].restrict(seen, [unflat(engine, v) for v in vectors])
 
 
 # --- products with F ------------------------------------------------------------------------------
@@ -249,7 +249,7 @@ def test_fixed_coefficients(structure):
         y,
         l2=ETA,
         structure=structure,
-        model="none",
+        quadratic_model="none",
         momentum="fixed(lr=0.3, mu=0.6, decay=0.9)",
         damping=f"constant(lam={LAM}, gamma=0.5)",
         **FRESH,
@@ -296,7 +296,7 @@ def test_norm_clip_keeps_its_bound(kappa):
         "categorical",
         x,
         y,
-        model="none",
+        quadratic_model="none",
         momentum=f"norm_clip(lr=0.5, kappa={kappa}, mu=0.4, decay=0.95)",
         damping="constant(lam=0.1, gamma=0.2)",
         **FRESH,

@@ -188,7 +188,7 @@ OTHER = {
         oracle={"stats_rows": 20, "model_rows": 13},
         slots={
             "estimator": "exact(fraction=0.6)",  # ceil(19.2) = 20
-            "model": "exact_fisher(fraction=0.4)",  # ceil(12.8) = 13
+            "quadratic_model": "exact_fisher(fraction=0.4)",  # ceil(12.8) = 13
         },
     ),
     "S2 the larger": Case(
@@ -198,7 +198,7 @@ OTHER = {
         oracle={"stats_rows": 9, "model_rows": 24},
         slots={
             "estimator": "exact(fraction=0.26)",  # ceil(8.32) = 9
-            "model": "exact_fisher(fraction=0.75)",
+            "quadratic_model": "exact_fisher(fraction=0.75)",
         },
     ),
 }

@@ -40,7 +40,7 @@ NAMES = {
     "estimator": ("sampled",),
     "block": ("kronecker", "diagonal", "identity"),
     "structure": ("block_diagonal", "block_tridiagonal"),
-    "model": ("exact_fisher",),
+    "quadratic_model": ("exact_fisher",),
     "damping": ("constant",),
     "momentum": ("optimal",),
     "schedule": ("periodic",),
@@ -55,7 +55,7 @@ method = kfac
 estimator = sampled(x=0.125)
 block = kronecker
 structure = block_diagonal
-model = exact_fisher
+quadratic_model = exact_fisher
 damping = levenberg_marquardt(lam=150)
 
 momentum = optimal

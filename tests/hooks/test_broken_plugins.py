@@ -507,7 +507,9 @@ def _problem() -> kl.Problem:
 
 
 def _recipe() -> kl.Recipe:
-    return kl.Recipe(estimator="sampled(fraction=1.0)", model="exact_fisher(fraction=1.0)")
+    return kl.Recipe(
+        estimator="sampled(fraction=1.0)", quadratic_model="exact_fisher(fraction=1.0)"
+    )
 
 
 def install(folder: Path, dist: str, entry: str, module: str, source: str) -> None:

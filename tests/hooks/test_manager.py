@@ -334,13 +334,13 @@ def test_a_name_that_a_failed_plugin_may_have_is_said() -> None:
         (
             registers("recipe", "mine", "damping = constant"),
             "the recipe 'mine': a named recipe states every slot; estimator, block, structure, "
-            "model, momentum, schedule, batch, average, collective is missing",
+            "quadratic_model, momentum, schedule, batch, average, collective is missing",
         ),
         (
             registers("recipe", "mine", "method = nag\nbatch = constant\naverige = none"),
             "the recipe 'mine': a recipe has no slot 'averige' (did you mean 'average'?); it has "
-            "method, estimator, block, structure, model, damping, momentum, schedule, batch, "
-            "average, collective, layers, fallback",
+            "method, estimator, block, structure, quadratic_model, damping, momentum, schedule, "
+            "batch, average, collective, layers, fallback",
         ),
         (
             registers("recipe", "mine", {}),

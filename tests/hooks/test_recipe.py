@@ -137,8 +137,8 @@ def test_the_name_kfac_is_looked_up_when_it_is_asked_for() -> None:
         (
             {"dampin": "constant"},
             "a recipe has no slot 'dampin' (did you mean 'damping'?); it has method, estimator, "
-            "block, structure, model, damping, momentum, schedule, batch, average, collective, "
-            "layers, fallback",
+            "block, structure, quadratic_model, damping, momentum, schedule, batch, average, "
+            "collective, layers, fallback",
         ),
         (
             {"damping": "constnt"},
@@ -211,8 +211,8 @@ def test_another_method_uses_batch_and_average_only(lab: Lab, paper: Recipe) -> 
     assert nag.method == "nag" and nag["method"].x == 0.5
     words = "and method='nag' do not go together: nag uses batch and average only"
     assert refusal(lambda: nag.replace(damping="constant")) == f"damping='constant' {words}"
-    assert refusal(lambda: paper.replace(method="nag", model="exact_fisher")) == (
-        f"model='exact_fisher' {words}"
+    assert refusal(lambda: paper.replace(method="nag", quadratic_model="exact_fisher")) == (
+        f"quadratic_model='exact_fisher' {words}"
     )
     assert refusal(lambda: Recipe(method="nag", momentum="optimal", lab=lab)) == (
         f"momentum='optimal' {words}"
@@ -295,7 +295,7 @@ def test_the_text_of_a_recipe(paper: Recipe) -> None:
         "estimator = sampled(x=0.125)\n"
         'block = {"Conv*": "diagonal(x=0.125)", "*": "kronecker"}\n'
         "structure = block_diagonal\n"
-        "model = exact_fisher\n"
+        "quadratic_model = exact_fisher\n"
         "damping = levenberg_marquardt(lam=150)\n"
         "momentum = optimal\n"
         "schedule = periodic\n"

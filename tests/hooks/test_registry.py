@@ -30,7 +30,7 @@ def test_what_a_slot_needs_is_what_its_protocol_says(slot: str) -> None:
     if slot == "method":
         assert NEEDS[slot] == ("attach",)
         return
-    protocol = vars(getattr(protocols, slot.title()))
+    protocol = vars(getattr(protocols, slot.title().replace("_", "")))
     methods = {n for n, f in protocol.items() if inspect.isfunction(f) and not n.startswith("_")}
     assert set(NEEDS[slot]) == methods
 

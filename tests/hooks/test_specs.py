@@ -74,7 +74,7 @@ def with_part(lab: Lab, record: Plugin, **more: str) -> kl.Recipe:
         lab=lab,
         batch="constant(size=120)",
         estimator="sampled(fraction=1.0)",
-        model="exact_fisher(fraction=1.0)",
+        quadratic_model="exact_fisher(fraction=1.0)",
         schedule="periodic(T1=2, T2=4, T3=4)",
     )
     recipe = base.replace(**{**more, slot: name})
@@ -123,7 +123,7 @@ def structures(lab: Lab, record: Plugin) -> None:
 def models(lab: Lab, record: Plugin) -> None:
     made = engine.attach(problem(), with_part(lab, record, momentum="rescaled"), 0)
     plain = engine.attach(problem(), with_part(lab, record, momentum="rescaled").replace(
-        model="exact_fisher(fraction=0.25)", damping="constant(lam=0.0, gamma=1.0)"), 0,
+        quadratic_model="exact_fisher(fraction=0.25)", damping="constant(lam=0.0, gamma=1.0)"), 0,
     )  # fmt: skip
     made.swap(made.recipe.replace(damping="constant(lam=0.0, gamma=1.0)"),
               {"damping": {"lam", "gamma"}})  # fmt: skip
@@ -242,7 +242,7 @@ def layers(lab: Lab, record: Plugin) -> None:
             lab=lab,
             batch="constant(size=120)",
             estimator="sampled(fraction=1.0)",
-            model="exact_fisher(fraction=1.0)",
+            quadratic_model="exact_fisher(fraction=1.0)",
         )
         made.append(trained(recipe, at, steps=4))
     theta = [list(each.problem.model.parameters()) for each in made]

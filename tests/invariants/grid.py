@@ -29,7 +29,7 @@ PARTS: dict[str, list[Any]] = {
         "identity",
         {"0": "diagonal", "2": "identity", "*": "kronecker"},
     ],
-    "model": ["exact_fisher(fraction=0.5)", "approximate_fisher", "none"],
+    "quadratic_model": ["exact_fisher(fraction=0.5)", "approximate_fisher", "none"],
     "damping": [
         "levenberg_marquardt",
         "levenberg_marquardt(denominator='without_lambda', gamma_max=inf)",
@@ -53,7 +53,7 @@ PARTS: dict[str, list[Any]] = {
 }
 BASE = {
     "estimator": "sampled(fraction=0.5)",
-    "model": "exact_fisher(fraction=0.5)",
+    "quadratic_model": "exact_fisher(fraction=0.5)",
     "damping": "levenberg_marquardt(lam=1.0)",
     "schedule": "periodic(T1=2, T2=4, T3=4, burn_in=1)",
     "batch": "constant(size=16)",

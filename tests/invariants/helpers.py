@@ -48,7 +48,7 @@ def recipe_of(kind: str = "explicit", **slots: Any) -> kl.Recipe:
     """The paper's recipe on batches of 16, everything due at even steps."""
     parts = {
         "estimator": "sampled(fraction=0.5)",
-        "model": "exact_fisher(fraction=0.5)",
+        "quadratic_model": "exact_fisher(fraction=0.5)",
         "damping": "levenberg_marquardt(lam=1.0)",
         "schedule": BUSY,
         "batch": "constant(size=16)",

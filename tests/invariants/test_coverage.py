@@ -69,7 +69,7 @@ def test_a_fallback_serves_and_trains_them(structure, fallback):
         fallback=fallback,
         batch="constant(size=24)",
         estimator="sampled(fraction=1.0)",
-        model="exact_fisher(fraction=1.0)",
+        quadratic_model="exact_fisher(fraction=1.0)",
     )
     start = run.evaluate("train").loss
     run.advance(30)

@@ -32,7 +32,7 @@ def problem(model: nn.Module, targets: Tensor, likelihood: str = "gaussian") -> 
 
 WHOLE = {
     "estimator": "sampled(fraction=1.0)",
-    "model": "exact_fisher(fraction=1.0)",
+    "quadratic_model": "exact_fisher(fraction=1.0)",
     "damping": "levenberg_marquardt(lam=1.0)",
     "batch": "constant(size=40)",
 }

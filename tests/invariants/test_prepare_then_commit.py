@@ -47,7 +47,7 @@ VERBS = {
     "invert: read": (linalg, "host"),
     "propose: apply": (block_diagonal.BlockDiagonalInverse, "apply"),
     "propose: basis": (momentum.Optimal, "basis"),
-    "model": (quadratic_model.ExactFisher, "restrict"),
+    "quadratic_model": (quadratic_model.ExactFisher, "restrict"),
     "model: tangents": (passes.Passes, "tangents"),
     "choose": (momentum.Optimal, "choose"),
     "choose: candidates": (damping.LevenbergMarquardt, "candidates"),

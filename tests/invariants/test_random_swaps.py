@@ -329,7 +329,7 @@ def swept(seeds: Iterable[int] = range(25)) -> None:
 
 
 @pytest.mark.parametrize("rule", [Counting, Careful])
-def test_a_memo_written_in_place_is_noticed(
+def test_a_part_state_written_in_place_is_noticed(
     rule: type[Counting], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kl.lab.load()
@@ -407,7 +407,9 @@ def test_a_state_that_lacks_a_memo_is_noticed(monkeypatch: pytest.MonkeyPatch) -
 def test_the_tangents_path_survives_going_back() -> None:
     """The path is found where the model asks for tangents, and conjugate gradients use it after."""
     run = run_of("generic").advance(2)
-    run.swap(model="approximate_fisher", momentum="conjugate_gradient(steps=3)").advance(2)
+    run.swap(quadratic_model="approximate_fisher", momentum="conjugate_gradient(steps=3)").advance(
+        2
+    )
     before = run.stepper.passes.tangent_path, image(run)
     run.rewind(3).advance(1)
     assert run.stepper.passes.tangent_path == before[0]

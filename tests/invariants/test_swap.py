@@ -80,7 +80,7 @@ def test_tied_sets_gamma_at_the_swap_itself_from_the_kept_lambda():
 SWAPS = {
     "damping": "tied",
     "momentum": "rescaled",
-    "model": "approximate_fisher",
+    "quadratic_model": "approximate_fisher",
     "structure": "block_tridiagonal",
     "block": "kronecker(pi='frobenius', inverse='eigh')",
     "schedule": "periodic(T1=1, T2=40, T3=40)",
@@ -183,7 +183,7 @@ def test_the_average_of_another_rule_begins_at_theta():
     assert run.stepper.average() is not None
 
 
-def test_blocks_of_the_same_kind_keep_their_memo():
+def test_blocks_of_the_same_kind_keep_their_state():
     run = steady(block="diagonal")
     curvature = run.stepper.state_.block_states[0]["curvature"]
     run.swap(block={"0": "diagonal", "*": "kronecker"})
@@ -234,9 +234,9 @@ def test_a_drift_schedule_that_comes_late_counts_from_the_swap():
 @pytest.mark.parametrize(
     "slots",
     [
-        {"model": "none"},
+        {"quadratic_model": "none"},
         {"momentum": "fixed(lr=0.01, mu=0.5)"},
-        {"momentum": "norm_clip", "model": "none"},
+        {"momentum": "norm_clip", "quadratic_model": "none"},
     ],
 )
 @pytest.mark.parametrize("rule", ["levenberg_marquardt", "tied", "steered"])
@@ -272,7 +272,7 @@ def test_ground_regained_adapts_again():
 
 
 def test_constant_damping_has_nothing_to_warn_of():
-    run = run_of(damping="constant", model="none", momentum="fixed(lr=0.01)")
+    run = run_of(damping="constant", quadratic_model="none", momentum="fixed(lr=0.01)")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run.advance(3)
@@ -341,7 +341,7 @@ class Half(averaging.Polyak):
 @pytest.mark.parametrize(
     "parts",
     [
-        {"block": Product(), "model": "approximate_fisher"},
+        {"block": Product(), "quadratic_model": "approximate_fisher"},
         {"block": Wishful()},
         {"damping": Raising(), "momentum": "rescaled", "block": "diagonal"},
         {"damping": "constant(lam=3.0)", "average": Half()},

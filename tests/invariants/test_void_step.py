@@ -67,7 +67,7 @@ VARIANTS = {
     "late average": {"average": "polyak(start=3)"},
     "diagonal": {"block": "diagonal"},
     "sketch": {"block": "kronecker(factor_a='lowrank_plus_diagonal', rank=2)"},
-    "norm clip": {"momentum": "norm_clip", "model": "none"},
+    "norm clip": {"momentum": "norm_clip", "quadratic_model": "none"},
 }
 
 
@@ -102,7 +102,7 @@ def test_cross_moments_that_opened_late_are_gated_too():
     same(before, kept(run))
 
 
-def test_a_momentum_s_memo_is_gated(monkeypatch):
+def test_a_momentum_s_part_state_is_gated(monkeypatch):
     from kfac_lab.paper.momentum import Optimal
 
     def update(self, part_state, coefficients, record):

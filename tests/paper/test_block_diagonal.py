@@ -87,7 +87,7 @@ def test_it_is_the_inverse_of_the_diagonal_blocks(cases, bias) -> None:
     )
 
 
-def test_every_layer_has_its_own_block_and_memo() -> None:
+def test_every_layer_has_its_own_block_and_state() -> None:
     table = Table()
     v = vec(table)
     blocks = [Kronecker(), Diagonal(), Identity(), Kronecker(tikhonov="unfactored")]
@@ -118,10 +118,10 @@ def test_the_blocks_go_with_what_they_factorised() -> None:
     blocks = [Kronecker(inverse="eigh"), Kronecker(pi="one"), Identity(), Diagonal()]
     structure = BlockDiagonal()
     factored, part_states = structure.factorise(table.layers, blocks, table, [{}] * 4)
-    restored, memos_restored = from_tree(to_tree((factored, part_states)))
+    restored, states_restored = from_tree(to_tree((factored, part_states)))
     assert restored.blocks == tuple(blocks)
     expected = structure.damped(factored, part_states, STRENGTH, None)
-    found = structure.damped(restored, memos_restored, STRENGTH, None)
+    found = structure.damped(restored, states_restored, STRENGTH, None)
     assert torch.equal(flat(found.apply(v)), flat(expected.apply(v)))
     assert torch.equal(flat(from_tree(to_tree(expected)).apply(v)), flat(expected.apply(v)))
 

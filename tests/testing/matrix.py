@@ -9,7 +9,7 @@ from kfac_lab.testing.law import LAWS
 GROUPS = {
     "curvature": ("block", "structure", "collective"),
     "steering": ("damping", "momentum", "schedule", "batch", "average"),
-    "statistics": ("estimator", "model", "likelihood", "layer"),
+    "statistics": ("estimator", "quadratic_model", "likelihood", "layer"),
     "whole": ("method", "problem", "recipe", "view", "plugin"),
 }
 

@@ -70,7 +70,7 @@ class Patient(TrustRegion):
         return strength
 
 
-def writes_the_memo(self, strength, part_state, record, tries):
+def writes_the_part_state(self, strength, part_state, record, tries):
     part_state["nu"] = 3.0
 
 
@@ -104,7 +104,7 @@ def test_retry_and_on_swap_may_be_there():
 @pytest.mark.parametrize(
     ("method", "change", "law"),
     [
-        ("retry", writes_the_memo, "inputs_not_written"),
+        ("retry", writes_the_part_state, "inputs_not_written"),
         ("retry", reads_at_will, "no_host_read"),
         ("retry", draws, "global_state_kept"),
         ("on_swap", halves_in_place, "inputs_not_written"),

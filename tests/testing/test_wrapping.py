@@ -37,7 +37,7 @@ class Forgetful:
     fraction: float = 0.25
 
     def restrict(self, evaluation, basis):
-        restriction = kl.lab.component("model", self.inner).restrict(evaluation, basis)
+        restriction = kl.lab.component("quadratic_model", self.inner).restrict(evaluation, basis)
         return dataclasses.replace(restriction, curvature=1.5 * restriction.curvature)
 
 
@@ -59,12 +59,14 @@ def test_the_example_around_no_model_steers_no_lambda():
 
 def test_a_wrapper_that_forgets_is_found():
     lab, _ = loaded("kfac_register_models")
-    lab.register("model", "forgetful", Forgetful)
+    lab.register("quadratic_model", "forgetful", Forgetful)
     assert set(lambdas(lab, "forgetful(inner='none')")) != {150.0}  # what the law is for
     found = report(Forgetful())
     assert found.broken == ("forwards_traits",)
     assert "on inner='none': expected has_curvature=False of the inner part's" in str(found)
-    assert status(report(lab.component("model", "cautious")), "forwards_traits") == "obeyed"
+    assert (
+        status(report(lab.component("quadratic_model", "cautious")), "forwards_traits") == "obeyed"
+    )
     assert status(report(ExactFisher()), "forwards_traits") == "exempt"
 
 

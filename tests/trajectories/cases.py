@@ -181,7 +181,7 @@ def cases() -> Iterator[tuple[str, Case]]:
     ):  # fmt: skip
         yield block, running("paper", block=block)
     for slot, text in (
-        ("model", "approximate_fisher"), ("model", "none"), ("damping", "tied"),
+        ("quadratic_model", "approximate_fisher"), ("quadratic_model", "none"), ("damping", "tied"),
         ("damping", "constant(lam=0.1, gamma=0.3)"), ("damping", "scheduled"),
         ("momentum", "conjugate_gradient(steps=3)"), ("momentum", "fixed(lr=0.05)"),
         ("momentum", "norm_clip"), ("schedule", "on_drift(check=5)"), ("schedule", "every_step"),
@@ -205,7 +205,7 @@ SWAPS = {
     9: {"block": "diagonal"},
     12: {"block": "kronecker", "structure": "block_diagonal", "damping": "levenberg_marquardt"},
     15: {"estimator": "exact", "schedule": "on_drift(check=2)"},
-    18: {"momentum": "optimal", "model": "approximate_fisher", "average": "none"},
+    18: {"momentum": "optimal", "quadratic_model": "approximate_fisher", "average": "none"},
 }
 
 

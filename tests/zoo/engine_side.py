@@ -24,7 +24,7 @@ def recipe(cases, estimator="exact(fraction=1.0)", **slots):
     """Full batches; nothing random but what the estimator draws."""
     return kl.Recipe.named("paper", lab=laboratory()).replace(
         estimator=estimator,
-        model="approximate_fisher",
+        quadratic_model="approximate_fisher",
         batch=f"constant(size={cases})",
         average="none",
         momentum="rescaled",

@@ -222,7 +222,7 @@ def kfac_register_recipes(register: Register) -> None:
     estimator = sampled(fraction=0.25)
     block = {"Linear": "kronecker", "*": "diagonal"}
     structure = block_diagonal
-    model = exact_fisher(fraction=0.5)
+    quadratic_model = exact_fisher(fraction=0.5)
     damping = tied(lam=10)
     momentum = rescaled
     schedule = periodic(T1=5, T2=5, T3=5)

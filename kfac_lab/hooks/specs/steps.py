@@ -160,7 +160,7 @@ def kfac_register_models(register: Register) -> None:
             return kl.traits.forwarded(self.model(), kl.traits.ModelTraits)
 
         def model(self):
-            return kl.lab.component("model", self.inner)
+            return kl.lab.component("quadratic_model", self.inner)
 
         def restrict(self, evaluation, basis):
             restriction = self.model().restrict(evaluation, basis)

@@ -55,7 +55,7 @@ from kfac_lab.testing.laws.common import (
     Trial,
     common_laws,
     exempt_unless,
-    first_memo,
+    first_state,
     hidden,
     near,
     same_to_the_bit,
@@ -254,7 +254,7 @@ _observes = exempt_unless(observes, "it has no observe")
 
 def _after(case: Case, subject: Subject, *shown: tuple[Tensor, Tensor, float]) -> Tensor:
     """P of the subject's moments after rows, cotangents and weights were shown."""
-    part_state = first_memo(case.component, "block")
+    part_state = first_state(case.component, "block")
     for rows, cotangents, weight in shown:
         part_state = case.component.observe(part_state, rows, cotangents, weight)
     found, part_state = case.component.factorise(subject["moments"], part_state)

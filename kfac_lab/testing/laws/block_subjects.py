@@ -14,7 +14,7 @@ from kfac_lab.testing import dense
 from kfac_lab.testing.law import Case
 from kfac_lab.testing.laws.common import (
     CHEAP,
-    first_memo,
+    first_state,
 )
 from kfac_lab.testing.subjects import SIDES, Subject, moments_of, normal
 from kfac_lab.testing.trees import Watch
@@ -105,7 +105,7 @@ def observes(block: Any) -> bool:
 def seen(block: Any, subject: Subject, watch: Watch | None = None) -> Mapping[str, Any]:
     """The part_state after two observations of the subject's rows."""
     watch = watch or Watch()
-    part_state = watch(first_memo(block, "block"), "the part_state of init")
+    part_state = watch(first_state(block, "block"), "the part_state of init")
     observe = traits(block, BlockTraits).observe
     if observe is not None:
         for weight in (1.0, 0.5):

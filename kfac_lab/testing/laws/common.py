@@ -48,6 +48,7 @@ __all__ = [
     "common_laws",
     "engine_for",
     "first_memo",
+    "first_state",
     "hidden",
     "near",
     "same_to_the_bit",
@@ -288,10 +289,13 @@ def _whole(trial: Trial) -> Run:
     return run
 
 
-def first_memo(component: Any, slot: str) -> Mapping[str, Any]:
+def first_state(component: Any, slot: str) -> Mapping[str, Any]:
     """What ``init`` of a momentum, a schedule or a block gives, {} without one."""
     declared: Any = traits(component, SLOT_TRAITS[slot])
     return (declared.init() or {}) if declared.init is not None else {}
+
+
+first_memo = first_state  # its former name
 
 
 def own_lab() -> Lab:
@@ -302,7 +306,7 @@ def own_lab() -> Lab:
 #: on 24 cases: everything is due at even steps
 _PARTS: Mapping[str, Any] = {
     "estimator": "sampled(fraction=1.0)",
-    "model": "exact_fisher(fraction=1.0)",
+    "quadratic_model": "exact_fisher(fraction=1.0)",
     "damping": "levenberg_marquardt(lam=1.0)",
     "schedule": "periodic(T1=2, T2=2, T3=2, burn_in=1)",
     "batch": "constant(size=16)",

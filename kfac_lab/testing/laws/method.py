@@ -73,7 +73,7 @@ def _recipe(batch: Any = "constant(size=10)") -> Recipe:
         lab=own_lab(),
         batch=batch,
         estimator="sampled(fraction=1.0)",
-        model="exact_fisher(fraction=1.0)",
+        quadratic_model="exact_fisher(fraction=1.0)",
         damping="levenberg_marquardt(lam=1.0)",
         schedule="periodic(T1=2, T2=2, T3=2, burn_in=1)",
     )

@@ -26,7 +26,7 @@ from kfac_lab.core.subspace import SubspaceModel
 from kfac_lab.core.traits import MomentumTraits, traits
 from kfac_lab.core.vector import Part, Vec
 from kfac_lab.testing.law import Broken, Case, law, try_last
-from kfac_lab.testing.laws.common import CHEAP, Trial, common_laws, exempt_unless, first_memo
+from kfac_lab.testing.laws.common import CHEAP, Trial, common_laws, exempt_unless, first_state
 from kfac_lab.testing.steps import Bowl, bowl
 from kfac_lab.testing.subjects import Subject, normal
 from kfac_lab.testing.trees import Watch, moved
@@ -54,7 +54,7 @@ def subjects(case: Case) -> Sequence[Subject]:
 def run(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
     """Three steps: the last two have a δ0, which is what the step before has made of its basis."""
     space = Bowl(subject)
-    part_state = first_memo(component, "momentum")
+    part_state = first_state(component, "momentum")
     results: dict[str, Any] = {"basis": [], "coefficients": [], "part_states": []}
     direction = watch(-space.precondition(space.gradient), "direction")
     for step in (1, 2, 50, 1_000_000):
@@ -83,7 +83,7 @@ def _step(
     space = Bowl(subject)
     direction = -space.precondition(space.gradient)
     previous = None if first else subject["previous"]
-    basis = tuple(component.basis(space, direction, previous, first_memo(component, "momentum")))
+    basis = tuple(component.basis(space, direction, previous, first_state(component, "momentum")))
     restriction = space.restrict(basis)
     chosen = component.choose(restriction, space.strength, 1 if first else 2)
     return space, basis, restriction, chosen
@@ -103,7 +103,7 @@ def direction_first(case: Case) -> None:
         direction = -space.precondition(space.gradient)
         given = subject["previous"]
         basis = case.component.basis(
-            space, direction, given, first_memo(case.component, "momentum")
+            space, direction, given, first_state(case.component, "momentum")
         )
         if not len(basis):
             raise Broken(subject.where, "at least Δ in the basis", "no vector")

@@ -443,7 +443,7 @@ def claimed_modules_train(case: Case) -> None:
             fallback="diagonal",
             batch="constant(size=5)",
             estimator="sampled(fraction=1.0)",
-            model="exact_fisher(fraction=1.0)",
+            quadratic_model="exact_fisher(fraction=1.0)",
         )
         where = f"{example.name}, three steps"
         with hidden(where), warnings.catch_warnings():

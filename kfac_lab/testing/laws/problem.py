@@ -217,7 +217,7 @@ def trains(case: Case) -> None:
         fallback="diagonal",
         batch="constant(size=24)",
         estimator="sampled(fraction=1.0)",
-        model="exact_fisher(fraction=1.0)",
+        quadratic_model="exact_fisher(fraction=1.0)",
     )
     where = "two steps with 24 cases"
     with hidden(where):

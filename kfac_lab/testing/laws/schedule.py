@@ -15,7 +15,7 @@ from typing import Any
 from kfac_lab.core.state import Due, Signals
 from kfac_lab.core.traits import ScheduleTraits, traits
 from kfac_lab.testing.law import Broken, Case, law, try_last
-from kfac_lab.testing.laws.common import CHEAP, Trial, common_laws, first_memo, hidden
+from kfac_lab.testing.laws.common import CHEAP, Trial, common_laws, first_state, hidden
 from kfac_lab.testing.subjects import Subject
 from kfac_lab.testing.trees import Watch
 
@@ -37,7 +37,7 @@ def _drifts() -> list[float | None]:
 
 def run(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
     """What is due at every step, the part_state handed on."""
-    part_state = first_memo(component, "schedule")
+    part_state = first_state(component, "schedule")
     dues = []
     for k, drift in enumerate(subject["drifts"], 1):
         due, part_state = component.due(k, watch(part_state, "part_state"), Signals(drift))
@@ -98,7 +98,7 @@ def factors_imply_inverse(case: Case) -> None:
 @law(SLOT, "Any drift will do: none, none at all, a large one, NaN of broken factors.", needs=_OWN)
 def takes_any_drift(case: Case) -> None:
     for drift in (None, 0.0, 1e-12, 1e12, float("inf"), float("nan")):
-        part_state = first_memo(case.component, "schedule")
+        part_state = first_state(case.component, "schedule")
         for k in (1, 2, 5, 20, 100):
             where = f"step {k}, drift {drift}"
             with hidden(where):
@@ -112,7 +112,7 @@ def takes_any_drift(case: Case) -> None:
 def takes_any_step(case: Case) -> None:
     for k in (10**6, 10**7, 10**9):
         with hidden(f"step {k}"):
-            due, _ = case.component.due(k, first_memo(case.component, "schedule"), Signals(None))
+            due, _ = case.component.due(k, first_state(case.component, "schedule"), Signals(None))
             flags = Due(*due)
         if flags.gamma and not flags.inverse:
             raise Broken(f"step {k}", "inverse=True where gamma=True", f"{flags}")

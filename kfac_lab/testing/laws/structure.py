@@ -10,7 +10,7 @@ Besides the common ones:
 * ``diagonal_blocks_kept``: P⁻¹ has the blocks' own damped curvature on its diagonal.
 * ``links_kept``: at a link P⁻¹ has the cross moments' product (exempt: asks for no pairs).
 * ``keeps_no_moments``: factorise and damped keep no reference into the moments.
-* ``memos_handed_on``: each block gets its own state at factorise and at damped, and the state that
+* ``states_handed_on``: each block gets its own state at factorise and at damped, and the state that
   its factorise makes is given back.
 * ``previous_is_a_hint``: damped gives the same P from whatever was in use before.
 * ``saved``: the factorisation and P are saved without pickle and give the same.
@@ -230,7 +230,7 @@ class Counting(Diagonal):
     "makes is given back.",
     needs=CHEAP,
 )
-def memos_handed_on(case: Case) -> None:
+def states_handed_on(case: Case) -> None:
     plain = made("a chain of four blocks with part_states", WIDE, ((0, 1, 2, 3),), 60, seed=950)
     blocks = tuple(Counting() for _ in WIDE)
     part_states = tuple({"name": f"layer {n}", "count": 10 * n} for n in range(len(WIDE)))
@@ -247,6 +247,9 @@ def memos_handed_on(case: Case) -> None:
             if part_state != given[method]:
                 where = f"{subject.where}, {method} of layer {n}"
                 raise Broken(where, f"the part_state {given[method]}", f"{part_state}")
+
+
+memos_handed_on = states_handed_on  # its former name
 
 
 def _earlier(subject: Subject) -> Subject:

@@ -41,7 +41,7 @@ def run_of(model, x, y, likelihood="gaussian", block="kronecker", lam=0.1, gamma
     recipe = kl.Recipe(
         estimator="exact(fraction=1.0)",
         block=block,
-        model="exact_fisher(fraction=1.0)",
+        quadratic_model="exact_fisher(fraction=1.0)",
         damping=f"constant(lam={lam}, gamma={gamma})",
         momentum="optimal",
         schedule="every_step",

@@ -128,7 +128,7 @@ def test_whole_steps_on_meta(block, generic, monkeypatch):
     recipe = kl.Recipe(
         block=block,
         estimator="sampled(fraction=0.5)",
-        model="exact_fisher(fraction=0.5)",
+        quadratic_model="exact_fisher(fraction=0.5)",
         schedule="periodic(T1=2, T2=2, T3=2, burn_in=1)",
         batch="constant(size=16)",
     )

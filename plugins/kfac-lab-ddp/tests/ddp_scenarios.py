@@ -44,7 +44,7 @@ def recipe(size: int, **parts) -> kl.Recipe:
     return kl.Recipe.of("paper").replace(
         **{
             "estimator": "sampled(fraction=0.5)",
-            "model": "exact_fisher(fraction=0.5)",
+            "quadratic_model": "exact_fisher(fraction=0.5)",
             "damping": "levenberg_marquardt(lam=1.0)",
             "schedule": BUSY,
             "batch": "constant(size=32)",
@@ -76,7 +76,7 @@ def numbers(engine, history) -> dict[str, Tensor]:
 
 def trained_by_kfac(rank, size, dtype=torch.float64, steps=STEPS, kind="plain", **parts):
     """``kl.KFAC`` on this process's half of the cases, taken whole: every ``size``-th case."""
-    whole = {"estimator": "sampled(fraction=1.0)", "model": "exact_fisher(fraction=1.0)"}
+    whole = {"estimator": "sampled(fraction=1.0)", "quadratic_model": "exact_fisher(fraction=1.0)"}
     optimizer = kl.KFAC(
         network(kind, dtype=dtype), "bernoulli", recipe=recipe(size, **{**whole, **parts}), l2=1e-3
     )

@@ -13,7 +13,7 @@ EKFAC = """
 estimator = sampled(fraction=0.125)
 block = ekfac
 structure = block_diagonal
-model = exact_fisher(fraction=0.25)
+quadratic_model = exact_fisher(fraction=0.25)
 damping = tied(lam=150.0)
 momentum = optimal
 schedule = periodic(T1=5, T2=20, T3=20, burn_in=3, T_scale=1)

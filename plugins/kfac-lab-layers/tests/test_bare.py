@@ -95,7 +95,7 @@ def test_the_sum_over_cases_has_the_right_trace():
     problem = kl.Problem(model=model, likelihood="gaussian", inputs=x, targets=model(x).detach())
     recipe = kl.Recipe.named("paper").replace(
         estimator="sampled(fraction=1.0, limit=0.9999)", batch="constant(size=3)",
-        model="none", momentum="fixed(lr=1e-12)", average="none",
+        quadratic_model="none", momentum="fixed(lr=1e-12)", average="none",
         damping="constant(lam=1, gamma=1)",
     )  # fmt: skip
     run = kl.Run(problem, recipe, device="cpu").advance(400)

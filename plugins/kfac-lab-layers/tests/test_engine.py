@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 BUSY = {  # everything a step may do is due within a few steps
     "estimator": "sampled(fraction=0.5)",
-    "model": "exact_fisher(fraction=0.5)",
+    "quadratic_model": "exact_fisher(fraction=0.5)",
     "damping": "levenberg_marquardt(lam=1.0)",
     "schedule": "periodic(T1=2, T2=4, T3=4, burn_in=1)",
     "average": "none",
@@ -186,7 +186,9 @@ def test_a_large_vocabulary_needs_no_dense_rows(monkeypatch):
             largest = max([largest, *(t.numel() for t in made if not t.is_sparse)])
             return out
 
-    run = kl.Run(problem, busy(64, block=rules, model="none", momentum="fixed"), device="cpu")
+    run = kl.Run(
+        problem, busy(64, block=rules, quadratic_model="none", momentum="fixed"), device="cpu"
+    )
     with Sizes():
         run.advance(5)
     assert largest == 400_000  # the table

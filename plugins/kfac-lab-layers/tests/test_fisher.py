@@ -10,7 +10,7 @@ import kfac_lab as kl
 
 EXACT = {
     "estimator": "exact(fraction=1.0)",
-    "model": "exact_fisher(fraction=1.0)",
+    "quadratic_model": "exact_fisher(fraction=1.0)",
     "average": "none",
 }
 

@@ -162,7 +162,7 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "device_follows": _changing(
         lambda self, found, _: replace(found, slope=found.slope * torch.ones(1).double())
     ),
-    "forwards_traits": unforwarding("model", "exact_fisher"),
+    "forwards_traits": unforwarding("quadratic_model", "exact_fisher"),
     "round_trip": _Misread,
     "trains": _changing(_fails_in_a_run),
     "resumes": _Forgets,
