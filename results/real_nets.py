@@ -1,11 +1,11 @@
 """Real nets by the clock: amortised K-FAC beside Adam and Muon, in training seconds of one thread.
 
-    OMP_NUM_THREADS=1 python results/real_nets.py conv 25 --seeds 0 2
-    OMP_NUM_THREADS=1 python results/real_nets.py gpt 35 --seeds 0 2
+    OMP_NUM_THREADS=1 python results/real_nets.py run conv gpt vit --seeds 0 2 3
+    OMP_NUM_THREADS=1 python results/real_nets.py tune gpt --methods adam --rates 0.005 0.01 0.02
 
-``conv`` is a residual net with GroupNorm on MNIST's images, ``gpt`` a two-layer transformer on the
-characters of Python's own documentation. Each method has a linear decay to the horizon and a
-warm-up. Seconds are the process's own, training alone; a line per run goes to real_nets.jsonl.
+Every rate falls linearly to the horizon, by the seconds that its own run has spent. All runs of one
+call of a task and a seed take turns, a step each, so that they share what else the machine does.
+Seconds are the process's own and of training alone; a line per run goes to real_nets.jsonl.
 """
 
 from __future__ import annotations
@@ -14,240 +14,176 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from real_nets_models import Task
+from torch import nn
 
 import kfac_lab as kl
-from kfac_lab.problems.mnist import mnist_arrays
 
 RESULTS = Path(__file__).resolve().parent
-LEVELS = {"conv": (0.10, 0.05), "gpt": (1.80, 1.55)}
-LEAVE = {"conv": ("GroupNorm", "*.bias"), "gpt": ("Embedding", "LayerNorm", "*.bias")}
-EVERY = {"conv": 25, "gpt": 10}
+LEAVE = {
+    "conv": ("GroupNorm", "*.bias"),
+    "gpt": ("Embedding", "LayerNorm", "*.bias"),
+    "vit": ("LayerNorm", "place", "*.bias"),
+}
+MU, EVERY = 0.8, 10  # K-FAC's momentum
+
+Step = Callable[[float], Any]  # at this share of the rates
 
 
-class Residual(nn.Module):
-    """Two convolutions beside a shortcut."""
+def adam(task: Task, lr: float, other: float, options: dict[str, str]) -> Step:
+    """Adam for everything."""
+    optimiser = torch.optim.Adam(task.model.parameters(), lr, (0.9, 0.99), fused=True)
 
-    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
-        super().__init__()
-        self.one = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False)
-        self.two = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False)
-        self.norms = nn.ModuleList(nn.GroupNorm(4, c_out) for _ in range(2))
-        same = stride == 1 and c_in == c_out
-        self.short = nn.Identity() if same else nn.Conv2d(c_in, c_out, 1, stride, bias=False)
+    def step(factor: float) -> None:
+        optimiser.param_groups[0]["lr"] = lr * factor
+        optimiser.step()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[n, c, h, w]``."""
-        inner = functional.relu(self.norms[0](self.one(x)))
-        return functional.relu(self.norms[1](self.two(inner)) + self.short(x))
+    return step
 
 
-class ConvNet(nn.Module):
-    """A stem, two residual blocks, a mean and a linear head."""
+def muon(task: Task, lr: float, other: float, options: dict[str, str]) -> Step:
+    """Muon for matrices and kernels, Adam for the rest."""
+    layers = [m for m in task.model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    ours = {id(m.weight) for m in layers}
+    rest = [p for p in task.model.parameters() if id(p) not in ours]
+    flat = [m.weight.detach().flatten(1) for m in layers]  # torch's Muon takes matrices
+    first = torch.optim.Muon(
+        flat, lr, adjust_lr_fn="match_rms_adamw", momentum=0.9, weight_decay=0.0
+    )
+    second = torch.optim.Adam(rest, other, (0.9, 0.99), fused=True)
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.norm = nn.Conv2d(1, 16, 3, 2, 1, bias=False), nn.GroupNorm(4, 16)
-        self.blocks = nn.Sequential(Residual(16, 16, 1), Residual(16, 32, 2))
-        self.head = nn.Linear(32, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images to logits."""
-        return self.head(self.blocks(functional.relu(self.norm(self.stem(x)))).mean((2, 3)))
-
-
-class Layer(nn.Module):
-    """Causal attention and a wide layer, each behind a norm."""
-
-    def __init__(self, d: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.q, self.k, self.v, self.o = (nn.Linear(d, d) for _ in range(4))
-        self.up, self.down = nn.Linear(d, 4 * d), nn.Linear(4 * d, d)
-        self.norms = nn.ModuleList(nn.LayerNorm(d) for _ in range(2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[n, t, d]``."""
-        y = self.norms[0](x)
-        n, t, d = y.shape
-        q, k, v = (
-            m(y).view(n, t, self.heads, -1).transpose(1, 2) for m in (self.q, self.k, self.v)
-        )
-        seen = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.o(seen.transpose(1, 2).reshape(n, t, d))
-        return x + self.down(functional.gelu(self.up(self.norms[1](x))))
-
-
-class Gpt(nn.Module):
-    """Characters to the next one's logits."""
-
-    def __init__(self, symbols: int, d: int = 128, length: int = 64) -> None:
-        super().__init__()
-        self.symbol, self.place = nn.Embedding(symbols, d), nn.Embedding(length, d)
-        self.layers = nn.Sequential(Layer(d, 4), Layer(d, 4))
-        self.norm, self.head = nn.LayerNorm(d), nn.Linear(d, symbols)
-        for m in self.modules():
-            if isinstance(m, nn.Embedding):
-                nn.init.normal_(m.weight, std=0.02)
-            elif isinstance(m, nn.Linear):
-                nn.init.normal_(m.weight, std=m.in_features**-0.5)
-                nn.init.zeros_(m.bias)
-
-    def forward(self, t: Tensor) -> Tensor:
-        """``[n, t]`` to ``[n, t, symbols]``."""
-        places = torch.arange(t.shape[1]).expand(t.shape[0], -1)
-        return self.head(self.norm(self.layers(self.symbol(t) + self.place(places))))
-
-
-class Task:
-    """A model, its batches, and the cases its loss is measured on."""
-
-    def __init__(self, name: str, seed: int) -> None:
-        torch.manual_seed(seed)
-        self.name, self.draws = name, torch.Generator().manual_seed(1000 + seed)
-        fixed = torch.Generator().manual_seed(7)
-        if name == "conv":
-            images, labels = mnist_arrays()[:2]
-            self.x, self.y = (images.view(-1, 1, 28, 28) / 255 - 0.1307) / 0.3081, labels.long()
-            self.model: nn.Module = ConvNet()
-            rows = torch.randperm(len(self.x), generator=fixed)[:2000]
-            self.held = self.x[rows], self.y[rows]
-        else:
-            from pydoc_data import topics
-
-            text = "".join(topics.topics[key] for key in sorted(topics.topics))
-            codes = [min(ord(c), 127) for c in text]
-            index = {c: i for i, c in enumerate(sorted(set(codes)))}
-            self.x = torch.tensor([index[c] for c in codes])
-            self.model = Gpt(len(index))
-            self.held = self._windows(96, fixed)
-
-    def _windows(self, n: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
-        starts = torch.randint(0, len(self.x) - 65, (n,), generator=draws)
-        rows = torch.stack([self.x[s : s + 65] for s in starts])
-        return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
-
-    def batch(self) -> tuple[Tensor, Tensor]:
-        """128 images, or 32 windows of 64 characters."""
-        if self.name == "gpt":
-            return self._windows(32, self.draws)
-        rows = torch.randint(0, len(self.x), (128,), generator=self.draws)
-        return self.x[rows], self.y[rows]
-
-    def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """Mean cross-entropy."""
-        return functional.cross_entropy(self.model(x).flatten(0, -2), y.flatten())
-
-
-class Method:
-    """Optimisers with their rates, and what comes before them."""
-
-    def __init__(self, name: str, task: Task, lr: float, other: float, options: dict[str, Any]):
-        model = task.model
-        self.before = lambda: None
-        if name == "adam":
-            pairs = [(torch.optim.Adam(model.parameters(), lr, (0.9, 0.99), fused=True), lr)]
-        else:
-            leave = LEAVE[task.name]
-            recipe = kl.Recipe.named("amortised").replace(**options)
-            pre = kl.Preconditioner(model, recipe=recipe, leave=leave, normalise=True)
-            matrices, others = pre.parameters, pre.others
-            if name == "kfac":
-                self.before = lambda: pre.step() and None
-                sgd = torch.optim.SGD(matrices, lr, momentum=0.9, dampening=0.9)
-                pairs = [(sgd, lr)]
-            else:  # torch's Muon takes matrices: the same memory as one
-                pre.remove()
-                flat = [p.detach().flatten(1) for p in matrices]
-
-                def hand_over() -> None:
-                    for a, p in zip(flat, matrices, strict=True):
-                        a.grad = p.grad.flatten(1)
-
-                self.before = hand_over
-                settings = {"momentum": 0.9, "weight_decay": 0.0}
-                muon = torch.optim.Muon(flat, lr, adjust_lr_fn="match_rms_adamw", **settings)
-                pairs = [(muon, lr)]
-            pairs.append((torch.optim.Adam(others, other, (0.9, 0.99), fused=True), other))
-        self.pairs = pairs
-
-    def step(self, factor: float) -> None:
-        """One update at this share of the rates."""
-        self.before()
-        for optimiser, lr in self.pairs:
-            optimiser.param_groups[0]["lr"] = lr * factor
+    def step(factor: float) -> None:
+        for matrix, m in zip(flat, layers, strict=True):
+            assert m.weight.grad is not None
+            matrix.grad = m.weight.grad.flatten(1)
+        for optimiser, rate in ((first, lr), (second, other)):
+            optimiser.param_groups[0]["lr"] = rate * factor
             optimiser.step()
 
+    return step
 
-def run(args: argparse.Namespace, name: str, lr: float, warm: float, seed: int) -> dict[str, Any]:
-    """One run to the horizon."""
-    task = Task(args.task, seed)
-    options = dict(part.split("=", 1) for part in args.set)
-    method = Method(name, task, lr, args.other, options if name == "kfac" else {})
-    spent = forward = 0.0
-    curve: list[tuple[int, float, float]] = []
-    k = 0
-    while spent < args.seconds:
-        x, y = task.batch()
+
+def kfac(task: Task, lr: float, other: float, options: dict[str, str]) -> Step:
+    """``amortised`` in a loop of one's own, Adam for the rest."""
+    recipe = kl.Recipe.named("amortised").replace(**options)
+    pre = kl.Preconditioner(task.model, recipe=recipe, leave=LEAVE[task.name], normalise=True)
+    first = torch.optim.SGD(pre.parameters, lr * (1 - MU), momentum=MU, nesterov=True)
+    second = torch.optim.Adam(pre.others, other, (0.9, 0.99), fused=True)
+
+    def step(factor: float) -> Any:
+        record = pre.step()
+        for optimiser, rate in ((first, lr * (1 - MU)), (second, other)):
+            optimiser.param_groups[0]["lr"] = rate * factor
+            optimiser.step()
+        return record
+
+    return step
+
+
+METHODS = {"adam": adam, "muon": muon, "kfac": kfac}
+
+
+class Runner:
+    """One run: its model, its batches, its seconds and its curve."""
+
+    def __init__(self, given: dict[str, Any]) -> None:
+        self.given, self.task = given, Task(given["task"], given["seed"])
+        self.step_with = METHODS[given["method"]](
+            self.task, given["lr"], given["other"], given["set"]
+        )
+        self.spent = self.passes = 0.0
+        self.curve: list[tuple[int, float, float]] = []
+        self.steps = 0
+        self.over = False
+
+    def turn(self) -> None:
+        """One step, and the held loss on every tenth."""
+        horizon, warm = self.given["seconds"], self.given["warm"]
+        x, y = self.task.batch()
         start = time.process_time()
-        rise = min(1.0, (spent + 0.01) / (warm * args.seconds)) if warm else 1.0
-        loss = task.loss(x, y)
-        task.model.zero_grad(set_to_none=True)
-        loss.backward()
+        rise = min(1.0, (self.spent + 0.01) / (warm * horizon)) if warm else 1.0
+        self.task.model.zero_grad(set_to_none=True)
+        self.task.loss(x, y).backward()
         half = time.process_time()
-        method.step(max(0.02, 1 - spent / args.seconds) * rise)
+        self.step_with(max(0.02, 1 - self.spent / horizon) * rise)
         end = time.process_time()
-        spent, forward, k = spent + end - start, forward + half - start, k + 1
-        if k % EVERY[args.task] == 0:
+        self.spent, self.passes = self.spent + end - start, self.passes + half - start
+        self.steps += 1
+        self.over = self.spent >= horizon
+        if self.steps % EVERY == 0 or self.over:
             with torch.no_grad():
-                held = float(task.loss(*task.held))
-            curve.append((k, round(spent, 2), round(held, 4)))
-            if not math.isfinite(held):
-                break
-    reached = {
-        level: next(((s, n) for n, s, loss in curve if loss <= level), None)
-        for level in LEVELS[args.task]
-    }
-    return {
-        "task": args.task, "method": name, "lr": lr, "warm": warm, "seed": seed,
-        "seconds": args.seconds, "steps": k, "ms": round(spent / k * 1e3, 2),
-        "ms_backward": round(forward / k * 1e3, 2), "last": curve[-1][2],
-        "reached": {str(level): found for level, found in reached.items()},
-        "set": args.set if name == "kfac" else [], "curve": curve,
-    }  # fmt: skip
+                held = float(self.task.loss(*self.task.held))
+            self.curve.append((self.steps, round(self.spent, 2), round(held, 4)))
+            self.over |= not math.isfinite(held)
+
+    def line(self) -> dict[str, Any]:
+        """What is kept of it."""
+        return {
+            **self.given,
+            "steps": self.steps,
+            "ms": round(self.spent / self.steps * 1e3, 2),
+            "ms_passes": round(self.passes / self.steps * 1e3, 2),
+            "last": self.curve[-1][2],
+            "curve": self.curve,
+        }
 
 
-BEST = {  # learning rate and warm-up
-    "conv": {"kfac": (0.015, 0.0), "adam": (0.02, 0.05), "muon": (0.02, 0.05)},
-    "gpt": {"kfac": (0.005, 0.0), "adam": (0.005, 0.1), "muon": (0.005, 0.1)},
+def raced(runs: Sequence[dict[str, Any]]) -> None:
+    """All of them, a step each in turn, until every one is at its horizon."""
+    runners = [Runner(given) for given in runs]
+    while any(not r.over for r in runners):
+        for r in runners:
+            if not r.over:
+                r.turn()
+                if r.over:
+                    line = r.line()
+                    with (RESULTS / "real_nets.jsonl").open("a") as file:
+                        file.write(json.dumps(line) + "\n")
+                    print({k: v for k, v in line.items() if k != "curve"}, flush=True)
+
+
+BEST: dict[str, dict[str, tuple[float, float]]] = {  # learning rate and warm-up
+    "conv": {"kfac": (0.01, 0.0), "adam": (0.01, 0.05), "muon": (0.03, 0.05)},
+    "gpt": {"kfac": (0.01, 0.0), "adam": (0.005, 0.1), "muon": (0.03, 0.05)},
+    "vit": {"kfac": (0.01, 0.0), "adam": (0.005, 0.1), "muon": (0.03, 0.05)},
 }
 
 
 def main() -> None:
-    """Runs the methods one after the other, seed by seed."""
+    """See above."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("task", choices=sorted(LEVELS))
-    parser.add_argument("seconds", type=float)
-    parser.add_argument("--methods", nargs="+", default=["kfac", "adam", "muon"])
+    parser.add_argument("what", choices=["run", "tune"])
+    parser.add_argument("tasks", nargs="+", choices=sorted(LEAVE))
+    parser.add_argument("--seconds", type=float, default=15.0)
+    parser.add_argument("--methods", nargs="+", default=sorted(METHODS), choices=sorted(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--lr", type=float, help="in place of the best known")
+    parser.add_argument("--rates", nargs="+", type=float, help="in place of the best known")
+    parser.add_argument("--warm", nargs="+", type=float, help="in place of the best known")
     parser.add_argument("--other", type=float, default=3e-3, help="Adam's, for what is left to it")
     parser.add_argument("--set", action="append", default=[], metavar="SLOT=TEXT")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    for seed in args.seeds:
-        for name in args.methods:
-            lr, warm = BEST[args.task][name]
-            found = run(args, name, args.lr or lr, warm, seed)
-            with (RESULTS / "real_nets.jsonl").open("a") as file:
-                file.write(json.dumps(found) + "\n")
-            shown = {key: found[key] for key in found if key != "curve"}
-            print(json.dumps(shown), flush=True)
+    options = dict(part.split("=", 1) for part in args.set)
+    for task in args.tasks:
+        for seed in args.seeds:
+            runs = []
+            for method in args.methods:
+                lr, warm = BEST[task][method]
+                runs += [
+                    {
+                        "what": args.what, "task": task, "method": method, "lr": rate,
+                        "warm": rise, "other": args.other, "seed": seed,
+                        "seconds": args.seconds, "set": options if method == "kfac" else {},
+                    }
+                    for rate in args.rates or [lr]
+                    for rise in args.warm or [warm]
+                ]  # fmt: skip
+            raced(runs)
 
 
 if __name__ == "__main__":

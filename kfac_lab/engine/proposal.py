@@ -153,16 +153,19 @@ def modelled(
 
 
 def preconditioned(gradient: Vec, clock: Clock) -> Trial:
-    """How a gradient of somebody else's becomes a candidate: P∇h, with nothing to judge it by."""
+    """How a gradient of somebody else's becomes a candidate: P∇h, with nothing to judge it by.
+
+    The basis is P∇h itself, not Δ = −P∇h: it is what the caller asked for. The slope is Δ's.
+    """
 
     def trial(strength: DampingStrength, preconditioner: Any) -> Candidate:
         with clock("propose"):
-            direction = -preconditioner.apply(gradient)
-            slope = gradient.dot(direction).reshape(1)
-            gram = direction.dot(direction).reshape(1, 1)
+            result = preconditioner.apply(gradient)
+            slope = -gradient.dot(result).reshape(1)
+            gram = result.dot(result).reshape(1, 1)
         one, nothing = torch.ones_like(slope), torch.zeros_like(gram)
         return Candidate(
-            strength, preconditioner, (direction,), one, slope[0], slope[0], slope, gram, nothing
+            strength, preconditioner, (result,), one, slope[0], slope[0], slope, gram, nothing
         )
 
     return trial

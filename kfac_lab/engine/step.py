@@ -157,7 +157,7 @@ def preconditioned(
             engine, gathered, outcome, part_states, strength=outcome.chosen.strength
         )
         record = commit.settled(engine, record, new, gathered, nothing, ok, (), {}, clock)
-        return -outcome.chosen.basis[0], record
+        return outcome.chosen.basis[0], record
 
 
 def _shared(parts: Parts, evaluated: Evaluated) -> None:

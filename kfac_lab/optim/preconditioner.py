@@ -72,7 +72,9 @@ class Preconditioner:
         kl_clip: κ; the result is scaled by ν = min(1, √(κ / Σ lr²⟨U, V⟩)) with V the gradient and U
             the preconditioned one (Ba et al. 2017). None leaves it alone.
         normalise: each parameter's result is scaled to root mean square 1, so that the curvature
-            gives the direction and your rate the length, as it does Adam's.
+            gives the direction and your rate the length, as it does Adam's. With SGD as in
+            ``SGD(pre.parameters, (1 - mu) * lr, momentum=mu, nesterov=True)`` lr is the rate of a
+            mean over the past; torch starts one with ``dampening`` 1/(1−μ) times too long.
         leave: what another optimiser trains, whose gradients stay as they are: types of modules,
             paths or parameters, such as ``("Embedding", "LayerNorm", "*.bias")``. A layer of which
             only the bias is left is preconditioned whole, and the bias's gradient is kept.
@@ -162,7 +164,14 @@ class Preconditioner:
             raise RecipeError("there is no gradient: call loss.backward() before pre.step()")
         rates = self._rates(parameters, lr)
         k = engine.step_count + 1
-        drawn = self._tap.drawn(engine.seed, k, targets, engine.parts["estimator"], weights)
+        drawn = self._tap.drawn(
+            engine.seed,
+            k,
+            targets,
+            engine.parts["estimator"],
+            weights,
+            ordered=engine.store is None or engine.observes_next,
+        )
         if drawn is not None and drawn.inputs.device != engine.device:
             raise RecipeError(
                 f"the model was last called with inputs on {drawn.inputs.device}, and its "
@@ -182,9 +191,9 @@ class Preconditioner:
                     torch.zeros_like(p) if g is None else g.detach()
                     for p, g in zip(parameters, gradients, strict=True)
                 ]
-                full = list(torch._foreach_div(full, loss_scale))
-                largest = torch.stack(torch._foreach_norm(full, math.inf)).max()
-                if not math.isfinite(linalg.host([largest])[0]):
+                if isinstance(loss_scale, Tensor) or loss_scale != 1:
+                    full = list(torch._foreach_div(full, loss_scale))
+                if not _finite(full):
                     self._tap.forget()
                     return StepRecord(step=k - 1, due=Due(False), skipped=1.0)
                 rows = self._tap.rows if targets is None else None
@@ -351,9 +360,22 @@ def _copied() -> Preconditioner:
     return Preconditioner.__new__(Preconditioner)
 
 
+def _finite(tensors: list[Tensor]) -> bool:
+    """Whether all entries are finite: one host read, or two where squares overflow.
+
+    The sum of squares costs a tenth of the largest entry's search, and is finite where all are
+    below the root of the largest number.
+    """
+    for order in (2.0, math.inf):
+        largest = torch.stack(torch._foreach_norm(tensors, order)).max()
+        if math.isfinite(linalg.host([largest])[0]):
+            return True
+    return False
+
+
 def _unit(tensors: list[Tensor]) -> list[Tensor]:
-    """Each scaled to root mean square 1."""
-    norms = torch._foreach_norm(tensors)
-    tiny = torch.finfo(norms[0].dtype).tiny
-    scales = [t.numel() ** 0.5 / n.clamp(min=tiny) for t, n in zip(tensors, norms, strict=True)]
-    return list(torch._foreach_mul(tensors, scales))
+    """Each scaled to root mean square 1; zeros stay zeros."""
+    norms = torch.stack(torch._foreach_norm(tensors))
+    roots = norms.new_tensor([t.numel() ** 0.5 for t in tensors])
+    scales = roots / norms.clamp(min=torch.finfo(norms.dtype).tiny)
+    return list(torch._foreach_mul(tensors, list(scales.unbind())))

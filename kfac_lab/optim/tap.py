@@ -87,9 +87,16 @@ class Tap:
         self._odd, self.rows = None, None
 
     def drawn(
-        self, seed: int, step: int, targets: Any, estimator: Any, weights: Any = None
+        self,
+        seed: int,
+        step: int,
+        targets: Any,
+        estimator: Any,
+        weights: Any = None,
+        *,
+        ordered: bool = True,
     ) -> Drawn | None:
-        """The cases seen, in the order of the passes, and a permutation that says S1."""
+        """The cases seen, in the order of the passes; where ``ordered`` a permutation says S1."""
         if self._odd is not None:
             raise RecipeError(
                 "a Preconditioner follows models whose arguments are tensors of cases, and the "
@@ -114,7 +121,8 @@ class Tap:
                     f"{name} have {count} rows, and the model has seen {rows} cases since the "
                     "last step: give one for each, in the same order"
                 )
-        return Drawn(inputs, weighed(targets, weights), seeds.permutation(seed, "rows", step, rows))
+        order = seeds.permutation(seed, "rows", step, rows) if ordered else None
+        return Drawn(inputs, weighed(targets, weights), order)
 
 
 def unlabelled(estimator: str) -> Unlabelled:

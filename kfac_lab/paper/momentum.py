@@ -158,8 +158,9 @@ class Normalised:
     """δ = (1−μ) lr_k Δ̂ + μ (lr_k/lr_{k−1}) δ0, Δ̂ with every layer's Δ scaled to RMS 1.
 
     So the rate is the mean size of an entry's step, as it is Adam's, and the curvature gives the
-    direction alone: each layer has a trust region of its own. With ``total_steps`` the rate rises
-    over the first ``warmup`` of the run and falls linearly to 0 at its end.
+    direction alone: each layer has a trust region of its own. The mean starts at zero, so that the
+    first steps, by the least known curvature, are short. With ``total_steps`` the rate rises over
+    the first ``warmup`` of the run and falls linearly to 0 at its end.
     """
 
     lr: float = parameter(
@@ -200,9 +201,7 @@ class Normalised:
         """((1−μ) lr_k, μ lr_k/lr_{k−1})."""
         now, before = self.rate(step), self.rate(step - 1) if step > 1 else 0.0
         kept = self.mu * now / before if before else 0.0
-        # Without a δ0 the momentum starts full: its mean over so short a past is Δ̂ itself.
-        first = 1.0 - self.mu if restriction.slope.shape[0] > 1 else 1.0
-        return _numbers(restriction.slope, [first * now, kept])
+        return _numbers(restriction.slope, [(1.0 - self.mu) * now, kept])
 
 
 def _with_previous(direction: Vec, previous: Vec | None) -> tuple[Vec, ...]:

@@ -99,7 +99,7 @@ RECIPES: dict[str, tuple[str, str, str]] = {
             estimator="empirical(fraction=0.25, limit=0.9)",
             quadratic_model="none",
             damping="constant(lam=0.001)",
-            momentum="normalised(lr=0.01, mu=0.9)",
+            momentum="normalised(lr=0.01, mu=0.7)",
             schedule="growing(T3=50, growth=1.5, T_cov=10, first=10, T1=50)",
             batch="constant(size=128)",
             average="none",

@@ -25,7 +25,7 @@ def test_steps_are_a_momentum_of_layers_of_unit_rms() -> None:
     twin = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).double()
     twin.load_state_dict(model.state_dict())
     opt = kl.KFAC(model, "categorical", recipe=recipe)
-    momenta: list = [None, None]
+    momenta: list = [0.0, 0.0]
     for k in range(1, 6):
         opt.step(x, y)
         loss = nn.functional.cross_entropy(twin(x), y)
@@ -36,8 +36,7 @@ def test_steps_are_a_momentum_of_layers_of_unit_rms() -> None:
             for n, (w, b) in enumerate(pairs):
                 g = torch.cat([found[2 * n], found[2 * n + 1][:, None]], 1)
                 unit = g / g.square().mean().sqrt()
-                old = momenta[n]
-                momenta[n] = unit if old is None else 0.8 * old + 0.2 * unit
+                momenta[n] = 0.8 * momenta[n] + 0.2 * unit
                 step = 0.05 * (1 - (k - 0.5) / 6) * momenta[n]
                 w -= step[:, :-1]
                 b -= step[:, -1]
