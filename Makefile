@@ -12,7 +12,7 @@ export OMP_WAIT_POLICY := passive
 # SECONDS is a parameter of `make demo`; some shells give the name a meaning of their own.
 unexport SECONDS
 
-.PHONY: help demo test quick lint lab soak mutants clean
+.PHONY: help demo test quick lint lab docs wheels matrix soak mutants clean
 .DELETE_ON_ERROR:
 
 help:
@@ -20,6 +20,9 @@ help:
 	@echo 'make test   style, types, import rules and the test suite'
 	@echo 'make quick  the same without the browser, the notebooks and what takes long: under two minutes'
 	@echo 'make lab    JupyterLab with everything installed, open on the tour'
+	@echo 'make docs   the handbook as web pages, in docs/_build/html; a warning is an error'
+	@echo 'make wheels  sdists and wheels of all six distributions, tried from the wheels alone'
+	@echo 'make matrix  the tests on every Python that is here, and with the lowest versions'
 	@echo 'make soak   the long tests'
 	@echo 'make mutants  makes the mathematics wrong in many small ways and sees that tests notice'
 	@echo 'make lint   style, types and import rules alone'
@@ -48,6 +51,16 @@ lint: $(VENV)/.test
 lab: $(VENV)/.lab
 	$(BIN)/kfac-lab lab
 
+docs: $(VENV)/.test
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+	@echo 'open docs/_build/html/index.html'
+
+wheels: $(VENV)/.release
+	$(BIN)/python release/wheels.py
+
+matrix: $(VENV)/.release
+	$(BIN)/python release/matrix.py
+
 soak: $(VENV)/.test
 	$(BIN)/python -m pytest -m soak
 
@@ -55,7 +68,7 @@ mutants: $(VENV)/.test
 	$(BIN)/python tests/mutants/run.py
 
 clean:
-	rm -rf $(VENV) demo build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) demo build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # ---- set-up: one stamp per set of extras, renewed when a pyproject.toml changes -------------------
@@ -69,6 +82,10 @@ $(VENV)/.test: pyproject.toml $(PLUGINS) | $(BIN)/python
 	@# the panel is tried on ipykernel 6 too: its two packages in a folder for PYTHONPATH
 	$(BIN)/python -m pip install --upgrade --no-deps --target $(VENV)/ipykernel6 'ipykernel>=6.29,<7' nest-asyncio
 	@touch $@ $(VENV)/.lab
+
+$(VENV)/.release: | $(BIN)/python
+	$(BIN)/python -m pip install 'build>=1.2'
+	@touch $@
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

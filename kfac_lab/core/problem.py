@@ -152,7 +152,7 @@ class Problem:
 
     @property
     def available(self) -> int | None:
-        """|S|, or None where cases come from a callable."""
+        """``|S|``, or None where cases come from a callable."""
         if self.inputs is not None:
             return len(self.inputs)
         return len(self.data) if hasattr(self.data, "__len__") else None

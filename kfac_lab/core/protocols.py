@@ -181,7 +181,7 @@ class Evaluation(Protocol):
 
     @property
     def rows(self) -> int:
-        """|S2|, this process's share."""
+        """``|S2|``, this process's share."""
         ...
 
     def approximate_product(self, vector: Vec) -> Vec:
@@ -437,7 +437,7 @@ class Batch(Protocol):
     """sample: how many cases (section 13)."""
 
     def size(self, step: int, available: int | None) -> int:
-        """m of step k; ``available`` is |S|, or None where data come from a callable."""
+        """m of step k; ``available`` is ``|S|``, or None where data come from a callable."""
         ...
 
 

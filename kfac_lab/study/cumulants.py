@@ -21,7 +21,7 @@ class Cumulants:
         fourth: κ(ā1, ā2, g1, g2).
         first: E[ā1] κ(ā2, g1, g2).
         second: E[ā2] κ(ā1, g1, g2).
-        bound: |κ4| + |E ā1| |κ3| + |E ā2| |κ3|, which the error's absolute value never exceeds.
+        bound: ``|κ4| + |E ā1| |κ3| + |E ā2| |κ3|``, which the error's absolute value never exceeds.
     """
 
     error: Tensor

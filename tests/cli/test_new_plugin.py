@@ -41,8 +41,18 @@ def test_the_example_is_what_the_command_writes() -> None:
         if path.is_file() and not LEFT_BEHIND & {*path.parts}
     }
     emitted = {name: text.encode() for name, text in files("kfac-lab-example").items()}
+    emitted["pyproject.toml"] = of_this_checkout(emitted["pyproject.toml"])
     assert {name: tracked[name] for name in tracked if name not in MORE} == emitted
     assert set(tracked) - set(emitted) == MORE
+
+
+def of_this_checkout(project: bytes) -> bytes:
+    """The example has the version of the checkout, as the five others have."""
+    own, ours = b'version = "0.1.0"\n', b'dynamic = ["version"]\n'
+    wheel = b"[tool.hatch.build.targets.wheel]\n"
+    place = b'[tool.hatch.version]\npath = "../../kfac_lab/__init__.py"\n\n'
+    assert project.count(own) == project.count(wheel) == 1
+    return project.replace(own, ours).replace(wheel, place + wheel)
 
 
 def test_there_is_a_template_for_each_slot_named() -> None:

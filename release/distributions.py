@@ -1,0 +1,106 @@
+"""The six distributions: built as sdist and wheel, and their tests run from the wheel alone."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECTS = (ROOT, *sorted(p.parent for p in ROOT.glob("plugins/*/pyproject.toml")))
+#: what the tests of all six import, beside what the distributions bring
+TOOLS = ("pytest>=8.2", "hypothesis>=6.100", "pytest-xdist>=3.6", "nbval>=0.11", "nbformat>=5")
+#: tests of the checkout and of its tools (style, pages, notebooks, mutants), of a browser, and of
+#: other people's architectures: they have no say about a wheel
+OF_THE_CHECKOUT = (
+    "tests/test_layout.py",
+    "tests/test_citations.py",
+    "tests/test_public_names.py",
+    "tests/notebooks",
+    "tests/handbook",
+    "tests/mutants",
+    "tests/browser",
+    "tests/zoo",
+    "tests/cli/test_tables.py::test_the_readme_is_current",
+    "tests/testing/test_one_reader.py",
+)
+
+
+def run(words: Sequence[str | Path], folder: Path = ROOT, **environment: str) -> None:
+    """A command that must succeed; what it says is shown."""
+    print("+", *words, flush=True)
+    subprocess.run([str(w) for w in words], cwd=folder, env={**clean(), **environment}, check=True)
+
+
+def clean() -> dict[str, str]:
+    """The environment without what would bring a checkout back in."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "KFAC_LAB_PLU"))}
+
+
+def name_of(project: Path) -> str:
+    """The distribution's name as its files have it: ``kfac_lab_conv``."""
+    text = (project / "pyproject.toml").read_text(encoding="utf-8")
+    found = re.search(r'^name = "(.+)"', text, re.MULTILINE)
+    assert found is not None, project
+    return found[1].replace("-", "_")
+
+
+def built(dist: Path) -> list[Path]:
+    """Builds sdist and wheel of all six into ``dist``, each wheel from its sdist; the wheels."""
+    for old in dist.glob("*"):
+        old.unlink()
+    for project in PROJECTS:
+        run([sys.executable, "-m", "build", "--outdir", dist, project])
+    made = sorted(dist.glob("*.whl"))
+    versions = {path.name.split("-")[1] for path in made}
+    if len(made) != len(PROJECTS) or len(versions) != 1:
+        raise SystemExit(f"expected {len(PROJECTS)} wheels of one version: {made}")
+    return made
+
+
+def environment(python: str, folder: Path) -> Path:
+    """An empty environment in ``folder``, made where there is none; its interpreter."""
+    if not (folder / "bin" / "python").exists():
+        run([python, "-m", "venv", folder])
+    return folder / "bin" / "python"
+
+
+def unpacked(dist: Path, folder: Path) -> list[Path]:
+    """The sdists' files without the packages themselves: only an installed one can be imported."""
+    folders = []
+    for archive in sorted(dist.glob("*.tar.gz")):
+        with tarfile.open(archive) as held:
+            held.extractall(folder, filter="data")
+        inside = folder / archive.name.removesuffix(".tar.gz")
+        package = inside / inside.name.rpartition("-")[0]
+        package.rename(inside / "not_the_package")
+        (inside / "kfac_lab_pytest.py").unlink(missing_ok=True)
+        folders.append(inside)
+    return folders
+
+
+def tested(python: Path, folders: Sequence[Path], only: Sequence[str] = ()) -> bool:
+    """Runs each distribution's tests in its unpacked sdist; whether all passed.
+
+    Args:
+        only: of the main distribution's tests; all but those of the checkout where none is given.
+    """
+    passed = True
+    for folder in folders:
+        main = folder.name.startswith("kfac_lab-")
+        words = [str(python), "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider"]
+        if main:
+            words += list(only) or ["tests"]
+            words += [f"--deselect={t}" if "::" in t else f"--ignore={t}" for t in OF_THE_CHECKOUT]
+        else:
+            words += ["tests", "--import-mode=importlib"]
+        told = {"KFAC_LAB_PLUGINS": ""} if main else {}
+        print("+", folder.name, *words[3:], flush=True)
+        told |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+        done = subprocess.run(words, cwd=folder, env=clean() | told)
+        passed &= done.returncode == 0
+    return passed

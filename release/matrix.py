@@ -1,0 +1,119 @@
+"""``make matrix``: the tests on every Python that is here, with the newest and the lowest versions.
+
+    python release/matrix.py [--env FOLDER] [--row 3.10-lowest] [TESTS ...]
+
+The lowest are the bounds of ``pyproject.toml`` themselves, made into constraints: ``torch>=2.4``
+is tried as torch 2.4. A row whose interpreter is not here says so. Environments are kept in the
+folder, and a second call goes on with them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from distributions import ROOT, TOOLS, built, clean, environment, run, tested, unpacked
+
+PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
+#: the oldest Python is tried with the lowest bounds too
+ROWS = ("3.10-lowest", *(f"{version}-newest" for version in PYTHONS))
+#: what says most about another Python or torch
+TESTS = ("tests/core", "tests/engine", "tests/paper", "tests/hooks", "tests/testing/test_check.py",
+         "tests/cli", "tests/panel", "tests/test_run.py", "tests/test_optim.py",
+         "tests/test_baselines.py", "tests/problems", "tests/invariants")  # fmt: skip
+#: the extras whose bounds are tried
+EXTRAS = ("lab", "data")
+
+
+def requirements() -> list[str]:
+    """Every requirement that ``pyproject.toml`` states for the package and two of its extras."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    lists = [r"^dependencies = \[(.*?)^\]", *(rf"^{extra} = \[(.*?)^\]" for extra in EXTRAS)]
+    found = []
+    for pattern in lists:
+        body = re.search(pattern, text, re.MULTILINE | re.DOTALL)
+        assert body is not None, pattern
+        found += re.findall(r'^\s*"([^"]+)"', body[1], re.MULTILINE)
+    return found + list(TOOLS)
+
+
+def lowest() -> Iterator[str]:
+    """The constraints that ask for the bounds themselves."""
+    for requirement in requirements():
+        bound = re.match(r"([\w-]+)>=([\d.]+)(.*)", requirement)
+        if bound is not None:
+            name, version, rest = bound.groups()
+            marker = rest[rest.index(";") :] if ";" in rest else ""
+            yield f"{name}=={version}.*{marker}"
+
+
+def interpreter(version: str) -> str | None:
+    """The Python of a version that is here, on the path or among pyenv's."""
+    candidates = [shutil.which(f"python{version}")]
+    pyenv = Path.home() / ".pyenv" / "versions"
+    candidates += [str(p) for p in sorted(pyenv.glob(f"{version}.*/bin/python"), reverse=True)]
+    for path in filter(None, candidates):
+        done = subprocess.run([path, "-c", "import sys; print(sys.version)"], capture_output=True)
+        if done.returncode == 0 and done.stdout.decode().startswith(f"{version}."):
+            return path
+    return None
+
+
+def tried(row: str, dist: Path, folder: Path, tests: list[str]) -> str:
+    """One row: what came of it."""
+    version, _, bounds = row.partition("-")
+    found = interpreter(version)
+    if found is None:
+        return "not tried: no such Python here"
+    python = environment(found, folder / row)
+    words: list[str | Path] = [python, "-m", "pip", "install", "-q", "--upgrade"]
+    if bounds == "lowest":
+        constraints = folder / "lowest.txt"
+        constraints.write_text("".join(f"{line}\n" for line in lowest()))
+        words += ["--constraint", constraints]
+    wheels = sorted(dist.glob("*.whl"))
+    wanted = [f"{w}[lab,data]" if w.name.startswith("kfac_lab-") else str(w) for w in wheels]
+    try:
+        run([*words, "--force-reinstall", "--no-deps", *map(str, wheels)])
+        run([*words[:-1], *wanted, *TOOLS] if bounds == "newest" else [*words, *wanted, *TOOLS])
+    except subprocess.CalledProcessError as error:
+        return f"could not be installed (pip: {error.returncode})"
+    source = folder / f"src-{row}"
+    shutil.rmtree(source, ignore_errors=True)
+    passed = tested(python, unpacked(dist, source), tests)
+    seen = subprocess.run([python, "-c", VERSIONS], env=clean(), capture_output=True, text=True)
+    return f"{'passed' if passed else 'FAILED'}: {seen.stdout.strip()}"
+
+
+VERSIONS = """
+import platform, numpy, torch
+print("Python", platform.python_version(), "torch", torch.__version__, "numpy", numpy.__version__)
+"""
+
+
+def main() -> int:
+    """Tries all rows and prints the table; returns the exit code."""
+    said = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    said.add_argument("--env", type=Path, default=ROOT / "build" / "matrix")
+    said.add_argument("--dist", type=Path, default=ROOT / "dist")
+    said.add_argument("--row", action="append", choices=ROWS)
+    said.add_argument("tests", nargs="*", default=list(TESTS))
+    options = said.parse_args()
+    for folder in (options.env, options.dist):
+        folder.mkdir(parents=True, exist_ok=True)
+    built(options.dist)
+    outcome = {
+        row: tried(row, options.dist, options.env.resolve(), options.tests)
+        for row in options.row or ROWS
+    }
+    print(*(f"{row:12}  {told}" for row, told in outcome.items()), sep="\n")
+    return 0 if not any(told.startswith(("FAILED", "could")) for told in outcome.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
