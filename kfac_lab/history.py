@@ -145,8 +145,8 @@ class History:
         # Each record with its row of numbers, None where nobody has read it yet: one list, so that
         # every change of it is one operation.
         self._steps: list[tuple[StepRecord, tuple[float, ...] | None]] = []
-        self._table = np.empty((0, len(COLUMNS)))  # the rows again, with room to grow
-        self._filled: list[Any] = [0, None]  # how many rows stand in it, and the last of these
+        self._table = np.empty((len(COLUMNS), 0))  # the numbers again, with room to grow
+        self._filled: list[Any] = [0, None]  # how many rows stand in it, and the last one
         self._reading = threading.Lock()  # a panel reads while another thread trains
         self.marks: list[Swap] = []
         self.evaluations: list[dict[str, Any]] = []
@@ -171,31 +171,36 @@ class History:
 
     def tail(self, count: int) -> Sequence[StepRecord]:
         """The last ``count`` records, numbers read."""
-        return tuple(record for record, _ in self._read()[-count:])
+        with self._reading:
+            end = self._settled()
+            return tuple(record for record, _ in self._steps[max(end - count, 0) : end])
 
     def __getitem__(self, name: str) -> Column:
         name = _RENAMED.get(name, name)
         if name not in COLUMNS:
             raise _NoColumn(f"history has no column {name!r}; it has {', '.join(COLUMNS)}")
-        steps = self._read()
         with self._reading:
-            return Column(name, self._filled_up(steps)[:, COLUMNS.index(name)].copy())
+            return Column(name, self._filled_up(self._settled())[COLUMNS.index(name)].copy())
 
-    def _filled_up(
-        self, steps: Sequence[tuple[StepRecord, tuple[float, ...]]]
-    ) -> NDArray[np.float64]:
-        """The rows as one table: new ones are added to it, and those that stand there stay."""
+    def _filled_up(self, end: int) -> NDArray[np.float64]:
+        """The first ``end`` rows as columns: new ones are added, and those that stand there stay.
+
+        A look costs what is new, however long the run is.
+        """
         count, last = self._filled
-        if count > len(steps) or (count and steps[count - 1][1] is not last):
-            count = 0  # it went another way
-        if len(steps) > len(self._table):
-            grown = np.empty((max(2 * len(self._table), len(steps), 64), len(COLUMNS)))
-            grown[:count] = self._table[:count]
+        new = self._steps[max(count - 1, 0) : end]
+        if count > end or (count and (not new or new[0][1] is not last)):
+            count, new = 0, self._steps[:end]  # it went another way
+        rows = [row for _, row in (new[1:] if count else new)]
+        end = count + len(rows)
+        if end > self._table.shape[1]:
+            grown = np.empty((len(COLUMNS), max(2 * self._table.shape[1], end, 64)))
+            grown[:, :count] = self._table[:, :count]
             self._table = grown
-        if len(steps) > count:
-            self._table[count : len(steps)] = [row for _, row in steps[count:]]
-        self._filled = [len(steps), steps[-1][1] if steps else None]
-        return self._table[: len(steps)]
+        if rows:
+            self._table[:, count:end] = np.array(rows, dtype=np.float64).T
+        self._filled = [end, (new[-1][1] if new else None)]
+        return self._table[:, :end]
 
     def __contains__(self, name: object) -> bool:
         return name in COLUMNS or name in _RENAMED
@@ -207,13 +212,17 @@ class History:
     def _read(self) -> list[tuple[StepRecord, tuple[float, ...]]]:
         """Every record with its row."""
         with self._reading:
-            end = len(self._steps)
-            start = end
-            while start and self._steps[start - 1][1] is None:
-                start -= 1
-            if start < end:
-                self._steps[start:end] = _numbers([r for r, _ in self._steps[start:end]])
-            return self._steps[:end]  # type: ignore[return-value]
+            return self._steps[: self._settled()]  # type: ignore[return-value]
+
+    def _settled(self) -> int:
+        """Reads all that is pending; how many records there are."""
+        end = len(self._steps)
+        start = end
+        while start and self._steps[start - 1][1] is None:
+            start -= 1
+        if start < end:
+            self._steps[start:end] = _numbers([r for r, _ in self._steps[start:end]])
+        return end
 
     def keep(self, count: int) -> None:
         """Reads what is pending and forgets all but the last ``count`` records."""

@@ -69,10 +69,12 @@ class Series:
         run: the label of the run that it belongs to: it is drawn in that run's look, and hidden
             with it; "" where it belongs to none.
         shape: ``line``, ``dots`` (a line with dots), ``points``, ``circles`` (open points),
-            ``diamonds``, or ``crosses`` at the foot of the axes, whatever ``y`` says.
-        low: ``[n]``, the lower edge of a band around the line; with ``high``.
+            ``diamonds``, ``crosses`` at the foot of the axes, whatever ``y`` says, or ``area``
+            (filled from ``low``, or 0, up to ``y``).
+        low: ``[n]``, the lower edge of a band around the line, with ``high``; of an area its foot.
         high: likewise.
-        colour: for a series of no run.
+        colour: for a series of no run. Where an axes has several of these they have a key beside
+            it.
     """
 
     name: str
@@ -87,7 +89,7 @@ class Series:
 
 @dataclass(frozen=True, eq=False)
 class Bars:
-    """Numbers ``[n]`` with names, as horizontal bars."""
+    """Numbers ``[n]`` from 0 upwards with names, as horizontal bars, each with its share."""
 
     names: Sequence[str]
     values: Any
@@ -96,10 +98,11 @@ class Bars:
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
-    """Numbers ``[rows, columns]`` as colours from ``low`` to ``high``.
+    """Numbers ``[rows, columns]`` as colours from ``low`` to ``high``; it has its axes alone.
 
-    ``signed``: blue below 0, white at 0, vermilion above; else from dark to light. ``rows`` and
-    ``columns`` are names, where each has one; ``written``: the numbers stand in the cells.
+    ``signed``: blue below 0, white at 0, vermilion above; else from dark to light. ``log``: the
+    colours go by the logarithm, and what is not above 0 is left clear. ``rows`` and ``columns`` are
+    names, where each has one; ``written``: the numbers stand in the cells.
     """
 
     values: Any
@@ -109,21 +112,35 @@ class Matrix:
     rows: Sequence[str] = ()
     columns: Sequence[str] = ()
     written: bool = False
+    log: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Small images ``[n, height, width]`` in rows of ``columns``, on one scale.
+    """Small images in rows of ``columns``, on one scale; they have their axes alone.
 
-    ``captions``: a text beneath each image; ``signed`` as for a matrix.
+    Attributes:
+        stack: ``[n, height, width]``, or n matrices each of a size of its own, drawn equally large.
+        columns: images in a row; 0: as many as make them largest.
+        low: what is drawn black.
+        high: what is drawn white.
+        signed: as for a matrix.
+        captions: a text beneath each image.
+        rows: a name of each row.
     """
 
     stack: Any
-    columns: int
+    columns: int = 0
     low: float | None = None
     high: float | None = None
     signed: bool = False
     captions: Sequence[str] = ()
+    rows: Sequence[str] = ()
+
+    @property
+    def images(self) -> list[Floats]:
+        """Each as a matrix of float64."""
+        return [floats(each) for each in self.stack]
 
 
 Part: TypeAlias = "Series | Bars | Matrix | Images"

@@ -20,6 +20,7 @@ from kfac_lab.plots import Plot
 
 __all__ = ["Painted", "Painter"]
 
+INTERVAL = 0.125  # seconds between two looks, at least
 HEAVY = 0.1  # of the time, at most, goes into views that look into a run or are drawn here
 RARELY = 2.0  # seconds between two of these at the most, while they are open
 SPOKEN = 2.0  # seconds between two texts
@@ -159,8 +160,8 @@ class Painter:
 
     @property
     def heavy(self) -> bool:
-        """Whether the open view looks into the run, or is drawn here."""
-        return bool(self.view.wants) or self.view.plot is None
+        """Whether the open view is dear: it looks into the run, or is drawn here."""
+        return bool(self.view.heavy)
 
     def _plots(self, between: bool) -> list[tuple[str, Plot | Picture]] | None:
         """The open view's plots; None where they are dear and not due."""
@@ -168,13 +169,14 @@ class Painter:
             return self._made(None)
         now = time.monotonic()
         key = (self.view, self.control.label)
-        if between or (now < self._next_heavy and key == self._heavy_of):
+        waits = between and bool(self.view.wants)  # for a step boundary
+        if waits or (now < self._next_heavy and key == self._heavy_of):
             fresh = self._heavy_of == key
             return self._heavy if fresh and not self._wire.begun else None
         self._heavy = self._made(now)
         self._heavy_of = key
         took = time.monotonic() - now
-        self._next_heavy = time.monotonic() + min(took / HEAVY, RARELY)
+        self._next_heavy = now + min(max(took / HEAVY, INTERVAL), RARELY)
         return self._heavy
 
     def _made(self, heavy: float | None) -> list[tuple[str, Plot | Picture]]:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from kfac_lab.panel.views.draw import scale_of, told
+from kfac_lab.panel.views.draw import told
+from kfac_lab.panel.views.pixels import colours_of
 from kfac_lab.plots import Axes, Axis, Bars, Floats, Images, Matrix, Part, Plot, Series, floats
 
 __all__ = ["Picture", "Wire"]
@@ -25,7 +26,7 @@ class Wire:
     """Remembers what the page has; :meth:`message` says what it lacks.
 
     An array that begins with what was sent before is sent from there on: the points of the new
-    steps, as float64, whatever the length of the run.
+    steps, as float64, whatever the length of the run. What is shown as colours goes as float32.
     """
 
     def __init__(self) -> None:
@@ -48,16 +49,18 @@ class Wire:
     ) -> tuple[dict[str, Any], list[Any]]:
         """What is new of the plots (heading, plot): a message and its buffers."""
         arrays: dict[str, Floats] = {}
-        buffers: list[Any] = [b""]
+        buffers: list[Any] = [b"", b""]  # numbers of eight bytes, of four; then pictures
         self._known, self._alive = {}, []
         spec = [self._plot(n, heading, p, arrays, buffers) for n, (heading, p) in enumerate(plots)]
         out: dict[str, Any] = {}
-        parts, listed = [], []
+        parts: tuple[list[Floats], list[Floats]] = [], []
+        listed = []
         for key, array in arrays.items():
             start = self._start(key, array)
             if start < len(array) or key not in self._sent or len(self._sent[key]) > len(array):
-                parts.append(array[start:])
-                listed.append([key, start, len(array) - start])
+                which = 0 if array.itemsize == 8 else 1
+                parts[which].append(array[start:])
+                listed.append([key, start, len(array) - start, which])
             self._sent[key] = array
         gone = [key for key in self._sent if key not in arrays]
         for key in gone:
@@ -65,21 +68,21 @@ class Wire:
         if not self._spec:
             out["all"] = True
         written = json.dumps(spec, ensure_ascii=False)
-        if written != self._spec or len(buffers) > 1:
+        if written != self._spec or len(buffers) > 2:
             out["spec"], self._spec = spec, written
         if listed:
             out["arrays"] = listed
-            buffers[0] = np.concatenate(parts).tobytes()
+            buffers[:2] = [np.concatenate(part).tobytes() if part else b"" for part in parts]
         if gone:
             out["drop"] = gone
-        return out, (buffers if listed or len(buffers) > 1 else [])
+        return out, (buffers if listed or len(buffers) > 2 else [])
 
     def _start(self, key: str, array: Floats) -> int:
         old = self._sent.get(key)
-        if old is None or len(old) > len(array):
+        if old is None or len(old) > len(array) or old.dtype != array.dtype:
             return 0
-        same = np.array_equal(old.view(np.int64), array[: len(old)].view(np.int64))
-        return len(old) if same else 0
+        bits = np.dtype(f"i{old.itemsize}")  # NaN is itself
+        return len(old) if np.array_equal(old.view(bits), array[: len(old)].view(bits)) else 0
 
     # --- plots as JSON ----------------------------------------------------------------------------
 
@@ -136,11 +139,11 @@ class Wire:
                 while key in arrays:
                     key += "+"
                 self._known[id(values)] = key
-                arrays[key] = np.ascontiguousarray(floats(values)).reshape(-1)
+                four = isinstance(values, np.ndarray) and values.dtype == np.float32
+                made = values if four else floats(values)
+                arrays[key] = np.ascontiguousarray(made).reshape(-1)
                 self._alive.append(values)
-            found: dict[str, Any] = {"$": self._known[id(values)]}
-            shape = np.shape(values)
-            return found | ({"shape": list(shape)} if len(shape) > 1 else {})
+            return {"$": self._known[id(values)]}
 
         if isinstance(part, Series):
             x: Any = part.x
@@ -168,20 +171,26 @@ class Wire:
                 "values": values,
                 "colours": list(part.colours),
             }
-        low, high = scale_of(floats(part.values if isinstance(part, Matrix) else part.stack), part)
+        low, high = colours_of(part)
         common = {"low": low, "high": high, "signed": part.signed}
         if isinstance(part, Matrix):
             return {
                 "kind": "matrix",
-                "values": array("values", part.values),
+                "values": array("values", np.asarray(floats(part.values), np.float32)),
+                "sizes": [list(np.shape(part.values))],
                 "rows": list(part.rows),
                 "columns": list(part.columns),
                 "written": part.written,
+                "log": part.log,
                 **common,
             }
+        images = part.images
+        flat = np.concatenate([np.zeros(0), *map(np.ravel, images)])
         return {
             "kind": "images",
-            "stack": array("stack", part.stack),
+            "values": array("values", np.asarray(flat, np.float32)),
+            "sizes": [list(image.shape) for image in images],
+            "rows": list(part.rows),
             "columns": part.columns,
             "captions": list(part.captions),
             **common,

@@ -64,19 +64,19 @@ class Seen:
         self.sizes.append(sum(map(len, buffers)))
         if message.get("all"):
             self.store = {}
-        numbers = np.frombuffer(buffers[0]) if buffers else np.zeros(0)
-        at = 0
-        for key, start, count in message.get("arrays", ()):
+        two = [*buffers[:2], b"", b""]
+        numbers = [np.frombuffer(two[0], np.float64), np.frombuffer(two[1], np.float32)]
+        for key, start, count, which in message.get("arrays", ()):
             old = self.store.get(key, np.zeros(0))
             assert start <= len(old), "a gap"
-            self.store[key] = np.concatenate([old[:start], numbers[at : at + count]])
-            at += count
-        assert at == len(numbers)
+            new, numbers[which] = np.split(numbers[which], [count])
+            self.store[key] = np.concatenate([old[:start], new])
+        assert not any(map(len, numbers))
         for key in message.get("drop", ()):
             del self.store[key]
         self.spec = message.get("spec", self.spec)
         self.words = message.get("words", self.words)
-        self.pictures += sum(b.startswith(b"\x89PNG") for b in buffers[1:])
+        self.pictures += sum(b.startswith(b"\x89PNG") for b in buffers[2:])
         for hear in self.hears:
             hear()
 

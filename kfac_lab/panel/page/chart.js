@@ -63,14 +63,13 @@ export class Chart {
   // --- what arrives --------------------------------------------------------------------------
 
   take(message, buffers) {
-    const bytes = buffers[0], numbers = bytes ? new Float64Array(bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength)) : [];
+    const numbers = [Float64Array, Float32Array].map((Kind, n) => buffers[n] ? new Kind(buffers[n].buffer.slice(buffers[n].byteOffset, buffers[n].byteOffset + buffers[n].byteLength)) : []), at = [0, 0];
     if (message.all) this.store.clear();
-    let at = 0;
-    for (const [key, start, count] of message.arrays || []) {
+    for (const [key, start, count, n] of message.arrays || []) {
       let column = this.store.get(key);
       if (!column) this.store.set(key, column = new Column());
       if (start > column.length) { this.host.gap(); return; }
-      column.write(start, numbers.subarray(at, at + count)); at += count;
+      column.write(start, numbers[n].subarray(at[n], at[n] += count));
     }
     for (const key of message.drop || []) this.store.delete(key);
     if (message.spec) { this.spec(message.spec, buffers); }
@@ -81,7 +80,7 @@ export class Chart {
   spec(spec, buffers) {
     const get = v => v && v.$ !== undefined ? this.store.get(v.$) : v;
     for (const plot of spec) for (const axes of plot.axes || []) for (const part of axes.parts) {
-      for (const name of ['y', 'low', 'high', 'values', 'stack']) if (part[name]) { part[name + 'Shape'] = part[name].shape; part[name] = get(part[name]); }
+      for (const name of ['y', 'low', 'high', 'values']) part[name] = get(part[name]);
       if (part.x?.along) for (const k of Object.keys(part.x.along)) part.x.along[k] = get(part.x.along[k]); else if (part.x) part.x = get(part.x);
     }
     for (const plot of spec) if (plot.picture !== undefined) plot.url = URL.createObjectURL(new Blob([buffers[plot.picture]], { type: 'image/png' }));
@@ -178,16 +177,17 @@ export class Chart {
   }
 
   paint(c, cell, axes, width, height, theme) {
-    const other = axes.parts.find(p => p.kind !== 'series');
-    if (other) { drawOther(c, axes, width, height, theme); return { other: true }; }
-    return drawAxes(c, axes, this.look(cell, axes), width, height, theme);
+    const [part] = axes.parts, other = part && part.kind !== 'series' && part.values.length;
+    return other ? drawOther(c, axes, width, height, theme) : drawAxes(c, axes, this.look(cell, axes), width, height, theme);
   }
 
   // Marks, the crosshair and the frame of a drag: what belongs to the page and not to the picture.
   overlay(c, cell, axes, width, height, theme, still) {
     const { made } = cell;
     if (!still) cell.marks.replaceChildren(...this.markButtons(cell, axes, width));
-    if (!made || made.empty || made.other) return;
+    const on = this.cursor && this.cursor.n === cell.n && (this.cursor.k === cell.k || axes.x.length > 1) && !still;
+    if (made?.other && on) { const s = made.spot(this.cursor.x); c.strokeStyle = theme.ink; c.lineWidth = 1.5; c.strokeRect(s.x, s.y, s.w, s.h); }
+    if (!made?.sx) return;
     const { sx, box } = made, bottom = height - box.bottom;
     for (const mark of this.plots[cell.n].marks) {
       const x = this.markAt(axes, mark);
@@ -200,8 +200,8 @@ export class Chart {
       const [a, b, d, e] = cell.drag;
       c.fillStyle = theme.ink; c.globalAlpha = 0.1; c.fillRect(Math.min(a, d), Math.min(b, e), Math.abs(d - a), Math.abs(e - b)); c.globalAlpha = 1;
     }
-    const at = this.cursor && this.cursor.n === cell.n && (this.cursor.k === cell.k || axes.x.length > 1) ? this.cursor.x : null;
-    if (at !== null && !still && at >= sx.low && at <= sx.high) {
+    const at = on ? this.cursor.x : NaN;
+    if (at >= sx.low && at <= sx.high) {
       c.strokeStyle = theme.faint; c.lineWidth = 1; c.beginPath(); c.moveTo(sx.at(at), box.top); c.lineTo(sx.at(at), bottom); c.stroke();
       for (const { part, p, ink } of made.found) {
         if (part.shape !== 'line' && part.shape !== 'dots') continue;
@@ -258,6 +258,7 @@ export class Chart {
 
   moved(cell, e) {
     if (cell.drag) { cell.drag[2] = e.offsetX; cell.drag[3] = e.offsetY; this.soon(); return; }
+    if (cell.made?.other) { const k = cell.made.find(e.offsetX, e.offsetY); return this.hover(k < 0 ? null : cell, k, e); }
     if (!cell.made?.sx) return;
     const { sx, box } = cell.made;
     if (e.offsetX < box.left || e.offsetX > cell.place.clientWidth - box.right) return this.hover(null);
@@ -278,24 +279,30 @@ export class Chart {
     });
   }
 
+  // What the tip says at a place: a heading, lines of [colour, name, number, more], and where it stands.
+  saidAt(cell, x) {
+    const { made } = cell;
+    if (made.other) { const s = made.spot(x); return { head: s.name, lines: [['', '', short(s.value), '']], px: s.x + s.w, py: s.y }; }
+    const found = this.values(cell, x), shown = found.reduce((a, b) => a && Math.abs(a.x - x) <= Math.abs(b.x - x) ? a : b, null);
+    return {
+      head: shown && `${this.choice(this.axes(cell))[0]} ${short(shown.x)}`, px: made.sx.at(x), py: 40,
+      lines: found.map(v => [v.colour, `${v.name} `, short(v.y), (v.smooth === null ? '' : ` (smoothed ${short(v.smooth)})`) + (v.low === undefined ? '' : ` (${short(v.low)} … ${short(v.high)})`)]),
+    };
+  }
+
   hover(cell, x, e) {
     this.cursor = cell ? { n: cell.n, k: cell.k, x } : null;
-    this.tip.hidden = true;
-    if (cell) {
-      const found = this.values(cell, x), axes = this.axes(cell);
-      if (found.length) {
-        const at = found.reduce((a, b) => Math.abs(b.x - x) < Math.abs(a.x - x) ? b : a).x;
-        this.tip.replaceChildren(el('div', {}, `${this.choice(axes)[0]} ${short(at)}`), ...found.map(v => {
-          const dot = el('span', { className: 'kl-dot' }); dot.style.background = v.colour;
-          return el('div', {}, dot, `${v.name} `, el('b', {}, short(v.y)), v.smooth !== null ? ` (smoothed ${short(v.smooth)})` : '', v.low !== undefined ? ` (${short(v.low)} … ${short(v.high)})` : '');
-        }));
-        const frame = this.frame.getBoundingClientRect(), place = cell.place.getBoundingClientRect(), px = place.left - frame.left + cell.made.sx.at(x);
-        this.tip.hidden = false;
-        const right = px + 14 + this.tip.offsetWidth < frame.width;
-        this.tip.style.left = `${right ? px + 14 : Math.max(0, px - 14 - this.tip.offsetWidth)}px`;
-        this.tip.style.top = `${place.top - frame.top + (e && e.offsetY !== undefined ? Math.min(e.offsetY, 180) : 40)}px`;
-        if (!e) this.live.textContent = `${this.choice(axes)[0]} ${short(at)}: ${found.map(v => `${v.name} ${short(v.y)}`).join(', ')}`;
-      }
+    const said = cell && this.saidAt(cell, x), { tip } = this;
+    tip.hidden = !said?.lines.length;
+    if (!tip.hidden) {
+      tip.replaceChildren(el('div', {}, said.head), ...said.lines.map(([colour, name, number, more]) => {
+        const dot = el('span', { className: 'kl-dot' }); dot.style.background = colour; dot.hidden = !colour;
+        return el('div', {}, dot, name, el('b', {}, number), more);
+      }));
+      const frame = this.frame.getBoundingClientRect(), place = cell.place.getBoundingClientRect(), px = place.left - frame.left + said.px;
+      tip.style.left = `${px + 14 + tip.offsetWidth < frame.width ? px + 14 : Math.max(0, px - 14 - tip.offsetWidth)}px`;
+      tip.style.top = `${place.top - frame.top + Math.min(e?.offsetY ?? said.py, 180)}px`;
+      if (!e) this.live.textContent = `${said.head}: ${said.lines.map(([, name, number]) => name + number).join(', ')}`;
     }
     this.soon();
   }
@@ -326,10 +333,17 @@ export class Chart {
   }
 
   key(cell, e) {
-    const { made } = cell, first = made?.found?.[0];
-    if (!made?.sx || e.ctrlKey || e.metaKey || e.altKey) return;
+    const { made } = cell, first = made?.found?.[0], steps = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10 };
+    if (e.ctrlKey || e.metaKey || e.altKey) return;
+    if (made?.other) {
+      const last = made.count - 1, k = { Home: 0, End: last }[e.key] ?? (this.cursor?.x ?? -1) + steps[e.key];
+      if (!(k === k)) return;
+      e.preventDefault(); e.stopPropagation();
+      return this.hover(cell, Math.max(0, Math.min(last, k)));
+    }
+    if (!made?.sx) return;
     const middle = (made.sx.from + made.sx.to) / 2, at = this.cursor?.x ?? made.sx.back(middle);
-    const here = made.sx.at(at), steps = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10 };
+    const here = made.sx.at(at);
     if (e.key in steps) {
       const i = nearest(first.p, at) + steps[e.key], p = first.p;
       this.hover(cell, p.x[Math.max(0, Math.min(p.x.length - 1, i))]);
@@ -346,7 +360,7 @@ export class Chart {
 
   seen(cell) {
     const { made } = cell;
-    if (!made || made.empty || made.other) return [];
+    if (!made?.sx) return [];
     return made.found.map(({ part, p }) => ({
       run: part.run ? this.host.name(part.run) : '', name: part.name,
       points: p.x.map((x, i) => [x, p.raw[i]]).filter(([x]) => x >= made.sx.low && x <= made.sx.high),
@@ -356,14 +370,19 @@ export class Chart {
   tabulate() {
     const place = this.table.querySelector('div'), made = [];
     if (!this.table.open) { place.replaceChildren(); return; }
+    const row = (name, numbers) => el('tr', {}, el('th', { scope: 'row' }, name), ...numbers.map(v => el('td', {}, v === undefined ? '' : short(v))));
+    const tabled = (caption, heads, rows) => el('table', {}, el('caption', {}, caption), el('thead', {}, el('tr', {}, ...heads.map(t => el('th', { scope: 'col' }, t)))), el('tbody', {}, ...rows));
     for (const cell of this.cells) {
-      const axes = this.axes(cell), series = this.seen(cell), rows = new Map();
+      const axes = this.axes(cell), series = this.seen(cell), rows = new Map(), title = axes.title || axes.y.label || this.plots[cell.n].title;
+      if (cell.made?.other) {
+        const n = Math.min(cell.made.count, 200), spots = Array.from({ length: n }, (_, k) => cell.made.spot(k));
+        made.push(tabled(n < cell.made.count ? `${title}: the first ${n} of ${cell.made.count}` : title, ['', 'value'], spots.map(s => row(s.name, [s.value]))));
+      }
       series.forEach((s, k) => s.points.forEach(([x, y]) => { if (!rows.has(x)) rows.set(x, []); rows.get(x)[k] = y; }));
       const xs = [...rows.keys()].sort((a, b) => a - b), every = Math.ceil(xs.length / 200);
       const shown = xs.filter((_, i) => i % every === 0 || i === xs.length - 1);
       if (!series.length) continue;
-      const head = el('tr', {}, el('th', { scope: 'col' }, this.choice(axes)[0]), ...series.map(s => el('th', { scope: 'col' }, [s.run, s.name].filter(Boolean).join(', '))));
-      made.push(el('table', {}, el('caption', {}, `${axes.y.label}${every > 1 ? `: every ${every}th of ${xs.length} points` : ''}`), el('thead', {}, head), el('tbody', {}, ...shown.map(x => el('tr', {}, el('th', { scope: 'row' }, short(x)), ...series.map((_, k) => el('td', {}, rows.get(x)[k] === undefined ? '' : short(rows.get(x)[k]))))))));
+      made.push(tabled(every > 1 ? `${title}: every ${every}th of ${xs.length} points` : title, [this.choice(axes)[0], ...series.map(s => [s.run, s.name].filter(Boolean).join(', '))], shown.map(x => row(short(x), series.map((_, k) => rows.get(x)[k])))));
     }
     place.replaceChildren(...made);
   }
@@ -371,8 +390,12 @@ export class Chart {
   save(kind) {
     const name = `${(this.view || 'chart').replace(/\W/g, '_')}.${kind}`;
     if (kind === 'csv') {
-      const quote = t => /[",\n]/.test(t) ? `"${t.replace(/"/g, '""')}"` : t, lines = ['axis,run,series,against,at,value'];
-      for (const cell of this.cells) for (const s of this.seen(cell)) for (const [x, y] of s.points) lines.push([quote(this.axes(cell).y.label), quote(s.run), quote(s.name), quote(this.choice(this.axes(cell))[0]), x, y].join(','));
+      const quote = t => /[",\n]/.test(t) ? `"${t.replace(/"/g, '""')}"` : t, lines = ['axis,run,series,against,at,value'], write = (...row) => lines.push(row.map(v => quote(String(v))).join(','));
+      for (const cell of this.cells) {
+        const axes = this.axes(cell), title = axes.y.label || axes.title;
+        for (const s of this.seen(cell)) for (const [x, y] of s.points) write(title, s.run, s.name, this.choice(axes)[0], x, y);
+        for (let k = 0; k < (cell.made?.count || 0); k++) { const s = cell.made.spot(k); write(axes.title, '', s.name, '', k, s.value); }
+      }
       return saveAs(new Blob([lines.join('\n') + '\n'], { type: 'text/csv' }), name);
     }
     const theme = this.colours(), sizes = this.cells.map(c => [c.place.offsetLeft, c.place.offsetTop, c.place.clientWidth, c.place.clientHeight]);

@@ -92,7 +92,9 @@ export const arranged = (axes, look, width, height) => {
     if (p.x.length) found.push({ part, p, ink: look.ink(part.run, part.colour, found.length) });
   }
   const box = { ...MARGIN };
+  const key = axes.parts.filter(p => p.kind === 'series' && !p.run && p.name);
   if (axes.bands.length) box.right = 96;
+  if (key.length > 1) box.right = 30 + Math.min(0.45 * width, 6 * Math.max(...key.map(p => p.name.length)));
   const range = (low, high) => low === Infinity ? null : [low, high];
   let lx = Infinity, hx = -Infinity, ly = Infinity, hy = -Infinity, positive = Infinity;
   const logY = look.scale === 'log' || (look.scale !== 'linear' && axes.y.log);
@@ -110,15 +112,16 @@ export const arranged = (axes, look, width, height) => {
     }
   }
   for (const v of axes.range || []) seen(v);
-  if (!found.length) return { found, box, empty: true };
+  if (!found.length) return { found, box: { ...MARGIN }, empty: true };
   let x = look.zoomX || range(lx, hx), y = look.zoomY || (logY && positive < Infinity ? [Math.max(ly, positive), hy] : range(ly, hy) || [0, 1]);
   if (!look.zoomX) { const pad = logX ? 0 : 0.02 * (x[1] - x[0]) || 0.5; x = logX ? [x[0] / 1.1, x[1] * 1.1] : [look.x === 'iteration' ? x[0] - pad : Math.max(0, x[0] - pad), x[1] + pad]; }
   if (!look.zoomY) {
     if (logY && y[0] > 0) { const f = Math.max((y[1] / y[0]) ** 0.06, 1.04); y = [y[0] / f, y[1] * f]; }
     else { const pad = 0.07 * (y[1] - y[0]) || 0.1 * Math.abs(y[1]) || 0.5; y = [y[0] - pad, y[1] + pad]; }
   }
+  if (found.some(({ part }) => part.shape === 'area') && ly === 0 && !look.zoomY) y[0] = 0;
   return {
-    found, box, clip, logY,
+    found, box, clip, logY, keyed: key.length > 1,
     sx: new Scale(x[0], x[1], box.left, width - box.right, logX),
     sy: new Scale(y[0], y[1], height - box.bottom, box.top, logY),
   };
@@ -185,7 +188,7 @@ export const drawAxes = (c, axes, look, width, height, theme) => {
     const thin = ink.thin && !part.low;
     c.strokeStyle = c.fillStyle = ink.colour;
     if (part.low) {
-      c.globalAlpha = 0.2; c.beginPath();
+      c.globalAlpha = part.shape === 'area' ? 1 : 0.2; c.beginPath();
       p.i.forEach((i, k) => c[k ? 'lineTo' : 'moveTo'](sx.at(p.x[k]), sy.at(part.high.at(i))));
       for (let k = p.i.length - 1; k >= 0; k--) c.lineTo(sx.at(p.x[k]), sy.at(part.low.at(p.i[k])));
       c.closePath(); c.fill(); c.globalAlpha = 1;
@@ -200,7 +203,7 @@ export const drawAxes = (c, axes, look, width, height, theme) => {
       c.globalAlpha = 1; c.setLineDash([]);
     }
     const n = p.x.length;
-    const every = part.shape === 'line' ? (thin ? n : n - 1) : 0;
+    const every = part.shape === 'line' && n > 1 ? (thin ? n : n - 1) : part.shape === 'area' ? n : 0;
     for (let k = every; k < n; k++) {
       const edge = Math.min(Math.max(p.y[k], clip[0]), clip[1]);
       const X = sx.at(p.x[k]), Y = part.shape === 'crosses' ? bottom - 6 : sy.at(edge);
@@ -211,6 +214,11 @@ export const drawAxes = (c, axes, look, width, height, theme) => {
     }
   }
   c.restore();
+  if (made.keyed) made.found.filter(({ part }) => !part.run && part.name).forEach(({ part, ink }, i, all) => {
+    const y = box.top + 6 + i * Math.min(15, (bottom - box.top) / all.length);
+    c.fillStyle = ink.colour; c.fillRect(right + 8, y - 2, 12, 4);
+    text(part.name, right + 24, y);
+  });
   return made;
 };
 
@@ -230,6 +238,7 @@ export class Svg {
   stroke() { this.paint(`stroke="${this.strokeStyle}" stroke-width="${this.lineWidth}" fill="none" stroke-linejoin="round"`); }
   fill() { this.paint(`fill="${this.fillStyle}"`); }
   fillRect(x, y, w, h) { this.add(`<rect x="${x}" y="${y}" width="${w}" height="${h}" fill="${this.fillStyle}" opacity="${this.globalAlpha}"/>`); }
+  drawImage(canvas, x, y, w, h) { this.add(`<image href="${canvas.toDataURL()}" x="${x}" y="${y}" width="${w}" height="${h}" preserveAspectRatio="none" style="image-rendering:${this.imageSmoothingEnabled ? 'auto' : 'pixelated'}"/>`); }
   fillText(t, x, y) { this.add(`<text x="${x}" y="${y}" fill="${this.fillStyle}" style="font:${this.esc(this.font)}" dominant-baseline="central" text-anchor="${{ center: 'middle', right: 'end' }[this.textAlign] || 'start'}">${this.esc(t)}</text>`); }
   save() { this.stack.push([this.closing, this.fillStyle]); this.closing = 0; }
   restore() { for (; this.closing; this.closing--) this.add('</g>'); [this.closing, this.fillStyle] = this.stack.pop(); }

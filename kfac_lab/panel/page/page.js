@@ -1,7 +1,14 @@
 // The page's side of a panel: status with a clock of its own, the chart, and the list of runs.
 
 const clock = s => s >= 3600 ? `${Math.floor(s / 3600)} h ${Math.floor(s / 60) % 60} min` : s >= 60 ? `${Math.floor(s / 60)} min ${Math.floor(s % 60)} s` : `${s.toFixed(1)} s`;
-const LIGHT_ON_DARK = { '#0072B2': '#4aa8e0', '#000000': '#e8e8e8', '#009E73': '#1fbf90', '#D55E00': '#f08a3c' };
+const INKS = ['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000'];
+
+// A colour as light as a dark page needs it.
+const lighter = colour => {
+  const rgb = [1, 3, 5].map(i => parseInt(colour.slice(i, i + 2), 16) / 255), light = 0.3 * rgb[0] + 0.59 * rgb[1] + 0.11 * rgb[2];
+  const t = Math.max(0, 0.55 - light) / (1 - light);
+  return `rgb(${rgb.map(v => Math.round(255 * (v + t * (1 - v))))})`;
+};
 
 class Page {
   constructor(model, root) {
@@ -54,9 +61,8 @@ class Page {
   legend() { return this.runs.filter(r => !this.hidden(r.label)).map(r => r.label); }
   ink(label, colour, order, light) {
     const run = this.byLabel.get(label);
-    let c = run ? run.colour : colour || ['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000'][order % 7];
-    if (!light) c = LIGHT_ON_DARK[c] || c;
-    return { colour: c, dash: run?.dash || '-', thin: run?.thin };
+    const c = run ? run.colour : colour || INKS[order % 7], dash = run ? run.dash : Object.keys(DASHES)[order % 7];
+    return { colour: light || c[0] !== '#' ? c : lighter(c), dash, thin: run?.thin };
   }
 
   // --- status --------------------------------------------------------------------------------

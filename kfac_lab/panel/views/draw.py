@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kfac_lab.panel.views import style
+from kfac_lab.panel.views import pixels, style
 from kfac_lab.panel.views.thinning import thin
 from kfac_lab.plots import Axes, Bars, Floats, Images, Mark, Matrix, Plot, Series, floats
 
@@ -33,17 +33,34 @@ def draw(figure: Figure, plot: Plot, runs: Sequence[str] = ()) -> None:
     marked = [m for m in plot.marks if any(_place(a, m) is not None for a in plot.axes)]
     bottom = style.BOTTOM + _footnotes(figure, marked, len(runs) > 1)
     every = tuple(plot.axes)
-    named = any(a.bands for a in every)
-    bars = any(isinstance(p, Bars) for a in every for p in a.parts)
+    rooms = [_right(a) for a in every] or [style.RIGHT]
     places = style.place(
         figure,
         [a.width for a in every] or [1.0],
+        left=_left(every[0]) if every else style.LEFT,
         bottom=bottom,
-        right=1.28 if named else 0.62 if bars else style.RIGHT,
-        gap=1.12 if bars else 0.86,
+        right=rooms[-1],
+        gap=[room + _left(a) - 0.06 for room, a in zip(rooms, every[1:], strict=False)],
     )
     for place, axes in zip(places, every, strict=False):
         _axes(place, axes, runs, [(n, m) for n, m in enumerate(plot.marks, 1)])
+
+
+def _left(axes: Axes) -> float:
+    """Inches that are needed left of an axes."""
+    if any(isinstance(part, Images) for part in axes.parts):
+        return 0.16
+    return style.LEFT + 0.1 * any(isinstance(part, Bars) for part in axes.parts)
+
+
+def _right(axes: Axes) -> float:
+    """Inches that are needed right of an axes: for names, shares or a scale of colours."""
+    if axes.bands:
+        return 1.28
+    if any(not isinstance(part, Series) for part in axes.parts):
+        return 0.72
+    longest = max((len(part.name) for part in keyed(axes)), default=0)
+    return 0.55 + 0.066 * longest if longest else style.RIGHT
 
 
 def told(plot: Plot) -> str:
@@ -67,10 +84,11 @@ def _said(part: Any) -> str:
     if isinstance(part, Bars):
         values = floats(part.values)
         return ", ".join(f"{n} {style.number(v)}" for n, v in zip(part.names, values, strict=True))
+    low, high = map(style.number, pixels.colours_of(part))
     if isinstance(part, Matrix):
         rows, across = floats(part.values).shape
-        return f"a matrix of {rows} by {across}"
-    return f"{len(floats(part.stack))} images"
+        return f"a matrix of {rows} by {across}, on a scale from {low} to {high}"
+    return f"{len(part.stack)} images, on a scale from {low} to {high}"
 
 
 # --- axes -----------------------------------------------------------------------------------------
@@ -80,17 +98,17 @@ def _axes(place: mpl.Axes, axes: Axes, runs: Sequence[str], marks: Sequence[Any]
     x = axes.choices[0]
     style.clean(place, str(x), str(axes.y))
     if axes.title:
-        place.set_title(style.plain(axes.title), fontsize=9.5, color=style.INK)
+        place.set_title(style.plain(axes.title), fontsize=9.5, color=style.INK, pad=6, loc="left")
     drawn = _Drawn()
     for order, part in enumerate(axes.parts):
         if isinstance(part, Series):
             _series(place, axes, part, runs, order, drawn)
         elif isinstance(part, Bars):
-            _bars(place, part, drawn)
+            drawn.any = pixels.bars(place, part) or drawn.any
         elif isinstance(part, Matrix):
-            _matrix(place, part, drawn)
+            drawn.any = pixels.matrix(place, part) or drawn.any
         else:
-            _images(place, part, drawn)
+            drawn.any = pixels.images(place, part) or drawn.any
     if not drawn.any:
         style.say(place, axes.empty)
         return
@@ -103,6 +121,9 @@ def _axes(place: mpl.Axes, axes: Axes, runs: Sequence[str], marks: Sequence[Any]
             _beside(place, height, name)
     _bands(place, axes)
     _marks(place, axes, marks, runs)
+    own = {style.plain(part.name) for part in keyed(axes)}
+    if own:
+        _key(place, own)
 
 
 class _Drawn:
@@ -119,6 +140,28 @@ class _Drawn:
         first = name not in self._named
         self._named.add(name)
         return style.plain(name) if first else "_"
+
+
+def keyed(axes: Axes) -> list[Series]:
+    """The series that a key beside the axes names: those of no run, where there are several."""
+    own = [part for part in axes.parts if isinstance(part, Series) and not part.run and part.name]
+    return own if len(own) > 1 else []
+
+
+def _key(place: mpl.Axes, names: set[str]) -> None:
+    """The names of the series of no run, right of the axes."""
+    found = zip(*place.get_legend_handles_labels(), strict=True)
+    handles = [handle for handle, name in found if name in names]
+    place.legend(
+        handles=handles,
+        loc="upper left",
+        bbox_to_anchor=(1.0, 1.03),
+        frameon=False,
+        fontsize=8.5,
+        labelcolor=style.INK,
+        handlelength=1.6,
+        borderaxespad=0.4,
+    )
 
 
 def _points(axes: Axes, part: Series) -> tuple[Floats, Floats, Any]:
@@ -140,6 +183,8 @@ def _series(
     look = style.style_of(list(runs).index(part.run)) if part.run in runs else style.style_of(order)
     if part.colour:
         look = style.Look(part.colour, look.line if not part.run else "-")
+    if part.shape == "area":
+        return _area(place, part, x, y, at, look.colour, drawn)
     if part.low is not None:
         low, high = floats(part.low)[at], floats(part.high)[at]
         place.fill_between(x, low, high, color=look.colour, alpha=0.18, linewidth=0, gid="band")
@@ -170,6 +215,18 @@ def _series(
         y = np.clip(y, *axes.clip)
     drawn.x += x.tolist()
     drawn.y += y.tolist()
+    drawn.any = drawn.scaled = True
+
+
+def _area(
+    place: mpl.Axes, part: Series, x: Floats, y: Floats, at: Any, colour: str, drawn: _Drawn
+) -> None:
+    """Filled from the foot up to the values."""
+    foot = np.zeros(len(y)) if part.low is None else floats(part.low)[at]
+    named = drawn.named(part.name)
+    place.fill_between(x, foot, y, color=colour, linewidth=0, label=named, gid=part.name, zorder=2)
+    drawn.x += x.tolist()
+    drawn.y += [*foot.tolist(), *y.tolist()]
     drawn.any = drawn.scaled = True
 
 
@@ -214,6 +271,8 @@ def _scales(place: mpl.Axes, axes: Axes, drawn: _Drawn) -> None:
     else:
         style.along(place, drawn.x, whole=x.label in ("iteration", "step"))
     style.scale(place, [*drawn.y, *(axes.range or ())], log=axes.y.log)
+    if any(isinstance(p, Series) and p.shape == "area" for p in axes.parts) and min(drawn.y) == 0:
+        place.set_ylim(bottom=0.0)
 
 
 def _bands(place: mpl.Axes, axes: Axes) -> None:
@@ -305,83 +364,3 @@ def _footnotes(figure: Figure, marks: Sequence[Mark], several: bool) -> float:
             va="center",
         )
     return 0.175 * len(lines)
-
-
-# --- bars, matrices, images -----------------------------------------------------------------------
-
-
-def _bars(place: mpl.Axes, part: Bars, drawn: _Drawn) -> None:
-    values = floats(part.values)
-    if not len(values):
-        return
-    drawn.any = True
-    rows = range(len(values))
-    colours = list(part.colours) or [style.RUNS[0].colour] * len(values)
-    place.barh(rows, values, height=0.72, color=colours, linewidth=0, zorder=2)
-    place.set_yticks(rows, [style.plain(n) for n in part.names])
-    place.tick_params(axis="y", labelsize=9, labelcolor=style.INK)
-    place.set_ylim(len(values) - 0.4, -0.6)
-    place.grid(False, axis="y")
-    place.set_xlim(0, 1.04 * (float(values.max()) or 1.0))
-    from matplotlib.ticker import MaxNLocator
-
-    place.xaxis.set_major_locator(MaxNLocator(4))
-    total = float(values.sum()) or 1.0
-    for row, value in enumerate(values):
-        place.annotate(
-            f"{value:.2g}  {100 * value / total:.0f} %",
-            (value, row),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8.5,
-            color=style.GREY,
-            annotation_clip=False,
-        )
-
-
-def _matrix(place: mpl.Axes, part: Matrix, drawn: _Drawn) -> None:
-    values = floats(part.values)
-    drawn.any = True
-    low, high = scale_of(values, part)
-    place.imshow(
-        values, cmap=style.diverging() if part.signed else "viridis", vmin=low, vmax=high,
-        interpolation="antialiased", aspect="equal",
-    )  # fmt: skip
-    _plain_ticks(place, part.rows, part.columns)
-
-
-def _plain_ticks(place: mpl.Axes, rows: Sequence[str], across: Sequence[str]) -> None:
-    place.grid(False)
-    place.set_yticks(range(len(rows)), [style.plain(r) for r in rows])
-    place.set_xticks(range(len(across)), [style.plain(c) for c in across])
-    for spine in place.spines.values():
-        spine.set_visible(False)
-
-
-def _images(place: mpl.Axes, part: Images, drawn: _Drawn) -> None:
-    import torch
-
-    from kfac_lab.panel.views.mosaic import mosaic
-
-    stack = floats(part.stack)
-    drawn.any = True
-    low, high = scale_of(stack, part)
-    sheet = mosaic(torch.from_numpy(stack), part.columns)
-    place.imshow(
-        sheet, cmap=style.diverging() if part.signed else "gray", vmin=low, vmax=high,
-        interpolation="nearest", aspect="equal",
-    )  # fmt: skip
-    _plain_ticks(place, (), ())
-
-
-def scale_of(values: Floats, part: Matrix | Images) -> tuple[float, float]:
-    """From which number to which the colours go."""
-    known = values[np.isfinite(values)]
-    if part.signed:
-        most = float(np.abs(known).max()) if len(known) else 1.0
-        most = part.high if part.high is not None else most or 1.0
-        return -most, most
-    low = part.low if part.low is not None else float(known.min()) if len(known) else 0.0
-    high = part.high if part.high is not None else float(known.max()) if len(known) else 1.0
-    return low, high if high > low else low + 1.0

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from functools import partial
+from typing import ClassVar
 
 import numpy as np
 from torch import Tensor
 
+from kfac_lab import plots
 from kfac_lab.history import History
 from kfac_lab.panel.views import style
 from kfac_lab.panel.views.seen import Seen
 from kfac_lab.panel.views.series import Floats
-from kfac_lab.panel.views.spectra import why
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from kfac_lab.panel.views.spectra import nothing, why
 
 __all__ = ["HeatMaps", "relative"]
 
 COLUMNS = 8  # layers shown
-CAPTION = 0.22  # inches above each
 PIXELS = 128  # rows and columns of a matrix that are drawn
 
 
@@ -49,63 +45,30 @@ class HeatMaps:
     title: ClassVar[str] = "Factors Ā and G"
     wants: ClassVar[tuple[str, ...]] = ("factors",)
 
-    def compose(self, figure: Figure, histories: Mapping[str, History], seen: Seen | None) -> None:
+    def plot(self, runs: Mapping[str, History], seen: Seen | None) -> plots.Plot:
         """Ā above, G below, a column per layer."""
         note = "each entry ÷ √(its two diagonal entries); the last row of Ā is the bias"
-        if seen is not None and len(seen.layers) > COLUMNS:
-            note += f"; {COLUMNS} of {len(seen.layers)} layers"
-        style.head(figure, self.title, f"{note}; step {seen.step}" if seen else note)
+        words = partial(self._words, seen)
         if seen is None or not seen.factors:
-            (axes,) = style.place(figure)
-            style.clean(axes)
-            style.say(axes, why(seen, "factors"))
-            return
-        paths = list(dict.fromkeys(f.path for f in seen.factors))[:COLUMNS]
-        columns = max(len(paths), 4)
-        width, height = figure.get_size_inches()
-        left, right, bottom, top = 0.5, 0.95, 0.14, 0.78
-        across, tall = width - left - right, height - bottom - top
-        axes = figure.add_axes((left / width, bottom / height, across / width, tall / height))
-        axes.set_axis_off()
-        # on whole pixels, or the same matrix would look different from column to column
-        side = _whole(min((tall - 2 * CAPTION) / 2, across / columns - 0.12))
-        pitch = _whole((across - side) / (columns - 1))
-        image = None
-        for factor in seen.factors:
-            if factor.path not in paths:
-                continue
-            column, row = paths.index(factor.path), "ĀG".index(factor.letter[0])
-            x, y = pitch * column, _whole(tall - (row + 1) * (side + CAPTION))
-            image = axes.imshow(
-                relative(factor.matrix),
-                cmap=style.diverging(),
-                vmin=-1,
-                vmax=1,
-                interpolation="antialiased",
-                extent=(x, x + side, y, y + side),
-                gid=f"{factor.path} {factor.letter}",
-            )
-            d = factor.matrix.shape[0]
-            caption = f"layer {style.short(factor.path, 9)}, {d}" if row == 0 else f"{d}"
-            _write(axes, x + side / 2, y + side + 0.09, caption)
-            if column == 0:
-                _write(axes, -0.2, y + side / 2, factor.letter, 11)
-        axes.set_xlim(0, across)
-        axes.set_ylim(0, tall)
-        if image is not None:
-            bar = figure.add_axes(
-                (
-                    (width - 0.62) / width,
-                    (bottom + tall - 2 * (side + CAPTION)) / height,
-                    0.13 / width,
-                    (2 * side + CAPTION) / height,
-                )
-            )
-            figure.colorbar(image, cax=bar, ticks=[-1, -0.5, 0, 0.5, 1])
-            bar.tick_params(labelsize=8.5, colors=style.GREY, length=0)
-            bar.spines["outline"].set_visible(False)
+            return nothing(self.title, note, seen, "factors", words)
+        paths = list(dict.fromkeys(f.path for f in seen.factors))
+        if len(paths) > COLUMNS:
+            note += f"; {COLUMNS} of {len(paths)} layers"
+        shown = {(f.path, f.letter): relative(f.matrix) for f in seen.factors}
+        sides = {(f.path, f.letter): len(f.matrix) for f in seen.factors}
+        letters = [x for x in ("Ā", "G") if any(letter == x for _, letter in shown)]
+        keys = [(path, letter) for letter in letters for path in paths[:COLUMNS]]
+        stack = [shown.get(key, np.full((1, 1), np.nan)) for key in keys]
+        captions = [
+            f"{'layer ' * (key[1] == letters[0])}{key[0]}, {sides[key]}" if key in sides else ""
+            for key in keys
+        ]
+        sheet = plots.Images(
+            stack, min(len(paths), COLUMNS), -1.0, 1.0, signed=True, captions=captions, rows=letters
+        )
+        return plots.Plot(self.title, (plots.Axes((sheet,)),), f"{note}; step {seen.step}", words)
 
-    def summary(self, histories: Mapping[str, History], seen: Seen | None) -> str:
+    def _words(self, seen: Seen | None) -> str:
         """How far each factor is from a diagonal matrix."""
         if seen is None or not seen.factors:
             return f"{self.title}. Nothing to show: {why(seen, 'factors')}."
@@ -119,20 +82,3 @@ class HeatMaps:
                 f"of entries off the diagonal, relative to it, {told}"
             )
         return f"{self.title} at step {seen.step}. {'; '.join(parts)}."
-
-
-def _whole(inches: float) -> float:
-    """Down to a whole number of a picture's pixels."""
-    return math.floor(inches * style.DPI + 1e-6) / style.DPI
-
-
-def _write(axes: Axes, x: float, y: float, text: str, size: float = 8.5) -> None:
-    axes.text(
-        x,
-        y,
-        style.plain(text),
-        fontsize=size,
-        color=style.INK if size > 9 else style.GREY,
-        ha="center",
-        va="center",
-    )

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kfac_lab import plots
 from kfac_lab.core.traits import PreconditionerTraits, traits
 from kfac_lab.core.vector import Vec
 from kfac_lab.history import History
 from kfac_lab.panel.views import style
 from kfac_lab.panel.views.seen import Seen, Shape
 from kfac_lab.panel.views.series import Floats
-from kfac_lab.panel.views.spectra import why
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from kfac_lab.panel.views.spectra import nothing, why
 
 __all__ = ["Averages", "InverseBlocks", "averages", "block_averages"]
 
@@ -162,29 +160,30 @@ class InverseBlocks:
     title: ClassVar[str] = "Inverse: mean size of its entries per pair of layers"
     wants: ClassVar[tuple[str, ...]] = ("inverse",)
 
-    def compose(self, figure: Figure, histories: Mapping[str, History], seen: Seen | None) -> None:
+    def plot(self, runs: Mapping[str, History], seen: Seen | None) -> plots.Plot:
         """Left the averages, right relative to the layers' own blocks."""
-        note = "of the inverse in use, damping included; white: exactly 0"
+        note = "of the inverse in use, damping included; left clear: exactly 0"
+        words = partial(self._words, seen)
         if seen is None or seen.preconditioner is None or not seen.layers:
-            style.head(figure, self.title, note)
-            (axes,) = style.place(figure)
-            style.clean(axes)
-            style.say(axes, why(seen, "inverse"))
-            return
+            return nothing(self.title, note, seen, "inverse", words)
         found = averages(seen)
-        style.head(figure, self.title, f"{note}; {_basis(found)}; step {seen.step}")
         names = [shape.path for shape in seen.layers][:SHOWN]
-        values = found.values[: len(names), : len(names)]
-        width, height = figure.get_size_inches()
-        side = height - 1.12 - 0.5
-        for at, part, title in (
-            (0.78, values, "mean |entry|"),
-            (width / 2 + 0.6, relative(values), "÷ √(the two layers' own averages)"),
-        ):
-            axes = figure.add_axes((at / width, 0.5 / height, side / width, side / height))
-            _matrix(figure, axes, part, names, title, at + side)
+        values, written = found.values[: len(names), : len(names)], len(names) <= NUMBERED
+        axes = [
+            plots.Axes(
+                (plots.Matrix(part, rows=names, columns=names, written=written, log=True),),
+                plots.Axis("layer"),
+                plots.Axis("layer"),
+                title,
+            )
+            for part, title in (
+                (values, "mean |entry|"),
+                (relative(values), "÷ √(the two layers' own averages)"),
+            )
+        ]
+        return plots.Plot(self.title, axes, f"{note}; {_basis(found)}; step {seen.step}", words)
 
-    def summary(self, histories: Mapping[str, History], seen: Seen | None) -> str:
+    def _words(self, seen: Seen | None) -> str:
         """The averages of every layer and of neighbours."""
         if seen is None or seen.preconditioner is None or not seen.layers:
             return f"{self.title}. Nothing to show: {why(seen, 'inverse')}."
@@ -216,58 +215,3 @@ def _basis(found: Averages) -> str:
         return "all entries"
     fewest = min(c for c, n in zip(found.columns, found.of, strict=True) if c < n)
     return f"estimated from {fewest} or more columns of a layer"
-
-
-def _matrix(
-    figure: Figure, axes: Axes, values: Floats, names: Sequence[str], title: str, edge: float
-) -> None:
-    from matplotlib import colormaps
-    from matplotlib.colors import LogNorm
-
-    positive = values[values > 0]
-    low, high = (float(positive.min()), float(positive.max())) if len(positive) else (0.1, 1.0)
-    if high / low < 10:
-        low = high / 10
-    cmap = colormaps["cividis"].with_extremes(bad="white")
-    image = axes.imshow(
-        np.ma.masked_less_equal(values, 0),
-        cmap=cmap,
-        norm=LogNorm(low, high),
-        interpolation="nearest",
-        aspect="auto",
-    )
-    numbers = len(names) <= NUMBERED
-    if numbers:
-        for i, j in np.argwhere(values > 0).tolist():
-            value = values[i, j]
-            dark = np.log(value / low) < 0.5 * np.log(high / low)
-            axes.text(
-                j,
-                i,
-                f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e")
-                if not 0.01 <= value < 1000
-                else f"{value:.2g}",
-                ha="center",
-                va="center",
-                fontsize=7 if len(names) > 5 else 8.5,
-                color="white" if dark else style.INK,
-            )
-    shown = [style.plain(style.short(name, 7)) for name in names]
-    axes.set_xticks(range(len(names)), shown)
-    axes.set_yticks(range(len(names)), shown)
-    axes.tick_params(labelsize=8.5, colors=style.GREY, length=0)
-    axes.set_title(title, fontsize=9.5, color=style.INK, pad=6, loc="left")
-    axes.set_ylabel("layer", fontsize=9.5, color=style.INK)
-    axes.set_xlabel("layer", fontsize=9.5, color=style.INK)
-    for spine in axes.spines.values():
-        spine.set_color("#c9c9c9")
-    if numbers:
-        return
-    width = figure.get_size_inches()[0]
-    box = axes.get_position()
-    bar = figure.add_axes(((edge + 0.1) / width, box.y0, 0.12 / width, box.height))
-    figure.colorbar(image, cax=bar)
-    style.scale(bar, [low, high], log=True)
-    bar.set_ylim(low, high)
-    bar.tick_params(labelsize=8.5, colors=style.GREY, length=0)
-    bar.spines["outline"].set_visible(False)

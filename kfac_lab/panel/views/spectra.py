@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from functools import lru_cache, partial
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
 
+from kfac_lab import plots
 from kfac_lab.history import History
 from kfac_lab.panel.views import style
 from kfac_lab.panel.views.seen import Factor, Seen
 from kfac_lab.panel.views.series import Floats
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+__all__ = ["Spectra", "Spectrum", "nothing", "spectra", "why"]
 
-__all__ = ["Spectra", "Spectrum", "spectra"]
-
-LINES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
-NAMED = 9  # layers that fit beside the axes
 FLOOR = 1e-10  # of the largest; what is drawn below it is rounding
 
 
@@ -69,47 +65,34 @@ class Spectra:
     title: ClassVar[str] = "Spectra of the factors"
     wants: ClassVar[tuple[str, ...]] = ("factors",)
 
-    def compose(self, figure: Figure, histories: Mapping[str, History], seen: Seen | None) -> None:
-        """Ā on the left, G in the middle, condition numbers on the right."""
+    def plot(self, runs: Mapping[str, History], seen: Seen | None) -> plots.Plot:
+        """Ā on the left, G on the right; the condition numbers stand in the keys."""
         note = "second moments now; κ is the condition number, → with the damping in use"
-        style.head(figure, self.title, f"{note}, step {seen.step}" if seen else note)
+        words = partial(self._words, seen)
         if seen is None or not seen.factors:
-            (axes,) = style.place(figure)
-            style.clean(axes)
-            style.say(axes, why(seen, "factors"))
-            return
+            return nothing(self.title, note, seen, "factors", words)
         found = spectra(seen)
-        paths = list(dict.fromkeys(s.path for s in found))
-        looks = dict(zip(paths, _looks(len(paths)), strict=True))
-        left, right = style.place(figure, (1, 1), right=3.1, gap=0.78)
-        for axes, letter in ((left, "Ā"), (right, "G")):
-            style.clean(axes, "eigenvalue number", f"eigenvalues of {letter}")
+        colours = dict(zip(paths := _paths(found), style.shades(len(paths)), strict=True))
+        axes = []
+        for letter in ("Ā", "G"):
             mine = [s for s in found if s.letter == letter]
-            drawn: list[float] = []
+            parts = []
             for s in mine:
-                look = looks[s.path]
-                kept = s.values > FLOOR * s.values[0]
-                axes.plot(
-                    np.arange(1, len(s.values) + 1)[kept],
-                    s.values[kept],
-                    color=look.colour,
-                    linestyle=look.line,
-                    linewidth=1.6,
-                    marker="." if kept.sum() == 1 else "",
-                    label=style.plain(s.path),
+                kept = s.values > FLOOR * s.values[:1].sum()
+                number = np.arange(1.0, len(s.values) + 1)[kept]
+                name = f"{style.short(s.path, 9)}: κ {_condition(s)}"
+                parts.append(plots.Series(name, number, s.values[kept], colour=colours[s.path]))
+            axes.append(
+                plots.Axes(
+                    parts,
+                    plots.Axis("eigenvalue number", log=True),
+                    plots.Axis(f"eigenvalues of {letter}", log=True),
+                    empty=f"no {letter} yet: all zero" if mine else f"no block keeps {letter}",
                 )
-                drawn += s.values[kept].tolist()
-            if not drawn:
-                style.say(
-                    axes, f"no {letter} yet: all zero" if mine else f"no block keeps {letter}"
-                )
-                continue
-            style.scale(axes, drawn, log=True)
-            longest = max(len(s.values) for s in mine)
-            style.scale(axes, [1.0, float(max(longest, 2))], log=True, axis="x")
-        _table(figure, found, paths, looks)
+            )
+        return plots.Plot(self.title, axes, f"{note}, step {seen.step}", words)
 
-    def summary(self, histories: Mapping[str, History], seen: Seen | None) -> str:
+    def _words(self, seen: Seen | None) -> str:
         """Largest and smallest eigenvalue and condition numbers of every factor."""
         if seen is None or not seen.factors:
             return f"{self.title}. Nothing to show: {why(seen, 'factors')}."
@@ -134,61 +117,15 @@ def why(seen: Seen | None, want: str) -> str:
     return "no look at the run was taken" if seen is None else seen.why(want)
 
 
-def _looks(count: int) -> list[style.Look]:
-    """Dark to light along the layers, on a scale that the colour-blind can read."""
-    from matplotlib import colormaps
-    from matplotlib.colors import to_hex
-
-    shades = colormaps["viridis"](np.linspace(0.02, 0.86, max(count, 1)))
-    return [style.Look(to_hex(shades[i]), LINES[i % len(LINES)]) for i in range(count)]
+def nothing(
+    title: str, note: str, seen: Seen | None, want: str, words: Callable[[], str]
+) -> plots.Plot:
+    """A view that has nothing to show, and says why."""
+    return plots.Plot(title, (plots.Axes((), empty=why(seen, want)),), note, words)
 
 
-def _table(
-    figure: Figure,
-    found: Sequence[Spectrum],
-    paths: Sequence[str],
-    looks: Mapping[str, style.Look],
-) -> None:
-    """The key to the lines: a row per layer with its condition numbers."""
-    from matplotlib.lines import Line2D
-
-    width, height = figure.get_size_inches()
-    start = width - 2.86
-    columns = {"Ā": start + 0.86, "G": start + 1.86}
-    top = height - style.TOP - 0.02
-
-    def write(x: float, row: float, text: str, colour: str = style.INK) -> None:
-        figure.text(
-            x / width,
-            (top - 0.235 * row) / height,
-            style.plain(text),
-            fontsize=8.5,
-            color=colour,
-            va="center",
-        )
-
-    write(start, 0, "layer", style.GREY)
-    for letter, x in columns.items():
-        write(x, 0, f"κ({letter})", style.GREY)
-    shown = paths if len(paths) <= NAMED + 1 else paths[:NAMED]
-    for row, path in enumerate(shown, start=1):
-        y = (top - 0.235 * row) / height
-        look = looks[path]
-        figure.add_artist(
-            Line2D(
-                [start / width, (start + 0.28) / width],
-                [y, y],
-                color=look.colour,
-                linestyle=look.line,
-                linewidth=1.8,
-            )
-        )
-        write(start + 0.36, row, style.short(path, 6))
-        for s in found:
-            if s.path == path:
-                write(columns[s.letter], row, _condition(s))
-    if len(shown) < len(paths):
-        write(start, len(shown) + 1, f"and {len(paths) - len(shown)} more, in the text", style.GREY)
+def _paths(found: Sequence[Spectrum]) -> list[str]:
+    return list(dict.fromkeys(s.path for s in found))
 
 
 def _condition(s: Spectrum) -> str:

@@ -36,6 +36,7 @@ __all__ = [
     "plain",
     "say",
     "scale",
+    "shades",
     "short",
     "style_of",
 ]
@@ -79,6 +80,16 @@ def diverging() -> Colormap:
 
     colours = ["#00507d", "#4f9fcc", "#ffffff", "#ee8d57", "#b04c00"]
     return LinearSegmentedColormap.from_list("kfac_lab", colours).with_extremes(bad="#d4d4d4")
+
+
+def shades(count: int) -> list[str]:
+    """Colours from dark to light that the colour-blind can read as an order (viridis)."""
+    stops = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]])
+    at = np.linspace(0.02, 0.86, max(count, 1)) * (len(stops) - 1)
+    parts = [
+        np.interp(at, np.arange(len(stops)), stops[:, c]).round().astype(int) for c in range(3)
+    ]
+    return [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in zip(*parts, strict=True)][:count]
 
 
 # --- words ----------------------------------------------------------------------------------------
@@ -171,24 +182,25 @@ def place(
     figure: Figure,
     columns: Sequence[float] = (1.0,),
     *,
-    gap: float = 0.86,
+    gap: float | Sequence[float] = 0.86,
     left: float = LEFT,
     right: float = RIGHT,
     top: float = TOP,
     bottom: float = BOTTOM,
 ) -> list[Axes]:
-    """Axes side by side, of relative widths ``columns``; margins and gap in inches."""
+    """Axes side by side, of relative widths ``columns``; margins and gaps in inches."""
     width, height = figure.get_size_inches()
-    inside = width - left - right - gap * (len(columns) - 1)
+    gaps = [gap] * (len(columns) - 1) if isinstance(gap, (int, float)) else list(gap)
+    inside = width - left - right - sum(gaps)
     made, at = [], left
-    for share in columns:
+    for share, after in zip(columns, [*gaps, 0.0], strict=True):
         wide = inside * share / sum(columns)
         made.append(
             figure.add_axes(
                 (at / width, bottom / height, wide / width, (height - top - bottom) / height)
             )
         )
-        at += wide + gap
+        at += wide + after
     return made
 
 

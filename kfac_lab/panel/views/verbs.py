@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from functools import partial
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kfac_lab import plots
 from kfac_lab.history import History
 from kfac_lab.panel.views import series, style
 from kfac_lab.panel.views.seen import Seen
 from kfac_lab.panel.views.series import Floats
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 __all__ = ["Times", "Verbs", "times"]
 
@@ -70,60 +68,52 @@ class Verbs:
     """Milliseconds of each verb of a step, for the first run; other runs as totals."""
 
     title: ClassVar[str] = "Time of a step, by verb"
+    heavy: ClassVar[bool] = True  # it reads every record anew
 
-    def compose(self, figure: Figure, histories: Mapping[str, History], seen: Seen | None) -> None:
+    def plot(self, runs: Mapping[str, History], seen: Seen | None) -> plots.Plot:
         """Left stacked over iterations, right the mean of each verb."""
-        first = next(iter(histories), "")
-        several = len(histories) > 1
+        first = next(iter(runs), "")
+        found = {label: times(history) for label, history in runs.items()}
         note = "milliseconds per step; on an accelerator, of launching the work"
-        if several:
-            note = f"bars: {style.short(first, 24)}; lines: whole steps of the others"
-        style.head(figure, self.title, note, tuple(histories))
-        bottom = style.BOTTOM + series.footnotes(figure, histories)
-        left, right = style.place(figure, (1.7, 1), bottom=bottom, gap=1.12, right=0.62)
-        style.clean(left, series.AXES["step"], "ms per step")
-        style.clean(right, "mean ms per step", "")
-        if not any(len(h) for h in histories.values()):
-            for axes in (left, right):
-                style.say(axes, "no steps yet")
-            return
-        found = times(histories[first])
-        _stacked(left, found)
-        if several or not found.verbs:
-            for order, (label, history) in enumerate(histories.items()):
-                if label == first and found.verbs:
-                    continue  # its bars say it
-                other = times(history)
-                look = style.style_of(order)
-                left.plot(
-                    *_binned(other.steps, other.whole),
-                    color=look.colour,
-                    linestyle=look.line,
-                    linewidth=1.6,
-                    marker="o",
-                    markersize=4,
-                    markevery=[-1] if len(other.steps) else None,
-                    label=style.plain(label),
-                    zorder=5,
-                )
-        left.set_ylim(0, None)
-        series.along(left, histories, "step")
-        series.marks(left, histories)
-        _means(right, found)
+        if len(runs) > 1:
+            note = f"areas: {style.short(first, 24)}; lines: whole steps of the others"
+        mine = found.get(first, Times(np.zeros(0), {}, np.zeros(0)))
+        parts = [
+            plots.Series("whole steps", *_binned(t.steps, t.whole), label)
+            for label, t in found.items()
+            if (label != first or not t.verbs) and len(t.steps)
+        ]
+        colours = _coloured(mine)
+        bars = plots.Bars(
+            list(mine.verbs),
+            [float(v.mean()) for v in mine.verbs.values()],
+            [colours.get(name, REST) for name in mine.verbs],
+        )
+        made = any(len(t.steps) for t in found.values())
+        none = "this method does not tell its verbs apart" if made else "no steps yet"
+        left = plots.Axes(
+            [*parts, *_stacked(mine, colours)],
+            plots.Axis(plots.ITERATION),
+            plots.Axis("ms per step"),
+            range=(0.0, 0.0),
+            width=1.7,
+        )
+        right = plots.Axes([bars] if mine.verbs else [], plots.Axis("mean ms per step"), empty=none)
+        words = partial(self._words, runs, found)
+        return plots.Plot(self.title, (left, right), note, words, plots.marks(runs))
 
-    def summary(self, histories: Mapping[str, History], seen: Seen | None) -> str:
+    def _words(self, histories: Mapping[str, History], known: Mapping[str, Times]) -> str:
         """Mean time of a step and of each verb, largest first."""
         told = []
-        for label, history in histories.items():
-            found = times(history)
-            known = found.whole[np.isfinite(found.whole)]
-            if not len(known):
+        for label, found in known.items():
+            whole = found.whole[np.isfinite(found.whole)]
+            if not len(whole):
                 told.append(f"{label}: no steps yet.")
                 continue
             parts = sorted(((float(v.mean()), n) for n, v in found.verbs.items()), reverse=True)
             listed = ", ".join(f"{n} {mean:.3g} ms" for mean, n in parts)
             told.append(
-                f"{label}: a step takes {known.mean():.3g} ms, the mean of the last {len(known)}"
+                f"{label}: a step takes {whole.mean():.3g} ms, the mean of the last {len(whole)}"
                 + (f"; {listed}." if listed else "; this method does not tell its verbs apart.")
             )
         shown = " ".join(told) if told else "There is no run to show."
@@ -152,64 +142,19 @@ def _coloured(found: Times) -> dict[str, str]:
     return dict(zip(mine, COLOURS, strict=False))
 
 
-def _stacked(axes: Axes, found: Times) -> None:
-    colours = _coloured(found)
-    groups = {n: found.verbs[n] for n in colours}
-    rest = [v for n, v in found.verbs.items() if n not in colours]
+def _stacked(found: Times, colours: Mapping[str, str]) -> list[plots.Series]:
+    """The verbs one upon the other, as stairs: two points for each stretch of steps."""
+    groups = {name: found.verbs[name] for name in colours}
+    rest = [values for name, values in found.verbs.items() if name not in colours]
     if rest:
         groups[OTHER] = np.sum(rest, axis=0)
-    base: Floats | None = None
     edges = found.steps[_cuts(found.steps)[:-1]] - 0.5
     edges = np.append(edges, found.steps[-1:] + 0.5)
+    x = np.repeat(edges, 2)[1:-1]
+    made, foot = [], np.zeros(len(x))
     for name, values in groups.items():
-        _, y = _binned(found.steps, values)
-        top = y if base is None else base + y
-        axes.stairs(
-            top,
-            edges,
-            baseline=0.0 if base is None else base,
-            fill=True,
-            color=colours.get(name, REST),
-            linewidth=0,
-            label=name,
-            zorder=2,
-        )
-        base = top
-
-
-def _means(axes: Axes, found: Times) -> None:
-    """A bar per verb in the order of a step, with its number."""
-    if not found.verbs:
-        style.say(axes, "this method does not\ntell its verbs apart")
-        return
-    colours = _coloured(found)
-    names = list(found.verbs)
-    means = [float(found.verbs[n].mean()) for n in names]
-    axes.barh(
-        range(len(names)),
-        means,
-        height=0.72,
-        color=[colours.get(n, REST) for n in names],
-        linewidth=0,
-        zorder=2,
-    )
-    axes.set_yticks(range(len(names)), names)
-    axes.tick_params(axis="y", labelsize=9, labelcolor=style.INK)
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.grid(False, axis="y")
-    axes.set_xlim(0, 1.04 * (max(means) or 1.0))
-    from matplotlib.ticker import MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(4))
-    total = sum(means) or 1.0
-    for row, mean in enumerate(means):
-        axes.annotate(
-            f"{mean:.2g}  {100 * mean / total:.0f} %",
-            (mean, row),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8.5,
-            color=style.GREY,
-            annotation_clip=False,
-        )
+        top = foot + np.repeat(_binned(found.steps, values)[1], 2)
+        colour = colours.get(name, REST)
+        made.append(plots.Series(name, x, top, "", "area", foot, top, colour))
+        foot = top
+    return made

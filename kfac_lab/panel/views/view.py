@@ -10,7 +10,9 @@ A component of the slot ``view`` has one of three forms:
   several axes.
 
 All may have a ``title``, and ``wants``, which names what of
-:data:`~kfac_lab.panel.views.seen.WANTS` the first and the last are given as ``seen``.
+:data:`~kfac_lab.panel.views.seen.WANTS` the first and the last are given as ``seen``. A view that
+``wants`` something, and one whose ``heavy`` is true, is asked at most a tenth of the time and at
+least every two seconds while it is open; any other one several times a second.
 """
 
 from __future__ import annotations
@@ -52,6 +54,7 @@ class View:
         wants: what ``seen(run, wants)`` has to take for it.
         about: one line for lists of views.
         owner: the distribution it came from.
+        heavy: it is dear to look at, and refreshed by its cost.
     """
 
     name: str
@@ -62,6 +65,7 @@ class View:
     about: str = ""
     owner: str = ""
     plot: Callable[[Histories, Seen | None], Plot] | None = None
+    heavy: bool = True
 
 
 def all_views(lab: Any) -> list[View]:
@@ -94,7 +98,8 @@ def adapted(component: Any, entry: Entry, name: str = "") -> View:
         raise PluginError(f"the view {name!r} wants {unknown[0]!r}; there are {', '.join(WANTS)}")
     if callable(getattr(component, "plot", None)):
         data = _Data(component, name)
-        more = (wants, entry.summary, entry.owner, data.plot)
+        heavy = bool(wants) or bool(getattr(component, "heavy", False))
+        more = (wants, entry.summary, entry.owner, data.plot, heavy)
         return View(name, title, data.draw, data.summary, *more)
     compose = getattr(component, "compose", None)
     if callable(compose) and callable(getattr(component, "summary", None)):

@@ -39,7 +39,7 @@ def test_spectra_are_the_eigenvalues_of_the_dense_factors(runs, glance, drawn) -
     for axes, name in ((left, "A"), (right, "G")):
         assert len(axes.get_lines()) == 6
         for i, (shape, line) in enumerate(zip(glance.layers, axes.get_lines(), strict=True)):
-            assert line.get_label() == shape.path
+            assert line.get_label().startswith(f"{shape.path}: κ ")
             oracle = np.linalg.eigvalsh(store.current[name, i, i].double().numpy())[::-1]
             oracle = oracle[oracle > 1e-10 * oracle[0]]
             x, y = line.get_xydata().T
@@ -97,7 +97,9 @@ def test_the_summary_has_every_factors_numbers(runs, glance, views) -> None:
 
 def test_heat_maps_show_each_factor_relative_to_its_diagonal(runs, glance, drawn, views) -> None:
     axes = drawn("factors", {"a": runs.swapped.history}, glance)[0]
-    images = {image.get_gid(): np.asarray(image.get_array()) for image in axes.get_images()}
+    shown = [np.asarray(image.get_array()) for image in axes.get_images()]
+    order = [(letter, shape.path) for letter in ("Ā", "G") for shape in glance.layers]
+    images = {f"{path} {letter}": one for (letter, path), one in zip(order, shown, strict=True)}
     assert len(images) == len(glance.factors) == 12
     text = views["factors"].summary({"a": runs.swapped.history}, glance)
     for factor in glance.factors:
