@@ -241,6 +241,7 @@ class StepperTraits(Traits):
     swap: Method | None = _method()
     check: Method | None = _method()  # (recipe): RecipeError where ``swap`` would refuse
     record: Any = _attribute(None)  # of the last step committed
+    swaps: tuple[str, ...] | None = _attribute(None)  # the slots that ``swap`` takes; None: any
 
     @property
     def lacks(self) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from kfac_lab.core.state import StepRecord, Swap
 from kfac_lab.errors import CheckpointError, DataError, RecipeError
 from kfac_lab.history import History
 from kfac_lab.hooks import Recipe
+from kfac_lab.hooks.registry import SLOTS
 from kfac_lab.optim import checks, states
 from kfac_lab.optim.tap import kind_of
 from kfac_lab.run import Coverage, carried_out, planned
@@ -214,6 +215,9 @@ class KFAC(torch.optim.Optimizer):
         """θ̄ by parameter name, for ``torch.func.functional_call``; None where there is none."""
         average = self._engine.average()
         return None if average is None else self._engine.network.named(list(average))
+
+    #: the slots that ``swap`` takes: the batches are the loop's
+    swaps = (*(slot for slot in SLOTS if slot not in ("method", "batch")), "fallback")
 
     def swap(self, **parts: Any) -> KFAC:
         """Puts other parts into slots from the next step on, as ``Run.swap`` does.

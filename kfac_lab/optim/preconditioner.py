@@ -19,18 +19,21 @@ from kfac_lab.core.exchange import exchange
 from kfac_lab.core.likelihood import Likelihood, Selector
 from kfac_lab.core.parameters import whole_number
 from kfac_lab.core.passes import Seen
-from kfac_lab.core.state import Due, StepRecord
+from kfac_lab.core.state import Due, StepRecord, Swap
 from kfac_lab.errors import RecipeError
 from kfac_lab.history import History
 from kfac_lab.hooks import Recipe
 from kfac_lab.optim import checks, states
 from kfac_lab.optim.kfac import HISTORY
 from kfac_lab.optim.tap import Tap
-from kfac_lab.run import Coverage
+from kfac_lab.run import Coverage, carried_out, planned
 
 __all__ = ["Preconditioner"]
 
 _Step: TypeAlias = "int | float | Tensor"
+
+
+SWAPS = ("estimator", "block", "structure", "damping", "schedule", "fallback")
 
 
 class Preconditioner:
@@ -56,8 +59,8 @@ class Preconditioner:
 
     Of the recipe it uses estimator, block, structure, damping, schedule, layers and fallback.
     There is no quadratic model here, hence nothing to judge λ and γ by: they stay where ``damping``
-    puts them at first. Weight decay is your optimiser's. Where the loss is a mean over cases, as
-    the likelihood's, the update has the scale of a natural gradient.
+    or a ``swap`` that names them puts them. Weight decay is your optimiser's. Where the loss is a
+    mean over cases, as the likelihood's, the update has the scale of a natural gradient.
 
     In Lightning call ``pre.step()`` in ``on_before_optimizer_step``. With a ``GradScaler`` either
     call ``scaler.unscale_(optimizer)`` before ``pre.step()``, or scale the loss yourself and give
@@ -314,6 +317,48 @@ class Preconditioner:
                 "first gave"
             )
         raise AttributeError(f"a Preconditioner has no {name!r}")
+
+    # --- swapping -------------------------------------------------------------------------------
+
+    swaps = SWAPS
+
+    @property
+    def recipe(self) -> Recipe:
+        """Which component plays which slot now."""
+        found: Recipe = self._engine.recipe
+        return found
+
+    def swap(self, **parts: Any) -> Preconditioner:
+        """Puts other parts into slots from the next step on, as ``Run.swap`` does.
+
+        λ and γ are kept unless the text names them, the moments are kept, a new block or structure
+        forces an inverse, k goes on. Returns the Preconditioner itself.
+
+        Raises:
+            RecipeError: what cannot be swapped; nothing has changed then.
+        """
+        for slot in parts:
+            if slot not in SWAPS and slot != "layers":
+                raise RecipeError(
+                    f"swap({slot}={parts[slot]!r}): a Preconditioner uses {', '.join(SWAPS)} of a "
+                    "recipe"
+                )
+        plan, marks = planned(self.recipe, parts), self.history.marks
+        takes = self._engine.check(plan.recipe).declares("estimator").of_loss
+        anew = {"estimator", "schedule"} & set(parts)
+        if takes and anew and self._tap.rows is None and self._tap.seen()[0]:
+            raise RecipeError(
+                f"swap({', '.join(anew)}): the estimator {plan.recipe.text_of('estimator')} takes "
+                "its rows from your forward pass, which has been made: swap right after pre.step()"
+            )
+
+        def adopt(mark: Swap) -> None:
+            self.history.marks = [*marks, mark]
+            if "estimator" in parts:
+                self._tap.rows = None  # they were the other estimator's
+
+        carried_out(self._engine, self.recipe, plan, adopt)
+        return self
 
     # --- looking --------------------------------------------------------------------------------
 

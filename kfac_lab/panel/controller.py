@@ -62,7 +62,7 @@ class Controller(Managing):
 
     BUTTONS = BUTTONS
     manages = True  # it starts, forks and rewinds its runs
-    swaps = True
+    swaps, slots = True, None
 
     def __init__(self, run: Run, *, lab: Lab = process_lab) -> None:
         super().__init__(lab)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import ipywidgets as widgets
@@ -43,13 +43,18 @@ class Layout:
     Attributes:
         buttons: name → the widget.
         slots: slot → its row (:class:`~kfac_lab.panel.controls.Slot`).
+        seen: the slots that are shown.
         chart: the page's module; None where anywidget is not installed.
         image: the picture that takes its place where it cannot load.
         widget: everything, as one ipywidget.
     """
 
-    def build(self, names: Sequence[str], lab: Any, chart: Any, *, manages: bool) -> None:
-        """Makes the widgets; ``names`` are the buttons', ``manages``: of runs that it starts."""
+    def build(
+        self, names: Sequence[str], lab: Any, chart: Any, manages: bool, measures: bool
+    ) -> None:
+        """Makes the widgets; ``names`` are the buttons', ``manages``: of runs that it starts,
+        ``measures``: there are sets to evaluate.
+        """
         self._shared = Shared()
         self.chart = chart
         self.buttons = {name: self._button(name, MEANING[name]) for name in names}
@@ -72,7 +77,12 @@ class Layout:
         self.no = self._button("No", "leave the run as it is")
         self.asking = widgets.HBox([self.question, self.yes, self.no], layout=_hidden())
         self.pending.value = pending([])
-        self._place(manages)
+        self._place(manages, measures)
+
+    def parts(self, names: Iterable[str]) -> None:
+        """Which slots are to be seen."""
+        self.seen = tuple(names)
+        self._parts.children = [*(self.slots[name].widget for name in self.seen), *self._beneath]
 
     def told_pending(self) -> None:
         """Something was chosen: what Apply will do is said anew."""
@@ -141,27 +151,24 @@ class Layout:
         self.compared = drop_down("Run", "the run that the buttons mean")
         self.mark = drop_down("mark", "where Rewind goes back to")
 
-    def _place(self, manages: bool) -> None:
+    def _place(self, manages: bool, measures: bool) -> None:
         """The chart on the left, the parts on the right; one above the other where narrow."""
         row, named = self._shared["row"], self.buttons
 
         def line(*parts: Any) -> Any:
             return widgets.HBox(list(parts), layout=row)
 
-        parts = widgets.VBox(
-            [
-                *(slot.widget for slot in self.slots.values()),
-                self.pending,
-                *([named["Apply"]] if "Apply" in named else []),
-            ],
-            layout=widgets.Layout(flex="1 1 330px", max_width="440px", min_width="0"),
+        self._beneath = [self.pending, *([named["Apply"]] if "Apply" in named else [])]
+        self._parts = widgets.VBox(
+            layout=widgets.Layout(flex="1 1 330px", max_width="440px", min_width="0")
         )
+        self.parts(self.slots)
         left = [self.status, self.view, *([self.chart] if self.chart else [])]
         left += [self.image, self.summary]
         main = widgets.Box(
             [
                 widgets.VBox(left, layout=widgets.Layout(flex="3 1 560px", min_width="0")),
-                parts,
+                self._parts,
             ],
             layout=widgets.Layout(flex_flow="row wrap", overflow="hidden"),
         )
@@ -175,7 +182,8 @@ class Layout:
             rows = [line(*first), line(*second)], [line(*third), line(*fourth)]
         else:
             last = [self.file, named["Export"]] if "Export" in named else []
-            rows = [line(named["Stop"])], [line(*last)]
+            first = [named["Stop"], *([self.every] if measures else [])]
+            rows = [line(*first)], [line(*last)]
         self.widget = widgets.VBox(
             [*rows[0], self.message, self.asking, main, *rows[1], self.differences],
             layout=self._shared["plain"],

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from kfac_lab.core.traits import StepperTraits, traits
 from kfac_lab.errors import KfacLabError, RecipeError
@@ -18,6 +20,7 @@ from kfac_lab.hooks import lab as process_lab
 from kfac_lab.hooks.manager import Lab
 from kfac_lab.panel.live import INTERVAL, SHARE
 from kfac_lab.panel.machine import Machine
+from kfac_lab.panel.measure import Measure
 from kfac_lab.panel.source import Source, hooked
 from kfac_lab.panel.status import Mark, Status, status_of
 
@@ -37,7 +40,9 @@ class Loop(Machine):
     BUTTONS = ("Stop", "Apply", "Export")
     manages = False
 
-    def __init__(self, given: Any, *, lab: Lab = process_lab) -> None:
+    def __init__(
+        self, given: Any, *, lab: Lab = process_lab, sets: Mapping[str, Any] | None = None
+    ) -> None:
         super().__init__(lab)
         if not hasattr(given, "history"):
             raise RecipeError(
@@ -45,11 +50,14 @@ class Loop(Machine):
                 "optimiser or any other object with a history"
             )
         self.label = type(given).__name__
-        self.roster.add(self.label, Source(given))
-        self.swaps = traits(given, StepperTraits).swap is not None
+        self.roster.add(self.label, Source(given, sets))
+        found = traits(given, StepperTraits)
+        self.swaps, self.slots = found.swap is not None, found.swaps
+        # between backward() and step() others may hold what a swap would change
+        self._late = not isinstance(given, torch.optim.Optimizer)
         self.message = "Your loop makes the steps; what is pressed here happens at the next one."
         self.pictures: Callable[[Path], list[Path]] = lambda folder: []
-        self.measure = None
+        self.measure = Measure()
         self._asked = False  # to stop
         self._off = list(hooked(given, self._before, self._after))
         self.steps = bool(self._off)  # whether its steps are seen, and not only its history
@@ -129,6 +137,17 @@ class Loop(Machine):
 
         self._hand_in(write, f"Exporting to {folder}.")
 
+    def evaluate(self, every: int | None = None, seconds: float | None = None) -> None:
+        """Evaluates the sets that were given every so many steps or seconds, off the clock.
+
+        Raises:
+            RecipeError: there are none, or a number below 1.
+        """
+        if not self.run.sets:
+            raise RecipeError("there is nothing to evaluate: watch(opt, held_out=…)")
+        self.measure.schedule(every, seconds)
+        self._say(self.measure.told())
+
     def hide(self, label: str, hidden: bool = True) -> None:
         """Leaves it out of the pictures, or takes it in again."""
         self.roster[label].hidden = hidden
@@ -155,7 +174,8 @@ class Loop(Machine):
             self.since = time.monotonic()
             if not self._asked:
                 self.state = "running"
-        self._carry_out()
+        if not self._late:
+            self._carry_out()
         if self._asked:
             self._asked, self.state = False, "stopped"
             told = f"stopped by the panel after step {self.run.step}; everything is kept"
@@ -163,6 +183,13 @@ class Loop(Machine):
             raise Stopped(told)
 
     def _after(self) -> None:
+        if self._late:
+            self._carry_out()
+        try:
+            self.measure.look(self.run)
+        except Exception as error:  # the loop must go on
+            self.measure.schedule(None, None)
+            self.failed(error)
         self.since = time.monotonic()
         self.boundary()
 
@@ -247,7 +274,11 @@ class Beside:
 class Watch:
     """``with kl.watch(opt) as panel:`` shows a panel of a loop of one's own while the block runs.
 
-    Stop ends the block, and the cell goes on after it.
+    Stop ends the block, and the cell goes on after it. Takes what :class:`Panel` takes::
+
+        with kl.watch(opt, held_out=(test_inputs, test_targets), every=20):
+            for inputs, targets in loader:
+                opt.step(inputs, targets)
     """
 
     def __init__(self, given: Any, **options: Any) -> None:

@@ -7,6 +7,7 @@ from weakref import WeakKeyDictionary
 
 from kfac_lab.core.parameters import whole_number
 from kfac_lab.errors import RecipeError
+from kfac_lab.run import Run
 
 __all__ = ["CASES", "Measure"]
 
@@ -58,10 +59,13 @@ class Measure:
         if not due:
             return
         self._last[run] = (run.step, run.seconds)
-        problem = run.problem
-        for split in ("train", "test"):
-            if split == "test" and problem.test is None:
-                continue
-            if split == "train" and problem.available is None:  # it comes from a function
-                continue
+        for split in _splits(run):
             run.evaluate(split, cases=CASES)
+
+
+def _splits(run: Any) -> list[str]:
+    """What there is to evaluate: training data may come from a function, and then is no set."""
+    if not isinstance(run, Run):
+        return list(run.sets)
+    there = {"train": run.problem.available is not None, "test": run.problem.test is not None}
+    return [split for split, is_there in there.items() if is_there]

@@ -47,6 +47,7 @@ class Painter:
     Attributes:
         view: the view that is open; set by the panel.
         heard: the page's module has answered.
+        sent: how many messages there were.
     """
 
     def __init__(self, control: Any, module: bool, wait: float) -> None:
@@ -58,7 +59,7 @@ class Painter:
         self.others: Callable[[], list[dict[str, Any]]] = list
         self._wire = Wire()
         self._lock = threading.Lock()
-        self._number = 0
+        self.sent = 0
         self._begun = math.inf  # when the page was first waited for
         self._heavy: list[tuple[str, Plot | Picture]] = []
         self._heavy_of: Any = None
@@ -123,8 +124,8 @@ class Painter:
             spent = time.thread_time()
             png = self._fallback(between, start)
             heavy += time.thread_time() - spent
-            self._number += 1
-            message["n"] = self._number
+            self.sent += 1
+            message["n"] = self.sent
             cost = time.thread_time() - begun - heavy
             painted = Painted(message, buffers, status, summary, png, cost)
             self._outbox.append(painted)

@@ -28,6 +28,8 @@ from kfac_lab.run import Run
 
 __all__ = ["Panel"]
 
+EVERY = 10  # steps between two evaluations of what a loop of one's own has held out
+
 
 class Panel(Layout):
     """A live panel of a run: ``kl.Panel(run)`` at the end of a JupyterLab cell.
@@ -43,6 +45,19 @@ class Panel(Layout):
     with and without it. Any number of panels live side by side; a cell that runs again replaces
     the one that it made before, whose run stops.
 
+    Args:
+        run: a Run; or a KFAC, a Preconditioner or any object with a ``history``, whose steps are
+            made by a loop of your own.
+        lab: where the parts to choose from are registered.
+        held_out: for a loop of one's own, what its error is evaluated on: ``(inputs, targets)``, or
+            a function without arguments that gives the error, or a mapping with "loss" and "error".
+        training: likewise, drawn as the training set's.
+        every: evaluate every so many steps; 10 where sets are given and nothing else is said.
+        seconds: … or so many seconds of training. Either way it is off the run's clock.
+
+    Raises:
+        RecipeError: no such object, or sets that cannot be evaluated.
+
     Attributes:
         controller: what the buttons mean (:class:`~kfac_lab.panel.controller.Controller`).
         live: the task that trains (:class:`~kfac_lab.panel.live.Live`); await it.
@@ -52,10 +67,26 @@ class Panel(Layout):
         closed: it has been taken away.
     """
 
-    def __init__(self, run: Any, *, lab: Lab = process_lab) -> None:
+    def __init__(
+        self,
+        run: Any,
+        *,
+        lab: Lab = process_lab,
+        held_out: Any = None,
+        training: Any = None,
+        every: int | None = None,
+        seconds: float | None = None,
+    ) -> None:
         own = not isinstance(run, Run)
-        control: Any = Loop(run, lab=lab) if own else Controller(run, lab=lab)
+        sets = {k: v for k, v in (("train", training), ("test", held_out)) if v is not None}
+        if sets and not own:
+            raise RecipeError("a Run's problem has its own sets: Panel(run, every=…)")
+        control: Any = Loop(run, lab=lab, sets=sets) if own else Controller(run, lab=lab)
         self.controller = control
+        if sets and every is None and seconds is None:
+            every = EVERY
+        if every is not None or seconds is not None:
+            control.evaluate(every, seconds)
         self.closed = False
         self.number, self.cell = 0, None
         self._left = Cell()  # where ordinary output goes
@@ -68,7 +99,9 @@ class Panel(Layout):
         self._asked = 0  # where the question whether to rewind would go
         self._open = 0  # which view is seen
         self._views: list[views.View] = []
-        self.build(control.BUTTONS, lab, chart(self._heard), manages=control.manages)
+        measures = control.manages or bool(sets)
+        self.build(control.BUTTONS, lab, chart(self._heard), control.manages, measures)
+        self.every.value = every or 0
         self._connect()
         self.painter = Painter(control, self.chart is not None, 1.0 if own else WAIT)
         self.painter.others = lambda: panels.others(self)
@@ -198,10 +231,11 @@ class Panel(Layout):
                 self.mark.index = len(marks) - 1
         recipe: Any = control.run.recipe if control.swaps else {}
         before = self._known[1] if self._known[:1] == (control.run,) else {}
-        for name, slot in self.slots.items():
-            slot.widget.layout.display = "" if name in recipe else "none"
-            if name not in recipe:
-                continue
+        shown = [n for n in self.slots if n in recipe and n in (control.slots or recipe)]
+        if self.seen != tuple(shown):
+            self.parts(shown)
+        for name in shown:
+            slot = self.slots[name]
             if name in before and before[name] == recipe[name]:
                 slot.refresh()  # what is chosen there, and not yet applied, stays
             else:

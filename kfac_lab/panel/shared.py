@@ -22,6 +22,7 @@ _MADE: dict[str, Callable[[], Any]] = {
     "number": lambda: widgets.Layout(width="148px"),
     "choice": lambda: widgets.Layout(width="200px"),
     "field style": lambda: DescriptionStyle(description_width="56px"),
+    "slot": lambda: widgets.Layout(flex="0 0 auto"),
     "part": lambda: widgets.Layout(flex="1 1 200px", width="auto"),
     "part style": lambda: DescriptionStyle(description_width="92px"),
     "more": lambda: widgets.Layout(width="58px"),

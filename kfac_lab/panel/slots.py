@@ -59,7 +59,7 @@ class Slot:
         )
         self._row = widgets.HBox([self.choice, self._more], layout=shared["plain"])
         self._box: Any = None
-        self.widget = widgets.VBox([self._row], layout=widgets.Layout(flex="0 0 auto"))
+        self.widget = widgets.VBox([self._row], layout=shared["slot"])
         self.choice.observe(self._chosen, "value")
         self._more.observe(self._unfold, "value")
 

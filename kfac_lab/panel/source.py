@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from kfac_lab.core.problem import Split
 from kfac_lab.core.state import StepRecord
+from kfac_lab.errors import RecipeError
 from kfac_lab.history import COLUMNS, Column, History
 from kfac_lab.plots import Axes, Axis, Plot, Series, floats
+from kfac_lab.run.evaluation import measured
 
 __all__ = ["Foreign", "Source", "every_column"]
 
@@ -30,6 +34,7 @@ class Foreign:
         self.given = given
         self.marks: list[Any] = []
         self.evaluations: list[dict[str, Any]] = []
+        self.off_clock = 0.0  # seconds of evaluating, which are not training
         self._clock: list[float] = []
         self._begun = time.monotonic()
 
@@ -65,7 +70,8 @@ class Foreign:
         elif name == "step":
             values = np.arange(1.0, count + 1)
         elif name == "seconds":
-            self._clock += [time.monotonic() - self._begun] * (count - len(self._clock))
+            now = time.monotonic() - self._begun - self.off_clock
+            self._clock += [now] * (count - len(self._clock))
             values = np.array(self._clock[:count])
         elif name == "batch":
             values = np.zeros(count)
@@ -134,8 +140,6 @@ class _Own:
 
     def split(self, name: str) -> Any:
         """There are no cases to look at: they come from the loop."""
-        from kfac_lab.errors import RecipeError
-
         raise RecipeError("the cases come from your own loop")
 
 
@@ -144,12 +148,15 @@ class Source:
 
     Attributes:
         given: the object itself.
+        sets: "train" and "test" → what is evaluated: a pair of inputs and targets, or a function
+            that gives the error, or a mapping with "loss" and "error".
     """
 
     seed, named, earliest = None, None, 0
 
-    def __init__(self, given: Any) -> None:
+    def __init__(self, given: Any, sets: Mapping[str, Any] | None = None) -> None:
         self.given = given
+        self._off_clock = 0.0
         self.stepper = getattr(given, "_engine", None)
         engine = self.stepper
         problem = getattr(engine, "problem", None)
@@ -158,6 +165,7 @@ class Source:
         self._foreign: Foreign | None = None
         self._lock = contextlib.nullcontext()  # it steps in the thread that looks
         self._began = time.monotonic()
+        self.sets = {name: _measuring(self.stepper, of) for name, of in (sets or {}).items()}
 
     @property
     def history(self) -> Any:
@@ -187,7 +195,18 @@ class Source:
         """Seconds of training where it counts them, else since it is watched."""
         last = self.history.tail(1)
         known = last[0].seconds if last else 0.0
-        return float(known) if known == known else time.monotonic() - self._began
+        return float(known) if known == known else time.monotonic() - self._began - self._off_clock
+
+    def evaluate(self, split: str, *, cases: int | None = None) -> None:
+        """Evaluates one of the sets, off the clock, into the history's ``evaluations``."""
+        seconds, begin = self.seconds, time.monotonic()
+        found = self.sets[split](cases)
+        history, took = self.history, time.monotonic() - begin
+        self._off_clock += took
+        if isinstance(history, Foreign):
+            history.off_clock += took
+        named = {"step": self.step, "seconds": seconds, "split": split, "cases": cases or 0}
+        history.evaluations.append({**named, "at": "theta", **found})
 
     @property
     def device(self) -> Any:
@@ -201,6 +220,34 @@ class Source:
     def report(self) -> str:
         """A line."""
         return repr(self.given)
+
+
+def _measuring(engine: Any, given: Any) -> Callable[[int | None], dict[str, float]]:
+    """How a set is evaluated: loss and error of so many cases, NaN where one is not known.
+
+    Raises:
+        RecipeError: it is neither a function nor cases of a model that is known.
+    """
+    if callable(given):
+
+        def asked(cases: int | None) -> dict[str, float]:
+            found = given()
+            named = found if isinstance(found, Mapping) else {"error": found}
+            return {name: float(named.get(name, math.nan)) for name in ("loss", "error")}
+
+        return asked
+    if engine is None or not (isinstance(given, (tuple, list)) and len(given) == 2):
+        raise RecipeError(
+            "held_out is a function that gives the error, or, of a KFAC or a Preconditioner, a "
+            f"pair (inputs, targets); not a {type(given).__name__}"
+        )
+    problem = copy.copy(engine.problem)
+    problem.test = Split(*given)
+
+    def of_cases(cases: int | None) -> dict[str, float]:
+        return measured(problem, "test", cases)._asdict()
+
+    return of_cases
 
 
 def every_column(runs: Mapping[str, Any], seen: Any) -> Plot:
@@ -218,7 +265,24 @@ def every_column(runs: Mapping[str, Any], seen: Any) -> Plot:
         positive = all(v > 0 for p in parts for v in p.y if v == v)
         both = (Axis("iteration"), Axis("seconds of training"))
         axes.append(Axes(parts, both, Axis(name, log=positive and "loss" in name)))
+    axes += [a for name in ("loss", "error") if (a := _evaluated(runs, name)).parts]
     return Plot("What the history has", axes or [Axes(())])
+
+
+def _evaluated(runs: Mapping[str, Any], name: str) -> Axes:
+    """What was evaluated on sets of the caller's own."""
+    parts = []
+    for label, history in runs.items():
+        for split, said, shape in (("train", "training set", "circles"), ("test", "held out", "")):
+            found = [e for e in history.evaluations if e["split"] == split and e[name] == e[name]]
+            x = {
+                "iteration": np.array([float(e["step"]) for e in found]),
+                "seconds of training": np.array([float(e["seconds"]) for e in found]),
+            }
+            y = np.array([e[name] for e in found])
+            if found:
+                parts.append(Series(said, x, y, label, shape or "diamonds"))
+    return Axes(parts, (Axis("iteration"), Axis("seconds of training")), Axis(f"{name}, evaluated"))
 
 
 def hooked(given: Any, before: Any, after: Any) -> Iterator[Any]:

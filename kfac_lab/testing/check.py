@@ -32,7 +32,7 @@ _OTHERS: Mapping[str, tuple[str, ...]] = {
     ),
 }
 #: a view has one of two forms
-_VIEWS = (("plot",), ("draw",), ("compose", "summary"))
+_VIEWS = (("plot",), ("draw",))
 
 
 def check(component: Any, slot: str | None = None, **extra: Any) -> Report:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kfac_lab import plots
 
-__all__ = ["BROKEN", "Sound", "SoundData", "SoundPicture"]
+__all__ = ["BROKEN", "Sound", "SoundData"]
 
 
 @dataclass(frozen=True)
@@ -81,27 +81,6 @@ def _broken_formula(axes: Any, history: Any) -> None:
     axes.set_title(r"$\frac{h$")
 
 
-@dataclass(frozen=True)
-class SoundPicture:
-    """The same, composed on a figure, with its text."""
-
-    log: bool = False
-
-    def compose(self, figure: Any, histories: Any, seen: Any) -> None:
-        """One axes for each run."""
-        for n, history in enumerate(histories.values()):
-            Sound(self.log).draw(figure.add_subplot(len(histories), 1, n + 1), history)
-
-    def summary(self, histories: Any, seen: Any) -> str:
-        """How many steps."""
-        return f"{', '.join(str(len(history)) for history in histories.values())} steps."
-
-
-class _Silent(SoundPicture):
-    def summary(self, histories: Any, seen: Any) -> str:
-        return ""
-
-
 class _PilesUp(Sound):
     """Remembers what it drew, and draws that too."""
 
@@ -138,6 +117,11 @@ class SoundData:
         """A series per run."""
         axes = plots.columns(runs, "loss", plots.Axis(self.label, log=True))
         return plots.Plot("h", [axes], marks=plots.marks(runs))
+
+
+class _Silent(SoundData):
+    def plot(self, runs: Any, seen: Any) -> Any:
+        return replace(super().plot(runs, seen), title=" ")
 
 
 class _Nameless(SoundData):

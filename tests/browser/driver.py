@@ -170,7 +170,12 @@ def notebook(path: Path, *cells: str, kernel: str = "python3") -> Path:
 
 
 class Kernel:
-    """A notebook's kernel, asked directly: as one more cell would, without leaving a trace."""
+    """A notebook's kernel, asked directly: as one more cell would, without leaving a trace.
+
+    ``patience`` is in seconds, for each question.
+    """
+
+    patience = PATIENCE
 
     def __init__(self, lab: Lab, name: str) -> None:
         from jupyter_client import BlockingKernelClient
@@ -210,7 +215,7 @@ class Kernel:
 
     def _run(self, code: str, expressions: dict[str, str]) -> Any:
         return self._client.execute(
-            code, silent=True, user_expressions=expressions, reply=True, timeout=PATIENCE
+            code, silent=True, user_expressions=expressions, reply=True, timeout=self.patience
         )["content"]
 
     def close(self) -> None:

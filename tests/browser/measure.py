@@ -5,6 +5,7 @@ too. ``--stops 50 --wait 5`` are the numbers of stops and the seconds of an inje
 """
 
 import argparse
+import json
 import os
 import shutil
 import statistics
@@ -74,6 +75,7 @@ CURVES = """
 recipe = kl.Recipe.named("paper").replace(batch="constant(size=1000)")
 plain = kl.Run("curves", recipe, seed=0, device="cpu").advance(5)
 panel = kl.Panel(plain.fork())
+leave, panel.live._leave = panel.live._leave, lambda here: None  # once a run: timed by itself
 def block(steps):
     begin = clocks()
     plain.advance(steps)
@@ -155,14 +157,21 @@ def cost(page: Page, blocks: int, steps: int) -> None:
     """
     page.write(1, CURVES)
     page.tab.get_by_text("Start trains").first.wait_for()
+    page.kernel.until("panel.painter.heard")
+    updates = 0
     without: list[list[float]] = []
     with_panel: list[list[float]] = []
     for _ in range(blocks):
         without.append(page.kernel.ask(f"block({steps})"))
+        sent = page.kernel.ask("panel.painter.sent")
         page.kernel.do(
             f"begin = clocks()\npanel.start(steps={steps})\nawait panel.live\ntook = since(begin)"
         )
         with_panel.append(page.kernel.ask("took"))
+        updates += page.kernel.ask("panel.painter.sent") - sent
+    told("updates a second", f"{updates / sum(took[0] for took in with_panel):.1f}")
+    page.kernel.do("begin = clocks()\nleave(False)\ntook = since(begin)")
+    told("the picture left as output, once a run", f"{1000 * page.kernel.ask('took')[1]:.0f} ms")
     for which, kind in enumerate(("the clock", "the processor")):
         plain, panel = ([each[which] for each in every] for every in (without, with_panel))
         ratios = [100 * (b / a - 1) for a, b in zip(plain, panel, strict=True)]
@@ -170,6 +179,24 @@ def cost(page: Page, blocks: int, steps: int) -> None:
         told(f"a step without and with a panel, by {kind}", f"{one:.1f} and {two:.1f} ms")
         spread = f"from {min(ratios):+.1f} to {max(ratios):+.1f} %"
         told("  the panel's cost", f"{statistics.median(ratios):+.1f} %, {spread}")
+
+
+def saved(page: Page) -> None:
+    """The notebook as JupyterLab saves it, widgets included, after the cell ran five times."""
+    page.menu("Settings", "Save Widget State Automatically")
+    for runs in range(1, 6):
+        page.write(1, README)
+        page.kernel.until("panel.painter.heard")
+        page.kernel.do("panel.start(steps=3); await panel.live")
+        if runs in (1, 5):
+            page.saved()
+            content = json.loads((page.lab.folder / page.name).read_text())
+            widgets = content["metadata"].get("widgets", {})
+            outputs = sum(len(json.dumps(c.get("outputs", []))) for c in content["cells"])
+            sizes = f"{len(json.dumps(widgets)) / 1000:.0f} kB of panel state"
+            told(
+                f"saved after {runs} runs of the cell", f"{sizes}, {outputs / 1000:.0f} of outputs"
+            )
 
 
 README = """
@@ -241,7 +268,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200, help="of a block")
     parser.add_argument("--during", type=float, default=60.0, help="seconds of counting frames")
     parser.add_argument(
-        "--only", nargs="*", default=["moving", "stops", "messages", "memory", "cost"]
+        "--only", nargs="*", default=["moving", "saved", "stops", "messages", "memory", "cost"]
     )
     given = parser.parse_args()
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or ""
@@ -254,9 +281,11 @@ def main() -> None:
             browser(chromium) as chrome,
             opened(lab, chrome, "a.ipynb") as page,
         ):
+            page.kernel.patience = 900.0
             page.write(0, OPENING.format(tests=str(Path(__file__).parents[1])))
             works = {
                 "moving": lambda: moving(page, given.during),
+                "saved": lambda: saved(page),
                 "messages": lambda: messages(page),
                 "cost": lambda: cost(page, given.blocks, given.steps),
                 "memory": lambda: memory(page),

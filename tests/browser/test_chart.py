@@ -42,9 +42,10 @@ def page(lab: Lab, chrome: Any) -> Iterator[Page]:
 
 
 def settled(page: Page) -> None:
-    """Waits until the page has drawn what the kernel has."""
-    wait(lambda: page.chart("page.status.step") == page.kernel.ask("panel.run.step"), "no status")
-    page.tab.wait_for_timeout(150)
+    """Waits until the page has drawn all that the kernel has sent."""
+    drawn = "chart.asked || chart.fresh ? -1 : page.number"
+    wait(lambda: page.chart(drawn) == page.kernel.ask("panel.painter.sent"), "something is lost")
+    assert page.chart("page.status.step") == page.kernel.ask("panel.run.step")
 
 
 def drawn(page: Page, run: str = "paper", name: str = "loss", k: int = 0) -> np.ndarray:
@@ -59,7 +60,7 @@ def whole(page: Page) -> None:
         "chart.choices = {}, chart.hover(null), chart.draw())"
     )
     page.kernel.do("panel.controller.isolate(None)")
-    page.tab.wait_for_timeout(100)
+    settled(page)
 
 
 def middle(page: Page, across: float = 0.5, down: float = 0.5) -> tuple[float, float]:

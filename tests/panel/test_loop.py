@@ -125,9 +125,126 @@ def test_a_preconditioner_has_a_history_and_a_panel() -> None:
     assert list(pre.history["step"]) == list(range(1, 13))
     assert np.array_equal(page.points("Preconditioner", "loss")[1], losses)
     assert losses[-1] < losses[0]
-    assert panel.buttons["Apply"].disabled, "it has no swap"
     panel.close()
     assert "step" not in vars(pre)
+
+
+def trained(model, x, y, pre, sgd, steps):
+    """An ordinary loop; the preconditioned gradients of its last step."""
+    for _ in range(steps):
+        sgd.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        pre.step()
+        found = [p.grad.clone() for p in model.parameters()]
+        sgd.step()
+    return found
+
+
+def test_a_preconditioner_is_swapped_by_the_panel_between_two_steps() -> None:
+    model, x, y = task()
+    pre = kl.Preconditioner(model, likelihood="categorical")
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    panel = kl.Panel(pre)
+    assert set(panel.seen) == {"estimator", "block", "structure", "damping", "schedule"}
+    trained(model, x, y, pre, sgd, 2)
+    panel.slots["structure"].choice.value = "block_tridiagonal"
+    panel.buttons["Apply"].click()
+    assert not pre.history.marks
+    trained(model, x, y, pre, sgd, 1)
+    assert [(m.step, dict(m.parts)) for m in pre.history.marks] == [
+        (3, {"structure": "block_tridiagonal"})
+    ]
+    trained(model, x, y, pre, sgd, 1)
+    panel.controller.press("Apply", momentum="fixed(lr=1.0, mu=0.5)")
+    trained(model, x, y, pre, sgd, 1)
+    assert "a Preconditioner uses estimator, block" in panel.message.value
+    panel.close()
+
+
+# ---- held-out cases ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("face", ["KFAC", "Preconditioner"])
+def test_held_out_cases_have_a_curve_of_their_own(face) -> None:
+    model, x, y = task()
+    model.append(nn.Dropout(0.5))
+    opt = getattr(kl, face)(model, likelihood="categorical")
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    test_x, test_y = torch.randn(50, 6), torch.randint(0, 3, (50,))
+    page = Seen(panel := kl.Panel(opt, held_out=(test_x, test_y), training=(x, y), every=3))
+    expected = []
+    for k in range(7):
+        loop(opt, x, y, 1) if face == "KFAC" else trained(model, x, y, opt, sgd, 1)
+        if k in (2, 5):
+            with torch.no_grad():
+                outputs = model.eval()(test_x)
+                model.train()
+            wrong = 100 * float((outputs.argmax(1) != test_y).double().mean())
+            expected.append((k + 1, float(nn.functional.cross_entropy(outputs, test_y)), wrong))
+    if face == "Preconditioner":  # its sgd moved the model after the evaluation
+        expected = [(k, None, None) for k, _, _ in expected]
+    panel.live.last()
+    found = [e for e in opt.history.evaluations if e["split"] == "test"]
+    assert [e["step"] for e in found] == [3, 6] and model.training
+    assert len(opt.history.evaluations) == 4, "the training set too"
+    for one, (_, loss, error) in zip(found, expected, strict=True):
+        assert loss is None or one["loss"] == pytest.approx(loss, rel=1e-5)
+        assert error is None or one["error"] == pytest.approx(error)
+    at, points = page.points(face, "held out")
+    assert list(at) == [3.0, 6.0] and list(points) == [e["loss"] for e in found]
+    panel.close()
+
+
+def test_evaluating_changes_no_number_and_takes_no_time_of_the_clock() -> None:
+    def run(**more):
+        model, x, y = task()
+        opt = kl.KFAC(model, likelihood="categorical")
+        panel = kl.Panel(opt, **more)
+        begin = time.monotonic()
+        loop(opt, x, y, 6)
+        took = time.monotonic() - begin
+        panel.close()
+        return opt, took
+
+    def slow():
+        time.sleep(0.25)
+        torch.rand(3)
+        return 7.5
+
+    plain, _ = run()
+    opt, took = run(held_out=slow, every=2)
+    assert list(opt.history["loss"]) == list(plain.history["loss"])
+    assert [(e["step"], e["error"]) for e in opt.history.evaluations] == [
+        (2, 7.5), (4, 7.5), (6, 7.5)
+    ]  # fmt: skip
+    assert opt.history["seconds"][-1] < took - 0.74
+
+
+def test_held_out_of_a_foreign_loop_and_what_goes_wrong() -> None:
+    class Trainer:
+        def __init__(self):
+            self.history = []
+
+        def step(self):
+            self.history.append({"loss": 1.0})
+
+    trainer = Trainer()
+    page = Seen(panel := kl.Panel(trainer, held_out=lambda: {"loss": 0.5}, every=2))
+    for _ in range(4):
+        trainer.step()
+    panel.live.last()
+    axes = next(a for a in page.spec[0]["axes"] if a["y"]["label"] == "loss, evaluated")
+    assert list(page.store[axes["parts"][0]["y"]["$"]]) == [0.5, 0.5]
+    panel.close()
+    panel = kl.Panel(trainer, held_out=lambda: 1 / 0, every=1)
+    trainer.step()
+    trainer.step()
+    assert "ZeroDivisionError" in panel.message.value and len(trainer.history) == 6
+    panel.close()
+    with pytest.raises(kl.RecipeError, match="a function that gives the error"):
+        kl.Panel(trainer, held_out=(torch.zeros(1, 1), torch.zeros(1, 1)))
+    with pytest.raises(kl.RecipeError, match="nothing to evaluate"):
+        kl.Panel(trainer, every=3)
 
 
 @pytest.mark.parametrize("rows", [False, True])

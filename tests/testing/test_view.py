@@ -4,7 +4,7 @@ import builtins
 import importlib.util
 
 import pytest
-from broken.view import Sound, SoundData, SoundPicture
+from broken.view import Sound, SoundData
 from testing.registered import example, names, status, tried
 
 from kfac_lab.testing import check, report, slot_of
@@ -19,9 +19,9 @@ def test_the_box_obeys(name):
 
 
 def test_either_form_is_told_for_a_view():
-    assert slot_of(Sound()) == slot_of(SoundPicture()) == "view"
+    assert slot_of(Sound()) == slot_of(SoundData()) == "view"
     assert status(check(Sound()), "labelled") == "obeyed"
-    assert status(check(SoundPicture()), "says_in_words") == "obeyed"
+    assert status(check(SoundData()), "says_in_words") == "obeyed"
 
 
 def test_data_are_looked_at_as_data():

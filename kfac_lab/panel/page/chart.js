@@ -10,6 +10,10 @@ const el = (tag, options = {}, ...inside) => {
   return made;
 };
 
+// A button, and text that is only touched where it is another.
+const press = (text, title, act, more) => el('button', { type: 'button', title, onclick: act, ...more }, text);
+const put = (e, text) => { if (e.textContent !== text) e.textContent = text; };
+
 // An array that grows: new numbers are added behind those that are there.
 class Column {
   constructor() { this.data = new Float64Array(64); this.length = 0; }
@@ -29,7 +33,7 @@ const saveAs = (blob, name) => {
 export class Chart {
   constructor(root, host) {
     this.host = host;  // looks of runs, and what to do with what is clicked
-    this.store = new Map(); this.plots = []; this.cells = []; this.choices = {}; this.view = ''; this.frames = 0; this.smooth = 0; this.scale = 'auto';
+    this.store = new Map(); this.plots = []; this.cells = []; this.choices = {}; this.zooms = {}; this.view = ''; this.frames = 0; this.smooth = 0; this.scale = 'auto';
     this.live = el('div', { className: 'kl-sr', role: 'status', 'aria-live': 'polite' });
     this.bar = el('div', { className: 'kl-tools', role: 'toolbar', 'aria-label': 'chart' });
     this.body = el('div', { className: 'kl-plots' });
@@ -52,10 +56,10 @@ export class Chart {
       s.append(...options.map(([v, t]) => el('option', { value: v }, t)));
       return s;
     };
-    this.against = select('horizontal axis', [], v => { this.choices[this.view] = v; this.zoomed(null); this.soon(); });
+    this.against = select('horizontal axis', [], v => { this.choices[this.view] = v; this.whole(); });
     this.scaled = select('vertical scale', [['auto', 'scale: as fits'], ['log', 'logarithmic'], ['linear', 'linear']], v => { this.scale = v; this.soon(); });
     this.smoother = el('input', { type: 'range', min: 0, max: 0.98, step: 0.01, value: 0, 'aria-label': 'smoothing', title: 'smoothing: the average of what went before', oninput: () => { this.smooth = +this.smoother.value; this.soon(); } });
-    this.reset = el('button', { type: 'button', title: 'the whole picture again (double-click, or key 0)', onclick: () => { this.zoomed(null); this.soon(); } }, 'Whole');
+    this.reset = press('Whole', 'the whole picture again (double-click, or key 0)', () => this.whole());
     const save = select('save what is seen', [['', 'save as…'], ['png', 'PNG'], ['svg', 'SVG'], ['csv', 'CSV']], v => { save.value = ''; if (v) this.save(v); });
     this.bar.append(el('label', {}, 'x ', this.against), this.scaled, el('label', {}, 'smooth ', this.smoother), this.reset, save);
   }
@@ -73,7 +77,7 @@ export class Chart {
     }
     for (const key of message.drop || []) this.store.delete(key);
     if (message.spec) { this.spec(message.spec, buffers); }
-    if (message.view !== undefined && message.view !== this.view) { this.view = message.view; this.zoomed(null); this.pop.hidden = true; }
+    if (message.view !== undefined && message.view !== this.view) { this.view = message.view; this.zoomed(); this.hover(null); this.pop.hidden = true; }
     this.fresh = true; this.soon();
   }
 
@@ -105,7 +109,7 @@ export class Chart {
     }
     this.plots.forEach((plot, n) => {
       const row = this.body.querySelectorAll('.kl-row')[n], note = this.body.querySelectorAll('.kl-note')[n];
-      if (note.textContent !== plot.note) note.textContent = plot.note;
+      put(note, plot.note);
       if (plot.url) { const img = row.querySelector('img'); img.src = plot.url; img.alt = plot.words; }
     });
   }
@@ -120,7 +124,7 @@ export class Chart {
     canvas.addEventListener('pointerleave', () => { if (!cell.drag) this.hover(null); });
     canvas.addEventListener('pointerdown', e => { if (e.button === 0) { cell.drag = [e.offsetX, e.offsetY, e.offsetX, e.offsetY]; canvas.setPointerCapture(e.pointerId); this.pop.hidden = true; } });
     canvas.addEventListener('pointerup', e => this.dragged(cell, e));
-    canvas.addEventListener('dblclick', () => { this.zoomed(null); this.soon(); });
+    canvas.addEventListener('dblclick', () => this.whole());
     canvas.addEventListener('wheel', e => this.wheel(cell, e), { passive: false });
     canvas.addEventListener('keydown', e => this.key(cell, e));
     return place;
@@ -140,10 +144,8 @@ export class Chart {
   }
 
   look(cell, axes) {
-    const [x] = this.choice(axes), several = axes.x.length > 1, plot = this.plots[cell.n];
     return {
-      x, xLabel: axes.x.find(a => a.label === x)?.label, smooth: this.smooth, scale: this.scale,
-      zoomX: several ? plot.zoomX ?? this.zooms?.[cell.n] : cell.zoomX, zoomY: cell.zoomY,
+      x: this.choice(axes)[0], smooth: this.smooth, scale: this.scale, zoomX: this.zoomX(cell), zoomY: cell.zoomY,
       hidden: r => r && this.host.hidden(r), ink: (r, c, i) => this.host.ink(r, c, i, this.light), size: r => this.host.size(r), from: r => this.host.from(r),
     };
   }
@@ -228,15 +230,15 @@ export class Chart {
       const text = mark.label.length > 18 ? mark.label.slice(0, 17) + '…' : mark.label, wide = 7 + 6 * text.length;
       let row = ends.findIndex(end => end < at); if (row < 0) row = ends.length;
       if (row > 2) row = 2; ends[row] = at + wide;
-      const b = el('button', { type: 'button', className: 'kl-mark', title: `after step ${mark.step}: ${mark.text}`, 'aria-label': `swap after step ${mark.step} of ${mark.run}: ${mark.text}`, onclick: e => this.explain(mark, e.currentTarget) }, text);
+      const b = press(text, `after step ${mark.step}: ${mark.text}`, e => this.explain(mark, e.currentTarget), { className: 'kl-mark', 'aria-label': `swap after step ${mark.step} of ${mark.run}: ${mark.text}` });
       b.style.left = `${at}px`; b.style.top = `${4 + 15 * row}px`; b.style.setProperty('--ink', this.host.ink(mark.run, '', 0, this.light).colour);
       return [b];
     });
   }
 
   explain(mark, beside) {
-    const back = this.host.canRewind(mark.run) ? el('button', { type: 'button', onclick: () => { this.pop.hidden = true; this.host.send({ t: 'rewind', run: mark.run, step: mark.step }); } }, 'Rewind to here') : null;
-    const close = el('button', { type: 'button', onclick: () => { this.pop.hidden = true; } }, 'Close');
+    const back = this.host.canRewind(mark.run) ? press('Rewind to here', '', () => { this.pop.hidden = true; this.host.send({ t: 'rewind', run: mark.run, step: mark.step }); }) : null;
+    const close = press('Close', '', () => { this.pop.hidden = true; });
     this.pop.replaceChildren(el('div', {}, el('b', {}, `${mark.run}, after step ${mark.step}`)), el('div', {}, mark.text), el('div', { className: 'kl-note' }, mark.before ? `before: ${mark.before}` : ''), el('div', {}, back, ' ', close));
     const a = beside.getBoundingClientRect(), b = this.frame.getBoundingClientRect();
     this.pop.hidden = false;
@@ -248,9 +250,9 @@ export class Chart {
     const names = [...new Set(this.cells.flatMap(c => { const a = this.axes(c); return a && a.x.length > 1 ? this.choice(a)[1] : []; }))];
     if (names.join() !== this.offered) { this.offered = names.join(); this.against.replaceChildren(...names.map(n => el('option', { value: n }, n))); }
     const first = this.cells.map(c => this.axes(c)).find(a => a && a.x.length > 1);
-    this.against.disabled = !first;
+    this.against.parentElement.hidden = !first;
     if (first) this.against.value = this.choice(first)[0];
-    const zoomed = this.cells.some(c => c.zoomY || c.zoomX) || Object.keys(this.zooms || {}).length > 0;
+    const zoomed = this.cells.some(c => c.zoomY || c.zoomX) || Object.keys(this.zooms).length > 0;
     this.reset.disabled = !zoomed;
   }
 
@@ -274,8 +276,8 @@ export class Chart {
       if (part.shape !== 'line' && part.shape !== 'dots' && near > 8) return [];
       const outside = x < p.x[0] || x > p.x[p.x.length - 1];
       if (outside && near > 8) return [];
-      const name = part.run ? (['line', 'dots'].includes(part.shape) && !part.low ? this.host.name(part.run) : `${this.host.name(part.run)}, ${part.name}`) : part.name;
-      return [{ name, x: p.x[i], y: p.raw[i], smooth: this.smooth && part.shape === 'line' ? p.y[i] : null, low: part.low?.at(p.i[i]), high: part.high?.at(p.i[i]), colour: ink.colour }];
+      const name = part.run ? (['line', 'dots'].includes(part.shape) && !part.low ? part.run : `${part.run}, ${part.name}`) : part.name;
+      return [{ name, x: p.x[i], y: p.raw[i], smooth: this.smooth && part.shape === 'line' ? p.y[i] : null, low: part.low?.at(p.i[i]), high: part.high?.at(p.i[i]), area: part.shape === 'area', colour: ink.colour }];
     });
   }
 
@@ -286,7 +288,7 @@ export class Chart {
     const found = this.values(cell, x), shown = found.reduce((a, b) => a && Math.abs(a.x - x) <= Math.abs(b.x - x) ? a : b, null);
     return {
       head: shown && `${this.choice(this.axes(cell))[0]} ${short(shown.x)}`, px: made.sx.at(x), py: 40,
-      lines: found.map(v => [v.colour, `${v.name} `, short(v.y), (v.smooth === null ? '' : ` (smoothed ${short(v.smooth)})`) + (v.low === undefined ? '' : ` (${short(v.low)} … ${short(v.high)})`)]),
+      lines: found.map(v => [v.colour, `${v.name} `, short(v.area ? v.y - v.low : v.y), v.area ? '' : (v.smooth === null ? '' : ` (smoothed ${short(v.smooth)})`) + (v.low === undefined ? '' : ` (${short(v.low)} … ${short(v.high)})`)]),
     };
   }
 
@@ -307,8 +309,9 @@ export class Chart {
     this.soon();
   }
 
-  zoomX(cell) { return this.axes(cell).x.length > 1 ? this.zooms?.[cell.n] : cell.zoomX; }
-  setZoomX(cell, range) { if (this.axes(cell).x.length > 1) { this.zooms = { ...this.zooms }; range ? this.zooms[cell.n] = range : delete this.zooms[cell.n]; } else cell.zoomX = range; }
+  zoomX(cell) { return this.axes(cell).x.length > 1 ? this.zooms[cell.n] : cell.zoomX; }
+  setZoomX(cell, range) { if (this.axes(cell).x.length > 1) { range ? this.zooms[cell.n] = range : delete this.zooms[cell.n]; } else cell.zoomX = range; }
+  whole() { this.zoomed(); this.soon(); }
   zoomed() { this.zooms = {}; for (const cell of this.cells) cell.zoomX = cell.zoomY = null; }
 
   dragged(cell, e) {
@@ -350,7 +353,7 @@ export class Chart {
     } else if (e.key === 'Home' || e.key === 'End') this.hover(cell, first.p.x[e.key === 'Home' ? 0 : first.p.x.length - 1]);
     else if (e.key === '+' || e.key === '=') this.zoomBy(cell, 0.7, here, null);
     else if (e.key === '-') this.zoomBy(cell, 1 / 0.7, here, null);
-    else if (e.key === '0') { this.zoomed(null); this.soon(); }
+    else if (e.key === '0') this.whole();
     else if (e.key === 'Escape') this.hover(null);
     else return;
     e.preventDefault(); e.stopPropagation();
@@ -362,7 +365,7 @@ export class Chart {
     const { made } = cell;
     if (!made?.sx) return [];
     return made.found.map(({ part, p }) => ({
-      run: part.run ? this.host.name(part.run) : '', name: part.name,
+      run: part.run ? part.run : '', name: part.name,
       points: p.x.map((x, i) => [x, p.raw[i]]).filter(([x]) => x >= made.sx.low && x <= made.sx.high),
     }));
   }
@@ -406,7 +409,7 @@ export class Chart {
       c.font = `12px ${theme.font}`; c.textAlign = 'left'; c.textBaseline = 'middle';
       this.body.querySelectorAll('.kl-title').forEach(t => { c.fillStyle = theme.ink; c.fillText(t.textContent.trim(), 8, t.offsetTop + 9); });
       let x = 8;
-      for (const run of legend) { c.fillStyle = this.host.ink(run, '', 0, this.light).colour; c.fillRect(x, height - 15, 12, 4); c.fillStyle = theme.ink; c.fillText(this.host.name(run), x + 16, height - 13); x += 32 + 7 * this.host.name(run).length; }
+      for (const run of legend) { c.fillStyle = this.host.ink(run, '', 0, this.light).colour; c.fillRect(x, height - 15, 12, 4); c.fillStyle = theme.ink; c.fillText(run, x + 16, height - 13); x += 32 + 7 * run.length; }
     };
     if (kind === 'svg') {
       const c = new Svg(width, height);

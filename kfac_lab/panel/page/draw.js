@@ -89,7 +89,7 @@ export const arranged = (axes, look, width, height) => {
   for (const part of axes.parts) {
     if (part.kind !== 'series' || look.hidden?.(part.run)) continue;
     const p = points(axes, part, look);
-    if (p.x.length) found.push({ part, p, ink: look.ink(part.run, part.colour, found.length) });
+    if (p.x.length) found.push({ part, p, ink: part.shape === 'area' ? { colour: part.colour } : look.ink(part.run, part.colour, found.length) });
   }
   const box = { ...MARGIN };
   const key = axes.parts.filter(p => p.kind === 'series' && !p.run && p.name);
@@ -176,7 +176,7 @@ export const drawAxes = (c, axes, look, width, height, theme) => {
     c.strokeStyle = theme.grid; c.beginPath(); c.moveTo(Math.round(sx.at(v)) + 0.5, box.top); c.lineTo(Math.round(sx.at(v)) + 0.5, bottom); c.stroke();
     text(short(v), sx.at(v), bottom + 12, 'center');
   }
-  text(look.x === 'seconds of training' ? 'seconds of training' : look.xLabel || look.x, (box.left + right) / 2, height - 7, 'center', theme.ink);
+  text(look.x, (box.left + right) / 2, height - 7, 'center', theme.ink);
   c.save(); c.translate(11, (box.top + bottom) / 2); c.rotate(-Math.PI / 2);
   text(axes.y.unit ? `${axes.y.label}, ${axes.y.unit}` : axes.y.label, 0, 0, 'center', theme.ink); c.restore();
   c.save(); c.beginPath(); c.rect(box.left, box.top - 5, right - box.left + 5, bottom - box.top + 10); c.clip();

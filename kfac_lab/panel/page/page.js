@@ -49,7 +49,6 @@ class Page {
 
   // --- what the chart asks -------------------------------------------------------------------
 
-  name(label) { return label; }
   size(label) { return this.byLabel.get(label)?.size; }
   from(label) { return this.byLabel.get(label)?.from || 0; }
   canRewind(label) { return this.byLabel.get(label)?.rewinds; }
@@ -70,7 +69,7 @@ class Page {
   parts() {
     const s = n => (this[n] = el('span', { className: `kl-${n}` }));
     this.progress = el('progress', { max: 1, value: 0, 'aria-label': 'progress' });
-    const nudge = (what, sign, factor) => el('button', { type: 'button', title: `${what} of the run ${sign}: from what it is now, as a swap at the next step`, 'aria-label': `${what} now ${sign}`, onclick: () => this.send({ t: 'nudge', what, factor }) }, sign);
+    const nudge = (what, sign, factor) => press(sign, `${what} of the run ${sign}: from what it is now, as a swap at the next step`, () => this.send({ t: 'nudge', what, factor }), { 'aria-label': `${what} now ${sign}` });
     this.lamBox = el('span', { className: 'kl-nudge', title: 'λ as the run has it now; the recipe’s λ is where a run starts' }, 'λ now ', s('lam'), nudge('λ', '÷2', 0.5), nudge('λ', '×2', 2));
     this.gammaBox = el('span', { className: 'kl-nudge', title: 'γ as the run has it now' }, 'γ now ', s('gamma'), nudge('γ', '÷2', 0.5), nudge('γ', '×2', 2));
     this.state.append(
@@ -81,16 +80,16 @@ class Page {
   }
 
   told() {
-    const t = this.status, set = (e, v) => { if (e.textContent !== v) e.textContent = v; };
-    set(this.what, `${t.label}: ${t.state}`); this.what.dataset.state = t.state;
-    set(this.loss, `loss ${short(t.loss)}`); set(this.error, `error ${short(t.error)}`); set(this.rho, t.rho === t.rho && t.rho !== null ? `ρ ${short(t.rho)}` : '');
-    set(this.lam, short(t.lam)); set(this.gamma, short(t.gamma));
+    const t = this.status;
+    put(this.what, `${t.label}: ${t.state}`); this.what.dataset.state = t.state;
+    put(this.loss, `loss ${short(t.loss)}`); put(this.error, `error ${short(t.error)}`); put(this.rho, t.rho === t.rho && t.rho !== null ? `ρ ${short(t.rho)}` : '');
+    put(this.lam, short(t.lam)); put(this.gamma, short(t.gamma));
     this.lamBox.hidden = t.lam === null; this.gammaBox.hidden = t.gamma === null;
     for (const b of this.state.querySelectorAll('.kl-nudge button')) b.hidden = !t.nudges;
     const key = JSON.stringify(t.others || []);
     if (key !== this.othersKey) {
       this.othersKey = key;
-      this.others.replaceChildren(...(t.others || []).map(o => el('div', {}, `Also training in this kernel: ${o.name} `, el('button', { type: 'button', onclick: () => this.send({ t: 'stop', panel: o.id }) }, `Stop ${o.name}`))));
+      this.others.replaceChildren(...(t.others || []).map(o => el('div', {}, `Also training in this kernel: ${o.name} `, press(`Stop ${o.name}`, '', () => this.send({ t: 'stop', panel: o.id })))));
     }
     this.tick();
   }
@@ -101,16 +100,15 @@ class Page {
     if (!t) return;
     const going = ['running', 'pausing', 'stopping'].includes(t.state), since = going ? (performance.now() - this.since) / 1000 + t.ago : 0;
     const each = t.each || 0, part = each ? Math.min(since / each, 0.95) : 0, seconds = t.seconds + since;
-    const set = (e, v) => { if (e.textContent !== v) e.textContent = v; };
     const goal = t.goal && t.goal > t.step ? t.goal : 0;
-    set(this.steps, t.goal ? `step ${t.step} of ${t.goal}` : `step ${t.step}`);
-    set(this.time, clock(seconds) + (going && since > 1.5 ? ` · ${since.toFixed(1)} s in this step` : ''));
+    put(this.steps, t.goal ? `step ${t.step} of ${t.goal}` : `step ${t.step}`);
+    put(this.time, clock(seconds) + (going && since > 1.5 ? ` · ${since.toFixed(1)} s in this step` : ''));
     let share = 0, left = '';
     if (going && goal) { share = (t.step + part - t.begun) / (goal - t.begun); if (each) left = `about ${clock(Math.max(0, (goal - t.step) * each - since))} left`; }
     else if (going && t.limit) { share = (seconds - t.began) / (t.limit - t.began); left = `about ${clock(Math.max(0, t.limit - seconds))} left`; }
     else if (going) left = 'until Stop';
     else if (t.state === 'finished') share = 1;
-    this.progress.hidden = !(going || share); set(this.left, left);
+    this.progress.hidden = !(going || share); put(this.left, left);
     if (going && !goal && !t.limit) this.progress.removeAttribute('value'); else this.progress.value = Math.max(0, Math.min(1, share));
   }
 
@@ -120,8 +118,7 @@ class Page {
     for (const [label, step, state, error] of this.status.runs || []) {
       const row = this.rows?.get(label);
       if (!row) continue;
-      const set = (e, v) => { if (e.textContent !== v) e.textContent = v; };
-      set(row.step, String(step)); set(row.state, state); set(row.error, short(error));
+        put(row.step, String(step)); put(row.state, state); put(row.error, short(error));
     }
   }
 
@@ -147,7 +144,7 @@ class Page {
     for (const r of this.runs) if (this.mine.get(r.label) === r.hidden) this.mine.delete(r.label);
     this.rows = new Map();
     const groups = new Map();
-    for (const r of this.runs) { const g = r.group || ''; if (!groups.has(g)) groups.set(g, []); groups.get(g).push(r); }
+    for (const r of this.runs) groups.set(r.group, [...groups.get(r.group) || [], r]);
     const body = el('tbody');
     for (const [group, runs] of groups) {
       if (group) body.append(el('tr', { className: 'kl-group' }, el('td', {}), el('td', {}), el('th', { colSpan: 6, scope: 'rowgroup' }, `${group}: ${runs.length} seeds, band from lowest to highest`)));
@@ -160,11 +157,11 @@ class Page {
   }
 
   row(r) {
-    const b = (text, label, act, off) => el('button', { type: 'button', 'aria-label': `${label} ${r.label}`, title: label, disabled: !!off, onclick: act }, text);
+    const b = (text, label, act, off) => press(text, label, act, { 'aria-label': `${label} ${r.label}`, disabled: !!off });
     const swatch = b('', this.hidden(r.label) ? 'show' : 'hide', () => this.toggle(r.label));
     swatch.className = 'kl-swatch'; swatch.setAttribute('aria-pressed', String(!this.hidden(r.label)));
     swatch.style.setProperty('--ink', this.ink(r.label, '', 0, this.chart.light ?? true).colour);
-    const name = el('td'), label = el('button', { type: 'button', className: 'kl-name', title: 'the buttons mean this run; double-click renames', onclick: () => this.send({ t: 'select', run: r.label }), ondblclick: () => this.rename(r.label, name) }, r.label);
+    const name = el('td'), label = press(r.label, 'the buttons mean this run; double-click renames', () => this.send({ t: 'select', run: r.label }), { className: 'kl-name', ondblclick: () => this.rename(r.label, name) });
     name.append(label);
     const cells = { step: el('td', {}, String(r.step)), state: el('td', {}, r.state), error: el('td', {}, short(r.error)) };
     this.rows.set(r.label, cells);

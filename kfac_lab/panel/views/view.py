@@ -1,17 +1,15 @@
 """View: one picture of a run with its text; and how registered components become one.
 
-A component of the slot ``view`` has one of three forms:
+A component of the slot ``view`` has one of two forms:
 
 - ``plot(runs, seen)``, the hook's own: it answers with a :class:`~kfac_lab.plots.Plot`, which the
   page draws live and matplotlib draws in files;
 - ``draw(axes, history)``: it is called once for each run on the same matplotlib Axes, which has the
-  palette as its colour cycle; its text is read off the lines that it drew;
-- ``compose(figure, histories, seen)`` and ``summary(histories, seen)``, for a matplotlib picture of
-  several axes.
+  palette as its colour cycle; its text is read off the lines that it drew.
 
-All may have a ``title``, and ``wants``, which names what of
-:data:`~kfac_lab.panel.views.seen.WANTS` the first and the last are given as ``seen``. A view that
-``wants`` something, and one whose ``heavy`` is true, is asked at most a tenth of the time and at
+Both may have a ``title``, and the first ``wants``, which names what of
+:data:`~kfac_lab.panel.views.seen.WANTS` it is given as ``seen``. A view that ``wants`` something,
+and one whose ``heavy`` is true, is asked at most a tenth of the time and at
 least every two seconds while it is open; any other one several times a second.
 """
 
@@ -101,13 +99,10 @@ def adapted(component: Any, entry: Entry, name: str = "") -> View:
         heavy = bool(wants) or bool(getattr(component, "heavy", False))
         more = (wants, entry.summary, entry.owner, data.plot, heavy)
         return View(name, title, data.draw, data.summary, *more)
-    compose = getattr(component, "compose", None)
-    if callable(compose) and callable(getattr(component, "summary", None)):
-        return View(name, title, compose, component.summary, wants, entry.summary, entry.owner)
     if not callable(getattr(component, "draw", None)):
         raise PluginError(
-            f"the view {name!r} of {entry.owner} has no plot(runs, seen), no draw(axes, history), "
-            "and no compose(figure, histories, seen) with summary(histories, seen)"
+            f"the view {name!r} of {entry.owner} has no plot(runs, seen) that answers with data, "
+            "and no draw(axes, history)"
         )
     simple = _Simple(component, title)
     return View(name, title, simple.draw, simple.summary, (), entry.summary, entry.owner)

@@ -1,8 +1,7 @@
 """The laws of a view, in each of its forms.
 
 A view has ``plot(runs, seen)``, which answers with data; or ``draw(axes, history)``, for one run on
-one matplotlib Axes; or ``compose(figure, histories, seen)`` with ``summary(histories, seen)``, for
-a picture of several and its text. What a view answers as data is looked at as data.
+one matplotlib Axes. What a view answers as data is looked at as data.
 
 ``runs``, ``round_trip``, ``draws``, ``empty_history``, ``one_step``, ``lacking_columns``,
 ``marks``, ``labelled``, ``named_axes``, ``says_in_words``, ``renders``, ``redraws``,
@@ -82,29 +81,11 @@ def history(steps: int, *, lacking: bool = False, marked: bool = False) -> Histo
     return made
 
 
-def _composes(view: Any) -> bool:
-    return callable(getattr(view, "compose", None)) and callable(getattr(view, "summary", None))
-
-
 def _plots(view: Any) -> bool:
     return callable(getattr(view, "plot", None))
 
 
 def _alone(case: Case) -> str | None:
-    if _plots(case.component):
-        return "it answers with data"
-    composes = "it composes a picture of several axes"
-    return _matplotlib(case) or (composes if _composes(case.component) else None)
-
-
-def _composed(case: Case) -> str | None:
-    if _plots(case.component):
-        return None
-    alone = "it draws on one Axes, and its text is read off there"
-    return _matplotlib(case) or (None if _composes(case.component) else alone)
-
-
-def _pictures(case: Case) -> str | None:
     return "it answers with data" if _plots(case.component) else _matplotlib(case)
 
 
@@ -122,10 +103,7 @@ def _draw(view: Any, figure: Any, seen: History) -> None:
     """Draws on an empty figure."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if _composes(view):
-            view.compose(figure, {"run": seen}, None)
-        else:
-            view.draw(figure.add_subplot(), seen)
+        view.draw(figure.add_subplot(), seen)
 
 
 def _drawn(case: Case, seen: History, where: str) -> Any:
@@ -165,10 +143,9 @@ def _wrong(part: Any, axes: plots.Axes) -> str:
     if isinstance(part, plots.Bars):
         count = len(plots.floats(part.values))
         return "" if count == len(part.names) else f"{len(part.names)} names of {count} bars"
-    wanted = 2 if isinstance(part, plots.Matrix) else 3
-    values = part.values if isinstance(part, plots.Matrix) else part.stack
-    found = plots.floats(values).ndim
-    return "" if found == wanted else f"a {type(part).__name__} of {found} dimensions"
+    each = [plots.floats(part.values)] if isinstance(part, plots.Matrix) else part.images
+    odd = [values.ndim for values in each if values.ndim != 2]
+    return f"a {type(part).__name__} of {odd[0]} dimensions" if odd else ""
 
 
 def _finite(plot: plots.Plot) -> int:
@@ -176,11 +153,11 @@ def _finite(plot: plots.Plot) -> int:
     count = 0
     for axes in plot.axes:
         for part in axes.parts:
-            if isinstance(part, plots.Series):
-                values = part.y
+            if isinstance(part, plots.Images):
+                count += sum(int(np.isfinite(image).sum()) for image in part.images)
             else:
-                values = part.stack if isinstance(part, plots.Images) else part.values
-            count += int(np.isfinite(plots.floats(values)).sum())
+                values = part.y if isinstance(part, plots.Series) else part.values
+                count += int(np.isfinite(plots.floats(values)).sum())
     return count
 
 
@@ -268,9 +245,11 @@ def named_axes(case: Case) -> None:
 
 @law(
     SLOT,
-    "summary(histories, seen) says what is drawn, also where that is nothing.",
+    "Its words, or its title, say what is drawn, also where that is nothing.",
     needs=("runs", "empty_history"),
-    applies=_composed,
+    applies=lambda case: (
+        None if _plots(case.component) else "its text is read off what it has drawn"
+    ),
 )
 def says_in_words(case: Case) -> None:
     for steps in (0, 1, 50):
@@ -281,8 +260,6 @@ def says_in_words(case: Case) -> None:
 
 
 def _told(view: Any, seen: History) -> Any:
-    if not _plots(view):
-        return view.summary({"run": seen}, None)
     plot = view.plot({"run": seen}, None)
     return (plot.words() if callable(plot.words) else plot.words) or plot.title
 
@@ -291,7 +268,7 @@ def _told(view: Any, seen: History) -> Any:
     SLOT,
     "What was drawn can be rendered.",
     needs=("runs", "empty_history", "one_step"),
-    applies=_pictures,
+    applies=_alone,
 )
 def renders(case: Case) -> None:
     for steps in (0, 1, 50):
@@ -305,7 +282,7 @@ def renders(case: Case) -> None:
     SLOT,
     "Drawn again, all cleared, it is what it was: nothing piles up.",
     needs=("runs", "draws"),
-    applies=_pictures,
+    applies=_alone,
 )
 def redraws(case: Case) -> None:
     seen = history(50)

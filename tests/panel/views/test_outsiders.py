@@ -57,11 +57,9 @@ class Rich:
     title = "Rich"
     wants = ("filters",)
 
-    def compose(self, figure, histories, seen):
-        figure.add_subplot(121), figure.add_subplot(122)
-
-    def summary(self, histories, seen):
-        return f"Rich: {len(histories)} runs, {seen.units} units."
+    def plot(self, runs, seen):
+        two = kl.plots.Axes(()), kl.plots.Axes(())
+        return kl.plots.Plot("Rich", two, words=f"Rich: {len(runs)} runs, {seen.units} units.")
 
 
 OUTSIDERS = {
@@ -159,8 +157,13 @@ def test_a_view_that_fails_says_so_and_leaves_the_others_alone(lab, runs, name, 
 
 def test_a_text_that_fails_leaves_the_picture(runs) -> None:
     class Mute(Rich):
-        def summary(self, histories, seen):
-            raise RuntimeError("speechless")
+        wants = ()
+
+        def plot(self, runs, seen):
+            def words():
+                raise RuntimeError("speechless")
+
+            return kl.plots.Plot("Mute", (kl.plots.Axes(()),), words=words)
 
     lab = Lab(builtins=(), entry_points=False)
     lab.load_module(plugin(mute=Mute), "outsider")
@@ -180,7 +183,7 @@ def test_the_richer_form_gets_all_runs_and_what_it_wants(lab, runs, drawn) -> No
     [
         (
             type("Nothing", (), {}),
-            "has no plot(runs, seen), no draw(axes, history)",
+            "has no plot(runs, seen) that answers with data, and no draw(axes, history)",
         ),
         (
             type("Greedy", (Rich,), {"wants": ("everything",)}),
