@@ -12,11 +12,13 @@ os.environ["KFAC_LAB_PLUGINS"] = ""  # allow none; also for the processes that t
 import random
 import shutil
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from emulated import DefaultDevice, emulated, prepare
 
 torch.set_num_threads(1)
 
@@ -67,6 +69,44 @@ def pytest_make_collect_report(collector: pytest.Collector):
     report = yield
     no_skip(report)
     return report
+
+
+# ---- tests on another device: `pytest --device cuda tests/engine` --------------------------------
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device",
+        default="cpu",
+        choices=("cpu", "cuda", "emulated"),
+        help="where tensors lie that a test makes without naming a device",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--device") == "emulated":
+        prepare()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What is about the emulated device is only there where it is."""
+    if config.getoption("--device") != "emulated":
+        here = [item for item in items if item.get_closest_marker("emulated") is None]
+        config.hook.pytest_deselected(items=[item for item in items if item not in here])
+        items[:] = here
+
+
+@pytest.fixture(autouse=True)
+def default_device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """Under --device a test's own tensors, models and generators are made there."""
+    chosen = request.config.getoption("--device")
+    if chosen == "cpu":
+        yield torch.device("cpu")
+        return
+    if chosen == "cuda" and "cuda" not in DEVICES:
+        pytest.skip(NO_ACCELERATOR)
+    with emulated() if chosen == "emulated" else nullcontext(), DefaultDevice(chosen):
+        yield torch.device(chosen)
 
 
 # ---- fixtures ------------------------------------------------------------------------------------

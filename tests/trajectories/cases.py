@@ -216,5 +216,5 @@ def played(case: Case) -> tuple[list[float], str]:
         losses, tensors = case()
     digest = hashlib.sha256()
     for tensor in tensors:
-        digest.update(tensor.contiguous().numpy().tobytes())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
     return losses, digest.hexdigest()[:16]

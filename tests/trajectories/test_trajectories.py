@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -21,12 +22,12 @@ def test_every_case_is_recorded_and_no_other() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
-def test_a_run_goes_as_it_was_recorded(name: str) -> None:
+def test_a_run_goes_as_it_was_recorded(name: str, default_device: torch.device) -> None:
     before = RECORDED["cases"][name]
     losses, digest = known.played(CASES[name])
     digits = 1e-3 if "float32" in name else 1e-6
     assert losses == pytest.approx(before["losses"], rel=digits)
-    if RECORDED["place"] == record.place():
+    if default_device.type == "cpu" and RECORDED["place"] == record.place():
         assert digest == before["digest"], "bit for bit: record.py says when to record anew"
 
 

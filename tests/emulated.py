@@ -1,0 +1,206 @@
+"""An accelerator emulated on the CPU: a device of its own, strict as a real one.
+
+Its tensors are wrappers around tensors of the CPU. An operation on tensors of both devices fails as
+it does on a GPU, every transfer to the host is counted, reading is not free, and the numbers are
+the CPU's. So what goes wrong on an accelerator only (a constant made on the wrong device, a hidden
+read) goes wrong here, where there is none. It stands on torch's hook for devices written in Python,
+which is experimental: `pytest --device emulated` uses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._device import _device_constructors
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+__all__ = ["DEVICE", "DefaultDevice", "emulated", "prepare", "transfers"]
+
+DEVICE = "emulated"
+_HOST = torch.device("cpu")
+# Operations whose result has a size that depends on values: a real device waits for the number.
+_SIZED = {
+    "aten::nonzero", "aten::masked_select", "aten::unique_dim", "aten::_unique", "aten::_unique2",
+    "aten::equal", "aten::is_nonzero", "aten::repeat_interleave.Tensor", "aten::bincount",
+}  # fmt: skip
+# A real device takes an index that lies on the host, and moves it.
+_INDEXED = {"aten::index", "aten::index_put_", "aten::_index_put_impl_", "aten::index_put"}
+
+#: the names of the operations that carried something to the host
+transfers: list[str] = []
+_ready = False
+_Generator = torch.Generator
+
+
+class _There(Tensor):
+    """A tensor of the emulated device."""
+
+    raw: Tensor
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def __new__(cls, raw: Tensor) -> _There:
+        made = Tensor._make_wrapper_subclass(
+            cls,
+            raw.shape,
+            strides=raw.stride() if raw.layout == torch.strided else None,
+            storage_offset=raw.storage_offset() if raw.layout == torch.strided else None,
+            dtype=raw.dtype,
+            layout=raw.layout,
+            device=torch.device(DEVICE, 0),
+        )
+        made.raw = raw
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _call(func, args, kwargs or {})
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
+        return f"{self.raw!r} on {DEVICE}"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        if id(self) not in memo:
+            made = self.detach().clone()
+            if isinstance(self, torch.nn.Parameter):
+                made = torch.nn.Parameter(made, self.requires_grad)
+            memo[id(self)] = made.requires_grad_(self.requires_grad)
+        return memo[id(self)]
+
+    def tolist(self) -> Any:
+        transfers.append("tolist")
+        return self.raw.tolist()
+
+    def numpy(self, *, force: bool = False) -> Any:
+        if not force:
+            raise TypeError(f"a tensor on {DEVICE} is no array: use Tensor.cpu() first")
+        transfers.append("numpy")
+        return self.raw.numpy()
+
+    def data_ptr(self) -> int:
+        return self.raw.data_ptr()
+
+
+def _host(value: Any) -> Any:
+    return value.raw if isinstance(value, _There) else value
+
+
+def _there(value: Any) -> Any:
+    return _There(value) if isinstance(value, Tensor) and not isinstance(value, _There) else value
+
+
+def _call(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    name = func._schema.name
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    there = [t for t in tensors if isinstance(t, _There)]
+    device = kwargs.get("device")
+    if device is not None and torch.device(device).type == DEVICE:
+        kwargs = {k: v for k, v in kwargs.items() if k != "pin_memory"} | {"device": _HOST}
+        made = func(*tree_map(_host, args), **tree_map(_host, kwargs))
+        if tensors and made.data_ptr() == _host(tensors[0]).data_ptr():
+            made = made.clone()  # a move is a copy
+        return _there(made)
+    if not there:
+        return func(*args, **kwargs)
+    if name == "aten::_local_scalar_dense" or (name == "aten::_to_copy" and device is not None):
+        transfers.append(name)
+        return func(*tree_map(_host, args), **kwargs)
+    if name == "aten::copy_":
+        if not isinstance(args[0], _There):
+            transfers.append(name)
+        _host(args[0]).copy_(_host(args[1]))
+        return args[0]
+    if name not in _INDEXED:
+        for tensor in tensors:
+            if not isinstance(tensor, _There) and tensor.dim():
+                raise RuntimeError(
+                    f"{name}: a tensor {tuple(tensor.shape)} on the CPU beside tensors on {DEVICE}"
+                )
+    masked = name in _INDEXED and any(
+        t.dtype == torch.bool for t in tree_leaves(args[1]) if isinstance(t, Tensor)
+    )
+    if name in _SIZED or (masked and name == "aten::index"):
+        transfers.append(name)
+    made = func(*tree_map(_host, args), **tree_map(_host, kwargs))
+    given = {id(t.raw): t for t in there}  # what an operation in place gives back is what it got
+    return tree_map(lambda value: given[id(value)] if id(value) in given else _there(value), made)
+
+
+class _Factories(TorchDispatchMode):
+    """Calls that get no tensor, but the device as an argument."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _call(func, args, kwargs or {})
+
+
+class _Literals(TorchFunctionMode):
+    """Tensors made of Python numbers, which torch makes below the reach of the mode above."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        device = kwargs.get("device")
+        if func in (torch.tensor, torch.as_tensor, torch.asarray) and device is not None:
+            if torch.device(device).type == DEVICE and not isinstance(args[0], _There):
+                return func(*args, **{**kwargs, "device": "cpu"}).to(device)
+        return func(*args, **kwargs)
+
+
+class DefaultDevice(TorchFunctionMode):
+    """Tensors made without a device are made on ``device``; what a generator of the CPU draws is
+    drawn there, so that the numbers are those of a run on the CPU."""
+
+    def __init__(self, device: Any) -> None:
+        super().__init__()
+        self.device = torch.device(device)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func not in _device_constructors() or kwargs.get("device") is not None:
+            return func(*args, **kwargs)
+        if kwargs.get("generator") is not None and kwargs["generator"].device.type == "cpu":
+            return func(*args, **kwargs).to(self.device)
+        return func(*args, **{**kwargs, "device": self.device})
+
+
+class _AnyGenerator(type):
+    def __instancecheck__(cls, value: Any) -> bool:
+        return isinstance(value, _Generator)
+
+
+class _GeneratorHere(metaclass=_AnyGenerator):
+    """The emulated device draws what the CPU draws."""
+
+    def __new__(cls, device: Any = "cpu") -> Any:
+        chosen = torch.device(device)
+        return _Generator(_HOST if chosen.type == DEVICE else chosen)
+
+
+def prepare() -> None:
+    """Makes the device known to torch: before the first backward of the process, or never."""
+    global _ready
+    if not _ready:
+        from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+        _setup_privateuseone_for_python_backend(DEVICE)
+        _ready = True
+
+
+@contextmanager
+def emulated() -> Iterator[torch.device]:
+    """Inside, ``torch.device("emulated")`` works."""
+    prepare()
+    torch.Generator = _GeneratorHere  # type: ignore[misc,assignment]
+    before = torch.__future__.get_overwrite_module_params_on_conversion()
+    torch.__future__.set_overwrite_module_params_on_conversion(True)  # `.data = ` loses the wrapped
+    try:
+        with _Factories(), _Literals():
+            yield torch.device(DEVICE, 0)
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(before)
+        torch.Generator = _Generator  # type: ignore[misc]
