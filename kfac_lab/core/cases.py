@@ -18,6 +18,7 @@ from kfac_lab.errors import DataError
 __all__ = [
     "Call",
     "Cases",
+    "HeadTargets",
     "Unlabelled",
     "Weighed",
     "as_cases",
@@ -167,6 +168,13 @@ class Unlabelled:
     ) -> Any:
         values = [*args, *(kwargs or {}).values()]
         next(v for v in values if isinstance(v, cls))._refuse()
+
+
+class HeadTargets(NamedTuple):
+    """Targets of one head of several, with that head's weight for each case ``[n]``."""
+
+    targets: Any
+    weights: Tensor
 
 
 class Weighed(_Cut):

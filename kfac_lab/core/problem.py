@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kfac_lab.core import seeds
 from kfac_lab.core.cases import Unlabelled, Weighed, as_cases, call_arguments, tensors_of
-from kfac_lab.core.likelihood import Likelihood, Outputs, Selector, examined, resolve
+from kfac_lab.core.likelihood import Joint, Likelihood, Outputs, Selector, examined, resolve
 from kfac_lab.errors import DataError, RecipeError
 
 __all__ = ["Drawn", "Problem", "Split"]
@@ -268,14 +268,23 @@ def _weights(weights: Any, cases: Any) -> Tensor:
     return weights.detach()
 
 
-def weighed(targets: Any, weights: Any) -> Any:
-    """Targets with the weights of their cases, which may be None.
+def weighed(targets: Any, weights: Any, likelihood: Likelihood | None = None) -> Any:
+    """Targets with the weights of their cases, which may be None, or a dict by a Joint's heads.
 
     Raises:
-        DataError: weights that are not a real number for each case.
+        DataError: weights that are not a real number for each case, or of heads that there are not.
     """
     if weights is None:
         return targets
+    if isinstance(weights, Mapping):
+        if not isinstance(likelihood, Joint):
+            raise DataError(
+                f"weights are a dict of {', '.join(map(str, weights))}, which is for the heads of "
+                "a Joint: give one tensor [n]"
+            )
+        if isinstance(targets, Unlabelled):
+            raise DataError("weights by head come with the targets of the heads: give them too")
+        return likelihood.weighed(targets, weights)
     cases = None if isinstance(targets, Unlabelled) else targets
     return Weighed(targets, _weights(weights, cases))
 

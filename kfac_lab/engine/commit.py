@@ -69,7 +69,7 @@ def settled(
     record: StepRecord,
     new: State,
     statistics: Statistics,
-    loss: Tensor,
+    loss: Tensor | None,
     ok: Tensor,
     trial: Sequence[Tensor],
     buffers: Mapping[str, Tensor],

@@ -188,7 +188,7 @@ class Search:
     k: int
     due: Due
     table: Table
-    loss: Tensor
+    loss: Tensor | None  # None where the loss is of a loop of somebody's own
     increments: Sequence[Tensor]
     trial: Trial
     strength: Callable[[DampingStrength], DampingStrength]
@@ -281,16 +281,28 @@ class Search:
         state = self.state
         attempt, failed = self._ended
         if state.inverse is None or state.forced or state.kept_inverse >= KEPT:
-            lam, gamma, loss = linalg.host([state.strength.lam, state.strength.gamma, self.loss])
-            if not math.isfinite(loss):
+            known = [] if self.loss is None else [self.loss]
+            lam, gamma, *loss = linalg.host([state.strength.lam, state.strength.gamma, *known])
+            if not all(map(math.isfinite, loss)):
                 raise not_finite(self.k, self.loss, state.strength)
             raise attempt.error(failed, lam, gamma)
         trial = self.trial(state.strength, state.inverse)
         return Outcome(trial, [trial], state.factored, block_states, state.kept_inverse + 1, {})
 
 
-def not_finite(k: int, loss: Tensor, strength: DampingStrength) -> NumericalError:
-    """What is said where the numbers of a step broke down before its commit."""
+def not_finite(k: int, loss: Tensor | None, strength: DampingStrength) -> NumericalError:
+    """What is said where the numbers of a step broke down before its commit; without a ``loss``,
+    of a loop of somebody's own.
+    """
+    if loss is None:
+        lam, gamma = linalg.host([strength.lam, strength.gamma])
+        return NumericalError(
+            f"step {k}: the model's outputs, the statistics or the preconditioned gradient are not "
+            f"finite (λ={lam:g}, γ={gamma:g}); nothing has changed. Where the loop's loss grew "
+            "before, its steps are too long: lower the rate, give kl_clip=1e-3, or a likelihood "
+            "on the scale of your loss (nn.MSELoss is a mean over the outputs, and a loss summed "
+            "over D of them is D times as steep)"
+        )
     values = linalg.host([loss, strength.lam, strength.gamma])
     where = (
         "the objective h"

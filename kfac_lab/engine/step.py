@@ -148,7 +148,7 @@ def preconditioned(
         block_states = statistics.digested(parts, engine.state_, gathered, observed)
         nothing = torch.zeros((), dtype=torch.float64, device=engine.device)
         trial = proposal.preconditioned(gradient, clock)
-        search = _search(engine, k, due, gathered, nothing, trial, m, None, clock)
+        search = _search(engine, k, due, gathered, None, trial, m, None, clock)
         outcome = search.outcome(block_states)
         record = record_of(engine, k, due, outcome.chosen, outcome, m, gathered, None)
         ok = commit.ok_of(outcome, nothing, gathered)
@@ -156,7 +156,7 @@ def preconditioned(
         new = commit.next_state(
             engine, gathered, outcome, part_states, strength=outcome.chosen.strength
         )
-        record = commit.settled(engine, record, new, gathered, nothing, ok, (), {}, clock)
+        record = commit.settled(engine, record, new, gathered, None, ok, (), {}, clock)
         return outcome.chosen.basis[0], record
 
 
@@ -172,13 +172,13 @@ def _search(
     k: int,
     due: Due,
     gathered: statistics.Statistics,
-    loss: Tensor,
+    loss: Tensor | None,
     trial: proposal.Trial,
     m: int,
     evaluated: Evaluated | None,
     clock: Clock,
 ) -> proposal.Search:
-    increments = [loss]
+    increments = [torch.zeros((), device=engine.device) if loss is None else loss]
     if due.inverse and gathered.fresh:
         increments.append(gathered.store.traces())
 

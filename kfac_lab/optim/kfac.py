@@ -91,14 +91,14 @@ class KFAC(torch.optim.Optimizer):
         inputs: Any = None,
         targets: Any = None,
         *,
-        weights: Tensor | None = None,
+        weights: Tensor | Mapping[str, Tensor] | None = None,
         closure: Any = None,
     ) -> StepRecord:
         """One step of the algorithm on a batch: ``inputs`` and ``targets`` ``[m, ...]``.
 
         Either may be a tuple or a dict of tensors: ``inputs`` are then the arguments, or the named
         arguments, of the model. ``weights`` ``[m]``, at least 0, multiply each case's loss; h stays
-        the mean over cases.
+        the mean over cases. For a ``Joint`` they may be a dict of such, by head.
 
         Returns the step's record; its numbers are 0-dim tensors until somebody reads them.
 
@@ -122,7 +122,8 @@ class KFAC(torch.optim.Optimizer):
         checks.alone(self, engine)
         inputs, targets = checks.batch_of("KFAC.step", engine, inputs, targets)
         rows = len(inputs)
-        targets = weighed(targets, checks.placed("KFAC.step", engine, "weights", weights))
+        weights = checks.placed("KFAC.step", engine, "weights", weights)
+        targets = weighed(targets, weights, engine.problem.likelihood)
         rate = self.param_groups[0]["lr"]
         checks.check_rate(rate)
         engine.lr = float(rate)

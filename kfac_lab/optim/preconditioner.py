@@ -133,7 +133,7 @@ class Preconditioner:
         targets: Any = None,
         *,
         lr: float | None = None,
-        weights: Tensor | None = None,
+        weights: Tensor | Mapping[str, Tensor] | None = None,
         loss: float | Tensor | None = None,
     ) -> StepRecord:
         """Turns every ``p.grad`` into the preconditioned gradient, in place.
@@ -141,7 +141,8 @@ class Preconditioner:
         ``loss_scale`` is what the loss was multiplied by; the gradient is divided by it first.
         ``targets`` are the labels of the cases: the estimator ``empirical`` asks for them, and a
         loss that weighs or ignores some of them has its exact scale by them (without, every
-        prediction counts as the mean one does). ``weights`` are those of the cases in your loss.
+        prediction counts as the mean one does). ``weights`` are those of the cases in your loss,
+        or a dict of them by the heads of a ``Joint``.
         ``lr`` is for the clip, where there is no ``optimizer``. ``loss`` is what your loop's loss
         was, for the ``history``. A parameter without a gradient stays without one.
 
@@ -173,6 +174,7 @@ class Preconditioner:
             targets,
             engine.parts["estimator"],
             weights,
+            likelihood=engine.problem.likelihood,
             ordered=engine.store is None or engine.observes_next,
         )
         if drawn is not None and drawn.inputs.device != engine.device:

@@ -94,6 +94,7 @@ class Tap:
         estimator: Any,
         weights: Any = None,
         *,
+        likelihood: Any = None,
         ordered: bool = True,
     ) -> Drawn | None:
         """The cases seen, in the order of the passes; where ``ordered`` a permutation says S1."""
@@ -113,7 +114,7 @@ class Tap:
         elif isinstance(targets, (Tensor, Mapping, tuple)):
             targets = as_cases(targets, "targets")
         for name, given in (("targets", targets), ("weights", weights)):
-            if given is None or isinstance(given, Unlabelled):
+            if given is None or isinstance(given, (Unlabelled, Mapping)):
                 continue
             count = len(given) if isinstance(given, (Tensor, Cases)) and given.dim() else "no"
             if count != rows:
@@ -122,7 +123,7 @@ class Tap:
                     "last step: give one for each, in the same order"
                 )
         order = seeds.permutation(seed, "rows", step, rows) if ordered else None
-        return Drawn(inputs, weighed(targets, weights), order)
+        return Drawn(inputs, weighed(targets, weights, likelihood), order)
 
 
 def unlabelled(estimator: str) -> Unlabelled:

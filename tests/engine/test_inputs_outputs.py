@@ -16,6 +16,7 @@ from torch.nn import functional
 
 import kfac_lab as kl
 from kfac_lab.core.likelihood import resolve
+from kfac_lab.core.problem import weighed
 from kfac_lab.engine import attach
 
 N = 24
@@ -197,10 +198,15 @@ RETURNS = tensor(5, N)
 JOINT = {"policy": "categorical", "value": kl.Gaussian(scale=0.5)}
 
 
-def summed(out: dict[str, Tensor]) -> Tensor:
+def summed(out: dict[str, Tensor], weights: dict[str, Tensor] | None = None) -> Tensor:
     """The same objective as people write it."""
-    policy = functional.cross_entropy(out["policy"], Y)
-    return policy + 0.5 * (out["value"] - RETURNS).square().mean()
+    w = {"policy": torch.ones(N), "value": torch.ones(N), **(weights or {})}
+    policy = functional.cross_entropy(out["policy"], Y, reduction="none") * w["policy"]
+    return (policy + 0.5 * (out["value"] - RETURNS).square() * w["value"]).mean()
+
+
+HEAVY = torch.arange(N, dtype=torch.float64) % 4 / 2  # some cases are of no weight
+WEIGHTS = (None, {"policy": HEAVY}, {"value": HEAVY.flip(0), "policy": HEAVY})
 
 
 def flat(vector: Any) -> Tensor:
@@ -215,16 +221,20 @@ def joint_engine(model: nn.Module, likelihood: Any, targets: Any, **options: Any
     return attach(problem, recipe, 0, chunk=10), recipe
 
 
-def test_heads_together_have_the_loss_the_gradient_and_the_curvature_of_their_sum() -> None:
+@pytest.mark.parametrize("weights", WEIGHTS, ids=["plain", "one", "both"])
+def test_heads_together_have_the_loss_the_gradient_and_the_curvature_of_their_sum(
+    weights: dict[str, Tensor] | None,
+) -> None:
     model = ActorCritic()
     targets = {"policy": Y, "value": RETURNS}
     engine, recipe = joint_engine(model, kl.Joint(**JOINT), targets)
     network = engine.network
     names = list(network.names)
     theta = [t.detach() for t in network.tensors]
-    wanted = summed(model(X))
+    wanted = summed(model(X), weights)
     slope = torch.autograd.grad(wanted, network.tensors)
     inputs, known = engine.problem.inputs, engine.problem.targets
+    known = weighed(known, weights, engine.problem.likelihood)
     evaluated, _ = engine.passes.evaluate(inputs, known, None, 1, N, None, [False] * 3)
     torch.testing.assert_close(evaluated.loss, wanted.detach())
     torch.testing.assert_close(flat(evaluated.gradient), flat(network.pack(slope)))
@@ -236,7 +246,7 @@ def test_heads_together_have_the_loss_the_gradient_and_the_curvature_of_their_su
     z = outputs(*theta)
     jacobian = torch.autograd.functional.jacobian(outputs, tuple(theta))
     hessian = torch.autograd.functional.hessian(
-        lambda at: summed({"policy": at[:, :3], "value": at[:, 3]}), z
+        lambda at: summed({"policy": at[:, :3], "value": at[:, 3]}, weights), z
     ).reshape(z.numel(), z.numel())
     apart = [j.reshape(z.numel(), *t.shape) for j, t in zip(jacobian, theta, strict=True)]
     j = torch.stack([flat(network.pack([each[c] for each in apart])) for c in range(z.numel())])
@@ -246,6 +256,39 @@ def test_heads_together_have_the_loss_the_gradient_and_the_curvature_of_their_su
     found = recipe["quadratic_model"].restrict(evaluated, basis).curvature
     torch.testing.assert_close(found, v.t() @ matrix @ v)
     torch.testing.assert_close(flat(evaluated.fisher(basis[1])), matrix @ v[:, 1])
+
+
+@pytest.mark.parametrize("estimator", ["sampled", "exact", "empirical"])
+def test_weights_of_cases_by_head(estimator: str) -> None:
+    """In both faces; the same for every head is a weight of the case; what is none is told."""
+    recipe = kl.Recipe.named("robust").replace(estimator=f"{estimator}(fraction=1.0)")
+    targets = {"policy": Y, "value": RETURNS}
+    found = []
+    for weights in (HEAVY, {"policy": HEAVY, "value": HEAVY}, WEIGHTS[1]):
+        model = ActorCritic()
+        opt = kl.KFAC(model, kl.Joint(**JOINT), recipe)
+        by_head = weights if isinstance(weights, dict) else dict.fromkeys(JOINT, weights)
+        wanted = summed(model(X), by_head)
+        assert opt.step(X, targets, weights=weights).loss == pytest.approx(float(wanted))
+        opt.step(X, targets, weights=weights)
+        found.append([p.detach() for p in model.parameters()])
+    for a, b, c in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+        assert not torch.allclose(b, c)
+    before = [p.clone() for p in model.parameters()]
+    for bad, words in (
+        ({"policy": -HEAVY}, "head 'policy': weights of cases are at least 0"),
+        ({"policy": HEAVY[:3]}, r"the head 'policy' are one real number for each of 24 cases"),
+        ({"price": HEAVY}, "weights are given for price, and the Joint has heads policy, value"),
+    ):
+        with pytest.raises(kl.DataError, match=words):
+            opt.step(X, targets, weights=bad)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    with pytest.raises(kl.DataError, match="for the heads of a Joint"):
+        kl.KFAC(nn.Linear(3, 3).double()).step(X[:, :3], Y, weights={"policy": HEAVY})
+    pre = kl.Preconditioner(model, kl.Joint(**JOINT), recipe)
+    summed(model(X), WEIGHTS[1]).backward()
+    pre.step(targets=targets, weights=WEIGHTS[1])
 
 
 def test_heads_by_name_or_in_order_and_torchs_losses() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from typing import Any
 
 import pytest
@@ -251,6 +252,32 @@ def test_soft_targets_of_any_sum_under_the_name() -> None:
     v = engine.network.pack([tensor(20, *p.shape) for p in model.parameters()])
     found = recipe["quadratic_model"].restrict(evaluated, [v]).curvature
     torch.testing.assert_close(found[0, 0], flat(v) @ matrix @ flat(v))
+
+
+def test_soft_targets_that_all_sum_to_one_other_number_are_told() -> None:
+    """Weights by class or by case and masks are meant; the same number everywhere may be a slip."""
+    x, y = tensor(0, N, 4), torch.arange(N) % 3
+    hot = nn.functional.one_hot(y, 3).double()
+    with pytest.warns(UserWarning, match="sum to 2, not 1, so that each counts that many times"):
+        record = kl.KFAC(network(3)).step(x, 2 * hot)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for meant in (hot, hot * WEIGHT[y, None], hot * (y > 0)[:, None], torch.softmax(hot, 1)):
+            kl.KFAC(network(3)).step(x, meant)
+        single = kl.KFAC(network(3)).step(x, hot)
+    assert float(record.loss) == pytest.approx(2 * float(single.loss))
+    both = kl.Joint(left="categorical")
+    with pytest.warns(UserWarning, match="head 'left': the targets of every prediction sum to 3"):
+        kl.KFAC(Named(network(3)), both).step(x, {"left": 3 * hot})
+
+
+class Named(nn.Module):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"left": self.net(x)}
 
 
 def test_weights_of_cases_are_copies_of_cases() -> None:

@@ -4,6 +4,8 @@ A case goes through the network alone, so which rows are its own is never a ques
 taken by all columns of a factor B of F_R (F_R = B Bᵀ), or by targets sampled from the model.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch.nn import functional
 from torch.nn.functional import pad
@@ -48,6 +50,9 @@ def sampled(outputs, kind, generator):
     if kind == "bernoulli":
         p = torch.sigmoid(z)
         return p - (torch.rand(z.shape, generator=generator, dtype=z.dtype) < p).to(z.dtype)
+    if kind == "actor_critic":
+        policy = sampled(z[:, :4], "categorical", generator)
+        return torch.cat([policy, sampled(z[:, 4:], "gaussian", generator)], 1)
     dimension = {"categorical": -1, "channels": 1}[kind]
     p = torch.softmax(z, dimension).movedim(dimension, -1)
     drawn = torch.multinomial(p.reshape(-1, p.shape[-1]), 1, generator=generator)
@@ -140,36 +145,66 @@ class Rows:
     def forget(self):
         self.inputs, self.outputs = [], []
 
+    def remove(self):
+        self.handle.remove()
+
     def a(self):
         rows = torch.cat([self.rows_of(x) for x in self.inputs])
         return torch.cat([rows, rows.new_ones(len(rows), 1)], 1) if self.bias else rows
 
 
-def expanded(model, inputs, kind, watched):
+@dataclass
+class Expanded:
+    """A block of the expand setting: its trace, its rows a case, and the trace's standard error."""
+
+    trace: float
+    rows: float
+    error: float
+
+
+def expanded(model, inputs, kind, watched, whole=False, samples=0):
     """tr(Ā)·tr(G) of each of ``watched`` (name → Rows), by the expand setting, case by case.
 
-    Ā = (1/N) Σ_rows ā āᵀ and G = (1/R) Σ_rows g gᵀ, R counting the rows of all cases. With it the
-    number of rows of a case.
+    Ā = (1/N) Σ_rows ā āᵀ and G = (1/R) Σ_rows g gᵀ, R counting the rows of all cases. Of a model
+    that couples its cases a row's g gᵀ is the sum over the cases whose loss it has a part in.
+    With ``samples`` G is estimated by that many targets a case, drawn from the model.
     """
-    traces = {name: [0.0, 0.0, 0] for name in watched}
-    for n in range(len(inputs)):
-        for rows in watched.values():
-            rows.forget()
-        outputs = model(inputs[n : n + 1])
+    generator = torch.Generator().manual_seed(2)
+    N = len(inputs)
+    traces = {name: torch.zeros(3, dtype=torch.float64) for name in watched}
+    counts = dict.fromkeys(watched, 0)
+    for rows in watched.values():
+        rows.forget()
+    for n, outputs in enumerate(case_outputs(model, inputs, whole)):
         fired = {name: rows for name, rows in watched.items() if rows.outputs}
         tensors = [t for rows in fired.values() for t in rows.outputs]
-        grads = iter(pulled(outputs, tensors, columns(outputs, kind)))
+        if samples:
+            given = [sampled(outputs, kind, generator) for _ in range(samples)]
+        else:
+            given = columns(outputs, kind)
+        grads = iter(pulled(outputs, tensors, given))
         for name, rows in fired.items():
-            a = rows.a()
-            traces[name][0] += float((a * a).sum())
-            traces[name][2] += len(a)
+            if n == 0 or not whole:
+                a = rows.a()
+                traces[name][0] += (a * a).sum()
+                counts[name] += len(a)
+            squares = torch.zeros(len(given), dtype=torch.float64)
             for out in rows.outputs:
                 g = next(grads)
                 assert g.shape[1:] == out.shape
-                traces[name][1] += float((g * g).sum())
+                squares += (g * g).flatten(1).sum(1)
+            if samples:
+                traces[name][1] += squares.mean()
+                traces[name][2] += squares.var() / samples
+            else:
+                traces[name][1] += squares.sum()
+        if not whole:
+            for rows in watched.values():
+                rows.forget()
     for rows in watched.values():
-        rows.handle.remove()
-    return {
-        name: (a / len(inputs) * g / max(count, 1), count / len(inputs))
-        for name, (a, g, count) in traces.items()
-    }
+        rows.remove()
+    found = {}
+    for name, (a, g, variance) in traces.items():
+        scale = float(a) / N / max(counts[name], 1)
+        found[name] = Expanded(scale * float(g), counts[name] / N, scale * float(variance) ** 0.5)
+    return found

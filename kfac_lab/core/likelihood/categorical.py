@@ -203,7 +203,25 @@ class Categorical(_Classes):
                     ),
                 )
             )
-        return found
+        return [*found, *_uniform_mass(targets)]
+
+
+def _uniform_mass(targets: Tensor) -> list[Flaw]:
+    """Real targets that all sum to one number other than 1: no weights, but likely a slip."""
+    if targets.is_meta or not targets.numel():
+        return []
+    least, most = targets.detach().sum(-1).aminmax()
+    slack = 1e-3 * most
+    return [
+        Flaw(
+            (most - least <= slack) & ((most - 1).abs() > 1e-3) & (most > 0),
+            lambda: (
+                f"the targets of every prediction sum to {float(most):g}, not 1, so that each "
+                "counts that many times, as in torch: divide them by it, unless that is meant"
+            ),
+            warns=True,
+        )
+    ]
 
 
 def probabilities(targets: Tensor) -> list[Flaw]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kfac_lab.core.cases import Cases
+from kfac_lab.core.cases import Cases, HeadTargets
 from kfac_lab.core.likelihood.outputs import listed
 from kfac_lab.core.likelihood.protocol import (
     Counted,
@@ -18,6 +18,7 @@ from kfac_lab.core.likelihood.protocol import (
     is_joining,
     is_weighted,
 )
+from kfac_lab.core.likelihood.weights import root, shaped, times, weight_flaws
 from kfac_lab.errors import DataError, RecipeError
 
 __all__ = ["Joint"]
@@ -122,10 +123,37 @@ class Joint:
     def _each(self, outputs: Tensor) -> list[tuple[Any, Tensor]]:
         return list(zip(self.heads.values(), self._cut(outputs), strict=True))
 
-    def _labelled(self, outputs: Tensor, targets: Any) -> list[tuple[Any, Tensor, Any]]:
+    def _labelled(
+        self, outputs: Tensor, targets: Any
+    ) -> list[tuple[Any, Tensor, Any, Tensor | None]]:
+        """Each head, its outputs, its targets and its weights of cases."""
         own = self._by_head(targets, "targets")
         parts = zip(self.heads.items(), self._cut(outputs), strict=True)
-        return [(head, z, own[name]) for (name, head), z in parts]
+        return [(head, z, *_apart(own[name])) for (name, head), z in parts]
+
+    def weighed(self, targets: Any, weights: Mapping[str, Any]) -> Cases:
+        """Targets by head, of which those of the heads in ``weights`` have a weight a case ``[n]``.
+
+        Raises:
+            DataError: a name that is no head, or weights that are not a real number for each case.
+        """
+        own = self._by_head(targets, "targets")
+        strange = [name for name in weights if name not in self.heads]
+        if strange:
+            raise DataError(
+                f"weights are given for {', '.join(strange)}, and the Joint has heads "
+                f"{', '.join(self.heads)}"
+            )
+        for name, w in weights.items():
+            count = len(own[name])
+            if not isinstance(w, Tensor) or not w.is_floating_point() or w.shape != (count,):
+                what = f"{tuple(w.shape)} of {w.dtype}" if isinstance(w, Tensor) else repr(w)
+                raise DataError(
+                    f"weights of the head {name!r} are one real number for each of {count} cases, "
+                    f"not {what}"
+                )
+        pairs = {n: HeadTargets(own[n], w.detach()) for n, w in weights.items()}
+        return Cases({name: pairs.get(name, own[name]) for name in self.heads}, "targets")
 
     @staticmethod
     def _flat(parts: Sequence[Tensor], ahead: int = 1) -> Tensor:
@@ -135,12 +163,17 @@ class Joint:
 
     def loss(self, outputs: Tensor, targets: Any) -> Tensor:
         """The sum of the heads' losses ``[N]``."""
-        found = [head.loss(z, y) for head, z, y in self._labelled(outputs, targets)]
+        found = [times(h.loss(z, y), w) for h, z, y, w in self._labelled(outputs, targets)]
         return torch.stack(found).sum(0)
 
     def gradient(self, outputs: Tensor, targets: Any) -> Tensor:
         """As of ``Likelihood``."""
-        return self._flat([h.gradient(z, y) for h, z, y in self._labelled(outputs, targets)])
+        return self._flat(
+            [
+                times(h.gradient(z, y), shaped(w, z))
+                for h, z, y, w in self._labelled(outputs, targets)
+            ]
+        )
 
     def sampled_gradient(self, outputs: Tensor, uniforms: Tensor) -> Tensor:
         """As of ``Likelihood``; every head draws by its own uniforms."""
@@ -173,7 +206,7 @@ class Joint:
 
     def error(self, outputs: Tensor, targets: Any) -> Tensor:
         """The sum of the heads' errors ``[N]``."""
-        found = [head.error(z, y) for head, z, y in self._labelled(outputs, targets)]
+        found = [times(h.error(z, y), w) for h, z, y, w in self._labelled(outputs, targets)]
         return torch.stack(found).sum(0)
 
     def mean(self, outputs: Tensor) -> Any:
@@ -201,8 +234,9 @@ class Joint:
         own: Any = self._by_head(targets, "targets") if targets is not None else {}
         found = []
         for (name, head), z in zip(self.heads.items(), self._cut(outputs), strict=True):
-            w = head.weights(z, own.get(name)) if is_weighted(head) else None
-            found.append(w)
+            y, cases = _apart(own.get(name))
+            w = head.weights(z, y) if is_weighted(head) else None
+            found.append(w if cases is None else times(shaped(cases, z), w))
         if all(w is None for w in found):
             return None
         parts = [
@@ -218,7 +252,7 @@ class Joint:
             total
             for name, head in self.heads.items()
             if is_weighted(head)
-            for total in head.totals(own[name])
+            for total in head.totals(_apart(own[name])[0])
         )
 
     def on_batch(self, cases: int, totals: Iterator[Tensor]) -> Joint:
@@ -228,9 +262,9 @@ class Joint:
     def label_gradient(self, outputs: Tensor, targets: Any) -> Tensor:
         """As of ``Weighted``."""
         parts = []
-        for head, z, y in self._labelled(outputs, targets):
+        for head, z, y, w in self._labelled(outputs, targets):
             own = head.label_gradient if is_weighted(head) else head.gradient
-            parts.append(own(z, y))
+            parts.append(times(own(z, y), root(shaped(w, z))))
         return self._flat(parts)
 
     def flaws(self, outputs: Tensor | None, targets: Any) -> Sequence[Flaw]:
@@ -239,15 +273,21 @@ class Joint:
         known: list[Any] = self._cut(outputs) if outputs is not None else [None] * len(self.heads)
         found = []
         for (name, head), z in zip(self.heads.items(), known, strict=True):
-            if not isinstance(own[name], Tensor):
+            y, w = _apart(own[name])
+            if not isinstance(y, Tensor):
                 raise DataError(
-                    f"targets of the head {name!r} are a {type(own[name]).__name__}: give a tensor "
-                    "[n, ...]"
+                    f"targets of the head {name!r} are a {type(y).__name__}: give a tensor [n, ...]"
                 )
-            if is_examined(head):
-                found += [_named(name, flaw) for flaw in head.flaws(z, own[name])]
+            flaws = list(head.flaws(z, y)) if is_examined(head) else []
+            flaws += [] if w is None else weight_flaws(w)
+            found += [_named(name, flaw) for flaw in flaws]
         return found
 
 
+def _apart(own: Any) -> tuple[Any, Tensor | None]:
+    """A head's targets, and its weights of cases."""
+    return (own.targets, own.weights) if isinstance(own, HeadTargets) else (own, None)
+
+
 def _named(head: str, flaw: Flaw) -> Flaw:
-    return Flaw(flaw.bad, lambda: f"head {head!r}: {flaw.says()}")
+    return flaw._replace(says=lambda: f"head {head!r}: {flaw.says()}")

@@ -123,10 +123,11 @@ class Weighted(Likelihood, Labelled, Protocol):
 
 
 class Flaw(NamedTuple):
-    """Something that targets must not have."""
+    """Something that targets must not have, or (``warns``) that may be meant, and is told once."""
 
     bad: Tensor  # 0-dim, true where they have it
     says: Callable[[], str]  # the sentence; may read on the host
+    warns: bool = False  # where reads are free; elsewhere nobody looks
 
 
 @runtime_checkable

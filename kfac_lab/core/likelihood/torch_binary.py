@@ -9,7 +9,7 @@ from torch.nn import functional
 from kfac_lab.core.likelihood.bernoulli import Bernoulli
 from kfac_lab.core.likelihood.targets import check_real, per_case
 from kfac_lab.core.likelihood.torch_loss import TorchLoss, check_weight
-from kfac_lab.core.likelihood.weighing import Weight, times
+from kfac_lab.core.likelihood.weights import Weight, times
 from kfac_lab.errors import RecipeError
 
 __all__ = ["BinaryCrossEntropy"]

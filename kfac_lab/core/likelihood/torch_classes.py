@@ -21,7 +21,7 @@ from kfac_lab.core.likelihood.targets import (
     unknown_numbers,
 )
 from kfac_lab.core.likelihood.torch_loss import TorchLoss, check_weight
-from kfac_lab.core.likelihood.weighing import Weight, times
+from kfac_lab.core.likelihood.weights import Weight, times
 from kfac_lab.errors import DataError
 
 __all__ = ["CrossEntropy", "NegativeLogLikelihood"]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kfac_lab.core.likelihood.protocol import Flaw, Likelihood, is_examined
-from kfac_lab.core.likelihood.weighing import Weight, root, times
+from kfac_lab.core.likelihood.weights import Weight, root, times
 from kfac_lab.errors import RecipeError
 
 __all__ = ["TorchLoss", "check_weight"]

@@ -14,7 +14,7 @@ from kfac_lab.core.likelihood.poisson import Poisson
 from kfac_lab.core.likelihood.protocol import Likelihood
 from kfac_lab.core.likelihood.targets import check_real, per_case
 from kfac_lab.core.likelihood.torch_loss import TorchLoss
-from kfac_lab.core.likelihood.weighing import times
+from kfac_lab.core.likelihood.weights import times
 
 __all__ = ["GaussianNLL", "MeanSquaredError", "PoissonNLL"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,28 +13,14 @@ from torch import Tensor
 from kfac_lab.core import linalg
 from kfac_lab.core.cases import Weighed, labels
 from kfac_lab.core.likelihood.protocol import (
-    Flaw,
     Likelihood,
     is_examined,
     is_weighted,
 )
+from kfac_lab.core.likelihood.weights import Weight, root, shaped, times, weight_flaws
 from kfac_lab.errors import DataError
 
-__all__ = ["Criterion", "Given", "times"]
-
-Weight = Tensor | float | None
-
-
-def times(values: Tensor, weight: Weight) -> Tensor:
-    """The product; ``values`` themselves where the weight is None, which stands for 1."""
-    return values if weight is None else values * weight
-
-
-def root(weight: Weight) -> Weight:
-    """√w."""
-    if weight is None:
-        return None
-    return torch.sqrt(weight) if isinstance(weight, Tensor) else math.sqrt(weight)
+__all__ = ["Criterion", "Given"]
 
 
 def _both(a: Weight, b: Weight) -> Weight:
@@ -186,11 +172,11 @@ class Criterion:
         if not is_weighted(self.likelihood):
             if own is None:
                 return self.likelihood
-            alone = _shaped(own, outputs)
+            alone = shaped(own, outputs)
             return Given(self.likelihood, self.likelihood, alone, alone)
-        shaped: Tensor | None = None if own is None else _shaped(own, outputs)
+        cases = shaped(own, outputs)
         weight = self.likelihood.weights(outputs, known)
-        return Given(self.likelihood, self.likelihood.bare, _both(weight, shaped), shaped)
+        return Given(self.likelihood, self.likelihood.bare, _both(weight, cases), cases)
 
     def loss(self, outputs: Tensor, targets: Any) -> Tensor:
         """Per case ``[n]``; examines the targets.
@@ -209,7 +195,7 @@ class Criterion:
         """∇_z of each case's loss."""
         found = self.likelihood.gradient(outputs, labels(targets))
         if isinstance(targets, Weighed):
-            found = found * _shaped(targets.weights, outputs)
+            found = found * shaped(targets.weights, outputs)
         return found
 
     def error(self, outputs: Tensor, targets: Any) -> Tensor:
@@ -243,6 +229,7 @@ def examined(likelihood: Likelihood, outputs: Tensor | None, targets: Any) -> Te
     flaws = list(likelihood.flaws(outputs, known)) if is_examined(likelihood) else []
     if isinstance(targets, Weighed):
         flaws += weight_flaws(targets.weights)
+    flaws = [f for f in flaws if not f.warns or _reads_are_free(f.bad.device)]
     if not flaws:
         return None
     if all(_reads_are_free(flaw.bad.device) for flaw in flaws):
@@ -250,7 +237,9 @@ def examined(likelihood: Likelihood, outputs: Tensor | None, targets: Any) -> Te
         # Inside a step reads go through the one door; without outputs this is no step.
         read = [float(flag) for flag in flags] if outputs is None else linalg.host(flags)
         for flaw, bad in zip(flaws, read, strict=True):
-            if bad:
+            if bad and flaw.warns:
+                warnings.warn(flaw.says(), stacklevel=2)
+            elif bad:
                 raise DataError(flaw.says())
         return None
     return torch.stack([flaw.bad.reshape(()) for flaw in flaws]).any()
@@ -258,22 +247,6 @@ def examined(likelihood: Likelihood, outputs: Tensor | None, targets: Any) -> Te
 
 def _reads_are_free(device: torch.device) -> bool:
     return device.type == "cpu"
-
-
-def weight_flaws(weights: Tensor) -> Sequence[Flaw]:
-    """Weights of cases are finite and not below 0."""
-    if weights.is_meta or not weights.numel():
-        return []
-    bad = ~((weights >= 0) & (weights < math.inf)).all()
-    return [
-        Flaw(
-            bad,
-            lambda: (
-                "weights of cases are at least 0 and finite, and these go from "
-                f"{float(weights.min()):g} to {float(weights.max()):g}"
-            ),
-        )
-    ]
 
 
 def _check_any(totals: Sequence[Tensor]) -> None:
@@ -284,7 +257,3 @@ def _check_any(totals: Sequence[Tensor]) -> None:
                 "no target of the batch counts: all are ignored, or of classes of weight 0, and "
                 "torch's mean over them is 0/0; leave such batches out"
             )
-
-
-def _shaped(weights: Tensor, outputs: Tensor) -> Tensor:
-    return weights.to(outputs.dtype).reshape(-1, *[1] * (outputs.dim() - 1))
