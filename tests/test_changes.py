@@ -77,16 +77,17 @@ CHANGES = {
 }
 
 
-def made(path, face, frozen=False):
+def made(path, face, frozen=False, fallback="none"):
     """The model, its Sequential, and a function that makes a step."""
     model = sequential() if path == "sequential" else General()
     body = model if path == "sequential" else model.body
     if frozen:
         freeze(body)
     if face == "KFAC":
-        optimiser = kl.KFAC(model)
+        recipe = kl.Recipe.named("robust").replace(fallback=fallback)
+        optimiser = kl.KFAC(model, recipe=recipe)
         return body, optimiser, lambda: optimiser.step(X, Y)
-    pre = kl.Preconditioner(model)
+    pre = kl.Preconditioner(model, recipe=kl.Recipe.named("small_batch").replace(fallback=fallback))
 
     def step():
         model.zero_grad()
@@ -169,6 +170,54 @@ def test_rebind_goes_on_with_the_moments_of_what_stayed(change, path, face):
     trained = {r.parameter for r in optimiser.coverage() if r.kind != "frozen"}
     prefix = "" if path == "sequential" else "body."
     assert trained == {prefix + n for n, p in body.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("face", ["KFAC", "Preconditioner"])
+@pytest.mark.parametrize("path", ["sequential", "general"])
+@pytest.mark.parametrize("change", CHANGES, ids=lambda c: c.__name__)
+def test_every_change_is_followed_by_rebind_or_refused_by_name(change, path, face):
+    """After rebind() every trained parameter is trained; a pruned layer needs a fallback."""
+    fallback = "diagonal" if change is pruned else "none"
+    body, optimiser, step = made(path, face, frozen=change is thaw, fallback=fallback)
+    for _ in range(3):
+        step()
+    moments = [m.clone() for m in optimiser._engine.store.current.values()]
+    change(body)
+    optimiser.rebind()
+    prefix = "" if path == "sequential" else "body."
+    trained = {prefix + n: p for n, p in body.named_parameters() if p.requires_grad}
+    before = {n: p.detach().clone() for n, p in trained.items()}
+    dtype = body[0].bias.dtype
+    if face == "KFAC":
+        for _ in range(3):
+            optimiser.step(X.to(dtype), Y)
+        assert not [n for n, p in trained.items() if torch.equal(p, before[n])]
+    else:
+        for _ in range(3):
+            step()
+        plain = torch.autograd.grad(
+            functional.cross_entropy(optimiser.model(X.to(dtype)), Y), list(trained.values())
+        )
+        for (name, p), g in zip(trained.items(), plain, strict=True):
+            assert not torch.equal(p.grad, g), name
+    assert optimiser.step_count == 6
+    assert {r.parameter for r in optimiser.coverage() if r.kind != "frozen"} == set(trained)
+    assert all(m.dtype == dtype for m in optimiser._engine.store.current.values())
+    assert len(moments)
+
+
+@pytest.mark.parametrize("face", ["KFAC", "Preconditioner"])
+@pytest.mark.parametrize("path", ["sequential", "general"])
+def test_what_rebind_cannot_follow_is_named(path, face):
+    body, optimiser, step = made(path, face)
+    step()
+    held = optimiser._engine.held
+    pruned(body)
+    with pytest.raises(kl.CoverageError, match=r"no layer claims 2 parameters: .*0\.weight_orig"):
+        optimiser.rebind()
+    assert optimiser._engine.held is held
+    prune.remove(body[0], "weight")  # what it was: another order of its parameters is no change
+    step()
 
 
 def test_rebind_that_cannot_be_changes_nothing():
