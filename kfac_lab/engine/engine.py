@@ -172,6 +172,11 @@ class Engine:
         return None if layout is None else MomentStore(layout, state.moments, state.ages)
 
     @property
+    def ledger(self) -> MomentStore | None:
+        """``store`` by its former name."""
+        return self.store
+
+    @property
     def _theta(self) -> list[Tensor]:
         return [t.detach() for t in self.network.tensors]
 
