@@ -162,7 +162,7 @@ _STATE = record(
         "pending": _none_pending,
         "bound": maybe(_bound),
     },
-    optional={"updates": maybe(whole())},
+    optional={"updates": maybe(whole()), "spread": number()},
 )
 _FORMAT_1 = record({**_AROUND, **dict.fromkeys(_LOOSE, anything)})
 cloned = trees.copied

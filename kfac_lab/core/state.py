@@ -187,6 +187,8 @@ class State:
     factored: Any = None
     inverse: Any = None
     level: Any = float("nan")  # of h of late, for the guard
+    # Of the cases' losses at the last refresh, which alone may read it: a number of the host.
+    spread: float = float("nan")
     former: Any = None  # the average's part_state before the last step, where there is a guard
     kept_inverse: int = 0  # refreshes in a row that fell back on the last good inverse
     forced: bool = True  # the next step must build an inverse

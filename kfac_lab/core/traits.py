@@ -91,6 +91,10 @@ class RowsTraits(Traits):
     """Of what takes the leading rows of a batch."""
 
     rows: Method | None = _method(OWN)  # (m) -> how many of m; None: ⌈fraction·m⌉
+    # True: ``spread_rows(m, spread)`` says how many. The spread of the cases' losses is their
+    # standard deviation over their mean, at the last refresh; NaN before.
+    by_spread: bool = _flag(False, OWN)
+    spread_rows: Method | None = _method(OWN)
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,11 @@ class Parts(Mapping[str, Any]):
         return bool(self.declares("quadratic_model").needs_tangents)
 
     @property
+    def needs_spread(self) -> bool:
+        """Whether the rows of S1 or S2 depend on the spread of the cases' losses."""
+        return any(self.declares(slot).by_spread for slot in ("estimator", "quadratic_model"))
+
+    @property
     def observing(self) -> list[bool]:
         """For each layer, whether its block wants the rows themselves."""
         return [block.observes for block in self.block_traits]

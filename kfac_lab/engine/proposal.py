@@ -109,6 +109,7 @@ class Outcome:
     block_states: tuple[Any, ...]
     kept: int
     jitter: dict[str, float]
+    spread: float | None = None  # of the cases' losses, where the refresh has read it
 
 
 def modelled(
@@ -180,6 +181,7 @@ class Search:
         read: one host read of some 0-dim tensors; it may raise for steps that were void.
         draft: the record of a candidate, which ``retry`` looks at.
         increments: 0-dim tensors that are finite where the batch's own numbers are.
+        spread: of the cases' losses, to be read with a refresh; None: nobody asks.
     """
 
     parts: Parts
@@ -195,6 +197,7 @@ class Search:
     read: Callable[[Sequence[Tensor]], list[float]]
     draft: Callable[[Candidate, Sequence[Candidate]], Any]
     clock: Clock
+    spread: Tensor | None = None
 
     def outcome(self, block_states: tuple[Any, ...]) -> Outcome:
         """Tries the strengths that the damping names, and what a retry asks for.
@@ -232,7 +235,7 @@ class Search:
                 draft = self.draft(chosen, tried)
                 again = retry(chosen.strength, state.part_states["damping"], draft, tries)
             if again is None:
-                return Outcome(chosen, tried, factored, part_states, 0, jitter)
+                return Outcome(chosen, tried, factored, part_states, 0, jitter, self._seen)
             tries += 1
             strengths = (self.strength(again),)
 
@@ -263,7 +266,9 @@ class Search:
             sound = torch.stack(finite).any()  # the winner is finite where any is
             given, added = all_finite(self.increments), attempt.jitter
             flags = attempt.flags()
-            read = self.read([best, sound, given, *flags, *added.values()])
+            asked = [] if self.spread is None else [self.spread]
+            read = self.read([best, sound, given, *flags, *added.values(), *asked])
+            self._seen = read.pop() if asked else None
             if not read[2]:  # no inverse helps where the batch itself is not finite
                 raise not_finite(self.k, self.loss, self.state.strength)
             failed = attempt.failed(read[3 : 3 + len(attempt.calls)])

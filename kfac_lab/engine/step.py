@@ -41,7 +41,8 @@ def whole(engine: Engine, drawn: Drawn, clock: Clock) -> StepRecord:
     assert store is not None
     due, schedule_state = due_at(engine, k)
     m, processes = drawn.inputs.shape[0], parts.processes
-    s1, s2 = (passes.subset(parts[slot], m) for slot in ("estimator", "quadratic_model"))
+    spread = engine.state_.spread
+    s1, s2 = (passes.subset(parts[slot], m, spread) for slot in ("estimator", "quadratic_model"))
     engine.warnings.small(parts, m * processes, s1 * processes, s2 * processes)
 
     # h, ∇h; Ā and G on S1
@@ -55,6 +56,7 @@ def whole(engine: Engine, drawn: Drawn, clock: Clock) -> StepRecord:
             parts.observing,
             by_case=parts.declares("structure").by_case and processes == 1,
             tangents=parts.needs_tangents,
+            spread=due.inverse and parts.needs_spread,
         )
     with clock("observe"), torch.no_grad():
         block_states = statistics.digested(parts, engine.state_, gathered, observed)
@@ -87,7 +89,13 @@ def whole(engine: Engine, drawn: Drawn, clock: Clock) -> StepRecord:
             }
         ok = commit.ok_of(outcome, evaluated.loss, gathered)
         new = commit.next_state(
-            engine, gathered, outcome, part_states, strength=strength, previous=delta
+            engine,
+            gathered,
+            outcome,
+            part_states,
+            strength=strength,
+            previous=delta,
+            spread=state.spread if outcome.spread is None else outcome.spread,
         )
         # or back, where this batch shows what the last step has done
         verdict = guard.verdict(parts.declares("damping"), state, evaluated.loss)
@@ -162,7 +170,9 @@ def preconditioned(
 
 def _shared(parts: Parts, evaluated: Evaluated) -> None:
     """h, the error and ∇h as means over processes; running statistics of the first one."""
-    parts["collective"].mean_([evaluated.loss, evaluated.error, *evaluated.gradient.matrices])
+    also = [] if evaluated.moments is None else [evaluated.moments]
+    means = [evaluated.loss, evaluated.error, *also, *evaluated.gradient.matrices]
+    parts["collective"].mean_(means)
     if evaluated.buffers:
         parts["collective"].broadcast_(list(evaluated.buffers.values()), 0)
 
@@ -200,6 +210,7 @@ def _search(
         read=engine.read,
         draft=draft,
         clock=clock,
+        spread=None if evaluated is None else evaluated.spread,
     )
 
 

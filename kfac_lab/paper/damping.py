@@ -270,8 +270,9 @@ class Promised(Tied):
 
     ``steered`` makes an inverse for every λ it tries; here the step is made as it is and the next
     one has another λ. In the first ``steps`` steps λ grows fourfold after a step that failed (h
-    rose, or ρ < 1/4), and falls after one that kept its word (ρ > 1/2) and promised less than
-    ``low`` of h: by the ratio of the two, a factor of 16 at most, since a large λ makes steps in
+    rose, or ρ < 1/4) and doubles after one that promised ``high`` of h and did not quite keep it
+    (ρ < 1/2). After one that kept its word and promised less than ``low`` it falls fourfold, or by
+    the ratio of the two where that is more, a factor of 16 at most: a large λ makes steps in
     inverse proportion. So ``lam`` is a starting guess and nothing more. Afterwards the rule is
     ``tied``'s, with a quicker factor and the floor of ``share``.
     """
@@ -290,6 +291,15 @@ class Promised(Tied):
     low: float = parameter(
         0.06, section="6.5", low=1e-6, high=1.0, help="λ falls while less of h is promised"
     )
+    high: float = parameter(
+        0.2, section="6.5", low=1e-6, high=1.0, help="λ doubles where so much was not quite kept"
+    )
+
+    def check(self) -> str | None:
+        """low must lie below high, and the rule's own bounds in their order."""
+        if not self.low < self.high:
+            return f"low={self.low} must be below high={self.high}"
+        return super().check()
 
     @property
     def traits(self) -> DampingTraits:
@@ -308,12 +318,13 @@ class Promised(Tied):
         )
         failed = (actual > 0) | ~(rho >= 0.25)
         shaped = record.lam * record.norm_squared >= -self.share * record.slope
-        promise = -predicted / torch.clamp(loss * self.low, min=1e-300)
-        eager = ~failed & (rho > 0.5) & (promise < 1) & shaped
+        promise = -predicted / torch.clamp(loss, min=1e-300)
+        timid = (rho > 0.5) & (promise < self.low) & shaped
+        bold = (rho < 0.5) & (promise > 0.999 * self.high)
         one = torch.ones_like(rho)
-        factor = torch.where(
-            failed, 4 * one, torch.where(eager, torch.clamp(promise, 1 / 16, 1.0), one)
-        )
+        lower = torch.clamp(promise / self.low, 1 / 16, 1 / 4)
+        factor = torch.where(timid, lower, torch.where(bold, 2 * one, one))
+        factor = torch.where(failed, 4 * one, factor)
         moved = torch.clamp(
             strength.lam * factor, max(self.lam_min, 1e-12), min(self.lam_max, 1e12)
         )

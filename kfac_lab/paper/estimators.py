@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -30,6 +29,18 @@ class _Estimator:
         0, section="8", low=0, help="at least this many rows, or the whole batch"
     )
 
+    noise: float = parameter(
+        0.0,
+        section="8",
+        low=0.0,
+        help="as many rows as tell h to this share of it, by the spread of its cases; 0: no matter",
+    )
+
+    @property
+    def traits(self) -> EstimatorTraits:
+        """Whether the spread has a say in |S1|."""
+        return EstimatorTraits(by_spread=self.noise > 0)
+
     def decay(self, k: int) -> float:
         """ε of step k: a running mean at first, then a window of about 1/(1−limit) steps."""
         return min(1.0 - 1.0 / k, self.limit)
@@ -37,6 +48,23 @@ class _Estimator:
     def rows(self, m: int) -> int:
         """|S1| for a batch of m."""
         return max(math.ceil(self.fraction * m), min(m, self.minimum))
+
+    def spread_rows(self, m: int, spread: float) -> int:
+        """|S1| where the cases' losses have a standard deviation of ``spread`` times their mean."""
+        return max(self.rows(m), told_by(self.noise, m, spread))
+
+
+UNTOLD = 1000  # rows while no spread is known
+
+
+def told_by(noise: float, m: int, spread: float) -> int:
+    """How many of m cases tell a mean to ``noise`` of itself: (spread/noise)²."""
+    if not noise:
+        return 0
+    if math.isnan(spread):
+        return min(m, UNTOLD)
+    share = (spread / noise) ** 2
+    return m if share > m else math.ceil(share)
 
 
 @dataclass(frozen=True)
@@ -58,7 +86,8 @@ class Sampled(_Estimator):
     @property
     def traits(self) -> EstimatorTraits:
         """Where G of the last layer comes from."""
-        return EstimatorTraits(independent=True, exact_output=self.output == "exact")
+        exact = self.output == "exact"
+        return replace(super().traits, independent=True, exact_output=exact)
 
     def cotangents(
         self, likelihood: Likelihood, outputs: Tensor, targets: Tensor, draw: Draw
@@ -83,7 +112,10 @@ class Exact(_Estimator):
 class Empirical(_Estimator):
     """g from the labels: the "empirical Fisher", which is no Gauss–Newton matrix (section 2.2)."""
 
-    traits: ClassVar[EstimatorTraits] = EstimatorTraits(unbiased=False, of_loss=True)
+    @property
+    def traits(self) -> EstimatorTraits:
+        """The labels' gradient is the loss's own."""
+        return replace(super().traits, unbiased=False, of_loss=True)
 
     def cotangents(
         self, likelihood: Likelihood, outputs: Tensor, targets: Tensor, draw: Draw

@@ -15,6 +15,7 @@ from kfac_lab.core.protocols import Evaluation
 from kfac_lab.core.subspace import SubspaceModel
 from kfac_lab.core.traits import ModelTraits
 from kfac_lab.core.vector import Vec
+from kfac_lab.paper.estimators import told_by
 
 __all__ = ["ApproximateFisher", "ExactFisher", "NoModel"]
 
@@ -39,11 +40,25 @@ class ExactFisher:
     minimum: int = parameter(
         0, section="8", low=0, help="at least this many rows, or the whole batch"
     )
-    traits: ClassVar[ModelTraits] = ModelTraits(exact=True)
+    noise: float = parameter(
+        0.0,
+        section="8",
+        low=0.0,
+        help="as many rows as tell h to this share of it, by the spread of its cases; 0: no matter",
+    )
+
+    @property
+    def traits(self) -> ModelTraits:
+        """The exact F, and whether the spread has a say."""
+        return ModelTraits(exact=True, by_spread=self.noise > 0)
 
     def rows(self, m: int) -> int:
         """|S2| for a batch of m."""
         return _rows(self.fraction, self.minimum, m)
+
+    def spread_rows(self, m: int, spread: float) -> int:
+        """|S2| where the cases' losses have a standard deviation of ``spread`` times their mean."""
+        return max(self.rows(m), told_by(self.noise, m, spread))
 
     def restrict(self, evaluation: Evaluation, basis: Sequence[Vec]) -> SubspaceModel:
         """M on the span of ``basis``, the exact Fisher on S2."""

@@ -71,11 +71,11 @@ RECIPES: dict[str, tuple[str, str, str]] = {
     ),
     "quick": (
         _text(
-            estimator='sampled(fraction=0.125, minimum=1000, output="exact")',
-            quadratic_model="exact_fisher(fraction=0.25, minimum=1000)",
-            damping="promised(lam=150.0)",
+            estimator='sampled(fraction=0.125, minimum=125, output="exact", noise=0.1)',
+            quadratic_model="exact_fisher(fraction=0.25, minimum=125, noise=0.1)",
+            damping="promised(lam=150.0, guard=5.0)",
             momentum="layered",
-            schedule="growing(T3=10, growth=1.25, first=1, eager=20)",
+            schedule="growing(T3=10, growth=1.5, early=5, first=1, eager=20)",
             batch="exponential(start=150, full_at=600, whole=2000)",
         ),
         "an α for each group of layers at first, λ by what each step promised, few cases at first; "

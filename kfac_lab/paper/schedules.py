@@ -92,9 +92,9 @@ class Growing:
 
     After an inverse at step k the next is due at ``growth``·k, rounded up, but no later than T3
     steps on: with 1.5 and 50 at 1, 2, 3, 5, 8, 12, 18, 27, 41, 62, 93, 140, 190, … So none is ever
-    older than a third of the run, and in the long run there is one every T3 steps. Statistics are
-    due at k ≤ ``first`` and every T_cov steps; λ at k ≤ ``eager`` and every T1 steps. γ is never
-    searched.
+    older than a third of the run, and in the long run there is one every T3 steps. With ``early``
+    they are no more than so many steps apart at k < ``until``. Statistics are due at k ≤ ``first``
+    and every T_cov steps; λ at k ≤ ``eager`` and every T1 steps. γ is never searched.
     """
 
     T3: int = parameter(50, symbol="T3", section="8", low=1, help="longest inverse period")
@@ -105,28 +105,39 @@ class Growing:
     first: int = parameter(10, section="8", low=1, help="statistics are due at k ≤ first")
     T1: int = parameter(5, symbol="T1", section="6.5", low=1, help="λ period")
     eager: int = parameter(0, section="6.5", low=0, help="λ is due at k ≤ eager")
+    early: int = parameter(0, section="8", low=0, help="T3 of the first steps; 0 is T3")
+    until: int = parameter(60, section="8", low=0, help="early holds at k < until")
+
+    def check(self) -> str | None:
+        """early must not be above T3."""
+        if self.early > self.T3:
+            return f"early={self.early} must not be above T3={self.T3}"
+        return None
 
     def due(self, step: int, part_state: PartState, signals: Signals) -> tuple[Due, PartState]:
         """See ``core.protocols.Schedule``."""
-        refresh = _grows(step, self.growth, self.T3)
+        refresh = _grows(step, self.growth, self.T3, self.early, self.until)
         stats = step <= self.first or step % self.T_cov == 0
         lam = step <= self.eager or step % self.T1 == 0
         return Due(stats, refresh, refresh, False, lam), part_state
 
 
 @lru_cache(maxsize=64)
-def _growing(growth: float, period: int) -> tuple[frozenset[int], int]:
+def _growing(growth: float, period: int, early: int, until: int) -> tuple[frozenset[int], int]:
     """The refreshes up to the one from which on they are ``period`` steps apart, and that one."""
     steps, k = [1], 1
-    while math.ceil(k * growth) < k + period:
-        k = max(k + 1, math.ceil(k * growth))
+    while True:
+        most = early if early and k < until else period
+        following = max(k + 1, min(math.ceil(k * growth), k + most))
+        if following >= k + period and most == period:
+            return frozenset(steps), k
+        k = following
         steps.append(k)
-    return frozenset(steps), k
 
 
-def _grows(step: int, growth: float, period: int) -> bool:
-    early, last = _growing(growth, period)
-    return step in early if step <= last else (step - last) % period == 0
+def _grows(step: int, growth: float, period: int, early: int = 0, until: int = 0) -> bool:
+    found, last = _growing(growth, period, early, until)
+    return step in found if step <= last else (step - last) % period == 0
 
 
 class _Cases(int):

@@ -66,10 +66,12 @@ def adapted(lam: float, rho: float, share: float, step: int = 5) -> float:
 
 
 def test_lambda_falls_by_what_a_step_promised_too_little() -> None:
-    assert adapted(10.0, 0.9, 0.03) == pytest.approx(0.5)
-    assert adapted(10.0, 0.9, 0.06) == 1.0
+    assert adapted(10.0, 0.9, 0.059) == adapted(10.0, 0.9, 0.016) == 0.25
+    assert adapted(10.0, 0.9, 0.006) == pytest.approx(0.1)
     assert adapted(10.0, 0.9, 0.0006) == pytest.approx(1 / 16)
+    assert adapted(10.0, 0.9, 0.061) == adapted(10.0, 0.9, 0.2) == 1.0
     assert adapted(10.0, 0.4, 0.03) == 1.0  # it did not quite keep its word
+    assert adapted(10.0, 0.4, 0.2) == 2.0  # and had promised much
     assert adapted(10.0, 0.2, 0.03) == adapted(10.0, -1.0, 0.5) == 4.0
     assert adapted(10.0, float("nan"), 0.03) == 4.0
 
@@ -95,7 +97,7 @@ def test_the_first_lambda_is_a_guess_and_no_more(lam: float) -> None:
     x = torch.randn(200, 8)
     y = (x @ torch.randn(8, 3)).argmax(1)
     losses = []
-    for guess in (lam, 1.0):
+    for guess, steps in ((lam, 45), (1.0, 30)):  # a bad guess loses fifteen steps at most
         torch.manual_seed(1)
         net = torch.nn.Sequential(torch.nn.Linear(8, 12), torch.nn.Tanh(), torch.nn.Linear(12, 3))
         recipe = kl.Recipe.named("robust").replace(
@@ -104,7 +106,7 @@ def test_the_first_lambda_is_a_guess_and_no_more(lam: float) -> None:
             schedule="growing(T3=10, growth=1.25, first=1, eager=20)",
         )
         opt = kl.KFAC(net, "categorical", recipe=recipe)
-        for _ in range(30):
+        for _ in range(steps):
             last = opt.step(x, y)
         losses.append(float(last.loss))
-    assert losses[0] < 2 * losses[1] < 0.2
+    assert losses[0] < losses[1] < 0.1

@@ -39,6 +39,10 @@ def test_inverses_at_growing_distances_as_written_out() -> None:
     assert refreshes(Growing(T3=5, growth=1.5), 40) == [1, 2, 3, 5, 8, 12, 17, 22, 27, 32, 37]
     assert refreshes(Growing(T3=1), 9) == list(range(1, 10))
     assert refreshes(Growing(T3=7, growth=1e9), 30) == [1, 8, 15, 22, 29]
+    found = refreshes(Growing(T3=10, growth=1.5, early=5, until=30), 60)
+    assert found == [1, 2, 3, 5, 8, 12, 17, 22, 27, 32, 42, 52]
+    assert refreshes(Growing(T3=2, growth=1.5, early=1, until=4), 9) == [1, 2, 3, 4, 6, 8]
+    assert Growing(T3=4, early=5).check() is not None
 
 
 def test_statistics_and_lambda_have_periods_of_their_own() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from kfac_lab.core.likelihood import Criterion, Likelihood
@@ -46,6 +47,15 @@ class Evaluated:
     kept: list[Trace] = field(default_factory=list)  # of S2, for the tangents
     approximate: Callable[[Vec], Vec] | None = None
     cases: list[tuple[Tensor, Tensor]] | None = None  # per layer: ā [m, d_in] and g [m, d_out]
+    moments: Tensor | None = None  # [2]: means of the cases' losses and of their squares
+
+    @property
+    def spread(self) -> Tensor | None:
+        """The standard deviation of the cases' losses over their mean, 0-dim; None: not asked."""
+        if self.moments is None:
+            return None
+        mean, square = self.moments
+        return torch.sqrt(torch.clamp(square - mean * mean, min=0.0)) / mean
 
     def tangents(self, basis: Sequence[Vec]) -> Iterator[tuple[Tensor, Tensor]]:
         """Chunks of (outputs, J·v per v) over S2."""

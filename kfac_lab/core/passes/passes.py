@@ -41,14 +41,20 @@ from kfac_lab.errors import RecipeError
 __all__ = ["Passes", "subset"]
 
 
-def subset(component: Any, rows: int, processes: int = 1) -> int:
-    """How many leading rows serve: ⌈fraction·m⌉, or more where ``component.rows(m)`` says so.
+def subset(component: Any, rows: int, processes: int = 1, spread: float = float("nan")) -> int:
+    """How many leading rows serve: ⌈fraction·m⌉, or more where ``component.rows(m)`` says so, or
+    ``component.spread_rows(m, spread)`` of one that goes by the spread.
 
     With several processes m is what all of them have, and each takes an equal share.
     """
-    chooser = traits(component, RowsTraits).rows
+    declared = traits(component, RowsTraits)
     whole = rows * processes
-    count = chooser(whole) if chooser is not None else math.ceil(component.fraction * whole)
+    if declared.by_spread and declared.spread_rows is not None:
+        count = declared.spread_rows(whole, spread)
+    elif declared.rows is not None:
+        count = declared.rows(whole)
+    else:
+        count = math.ceil(component.fraction * whole)
     return max(1, min(rows, math.ceil(count / processes)))
 
 
@@ -217,9 +223,9 @@ class Passes:
         calls = " + ".join(dict.fromkeys(layout.text for layout in layouts))
         return calls + advice if several and self.found.pooled else calls
 
-    def subset(self, component: Any, rows: int) -> int:
+    def subset(self, component: Any, rows: int, spread: float = float("nan")) -> int:
         """:func:`subset`, or all of the batch where fewer cases are another network."""
-        return rows if self.function.whole else subset(component, rows, self.processes)
+        return rows if self.function.whole else subset(component, rows, self.processes, spread)
 
     # --- the passes of a step -------------------------------------------------------------------
 
@@ -234,12 +240,14 @@ class Passes:
         observe: Sequence[bool],
         by_case: bool = False,
         tangents: bool = True,
+        spread: bool = False,
     ) -> tuple[Evaluated, Observed | None]:
         """h, ∇h and the error on the batch; statistics on S1 into ``statistics``' accumulation.
 
         ``model_rows`` is |S2|; ``observe`` says which layers' rows are wanted whole; ``by_case``
         asks for each case's own rows of the gradient too, on the explicit plan (section 8);
-        without ``tangents`` no activations are kept for them.
+        without ``tangents`` no activations are kept for them; ``spread`` asks for the moments of
+        the cases' losses.
         """
         self._find(inputs, targets)
         m, theta = inputs.shape[0], [t.detach() for t in self.network.tensors]
@@ -255,7 +263,7 @@ class Passes:
         shared = s1 if back.shares and not own_s1 else 0
         keep = tangents and back.shares and not own_s2 and model_rows <= 2 * self.function.chunk
         leading = max(shared, model_rows if keep else 0)
-        objective = Objective(batch, self.l2)
+        objective = Objective(batch, self.l2, spread)
         total: list[Tensor] = []
         kept: list[Trace] = []
         cases: list[tuple[Tensor, Tensor]] | None = None
@@ -299,6 +307,7 @@ class Passes:
             rows=model_rows,
             loss=objective.value(theta, m),
             error=objective.error(m),
+            moments=objective.moments(m) if spread else None,
             gradient=gradient,
             buffers=buffers,
             theta=theta,

@@ -22,14 +22,18 @@ def square_norm(tensors: Sequence[Tensor]) -> Tensor:
 class Objective:
     """h = mean loss + ½η‖θ‖², gathered chunk by chunk in float64 (sections 2 and 6)."""
 
-    def __init__(self, criterion: Criterion, l2: float) -> None:
-        self._criterion, self._l2 = criterion, l2
+    def __init__(self, criterion: Criterion, l2: float, spread: bool = False) -> None:
+        self._criterion, self._l2, self._spread = criterion, l2, spread
         self._losses: list[Tensor] = []
+        self._squares: list[Tensor] = []
         self._errors: list[Tensor] = []
 
     def add(self, outputs: Tensor, targets: Any, errors: bool = False) -> None:
         """Another chunk's cases."""
-        self._losses.append(self._criterion.loss(outputs, targets).sum(dtype=torch.float64))
+        losses = self._criterion.loss(outputs, targets)
+        self._losses.append(losses.sum(dtype=torch.float64))
+        if self._spread:
+            self._squares.append(losses.double().square().sum())
         if errors:
             error = self._criterion.error(outputs, targets)
             self._errors.append(error.sum(dtype=torch.float64))
@@ -38,6 +42,11 @@ class Objective:
         """h(θ), 0-dim float64."""
         loss = torch.stack(self._losses).sum() / cases
         return loss + 0.5 * self._l2 * square_norm(theta) if self._l2 else loss
+
+    def moments(self, cases: int) -> Tensor:
+        """Means of the cases' losses and of their squares ``[2]`` float64, where asked for."""
+        sums = torch.stack([torch.stack(s).sum() for s in (self._losses, self._squares)])
+        return sums / cases
 
     def error(self, cases: int) -> Tensor:
         """The mean error, 0-dim float64."""
