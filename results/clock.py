@@ -1,0 +1,143 @@
+"""Races by CPU seconds of one thread: writes results/clock.jsonl, a line per method and seed.
+
+    OMP_NUM_THREADS=1 python results/clock.py curves --seconds 20 --seeds 0,1,2
+    python results/clock.py curves --seconds 10 --without --methods kfac   # each change taken out
+
+The methods of a race take turns of one second, in one process, so that all see the same machine. A
+clock counts the thread's own time (``time.process_time``), not what others took meanwhile; a peer's
+rate decays to the horizon by this clock. The error is that of the whole training set (FACES: of
+every fifth case), the smaller of θ's and θ̄'s, measured off the clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import kfac_lab as kl
+from kfac_lab.baselines import tuned
+
+OUT = Path(__file__).resolve().parent / "clock.jsonl"
+MOMENTS = (2, 5, 7.5, 10, 15, 20, 25, 30, 35, 40, 50, 60)
+STRIDE = {"faces": 5}
+K_FAC = "quick"
+# One change of the recipe taken out: what stood there before.
+WITHOUT = {
+    "a coefficient for each group of layers": {"momentum": "optimal(cases=200)"},
+    "λ by the promise, no second inverse": {
+        "damping": "steered(lam=150.0, guard=5.0)",
+        "schedule": "periodic(T1=5, T2=5, T3=5, burn_in=20)",
+    },
+    "inverses at growing distances": {"schedule": "periodic(T1=5, T2=5, T3=5, burn_in=20)"},
+    "batches from 150": {"batch": "exponential(start=1000, full_at=500)"},
+    "few rows, more where the cases' losses say so": {
+        "estimator": 'sampled(fraction=0.125, minimum=1000, output="exact")',
+        "quadratic_model": "exact_fisher(fraction=0.25, minimum=1000)",
+    },
+    "G of the last layer exact and diagonal": {
+        "estimator": "sampled(fraction=0.125, minimum=125, noise=0.1)"
+    },
+}
+
+
+class Lane:
+    """One method: its run, its clock, and what was measured on the way."""
+
+    def __init__(self, problem: str, label: str, recipe: Any, seed: int, seconds: float) -> None:
+        self.label, self.problem, self.seed, self.seconds = label, problem, seed, seconds
+        self.run = kl.Run(problem, recipe, seed=seed, device="cpu")
+        self.cpu = 0.0
+        self.points: list[dict[str, float]] = []
+        self.due = [m for m in MOMENTS if m <= seconds]
+
+    def turn(self, until: float) -> None:
+        """Steps until this lane's clock has come to ``until``."""
+        stepper: Any = self.run.stepper
+        while self.cpu < until:
+            if hasattr(stepper, "total_seconds"):
+                stepper.seconds = self.cpu  # by which its rate decays
+            start = time.process_time()
+            self.run.advance(1)
+            self.cpu += time.process_time() - start
+            if self.due and self.cpu >= self.due[0]:
+                self.measure()
+                self.due = [m for m in self.due if m > self.cpu]
+
+    def measure(self) -> None:
+        """Notes the error as it is now."""
+        score = self.run.evaluate("train", at="best")
+        self.points.append(
+            {
+                "at": self.due[0],
+                "seconds": round(self.cpu, 2),
+                "step": self.run.step,
+                "error": round(float(score), 4),
+                "loss": round(score.loss, 4),
+            }
+        )
+        print(self.problem, self.label, f"seed {self.seed}", self.points[-1], flush=True)
+
+    def line(self, date: str) -> dict[str, Any]:
+        """What is kept of it."""
+        return {
+            "problem": self.problem,
+            "method": self.label,
+            "seed": self.seed,
+            "horizon": self.seconds,
+            "date": date,
+            "points": self.points,
+        }
+
+
+def lanes(problem: str, methods: list[str], seed: int, seconds: float, without: bool) -> list[Lane]:
+    """The lanes of one race."""
+    found = []
+    for method in methods:
+        if method != "kfac":
+            text = tuned(method, problem, seconds=seconds)
+            found.append(Lane(problem, method, kl.Recipe.of(text), seed, seconds))
+            continue
+        recipe = kl.Recipe.named(K_FAC)
+        found.append(Lane(problem, "kfac", recipe, seed, seconds))
+        for name, parts in WITHOUT.items() if without else ():
+            changed = recipe.replace(**parts)
+            found.append(Lane(problem, f"kfac without: {name}", changed, seed, seconds))
+    return found
+
+
+def main() -> None:
+    """Runs the races asked for, one after the other, and appends what came of them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Text)
+    parser.add_argument("problem")
+    parser.add_argument("--methods", default="kfac,muon,soap,adam,nag")
+    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--without", action="store_true", help="K-FAC with each change taken out")
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    date = time.strftime("%Y-%m-%d")
+    for seed in map(int, options.seeds.split(",")):
+        names = options.methods.split(",")
+        racing = lanes(options.problem, names, seed, options.seconds, options.without)
+        until = 0.0
+        while until < options.seconds:
+            until += 1.0
+            for lane in racing:
+                lane.turn(min(until, options.seconds))
+        with options.out.open("a") as file:
+            for lane in racing:
+                file.write(json.dumps(lane.line(date), ensure_ascii=False) + "\n")
+
+
+_Text = argparse.RawDescriptionHelpFormatter
+
+if __name__ == "__main__":
+    main()
