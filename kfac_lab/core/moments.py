@@ -170,6 +170,10 @@ class Accumulation:
                 left, right = dense(left).flatten(0, 1), dense(right).flatten(0, 1)
                 self._product(key, left, right, old, new)
 
+    def weights(self) -> tuple[tuple[float, float], ...]:
+        """Of the old moment and of the new, for every key."""
+        return tuple(map(self._weights, self._store.keys))
+
     def _weights(self, key: Key) -> tuple[float, float]:
         """Of the old moment and of the new: (ε, 1−ε), and a running mean for one just opened.
 

@@ -25,6 +25,7 @@ __all__ = [
     "decoded",
     "digest",
     "encoded",
+    "is_data",
     "leaves",
     "mapped",
     "moved",
@@ -49,7 +50,7 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     elif isinstance(value, (list, tuple)):
         for n, item in enumerate(value):
             yield from leaves(item, f"{path}[{n}]")
-    elif _is_data(value):
+    elif is_data(value):
         for field in dataclasses.fields(value):
             yield from leaves(getattr(value, field.name), f"{path}.{field.name}")
     else:
@@ -61,23 +62,25 @@ def tensors(value: Any) -> list[tuple[str, Tensor]]:
     return [(path, leaf) for path, leaf in leaves(value) if isinstance(leaf, Tensor)]
 
 
-def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The tree with every tensor changed, in containers of the same kinds."""
-    if isinstance(value, Tensor):
+def mapped(value: Any, change: Callable[[Any], Any], kind: type = Tensor) -> Any:
+    """The tree with every tensor, or leaf of another ``kind``, changed, in like containers."""
+    if isinstance(value, kind):
         return change(value)
     if isinstance(value, Vec):
-        return Vec([change(m) for m in value.matrices])
+        return Vec([mapped(m, change, kind) for m in value.matrices])
     if isinstance(value, dict):
-        made = type(value)({key: mapped(item, change) for key, item in value.items()})
+        made = type(value)({key: mapped(item, change, kind) for key, item in value.items()})
         for name, own in getattr(value, "__dict__", {}).items():  # a dict's subclass has fields
             setattr(made, name, own)
         return made
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(mapped(item, change) for item in value))
+        return type(value)(*(mapped(item, change, kind) for item in value))
     if isinstance(value, (list, tuple)):
-        return type(value)(mapped(item, change) for item in value)
-    if _is_data(value):
-        own = {f.name: mapped(getattr(value, f.name), change) for f in dataclasses.fields(value)}
+        return type(value)(mapped(item, change, kind) for item in value)
+    if is_data(value):
+        own = {
+            f.name: mapped(getattr(value, f.name), change, kind) for f in dataclasses.fields(value)
+        }
         return dataclasses.replace(value, **own)
     return value
 
@@ -129,7 +132,8 @@ def digest(value: Any) -> str:
     return found.hexdigest()
 
 
-def _is_data(value: Any) -> bool:
+def is_data(value: Any) -> bool:
+    """Whether it is a dataclass's instance."""
     return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
@@ -157,7 +161,7 @@ def encoded(value: Any) -> Any:
     if isinstance(value, Mapping):
         items = [[encoded(k), encoded(v)] for k, v in value.items()]
         return {"~": "dict", "items": items}
-    if _is_data(value):
+    if is_data(value):
         own = {f.name: encoded(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"~": _name(type(value)), "items": own}
     raise CheckpointError(

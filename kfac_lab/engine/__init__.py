@@ -6,6 +6,7 @@
     boundary    what is due, drift, reads, warnings
     statistics  observe: moments and the blocks' part_states
     proposal    invert, propose, model, choose: candidates, the ladder, retries
+    programs    a step recorded once and replayed
     commit      move, average: one exchange of what is held
     swap        other parts at a step boundary
     record      what a step saw

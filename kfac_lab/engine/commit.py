@@ -22,7 +22,7 @@ from kfac_lab.engine.statistics import Statistics, updates_of
 if TYPE_CHECKING:
     from kfac_lab.engine.engine import Engine
 
-__all__ = ["next_state", "ok_of", "settled"]
+__all__ = ["counted", "next_state", "ok_of", "settled"]
 
 
 def next_state(
@@ -33,26 +33,33 @@ def next_state(
     **new: Any,
 ) -> State:
     """The state after a step: what it has gathered and chosen, and ``new`` fields besides."""
-    state, store = engine.state_, statistics.store
-    ages = state.block_ages
+    state = engine.state_
+    return replace(
+        counted(state, statistics),
+        factored=outcome.factored,
+        inverse=outcome.chosen.preconditioner,
+        kept_inverse=outcome.kept,
+        block_states=outcome.block_states,
+        part_states={**state.part_states, **part_states},
+        cross_weight=state.cross_weight * statistics.epsilon,
+        forced=False,
+        **new,
+    )
+
+
+def counted(state: State, statistics: Statistics) -> State:
+    """The state with what a step counts on the host: k, ages and updates; and the side it is on."""
+    store, ages = statistics.store, state.block_ages
     if statistics.fresh:
         store = store.exchanged()
         ages = tuple(None if age is None else age + 1 for age in ages)
     return replace(
         state,
         step=state.step + 1,
-        factored=outcome.factored,
-        inverse=outcome.chosen.preconditioner,
-        kept_inverse=outcome.kept,
-        block_states=outcome.block_states,
         block_ages=ages,
-        part_states={**state.part_states, **part_states},
         moments=store.current,
         ages=store.ages,
         updates=updates_of(state) + statistics.fresh,
-        cross_weight=state.cross_weight * statistics.epsilon,
-        forced=False,
-        **new,
     )
 
 

@@ -21,6 +21,7 @@ from kfac_lab.core.watch import Watch
 from kfac_lab.engine import boundary, rebind, step, swap
 from kfac_lab.engine.coverage import coverage_of
 from kfac_lab.engine.parts import Parts, fresh_state, number, parts_of, strength_of
+from kfac_lab.engine.programs import Programs, wanted
 from kfac_lab.errors import CheckpointError, RecipeError
 
 __all__ = ["Engine", "Held", "attach"]
@@ -75,8 +76,10 @@ class Engine:
         tf32: bool = False,
         leave: Sequence[str] = (),
         unseen: Sequence[str] = (),
+        graphs: bool | str = "auto",
     ) -> None:
         self.problem, self.tf32, self._chunk = problem, bool(tf32), chunk
+        self.graphs = graphs
         self.leave = tuple(leave)
         self.unseen = tuple(unseen)  # layers whose rows do not see every use of them
         self._former: rebind.Former | None = None  # of before a rebind
@@ -105,6 +108,7 @@ class Engine:
         # Where a read costs nothing a step looks at its flag itself; elsewhere the flag gates the
         # commit and is looked at with the next read.
         self._reads_are_free = self.device.type == "cpu"
+        self.programs = Programs(wanted(self.graphs, self.device))
         if parts.processes > 1:  # every process starts where the first one does
             buffers = problem.model.buffers()
             parts["collective"].broadcast_([*theta, *(b.detach() for b in buffers)], 0)
@@ -351,6 +355,11 @@ class Engine:
         checkpoint.restore(self, state, parameters=parameters)
 
     # --- reading --------------------------------------------------------------------------------
+
+    @property
+    def programs_told(self) -> str | None:
+        """A line on what is replayed and what is not; None where nothing is recorded."""
+        return self.programs.told() if self.programs.on else None
 
     def coverage(self) -> list[CoverageRow]:
         """One row per parameter: layer, block, who claimed it, chain, tangent path."""

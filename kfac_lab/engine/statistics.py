@@ -37,6 +37,19 @@ class Statistics:
         """The side they are on."""
         return self.store.spare if self.fresh else self.store.current
 
+    def weight(self, age: int | None) -> float:
+        """What the new rows weigh in a block's own memory, which a swap opened ``age`` updates ago:
+        a running mean at first, like a moment.
+        """
+        weight = 1.0 - self.epsilon
+        return weight if age is None else max(weight, 1.0 / (age + 1))
+
+    def weights(self, ages: Sequence[int | None]) -> tuple[Any, ...]:
+        """Every Python number by which this step weighs old and new."""
+        if self.accumulation is None:
+            return ()
+        return self.epsilon, self.accumulation.weights(), tuple(map(self.weight, ages))
+
 
 def updates_of(state: State) -> int:
     """How many updates the moments have seen."""
@@ -65,13 +78,11 @@ def digested(
         parts["collective"].mean_(spare)
     if observed is None:
         return state.block_states
-    weight = 1.0 - statistics.epsilon
     part_states = list(state.block_states)
     for i, (block, own) in enumerate(zip(parts.blocks, parts.block_traits, strict=True)):
         rows, cotangents = observed.rows[i], observed.cotangents[i]
         if own.observes and rows is not None and cotangents is not None:
-            age = state.block_ages[i]  # a running mean at first, like a moment that a swap opens
-            new = weight if age is None else max(weight, 1.0 / (age + 1))
+            new = statistics.weight(state.block_ages[i])
             part_states[i] = block.observe(part_states[i], rows, cotangents, new)
     return tuple(_agreed(parts, state, part_states) if parts.processes > 1 else part_states)
 

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from kfac_lab.core.clock import Clock
-from kfac_lab.core.passes import Evaluated, Seen
+from kfac_lab.core.passes import Evaluated, Rows, Seen
 from kfac_lab.core.problem import Drawn
 from kfac_lab.core.state import DampingStrength, Due, StepRecord
 from kfac_lab.core.vector import Vec
 from kfac_lab.engine import commit, guard, proposal, statistics
 from kfac_lab.engine.boundary import due_at
 from kfac_lab.engine.parts import Parts
+from kfac_lab.engine.programs import Plan, Prepared
 from kfac_lab.engine.record import record_of
 from kfac_lab.errors import RecipeError
 
@@ -37,30 +38,46 @@ def whole(engine: Engine, drawn: Drawn, clock: Clock) -> StepRecord:
     k = engine.state_.step + 1
     if engine.store is None or engine.passes.fired is None or engine.lacks_tangents(engine.parts):
         engine.bind(drawn.inputs, drawn.targets)
-    passes, parts, store = engine.passes, engine.parts, engine.store
-    assert store is not None
+    passes, parts = engine.passes, engine.parts
     due, schedule_state = due_at(engine, k)
     m, processes = drawn.inputs.shape[0], parts.processes
     spread = engine.state_.spread
     s1, s2 = (passes.subset(parts[slot], m, spread) for slot in ("estimator", "quadratic_model"))
     engine.warnings.small(parts, m * processes, s1 * processes, s2 * processes)
+    plan = Plan(k, due, schedule_state, m, s1, s2)
+    made, gathered = engine.programs.step(engine, plan, drawn, clock, _prepared)
+    return _settled(engine, made, gathered, clock)
 
+
+def _prepared(
+    engine: Engine,
+    plan: Plan,
+    drawn: Drawn,
+    gathered: statistics.Statistics,
+    clock: Clock,
+    k: Any,
+) -> Prepared:
+    """All of a step but its commit; ``k`` is what parts are told of ``plan.k``.
+
+    It writes into new tensors and the store's spare side: this is what a program records.
+    """
+    parts, passes, due, m = engine.parts, engine.passes, plan.due, plan.m
     # h, ∇h; Ā and G on S1
     with clock("evaluate"):
-        gathered = statistics.begun(parts, store, due, engine.state_, s1)
+        accumulation = gathered.accumulation
         evaluated, observed = passes.evaluate(
             *drawn,
-            k,
-            s2,
-            (s1, parts["estimator"], gathered.accumulation) if gathered.accumulation else None,
+            plan.k,
+            plan.s2,
+            (plan.s1, parts["estimator"], accumulation) if accumulation is not None else None,
             parts.observing,
-            by_case=parts.declares("structure").by_case and processes == 1,
+            by_case=parts.declares("structure").by_case and parts.processes == 1,
             tangents=parts.needs_tangents,
             spread=due.inverse and parts.needs_spread,
         )
     with clock("observe"), torch.no_grad():
         block_states = statistics.digested(parts, engine.state_, gathered, observed)
-        if processes > 1:
+        if parts.processes > 1:
             _shared(parts, evaluated)
         table = gathered.table
         evaluated.approximate = lambda v: statistics.approximate(parts, table, block_states, v)
@@ -84,7 +101,7 @@ def whole(engine: Engine, drawn: Drawn, clock: Clock) -> StepRecord:
             part_states = {
                 "damping": damping_state,
                 "momentum": _remembered(engine, chosen.coefficients, record),
-                "schedule": schedule_state,
+                "schedule": plan.schedule,
                 "average": parts["average"].update(state.part_states["average"], moved) or {},
             }
         ok = commit.ok_of(outcome, evaluated.loss, gathered)
@@ -104,18 +121,7 @@ def whole(engine: Engine, drawn: Drawn, clock: Clock) -> StepRecord:
             new = replace(new, former=state.part_states["average"])
             new, record, delta = guard.taken_back(verdict, state, new, record, delta)
             moved = list(torch._foreach_add(engine._theta, engine.network.unpack(delta)))
-        return commit.settled(
-            engine,
-            record,
-            new,
-            gathered,
-            evaluated.loss,
-            ok,
-            moved,
-            evaluated.buffers,
-            clock,
-            verdict,
-        )
+        return Prepared(record, new, evaluated.loss, ok, moved, evaluated.buffers, verdict)
 
 
 def preconditioned(
@@ -137,35 +143,86 @@ def preconditioned(
     if store is None:
         raise RecipeError(f"step {k}: the schedule asks for no statistics before an inverse")
     m = 0 if drawn is None else drawn.inputs.shape[0]
-    observed = None
+    s1 = engine.passes.subset(parts["estimator"], m) if due.stats else 0
+    rows = None
+    if drawn is not None and seen is not None and due.stats:
+        # of a mean over m cases, on the scale that ``empirical`` has
+        scale = m * engine.passes.predictions**0.5
+        if engine.passes.leading(drawn.inputs, drawn.targets):
+            rows = seen.taken(drawn.order, s1, scale)
+    plan = Plan(k, due, schedule_state, m, s1, 0)
+
+    def prepared(
+        engine: Engine,
+        plan: Plan,
+        drawn: Drawn | None,
+        gathered: statistics.Statistics,
+        clock: Clock,
+        k: Any,
+    ) -> Prepared:
+        return _preconditioned(engine, plan, gradient, drawn, rows, gathered, clock, k)
+
+    given = (gradient, rows)
+    made, gathered = engine.programs.step(engine, plan, drawn, clock, prepared, given)
+    record = _settled(engine, made, gathered, clock)
+    assert made.direction is not None
+    return made.direction, record
+
+
+def _preconditioned(
+    engine: Engine,
+    plan: Plan,
+    gradient: Vec,
+    drawn: Drawn | None,
+    rows: Rows | None,
+    gathered: statistics.Statistics,
+    clock: Clock,
+    k: Any,
+) -> Prepared:
+    """All of a preconditioner's step but its commit; see :func:`_prepared`."""
+    parts, due, observed = engine.parts, plan.due, None
     with clock("observe"):
-        s1 = engine.passes.subset(parts["estimator"], m) if due.stats else 0
-        gathered = statistics.begun(parts, store, due, engine.state_, s1)
         if drawn is not None and gathered.accumulation is not None:
-            # of a mean over m cases, on the scale that ``empirical`` has
-            scale = m * engine.passes.predictions**0.5
-            first = engine.passes.leading(drawn.inputs, drawn.targets)
-            rows = seen.taken(drawn.order, s1, scale) if seen is not None and first else None
             if rows is not None:
                 accumulation = gathered.accumulation
                 observed = engine.passes.observe_rows(rows, accumulation, parts.observing)
             else:
-                given = s1, parts["estimator"], gathered.accumulation
-                observed = engine.passes.observe(*drawn, k, given, parts.observing)
+                given = plan.s1, parts["estimator"], gathered.accumulation
+                observed = engine.passes.observe(*drawn, plan.k, given, parts.observing)
     with torch.no_grad():
         block_states = statistics.digested(parts, engine.state_, gathered, observed)
         nothing = torch.zeros((), dtype=torch.float64, device=engine.device)
         trial = proposal.preconditioned(gradient, clock)
-        search = _search(engine, k, due, gathered, None, trial, m, None, clock)
+        search = _search(engine, k, due, gathered, None, trial, plan.m, None, clock)
         outcome = search.outcome(block_states)
-        record = record_of(engine, k, due, outcome.chosen, outcome, m, gathered, None)
+        record = record_of(engine, k, due, outcome.chosen, outcome, plan.m, gathered, None)
         ok = commit.ok_of(outcome, nothing, gathered)
-        part_states = {"schedule": schedule_state}
         new = commit.next_state(
-            engine, gathered, outcome, part_states, strength=outcome.chosen.strength
+            engine,
+            gathered,
+            outcome,
+            {"schedule": plan.schedule},
+            strength=outcome.chosen.strength,
         )
-        record = commit.settled(engine, record, new, gathered, None, ok, (), {}, clock)
-        return outcome.chosen.basis[0], record
+        direction = outcome.chosen.basis[0]
+        return Prepared(record, new, None, ok, [], {}, None, direction)
+
+
+def _settled(
+    engine: Engine, made: Prepared, gathered: statistics.Statistics, clock: Clock
+) -> StepRecord:
+    return commit.settled(
+        engine,
+        made.record,
+        made.new,
+        gathered,
+        made.loss,
+        made.ok,
+        made.moved,
+        made.buffers,
+        clock,
+        made.verdict,
+    )
 
 
 def _shared(parts: Parts, evaluated: Evaluated) -> None:
@@ -230,7 +287,7 @@ def _judged(
     if parts.needs_rho:
         with clock("judge"):
             after = engine.passes.objective(
-                moved, drawn.inputs, drawn.targets, record.step, evaluated
+                moved, drawn.inputs, drawn.targets, evaluated.step, evaluated
             )
             if parts.processes > 1:
                 parts["collective"].mean_([after])

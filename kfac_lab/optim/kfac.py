@@ -22,7 +22,7 @@ from kfac_lab.hooks import Recipe
 from kfac_lab.hooks.registry import SLOTS
 from kfac_lab.optim import checks, states
 from kfac_lab.optim.tap import kind_of
-from kfac_lab.run import Coverage, carried_out, planned
+from kfac_lab.run import Coverage, carried_out, planned, told
 
 __all__ = ["KFAC"]
 
@@ -51,6 +51,8 @@ class KFAC(torch.optim.Optimizer):
         seed: of the sampled targets, the choice of rows and the model's own dropout.
         lr: factor on δ.
         tf32: lets float32 products be TF32 where the device has it; they are full else.
+        graphs: whether steps are recorded as programs and replayed (``engine/programs.py``), which
+            changes no number: True, False, or ``"auto"``, which is True on CUDA.
         outputs: which of the model's outputs the likelihood is of: a name (``"logits"``), a
             number, or a function of what the model gives.
 
@@ -69,6 +71,7 @@ class KFAC(torch.optim.Optimizer):
         lr: float = 1.0,
         *,
         tf32: bool = False,
+        graphs: bool | str = "auto",
         outputs: Selector = None,
     ) -> None:
         model, _ = checks.bare("KFAC", model)
@@ -76,7 +79,9 @@ class KFAC(torch.optim.Optimizer):
         chosen = checks.recipe_of("KFAC", recipe)
         checks.check_processes("KFAC", chosen)
         problem = checks.problem_of(model, likelihood, l2, outputs)
-        self._engine = _engine.attach(problem, chosen, whole_number("seed", seed), tf32=tf32)
+        self._engine = _engine.attach(
+            problem, chosen, whole_number("seed", seed), tf32=tf32, graphs=graphs
+        )
         self.history = History()
         self._unread = 0
         self._kind: str | None = None  # of the cases of the last step
@@ -210,7 +215,7 @@ class KFAC(torch.optim.Optimizer):
 
     def coverage(self) -> Coverage:
         """One row per parameter: layer, block, who claimed it; chain and tangents once it ran."""
-        return Coverage(self._engine.coverage())
+        return Coverage(self._engine.coverage()).with_note(told(self._engine))
 
     def average(self) -> dict[str, Tensor] | None:
         """θ̄ by parameter name, for ``torch.func.functional_call``; None where there is none."""

@@ -26,7 +26,7 @@ from kfac_lab.hooks import Recipe
 from kfac_lab.optim import checks, states
 from kfac_lab.optim.kfac import HISTORY
 from kfac_lab.optim.tap import Tap
-from kfac_lab.run import Coverage, carried_out, planned
+from kfac_lab.run import Coverage, carried_out, planned, told
 
 __all__ = ["Preconditioner"]
 
@@ -82,6 +82,7 @@ class Preconditioner:
             paths or parameters, such as ``("Embedding", "LayerNorm", "*.bias")``. A layer of which
             only the bias is left is preconditioned whole, and the bias's gradient is kept.
         optimizer: where the clip reads each parameter's ``lr``; or give ``step(lr=…)``.
+        graphs: as for :class:`KFAC`.
         outputs: as for :class:`KFAC`.
 
     Raises:
@@ -100,6 +101,7 @@ class Preconditioner:
         *,
         normalise: bool = False,
         leave: Sequence[str] = (),
+        graphs: bool | str = "auto",
         outputs: Selector = None,
     ) -> None:
         model, called = checks.bare("Preconditioner", model)
@@ -115,7 +117,9 @@ class Preconditioner:
         if not isinstance(optimizer, (torch.optim.Optimizer, type(None))):
             raise RecipeError(f"optimizer={optimizer!r} must be the torch optimiser of your loop")
         problem = checks.problem_of(model, likelihood, 0.0, outputs)
-        self._engine = _engine.attach(problem, chosen, whole_number("seed", seed), leave=leave)
+        self._engine = _engine.attach(
+            problem, chosen, whole_number("seed", seed), leave=leave, graphs=graphs
+        )
         self.kl_clip, self.optimizer, self.normalise = kl_clip, optimizer, bool(normalise)
         self._kept = left_out(model, leave)  # whose gradients stay, also of layers of ours
         self.history = History()
@@ -376,7 +380,7 @@ class Preconditioner:
 
     def coverage(self) -> Coverage:
         """One row per parameter: layer, block, who claimed it, chain."""
-        return Coverage(self._engine.coverage())
+        return Coverage(self._engine.coverage()).with_note(told(self._engine))
 
     def __repr__(self) -> str:
         clip = "" if self.kl_clip is None else f", kl_clip={self.kl_clip:g}"

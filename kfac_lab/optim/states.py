@@ -72,6 +72,7 @@ def restored(
                 tf32=engine.tf32,
                 leave=engine.leave,
                 unseen=unseen,
+                graphs=engine.graphs,
             )
 
         def commit() -> None:

@@ -279,8 +279,9 @@ class Controller(Managing):
                 other = run.fork().problem
             recipe_ = Recipe.named(recipe, lab=self.lab) if recipe not in (None, OWN) else None
             recipe_ = recipe_ or run.recipe
-            tf32 = run.tf32 and recipe_.method == "kfac"
-            made = type(run)(other, recipe_, run.seed, device or run.device, tf32=tf32)
+            ours = recipe_.method == "kfac"
+            own = {"tf32": run.tf32 and ours, "graphs": run.graphs if ours else "auto"}
+            made = type(run)(other, recipe_, run.seed, device or run.device, **own)
             name = recipe_name(made.recipe, self.lab)
             name = self.label if name == OWN else name
             if made.problem.name != run.problem.name:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kfac_lab.core import linalg
 from kfac_lab.core.parameters import parameter
+from kfac_lab.core.program import branch, numbers
 from kfac_lab.core.state import DampingStrength, Due, StepRecord
 from kfac_lab.core.traits import DampingTraits
 
@@ -310,7 +311,7 @@ class Promised(Tied):
         self, strength: DampingStrength, part_state: PartState, record: StepRecord
     ) -> tuple[DampingStrength, PartState]:
         """λ by the promise at first, then by ρ; γ with it."""
-        if record.step > self.steps:
+        if branch(lambda k: k > self.steps, record.step):
             return super().adapt(strength, part_state, record)
         rho, actual, predicted, loss = (
             torch.as_tensor(x, dtype=torch.float64, device=strength.lam.device)
@@ -379,6 +380,9 @@ class Scheduled:
         self, strength: DampingStrength, part_state: PartState, record: StepRecord
     ) -> tuple[DampingStrength, PartState]:
         """λ of the next step; moves when λ is due."""
-        share = min(record.step / self.steps, 1.0)
-        lam = torch.full_like(strength.lam, self.lam * (self.lam_end / self.lam) ** share)
+
+        def value(k: int) -> list[float]:
+            return [self.lam * (self.lam_end / self.lam) ** min(k / self.steps, 1.0)]
+
+        (lam,) = numbers(value, record.step, strength.lam)
         return strength._replace(lam=lam, gamma=torch.sqrt(lam + strength.eta)), part_state

@@ -91,5 +91,5 @@ class Layered:
         return torch.where(beyond & (curved > 0), found * reached.clamp(0.0, 1.0), found)
 
     def update(self, part_state: PartState, coefficients: Tensor, record: StepRecord) -> PartState:
-        """One more step made."""
-        return {"made": part_state["made"] + 1}
+        """One more step made, as far as that counts."""
+        return {"made": min(part_state["made"] + 1, self.steps)}

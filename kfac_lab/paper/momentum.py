@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kfac_lab.core.parameters import parameter
+from kfac_lab.core.program import numbers
 from kfac_lab.core.protocols import Space, SubspaceModel
 from kfac_lab.core.state import DampingStrength
 from kfac_lab.core.traits import MomentumTraits
@@ -116,8 +117,10 @@ class Fixed:
 
     def choose(self, restriction: SubspaceModel, strength: DampingStrength, step: int) -> Tensor:
         """(lr_k, mu)."""
-        numbers = [self.lr * self.decay ** (step - 1), self.mu]
-        return _numbers(restriction.slope, numbers)
+        count = restriction.slope.shape[0]
+        return numbers(
+            lambda k: [self.lr * self.decay ** (k - 1), self.mu][:count], step, restriction.slope
+        )
 
 
 @dataclass(frozen=True)
@@ -145,12 +148,13 @@ class NormClip:
 
     def choose(self, restriction: SubspaceModel, strength: DampingStrength, step: int) -> Tensor:
         """(ν lr_k, mu)."""
-        lr = self.lr * self.decay ** (step - 1)
+        (lr,) = numbers(lambda k: [self.lr * self.decay ** (k - 1)], step, restriction.slope)
         length = torch.clamp(-restriction.slope[0], min=0.0)  # Σ⟨U, V⟩ = −∇hᵀΔ
         clip = torch.sqrt(self.kappa / torch.clamp(lr * lr * length, min=1e-300))
         first = lr * torch.clamp(clip, max=1.0)
-        rest = _numbers(restriction.slope, [0.0, self.mu])[1:]
-        return torch.cat([first.reshape(1), rest])
+        if restriction.slope.shape[0] == 1:
+            return first.reshape(1)
+        return torch.stack([first, torch.full_like(first, self.mu)])
 
 
 @dataclass(frozen=True)
@@ -199,14 +203,14 @@ class Normalised:
 
     def choose(self, restriction: SubspaceModel, strength: DampingStrength, step: int) -> Tensor:
         """((1−μ) lr_k, μ lr_k/lr_{k−1})."""
-        now, before = self.rate(step), self.rate(step - 1) if step > 1 else 0.0
-        kept = self.mu * now / before if before else 0.0
-        return _numbers(restriction.slope, [(1.0 - self.mu) * now, kept])
+        count = restriction.slope.shape[0]
+
+        def rates(k: int) -> list[float]:
+            now, before = self.rate(k), self.rate(k - 1) if k > 1 else 0.0
+            return [(1.0 - self.mu) * now, self.mu * now / before if before else 0.0][:count]
+
+        return numbers(rates, step, restriction.slope)
 
 
 def _with_previous(direction: Vec, previous: Vec | None) -> tuple[Vec, ...]:
     return (direction,) if previous is None else (direction, previous)
-
-
-def _numbers(like: Tensor, values: list[float]) -> Tensor:
-    return torch.stack([torch.full_like(like[0], v) for v in values[: like.shape[0]]])

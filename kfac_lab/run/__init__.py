@@ -10,6 +10,7 @@ from __future__ import annotations
 from kfac_lab.run.device import choose_device
 from kfac_lab.run.evaluation import CHUNK
 from kfac_lab.run.methods import Kfac, kfac_register_methods
+from kfac_lab.run.report import told
 from kfac_lab.run.run import Run
 from kfac_lab.run.saving import warn_elsewhere, where
 from kfac_lab.run.snapshots import SNAPSHOT_BUDGET, SNAPSHOT_EVERY
@@ -29,6 +30,7 @@ __all__ = [
     "choose_device",
     "kfac_register_methods",
     "planned",
+    "told",
     "warn_elsewhere",
     "where",
 ]

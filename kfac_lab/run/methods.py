@@ -35,9 +35,13 @@ def kfac_register_methods(register: Any) -> None:
     register("soap", Soap, summary="Adam in Shampoo's eigenbases", reference="Vyas et al. 2024")
 
 
-def attached(problem: Problem, recipe: Recipe, seed: int, tf32: bool = False) -> Any:
+def attached(
+    problem: Problem, recipe: Recipe, seed: int, tf32: bool = False, graphs: bool | str = "auto"
+) -> Any:
     """A new stepper for a problem, by the recipe's method; the model is as it was."""
-    options = {"tf32": True} if tf32 else {}
+    options: dict[str, Any] = {"tf32": True} if tf32 else {}
+    if graphs != "auto":
+        options["graphs"] = graphs
     made = recipe["method"].attach(problem, recipe, seed, **options)
     plain = traits(made, StepperTraits).lacks
     return Plain(made, problem, recipe.method) if plain else made

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from kfac_lab.engine import Engine
 
 if TYPE_CHECKING:
     from kfac_lab.run.run import Run
 
-__all__ = ["report"]
+__all__ = ["report", "told"]
+
+
+def told(stepper: Any) -> str | None:
+    """A line on K-FAC's programs, where steps are recorded."""
+    line = stepper.programs_told if isinstance(stepper, Engine) else None
+    return None if line is None else f"programs: {line}"
 
 
 def report(run: Run) -> str:
@@ -26,5 +34,8 @@ def report(run: Run) -> str:
     for mark in run.history.marks:
         changes = ", ".join(f"{s}: {mark.before[s]} → {t}" for s, t in mark.parts.items())
         lines.append(f"after step {mark.step}: {changes}")
+    programs = told(run.stepper)
+    if programs is not None:
+        lines.append(programs)
     lines += ["recipe:", *("  " + line for line in run.recipe.text().splitlines())]
     return "\n".join(lines)

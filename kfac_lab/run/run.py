@@ -30,7 +30,7 @@ from kfac_lab.run.device import choose_device
 from kfac_lab.run.evaluation import measured
 from kfac_lab.run.interrupt import gentle_interrupt
 from kfac_lab.run.methods import attached
-from kfac_lab.run.report import report
+from kfac_lab.run.report import report, told
 from kfac_lab.run.rewinding import Replayed, replayed
 from kfac_lab.run.snapshots import Snapshot, with_snapshot
 from kfac_lab.run.swapping import planned
@@ -70,6 +70,7 @@ class Run:
         seed: of every draw.
         named: the problem's registered name, or None where it was made from objects.
         tf32: whether K-FAC's float32 products may be TF32.
+        graphs: whether K-FAC's steps are recorded and replayed, as given.
         bad_batches: how many bad batches may be left out in all.
         notes: texts and numbers by names, for whoever keeps the run: saved and loaded with it.
 
@@ -81,6 +82,8 @@ class Run:
         device: ``"auto"``, or anything ``torch.device`` takes; a Problem object stays where it is
             unless a device is named.
         tf32: lets K-FAC's float32 products be TF32 where the device has it; they are full else.
+        graphs: whether steps are recorded as programs and replayed (``engine/programs.py``), which
+            changes no number: True, False, or ``"auto"``, which is True on CUDA.
         bad_batches: how many batches may be left out because rows of the data hold NaN or infinity
             or cannot be read. Such a step changes nothing but k: its record is void, and
             ``history.faults`` names the rows.
@@ -99,6 +102,7 @@ class Run:
         device: str | torch.device = "auto",
         *,
         tf32: bool = False,
+        graphs: bool | str = "auto",
         bad_batches: int = 0,
     ) -> None:
         chosen = Recipe.of(recipe)
@@ -106,6 +110,10 @@ class Run:
             raise RecipeError(
                 f"tf32=True is a switch of the method kfac, not of {chosen.method!r}: other "
                 "methods follow torch.set_float32_matmul_precision"
+            )
+        if graphs is True and chosen.method != "kfac":
+            raise RecipeError(
+                f"graphs=True is a switch of the method kfac, not of {chosen.method!r}"
             )
         seed = whole_number("seed", seed)
         place = choose_device(device)
@@ -123,14 +131,17 @@ class Run:
             own = process_lab.entry("problem", problem).component(seed=seed, device=place)
         if whole_number("bad_batches", bad_batches) < 0:
             raise RecipeError(f"bad_batches={bad_batches}: a number of batches, 0 or more")
-        self._fill(own, named, seed, bool(tf32))
+        self._fill(own, named, seed, bool(tf32), graphs)
         self.bad_batches = bad_batches
         self._now = _Now(chosen, self._attached(own, chosen), History())
         self._snapshot()
 
-    def _fill(self, problem: Problem, named: str | None, seed: int, tf32: bool) -> None:
+    def _fill(
+        self, problem: Problem, named: str | None, seed: int, tf32: bool, graphs: bool | str
+    ) -> None:
         """Everything but the state."""
         self.problem, self.named, self.seed, self.tf32 = problem, named, seed, tf32
+        self.graphs = graphs
         self._lock = threading.RLock()
         self._queue: list[Mapping[str, Any]] = []  # parts of swaps that wait
         self._wanted: set[int] = set()  # the threads that want to make a step, or are at it
@@ -140,7 +151,7 @@ class Run:
         self._replay: Any = None  # the stepper of a rewind under way
 
     def _attached(self, problem: Problem, recipe: Recipe) -> Any:
-        return attached(problem, recipe, self.seed, self.tf32)
+        return attached(problem, recipe, self.seed, self.tf32, self.graphs)
 
     @property
     def recipe(self) -> Recipe:
@@ -395,7 +406,7 @@ class Run:
         stepper = self._attached(problem, now.recipe)
         stepper.load(now.stepper.state())
         other: Run = object.__new__(Run)
-        other._fill(problem, self.named, self.seed, self.tf32)
+        other._fill(problem, self.named, self.seed, self.tf32, self.graphs)
         other._now = _Now(now.recipe, stepper, now.history.copy(), now.snapshots)
         other.notes, other.bad_batches = dict(self.notes), self.bad_batches
         return other
@@ -553,7 +564,7 @@ class Run:
 
     def coverage(self) -> Coverage:
         """One row per parameter: layer, block, who claimed it, chain, tangent path."""
-        return Coverage(self.stepper.coverage())
+        return Coverage(self.stepper.coverage()).with_note(told(self.stepper))
 
     def report(self) -> str:
         """A few lines that say what this run is and where it stands."""

@@ -30,15 +30,23 @@ class Score(float):
 
 
 class Coverage(list[CoverageRow]):
-    """The coverage table: a list of rows that prints as a table."""
+    """The coverage table: a list of rows that prints as a table, with a line below it or none."""
+
+    note: str | None = None
+
+    def with_note(self, note: str | None) -> Coverage:
+        """The same with a line below."""
+        self.note = note
+        return self
 
     def __str__(self) -> str:
         names = ("parameter", "layer", "kind", "block", "claimed_by", "chain", "tangents", "rows")
         table = [names, *(tuple(str(getattr(row, n)) for n in names) for row in self)]
         widths = [max(len(line[c]) for line in table) for c in range(len(names))]
-        return "\n".join(
+        lines = [
             "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
             for line in table
-        )
+        ]
+        return "\n".join([*lines, *([self.note] if self.note else [])])
 
     __repr__ = __str__

@@ -30,6 +30,7 @@ from kfac_lab.core.passes.sums import Objective
 from kfac_lab.core.passes.trace import BackEnd, Trace
 from kfac_lab.core.plan import Plan
 from kfac_lab.core.problem import Drawn
+from kfac_lab.core.program import filled
 from kfac_lab.core.protocols import Estimator
 from kfac_lab.core.record import chains_of
 from kfac_lab.core.rows import Layouts
@@ -134,10 +135,14 @@ class Passes:
 
     def uniforms(self, purpose: str, step: int, shape: Sequence[int], like: Tensor) -> Tensor:
         """This process's rows of the step's uniforms; those of the whole S1 are drawn."""
-        whole = (shape[0] * self.processes, *shape[1:])
+        whole, device, dtype = (shape[0] * self.processes, *shape[1:]), like.device, like.dtype
+
+        def drawn(k: int) -> Tensor:
+            seed = self._place().seed
+            return seeds.uniforms(seed, purpose, k, whole, device, dtype)
+
         place = self._place()
-        drawn = seeds.uniforms(place.seed, purpose, step, whole, like.device, like.dtype)
-        return drawn[place.rank :: place.processes]
+        return filled(drawn, step)[place.rank :: place.processes]
 
     def share(self, drawn: Drawn) -> Drawn:
         """This process's cases of a batch that every process has drawn: every P-th of P processes.

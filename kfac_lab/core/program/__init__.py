@@ -1,0 +1,26 @@
+"""Programs: a step recorded once as a list of ATen calls, and replayed.
+
+- ``stepwise.py``: what a part uses whose numbers depend on k, so that a program asks for them anew.
+- ``recorder.py``: notes every ATen call of a step while it is made as ever, and what of it would
+  not come out right in a replay: a read, a draw, a Python number of k, a write into what is kept.
+- ``program.py``: the calls as a function of their inputs, run one by one, or as one CUDA graph.
+
+What a step's inputs are, and when a program serves, is the engine's (``engine/programs.py``).
+"""
+
+from kfac_lab.core.program.program import Captured, Program
+from kfac_lab.core.program.recorder import Recorder, Recording, Slot, identical
+from kfac_lab.core.program.stepwise import branch, filled, numbers, watched
+
+__all__ = [
+    "Captured",
+    "Program",
+    "Recorder",
+    "Recording",
+    "Slot",
+    "branch",
+    "filled",
+    "identical",
+    "numbers",
+    "watched",
+]

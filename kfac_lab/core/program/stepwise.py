@@ -1,0 +1,140 @@
+"""What depends on k: tensors that are made anew for every step, and branches taken by it.
+
+A step that is recorded is replayed at other k. So a part whose numbers depend on k does not compute
+them from ``step`` in Python, where they would be frozen, but asks here:
+
+- :func:`numbers`: some Python numbers of k, as a tensor;
+- :func:`filled`: any other tensor that is a function of k (the step's uniforms);
+- :func:`branch`: a Python value of k that decides which calls are made (``step > self.steps``).
+
+While nothing is recorded each does what it says and no more. Whatever else a part does with
+``step`` while one is recorded is noticed (:class:`Step`), and its steps are not recorded.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+__all__ = ["RECORDING", "Step", "branch", "filled", "numbers", "watched"]
+
+T = TypeVar("T")
+
+
+class Taker(Protocol):
+    """Who records a step."""
+
+    k: int
+
+    def fill(self, make: Callable[[int], Tensor]) -> Tensor:
+        """``make(k)``, as an input that every replay makes anew."""
+        ...
+
+    def hold(self, choose: Callable[[int], Any]) -> Any:
+        """``choose(k)``; what is recorded serves the steps with the same value."""
+        ...
+
+    def refuse(self, reason: str) -> None:
+        """What is recorded would not come out right in a replay."""
+        ...
+
+
+RECORDING: ContextVar[Taker | None] = ContextVar("kfac_lab_recording", default=None)
+
+
+def filled(make: Callable[[int], Tensor], step: Any) -> Tensor:
+    """``make(step)``: a tensor whose values depend on the step, its shape and dtype do not."""
+    taker = RECORDING.get()
+    return make(plain(step)) if taker is None else taker.fill(make)
+
+
+def numbers(values: Callable[[int], Sequence[float]], step: Any, like: Tensor) -> Tensor:
+    """The numbers ``values(step)`` as ``[n]`` in the dtype and on the device of ``like``."""
+    device, dtype = like.device, like.dtype
+
+    def make(k: int) -> Tensor:
+        # Filled in there, one by one: a tensor of a list would be copied over, which waits.
+        return torch.stack([torch.full((), v, dtype=dtype, device=device) for v in values(k)])
+
+    return filled(make, step)
+
+
+def branch(choose: Callable[[int], T], step: Any) -> T:
+    """``choose(step)``, for a decision in Python: a program serves steps that decide alike."""
+    taker = RECORDING.get()
+    if taker is None:
+        return choose(plain(step))
+    chosen: T = taker.hold(choose)
+    return chosen
+
+
+def watched(step: int) -> Any:
+    """``step``, to be handed to parts: while a step is recorded, one that tells of any use."""
+    taker = RECORDING.get()
+    return step if taker is None else Step(step, taker)
+
+
+def plain(step: Any) -> int:
+    """The number of a step."""
+    return step.number if isinstance(step, Step) else step
+
+
+class Step:
+    """k while a step is recorded. It answers as the number does, and every answer is told.
+
+    It is no ``int``: what takes numbers by C alone has to ask it, or takes it not at all.
+    """
+
+    __slots__ = ("_taker", "number")
+
+    def __init__(self, number: int, taker: Taker) -> None:
+        self.number, self._taker = number, taker
+
+    def _told(self) -> int:
+        self._taker.refuse("makes a Python number of the step, which a program would freeze")
+        return self.number
+
+    def __repr__(self) -> str:
+        return repr(self._told())
+
+    def __format__(self, spec: str) -> str:
+        return format(self._told(), spec)
+
+    def __hash__(self) -> int:
+        return hash(self._told())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._told(), name)
+
+
+def _answers(name: str) -> Callable[..., Any]:
+    function = getattr(operator, name, None) or getattr(int, name)
+
+    def answer(self: Step, *others: Any) -> Any:
+        own = [plain(other) for other in others]
+        return function(self._told(), *own)
+
+    return answer
+
+
+def _answers_reversed(name: str) -> Callable[..., Any]:
+    function = getattr(operator, f"__{name}__", None) or getattr(int, f"__{name}__")
+
+    def answer(self: Step, other: Any) -> Any:
+        return function(plain(other), self._told())
+
+    return answer
+
+
+_BINARY = "add sub mul truediv floordiv mod divmod pow and or xor lshift rshift".split()
+_OTHER = "eq ne lt le gt ge neg pos abs invert index".split()
+_OF_INT = "int float bool round trunc floor ceil".split()
+for _name in (*_BINARY, *_OTHER, *_OF_INT):
+    setattr(Step, f"__{_name}__", _answers(f"__{_name}__"))
+for _name in _BINARY:
+    setattr(Step, f"__r{_name}__", _answers_reversed(_name))
