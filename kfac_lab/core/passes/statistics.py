@@ -130,10 +130,12 @@ class Statistics:
         i = self._exact
         if i is None or not self._accumulation.takes_fisher(i):
             return None
-        given, weight = criterion.given(outputs, targets), None
+        given = criterion.given(outputs, targets)
         if isinstance(given, Given):
-            given, weight = given.bare, given.weight
-        rows = traits(given, LikelihoodTraits).fisher_rows
+            alone, weight = given.bare, given.weight
+        else:
+            alone, weight = given, None
+        rows = traits(alone, LikelihoodTraits).fisher_rows
         if rows is None:
             return None
         # A prediction's weight is one number for all of its classes.
