@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 
 import pytest
+
+from kfac_lab.cli import parser
 
 from .blocks import ROOT, Block, alike, blocks, commands, run_command, run_page
 
@@ -80,3 +84,13 @@ def test_a_block_with_a_files_name_is_that_file(tmp_path: Path) -> None:
     assert next(iter(blocks(page))) == Block("python", "# own.py, of one's own\nprint(6)\n")
     run_page(page, tmp_path)
     run_command("python own.py", tmp_path, [ROOT])
+
+
+INLINE = re.compile(r"`(kfac-lab [a-z-]+ [^`\n]+)`")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_commands_within_a_line_are_commands(page: Path) -> None:
+    for command in INLINE.findall(page.read_text(encoding="utf-8")):
+        words = shlex.split(command.replace("NAME", "kfac-lab-mine"))
+        assert parser().parse_args(words[1:]).run, command
