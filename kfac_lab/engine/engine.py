@@ -15,6 +15,7 @@ from kfac_lab.core.clock import Clock
 from kfac_lab.core.moments import Layout, MomentStore
 from kfac_lab.core.passes import Passes, Seen, Unseen
 from kfac_lab.core.problem import Drawn, Problem
+from kfac_lab.core.program import CudaGraphs
 from kfac_lab.core.state import Bound, DampingStrength, Place, Signals, State, StepRecord
 from kfac_lab.core.vector import Vec
 from kfac_lab.core.watch import Watch
@@ -109,6 +110,8 @@ class Engine:
         # commit and is looked at with the next read.
         self._reads_are_free = self.device.type == "cpu"
         self.programs = Programs(wanted(self.graphs, self.device))
+        if self.programs.on and self.device.type == "cuda":
+            self.programs.capture = CudaGraphs()
         if parts.processes > 1:  # every process starts where the first one does
             buffers = problem.model.buffers()
             parts["collective"].broadcast_([*theta, *(b.detach() for b in buffers)], 0)

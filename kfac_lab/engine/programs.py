@@ -20,11 +20,20 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from kfac_lab.core import trees
+from kfac_lab.core import linalg, trees
 from kfac_lab.core.cases import tensors_of
 from kfac_lab.core.clock import Clock
 from kfac_lab.core.problem import Drawn
-from kfac_lab.core.program import Program, Recorder, Recording, Slot, identical, watched
+from kfac_lab.core.program import (
+    Capture,
+    Captured,
+    Program,
+    Recorder,
+    Recording,
+    Slot,
+    identical,
+    watched,
+)
 from kfac_lab.core.program.stepwise import Step
 from kfac_lab.core.state import Due, State, StepRecord
 from kfac_lab.core.vector import Vec
@@ -40,6 +49,7 @@ if TYPE_CHECKING:
 __all__ = ["Plan", "Prepared", "Programs", "wanted"]
 
 KEPT = 16  # programs and keys of an engine; the one that was not used for longest goes first
+PATIENCE = 60  # steps that a part may count in Python before that is said: it may come to an end
 AGAIN = 500  # replays of a program between two that are tried against the step itself
 
 # Fields of State that are no numbers of a step's: counts on the host, and what it does not read.
@@ -111,6 +121,7 @@ class _Entry:
     seen: int = 0
     recording: Recording | None = None
     program: Program | None = None
+    captured: Captured | None = None
     template: Any = None
     refused: bool = False
 
@@ -128,7 +139,7 @@ def wanted(graphs: Any, device: torch.device) -> bool:
     raise RecipeError(f"graphs={graphs!r} must be True, False or 'auto'")
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Programs:
     """The programs of an engine.
 
@@ -141,6 +152,8 @@ class Programs:
     on: bool
     refusals: dict[str, str] = field(default_factory=dict)
     replayed: int = 0
+    capture: Capture | None = None  # what makes one launch of a program
+    _counting: int = 0  # steps that a part has counted in Python
     _entries: OrderedDict[Any, _Entry] = field(default_factory=OrderedDict)
 
     def step(
@@ -169,13 +182,20 @@ class Programs:
         asked = _Asked.of(engine, plan, drawn, gathered, given)
         entry = self._entry(asked)
         entry.seen += 1
-        if entry.refused or (entry.program is None and entry.seen == 1):
+        if entry.refused:
             return eager(), gathered
+        if entry.program is None and entry.seen == 1:
+            made = eager()
+            self._seen_once(engine, plan, made)
+            return made, gathered
         if entry.program is None:
-            made = self._recorded(engine, plan, drawn, gathered, clock, prepare, asked, entry)
-            if made is None:  # what failed may be the recording: then the step itself does not
-                gathered = statistics.begun(engine.parts, store, plan.due, engine.state_, plan.s1)
-                return eager(), gathered
+            noted = self._recorded(engine, plan, drawn, gathered, clock, prepare, asked, entry)
+            if isinstance(noted, Prepared):
+                return noted, gathered
+            gathered = statistics.begun(engine.parts, store, plan.due, engine.state_, plan.s1)
+            made = eager()  # raises too, unless what failed was the recording
+            what = str(noted).splitlines()[0] if str(noted) else type(noted).__name__
+            self._refuse(engine, plan, entry, f"while it was recorded it failed: {what}")
             return made, gathered
         if not entry.program.serves(plan.k):
             return eager(), gathered
@@ -184,9 +204,24 @@ class Programs:
             self._tried(engine, plan, gathered, asked, entry, made)
             return made, gathered
         with clock("program"):
-            made = _filled(entry, entry.program(asked.tensors, plan.k), engine, plan, gathered)
+            try:
+                values = self._values(engine, entry, asked, plan.k)
+            except (RuntimeError, IndexError):  # bad targets; the step itself says what is wrong
+                return eager(), gathered
+            flags = values[len(values) - len(entry.program.recording.flags) :]
+            if flags and any(linalg.host(flags)):  # likewise
+                return eager(), gathered
+            made = _filled(entry, values, engine, plan, gathered)
         self.replayed += 1
         return made, gathered
+
+    def _seen_once(self, engine: Engine, plan: Plan, made: Prepared) -> None:
+        """Says so where a step's key never comes again, for a part that counts in Python."""
+        reason = _counting(engine.state_, made.new)
+        if reason is not None:
+            self._counting += 1
+            if self._counting == PATIENCE:
+                self._refuse(engine, plan, None, reason)
 
     def _entry(self, asked: _Asked) -> _Entry:
         entry = self._entries.get(asked.key)
@@ -207,10 +242,10 @@ class Programs:
         prepare: Prepare,
         asked: _Asked,
         entry: _Entry,
-    ) -> Prepared | None:
+    ) -> Prepared | Exception:
         """A step made as ever, and noted; at the second time a program, if it may be one.
 
-        None where it failed while it was noted.
+        What was raised, where it failed while it was noted.
         """
         before = entry.recording
         recorder = Recorder(plan.k, asked.tensors, asked.writable, _names(engine), before)
@@ -218,9 +253,7 @@ class Programs:
             with recorder:
                 made = prepare(engine, plan, drawn, gathered, clock, watched(plan.k))
         except Exception as error:
-            what = str(error).splitlines()[0] if str(error) else type(error).__name__
-            self._refuse(engine, plan, entry, f"while it was recorded it failed: {what}")
-            return None
+            return error
         recording = recorder.finish()
         reason = next(iter(recording.refusals), None)
         states = made.new.part_states
@@ -239,7 +272,8 @@ class Programs:
         else:
             entry.recording = None
             template, outputs = _template(recorder, made, engine.state_)
-            entry.program, entry.template = Program(recording, outputs), template
+            entry.template = template
+            entry.program = Program(recording, [*outputs, *recording.flags])
             self._tried(engine, plan, gathered, asked, entry, made)
         return made
 
@@ -267,8 +301,28 @@ class Programs:
                 engine, plan, entry, f"a replay gives other numbers than the step ({differs})"
             )
 
-    def _refuse(self, engine: Engine, plan: Plan, entry: _Entry, reason: str) -> None:
-        entry.refused, entry.recording, entry.program, entry.template = True, None, None, None
+    def _values(self, engine: Engine, entry: _Entry, asked: _Asked, k: int) -> list[Tensor]:
+        """What a program gives at step k: by one launch where there is a way to capture it."""
+        program = entry.program
+        assert program is not None
+        if self.capture is not None and entry.captured is None:
+            spare = {id(t) for t in asked.writable}
+            writable = [n for n, t in enumerate(asked.tensors) if id(t) in spare]
+            try:
+                entry.captured = Captured(program, asked.tensors, writable, k, self.capture)
+            except RuntimeError as error:
+                self.capture = None
+                what = str(error).splitlines()[0]
+                engine.warnings.say(
+                    "capture", f"programs are replayed call by call: {what}", stacklevel=8
+                )
+        replay = entry.captured or program
+        return replay(asked.tensors, k)
+
+    def _refuse(self, engine: Engine, plan: Plan, entry: _Entry | None, reason: str) -> None:
+        if entry is not None:
+            entry.refused, entry.recording, entry.program = True, None, None
+            entry.captured = entry.template = None
         due = ", ".join(name for name, flag in plan.due._asdict().items() if flag) or "nothing"
         if due not in self.refusals:
             self.refusals[due] = reason
@@ -282,6 +336,9 @@ class Programs:
         """A copy begins with none: programs hold the places of this engine's tensors."""
         return Programs, (self.on,)
 
+    def __repr__(self) -> str:
+        return f"Programs({self.told() if self.on else 'off'})"
+
     # --- what is told -----------------------------------------------------------------------------
 
     def programs(self) -> list[Program]:
@@ -290,7 +347,8 @@ class Programs:
 
     def nbytes(self) -> int:
         """Bytes that the programs keep."""
-        return sum(program.nbytes() for program in self.programs())
+        captured = (e.captured.nbytes() for e in self._entries.values() if e.captured is not None)
+        return sum(program.nbytes() for program in self.programs()) + sum(captured)
 
     def told(self) -> str:
         """A line for a report: what is replayed, and what is not."""

@@ -6,14 +6,19 @@ which steps repeat; each is made twice, call by call and with programs.
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
 
+import kfac_lab as kl
 from kfac_lab.engine import Engine
+from kfac_lab.engine.programs import KEPT
 
 TRAJECTORIES = Path(__file__).parents[1] / "trajectories"
 sys.path.insert(0, str(TRAJECTORIES))
@@ -71,5 +76,127 @@ def test_a_run_with_programs_is_the_run_without(
     monkeypatch.undo()
     monkeypatch.setattr(known, "of_run", _longer(known.of_run))
     assert known.played(CASES[name]) == with_programs
-    own_loops = ("KFAC", "Preconditioner")  # too short for ε to come to its limit
+    own_loops = ("KFAC", "Preconditioner")  # too short for ε to come to its limit; see below
     assert (replayed > 0) == (name not in EAGER and not name.startswith(own_loops))
+
+
+@pytest.mark.parametrize("name", ["paper", "robust", "small_batch", "swaps", "paper_tridiagonal"])
+def test_a_launch_with_fixed_places_is_the_run_without(
+    name: str, engines: list[Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on CUDA, but for the graph: inputs, fills and outputs have places that do not change."""
+    begun, launches = Engine.__init__, []
+
+    def captured(function: Any) -> Any:
+        function()
+
+        def launch() -> None:
+            launches.append(1)
+            function()
+
+        return launch
+
+    def init(self: Engine, *args: Any, **options: Any) -> None:
+        begun(self, *args, **options)
+        self.programs.capture = captured
+
+    monkeypatch.setattr(Engine, "__init__", init)
+    in_place = known.played(CASES[name])
+    assert len(launches) == sum(engine.programs.replayed for engine in engines) > 0
+    monkeypatch.undo()
+    monkeypatch.setattr(known, "of_run", _longer(known.of_run))
+    assert known.played(CASES[name]) == in_place
+
+
+# ε is at its limit from step 2 on, and inverses are rare: steps repeat soon.
+SOON = {"estimator": "sampled(fraction=0.5, limit=0.5)", "schedule": "periodic(T3=100, T2=100)"}
+
+
+@pytest.mark.parametrize("recipe", ["robust", "paper", "paper_tridiagonal", "small_batch"])
+def test_a_loop_of_ones_own_over_a_save(recipe: str) -> None:
+    def ends(graphs: bool) -> tuple[list[Tensor], int]:
+        model = known.chain(*known.WIDE)
+        x, y = known.data("categorical", known.WIDE[0], known.WIDE[-1], 120)
+        made = kl.Recipe.named(recipe).replace(**SOON)
+        replayed, saved = 0, {}
+        for part in range(2):
+            opt = kl.KFAC(model, "categorical", made, l2=1e-4, seed=2, graphs=graphs)
+            if part:
+                opt.load_state_dict(saved)
+            for k in range(14):
+                rows = slice(40 * (k % 3), 40 * (k % 3) + 40)
+                opt.step(x[rows], y[rows])
+            saved = opt.state_dict()
+            replayed += opt._engine.programs.replayed
+        return [p.detach() for p in model.parameters()], replayed
+
+    (mine, replayed), (theirs, _) = ends(True), ends(False)
+    assert all(map(torch.equal, mine, theirs))
+    assert replayed > 5
+
+
+@pytest.mark.parametrize("estimator", ["sampled(fraction=0.5, limit=0.5)", "empirical(limit=0.5)"])
+def test_a_preconditioner(estimator: str) -> None:
+    def ends(graphs: bool) -> tuple[list[Tensor], int]:
+        model = known.chain(*known.WIDE)
+        x, y = known.data("categorical", known.WIDE[0], known.WIDE[-1], 120)
+        recipe = kl.Recipe.named("small_batch").replace(**{**SOON, "estimator": estimator})
+        sgd = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        pre = kl.Preconditioner(model, "categorical", recipe, seed=3, graphs=graphs)
+        for k in range(18):
+            rows = slice(40 * (k % 3), 40 * (k % 3) + 40)
+            sgd.zero_grad()
+            nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
+            pre.step()
+            sgd.step()
+        return [p.detach() for p in model.parameters()], pre._engine.programs.replayed
+
+    (mine, replayed), (theirs, _) = ends(True), ends(False)
+    assert all(map(torch.equal, mine, theirs))
+    assert replayed > 5
+
+
+def test_a_batch_that_grows_makes_no_program_for_a_size_that_does_not_come_again() -> None:
+    def run(graphs: bool) -> kl.Run:
+        recipe = kl.Recipe.named("paper").replace(batch="exponential(start=10, full_at=40)", **SOON)
+        return kl.Run(known.problem(), recipe, seed=1, graphs=graphs).advance(60)
+
+    mine, theirs = run(True), run(False)
+    sizes = len({float(m) for m in mine.history["batch"]})
+    assert sizes > 25 and mine.stepper.programs.replayed > 10
+    programs = mine.stepper.programs
+    assert len(programs.programs()) <= KEPT and len(programs._entries) <= KEPT
+    pairs = zip(mine.problem.model.parameters(), theirs.problem.model.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_a_copy_of_an_engine_begins_without_programs() -> None:
+    recipe = kl.Recipe.named("paper").replace(**SOON)
+    run = kl.Run(known.problem(), recipe, seed=1, graphs=True).advance(12)
+    assert run.stepper.programs.replayed > 0
+    copied = copy.deepcopy(run.stepper.programs)
+    assert copied.on and not copied.programs() and not copied.replayed
+    fork = run.fork()
+    assert fork.graphs is True and fork.stepper.programs.on
+    fork.advance(6), run.advance(6)
+    pairs = zip(run.problem.model.parameters(), fork.problem.model.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_targets_that_are_none_are_told_of_in_a_replay() -> None:
+    model = known.chain(*known.WIDE)
+    x, y = known.data("categorical", known.WIDE[0], known.WIDE[-1], 40)
+    never = "periodic(T1=100, T2=100, T3=100)"
+    recipe = kl.Recipe.named("paper").replace(**{**SOON, "schedule": never})
+    opt = kl.KFAC(model, "categorical", recipe, graphs=True)
+    for _ in range(9):
+        opt.step(x, y)
+    replayed = opt._engine.programs.replayed
+    before = [p.detach().clone() for p in model.parameters()]
+    bad = y.clone()
+    bad[3] = known.WIDE[-1]
+    with pytest.raises(kl.DataError, match="class numbers go"):
+        opt.step(x, bad)
+    assert all(map(torch.equal, before, [p.detach() for p in model.parameters()]))
+    opt.step(x, y)
+    assert opt._engine.programs.replayed == replayed + 1 > 2

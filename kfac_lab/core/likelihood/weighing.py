@@ -18,6 +18,7 @@ from kfac_lab.core.likelihood.protocol import (
     is_weighted,
 )
 from kfac_lab.core.likelihood.weights import Weight, root, shaped, times, weight_flaws
+from kfac_lab.core.program.stepwise import unusual
 from kfac_lab.errors import DataError
 
 __all__ = ["Criterion", "Given"]
@@ -156,6 +157,15 @@ class Criterion:
         """For ``Evaluation.likelihood``: its tangents have the roots of the weights in them."""
         return self.likelihood.bare if is_weighted(self.likelihood) else self.likelihood
 
+    def unweighed(self, outputs: Tensor, targets: Any) -> Likelihood | None:
+        """The likelihood itself, where every prediction of these rows counts alike."""
+        if isinstance(targets, Weighed):
+            return None
+        likelihood = self.likelihood
+        if not is_weighted(likelihood):
+            return likelihood
+        return likelihood if likelihood.weights(outputs, labels(targets)) is None else None
+
     def given(self, outputs: Tensor, targets: Any) -> Likelihood:
         """The likelihood of some rows, whose targets may be unknown."""
         own = targets.weights if isinstance(targets, Weighed) else None
@@ -226,7 +236,7 @@ def examined(likelihood: Likelihood, outputs: Tensor | None, targets: Any) -> Te
     if all(_reads_are_free(flaw.bad.device) for flaw in flaws):
         flags = [flaw.bad for flaw in flaws]
         # Inside a step reads go through the one door; without outputs this is no step.
-        read = [float(flag) for flag in flags] if outputs is None else linalg.host(flags)
+        read = [float(flag) for flag in flags] if outputs is None else unusual(flags)
         for flaw, bad in zip(flaws, read, strict=True):
             if bad and flaw.warns:
                 warnings.warn(flaw.says(), stacklevel=2)

@@ -8,12 +8,14 @@
 What a step's inputs are, and when a program serves, is the engine's (``engine/programs.py``).
 """
 
-from kfac_lab.core.program.program import Captured, Program
+from kfac_lab.core.program.program import Capture, Captured, CudaGraphs, Program
 from kfac_lab.core.program.recorder import Recorder, Recording, Slot, identical
-from kfac_lab.core.program.stepwise import branch, filled, numbers, watched
+from kfac_lab.core.program.stepwise import branch, filled, numbers, unusual, watched
 
 __all__ = [
+    "Capture",
     "Captured",
+    "CudaGraphs",
     "Program",
     "Recorder",
     "Recording",
@@ -22,5 +24,6 @@ __all__ = [
     "filled",
     "identical",
     "numbers",
+    "unusual",
     "watched",
 ]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kfac_lab.core.program.recorder import Call, Recording, Slot
 
-__all__ = ["Captured", "Program"]
+__all__ = ["Capture", "Captured", "CudaGraphs", "Program"]
 
 
 class Program:
@@ -61,53 +61,102 @@ class Program:
         return sum(t.numel() * t.element_size() for t in self._constants)
 
 
+Capture = Callable[[Callable[[], None]], Callable[[], None]]
+
+
 class Captured:
     """A program as one launch: its inputs, fills and outputs have places that do not change.
 
-    ``capture(function)`` runs ``function`` once, recording its launches, and returns what launches
-    them again; without one it is a CUDA graph of ``pool``.
+    What a step is given is copied into the places, and what it gives out of them, in a few calls
+    each: so nobody outside holds a place, and a State is as much a value as ever.
+
+    Args:
+        program: on tensors of one device, none of them sparse.
+        inputs: of a step, for their shapes; ``writable`` says which of them it writes into.
+        k: the step.
+        capture: notes what a function launches, and gives what launches it again.
     """
 
     def __init__(
         self,
         program: Program,
         inputs: Sequence[Tensor],
+        writable: Sequence[int],
         k: int,
-        capture: Callable[[Callable[[], None]], Callable[[], None]] | None = None,
+        capture: Capture,
     ) -> None:
-        self.program = program
-        self._inputs = [t.detach().clone() for t in inputs]
+        self.program, self._writable = program, tuple(writable)
+        self._inputs = [_place(t) for t in inputs]
         self._fills = program.fills(k)
         self._outputs: list[Tensor] = []
 
         def launched() -> None:
             self._outputs = program.run(self._inputs, self._fills)
 
-        self._launch = (capture or cuda_graph)(launched)
+        self._launch = capture(launched)
 
     def __call__(self, inputs: Sequence[Tensor], k: int) -> list[Tensor]:
         """The outputs at step k, in tensors of their own."""
-        for place, tensor in zip(self._inputs, inputs, strict=True):
-            if place is not tensor:
-                place.copy_(tensor)
-        for place, tensor in zip(self._fills, self.program.fills(k), strict=True):
-            place.copy_(tensor)
+        self.program.replays += 1
+        written = set(self._writable)
+        read = [n for n in range(len(inputs)) if n not in written]
+        _copied([self._inputs[n] for n in read], [inputs[n].detach() for n in read])
+        _copied(self._fills, self.program.fills(k))
         self._launch()
-        return [t.clone() for t in self._outputs]
+        _copied([inputs[n] for n in self._writable], [self._inputs[n] for n in self._writable])
+        given: list[Tensor] = [torch.empty_like(t) if t.dim() else t for t in self._outputs]
+        larger = [n for n, t in enumerate(given) if t.dim()]
+        _copied([given[n] for n in larger], [self._outputs[n] for n in larger])
+        for dtype in {t.dtype for t in given}:  # numbers: one vector, and views of it
+            own = [n for n, t in enumerate(given) if not t.dim() and t.dtype == dtype]
+            if own:
+                for n, number in zip(own, torch.stack([given[n] for n in own]), strict=True):
+                    given[n] = number
+        return given
+
+    def nbytes(self) -> int:
+        """Bytes of the places, those of what is computed on the way aside."""
+        held = [*self._inputs, *self._fills, *self._outputs]
+        return sum(t.numel() * t.element_size() for t in held)
 
 
-def cuda_graph(function: Callable[[], None]) -> Callable[[], None]:
-    """Captures what ``function`` launches on the current CUDA device."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # libraries make their handles and workspaces outside a capture
-        function()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        function()
-    launch: Callable[[], None] = graph.replay
-    return launch
+class CudaGraphs:
+    """Captures functions as CUDA graphs that share their memory: no two of them run at once, and
+    what one gives is copied before the next is launched.
+    """
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
+        """What launches again what ``function`` launches on the current device."""
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # libraries make handles and workspaces outside a capture
+            function()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            function()
+        launch: Callable[[], None] = graph.replay
+        return launch
+
+
+def _place(tensor: Tensor) -> Tensor:
+    """Memory of a tensor's shape and strides, with its values."""
+    tensor = tensor.detach()
+    if any(stride == 0 for stride in tensor.stride()):
+        return tensor.clone()
+    made = torch.empty_strided(
+        tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
+    )
+    return made.copy_(tensor)
+
+
+def _copied(places: list[Tensor], values: list[Tensor]) -> None:
+    if places:
+        with torch.no_grad():
+            torch._foreach_copy_(places, values)
 
 
 def _compiled(

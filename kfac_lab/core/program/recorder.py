@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import TensorWeakRef
 
+from kfac_lab.core import linalg
 from kfac_lab.core.program.stepwise import RECORDING, Taker
 
 __all__ = ["Call", "Recorder", "Recording", "Slot", "identical"]
@@ -52,6 +53,7 @@ class Recording:
     Attributes:
         fills: tensors that are functions of k, made anew for each replay.
         held: functions of k with the values that they had: the recording serves where they agree.
+        flags: 0 in every step like the recorded one.
         constants: tensors that neither an input nor a call has given.
         refusals: why it cannot be replayed, each once.
     """
@@ -62,6 +64,7 @@ class Recording:
     fills: list[tuple[Slot, Callable[[int], Tensor]]] = field(default_factory=list)
     held: list[tuple[Callable[[int], Any], Any]] = field(default_factory=list)
     constants: list[tuple[Slot, Tensor]] = field(default_factory=list)
+    flags: list[Slot] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
     slots: int = 0
 
@@ -137,6 +140,18 @@ class Recorder(TorchDispatchMode, Taker):
         value = choose(self.k)
         self.recording.held.append((choose, value))
         return value
+
+    def expect_false(self, flags: Sequence[Tensor]) -> list[float]:
+        """See ``Taker``."""
+        self.recording.flags += [self._slot(flag) for flag in flags]
+        before, self._busy = self._busy, True
+        try:
+            values = linalg.host(flags)
+        finally:
+            self._busy = before
+        if any(values):
+            self.refuse("is no step like any other")
+        return values
 
     def refuse(self, reason: str) -> None:
         """See ``Taker``; the part at work is named."""

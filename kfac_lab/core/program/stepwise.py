@@ -5,6 +5,7 @@ them from ``step`` in Python, where they would be frozen, but asks here:
 
 - :func:`numbers`: some Python numbers of k, as a tensor;
 - :func:`filled`: any other tensor that is a function of k (the step's uniforms);
+- :func:`unusual`: flags that end a step where they are not 0, and mean nothing else;
 - :func:`branch`: a Python value of k that decides which calls are made (``step > self.steps``).
 
 While nothing is recorded each does what it says and no more. Whatever else a part does with
@@ -21,7 +22,9 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["RECORDING", "Step", "branch", "filled", "numbers", "watched"]
+from kfac_lab.core import linalg
+
+__all__ = ["RECORDING", "Step", "branch", "filled", "numbers", "unusual", "watched"]
 
 T = TypeVar("T")
 
@@ -37,6 +40,10 @@ class Taker(Protocol):
 
     def hold(self, choose: Callable[[int], Any]) -> Any:
         """``choose(k)``; what is recorded serves the steps with the same value."""
+        ...
+
+    def expect_false(self, flags: Sequence[Tensor]) -> list[float]:
+        """The flags, read; a replay in which one is not 0 is made call by call."""
         ...
 
     def refuse(self, reason: str) -> None:
@@ -71,6 +78,15 @@ def branch(choose: Callable[[int], T], step: Any) -> T:
         return choose(plain(step))
     chosen: T = taker.hold(choose)
     return chosen
+
+
+def unusual(flags: Sequence[Tensor]) -> list[float]:
+    """Reads flags that are 0 in a step like any other, where a read is free.
+
+    A replay looks at its own: where one is not 0 the step is made anew, call by call.
+    """
+    taker = RECORDING.get()
+    return linalg.host(flags) if taker is None else taker.expect_false(flags)
 
 
 def watched(step: int) -> Any:
