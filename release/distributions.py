@@ -25,7 +25,6 @@ OF_THE_CHECKOUT = (
     "tests/mutants",
     "tests/browser",
     "tests/zoo",
-    "tests/cli/test_tables.py::test_the_readme_is_current",
     "tests/testing/test_one_reader.py",
 )
 

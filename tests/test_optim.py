@@ -790,6 +790,36 @@ def test_a_preconditioner_leaves_such_a_weight_to_the_fallback() -> None:
     assert claimed["encode.weight"] == "fallback" and losses[-1] < 0.8 * losses[0]
 
 
+class Noisy(nn.Module):
+    """A classifier whose first layer is mostly dropped; ``rate`` is how much."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(rate)
+        self.first, self.last = nn.Linear(40, 60), nn.Linear(60, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.first(self.drop(x))))
+
+
+def test_steps_that_fit_their_own_batch_are_told_once() -> None:
+    """Labels that nothing explains, in small batches: every step lowers h on its batch, and h of
+    fresh batches stays; labels that the cases explain are learned, and nothing is said.
+    """
+    found = []
+    for explained in (False, True):
+        torch.manual_seed(0)
+        opt = kl.KFAC(Noisy(0.5 * (not explained)))
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            for _ in range(70):
+                x = torch.randn(24, 40)
+                y = x[:, :4].argmax(1) if explained else torch.randint(0, 4, (24,))
+                opt.step(x, y)
+        found.append([str(w.message) for w in said if "peculiar to batches" in str(w.message)])
+    assert len(found[0]) == 1 and "batches of 24" in found[0][0] and found[1] == []
+
+
 # ---- Preconditioner ------------------------------------------------------------------------------
 
 EXACT = {

@@ -77,7 +77,7 @@ def _faces() -> list[Planned]:
 
 
 def _batch_sizes() -> list[Planned]:
-    """Fixed m (figure 8), on CURVES; NAG with the rate that is tuned for its own small batch.
+    """Fixed m (figure 9), on CURVES; NAG with the rate that is tuned for its own small batch.
 
     NAG's iterations are cheap, and its first hundreds are a plateau: it gets five times as many.
     """

@@ -1,4 +1,4 @@
-"""``kfac-lab components`` and ``kfac-lab plugins``; the README's table comes from here too."""
+"""``kfac-lab components`` and ``kfac-lab plugins``; the handbook's tables come from here too."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def _allowed(known: Description) -> str:
     return f"{told} or None".removeprefix(" or ") if known.optional and told else told
 
 
-# --- in the README --------------------------------------------------------------------------------
+# --- in a page ------------------------------------------------------------------------------------
 
 
 def markdown(entries: Sequence[Entry]) -> str:

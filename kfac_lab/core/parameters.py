@@ -162,7 +162,11 @@ def describe(component: Any) -> tuple[Description, ...]:
 
 
 def cited(section: str) -> str:
-    """ "section 6.5" or "appendix C" of the paper (arXiv:1503.05671v7); another source as it is."""
+    """ "section 6.5" or "appendix C" of the paper (arXiv:1503.05671v7); another source as it is.
+
+    >>> cited("6.5"), cited("C"), cited("Ba et al. 2017")
+    ('section 6.5', 'appendix C', 'Ba et al. 2017')
+    """
     if section[:1].isdigit():
         return f"section {section}"
     return f"appendix {section}" if len(section) == 1 else section
@@ -414,6 +418,13 @@ def changed_fields(component: Any) -> dict[str, Any]:
 def text(component: Any, name: str | None = None, *, complete: bool = False) -> str:
     """The component as text, so that ``parse`` and ``build`` give an equal one back.
 
+    >>> @dataclass(frozen=True)
+    ... class Tied:
+    ...     lam: float = 150.0
+    ...     floor: float = 0.0
+    >>> text(Tied(lam=0.5)), text(Tied(), complete=True)
+    ('tied(lam=0.5)', 'tied(lam=150.0, floor=0.0)')
+
     :param name: its name in the registry; the default derives from its class.
     :param complete: name every field, so that a later change of a default changes nothing.
     :raises RecipeError: where a value has no literal form, or the component is no dataclass.
@@ -451,7 +462,11 @@ def whole_number(name: str, value: Any) -> int:
 
 
 def did_you_mean(name: str, known: Iterable[Any]) -> str:
-    """The words " (did you mean 'x'?)" for the nearest of the known names, or ""."""
+    """The words " (did you mean 'x'?)" for the nearest of the known names, or "".
+
+    >>> did_you_mean("dampign", ["damping", "block"])
+    " (did you mean 'damping'?)"
+    """
     names = {str(each).lower(): str(each) for each in known}
     near = difflib.get_close_matches(str(name).lower(), names, n=1, cutoff=0.6)
     return f" (did you mean {names[near[0]]!r}?)" if near else ""

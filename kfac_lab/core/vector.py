@@ -17,6 +17,11 @@ class Vec:
     its tensors. Scalars that leave it (``dot``, ``gram``) are 0-dim or ``[k, k]`` float64 tensors
     on its own device, accumulated in double precision (section 7), and nothing is read by the
     host.
+
+    >>> import torch
+    >>> one, other = Vec([torch.ones(2, 3)]), Vec([torch.full((2, 3), 2.0)])
+    >>> one.dot(other)
+    tensor(12., dtype=torch.float64)
     """
 
     __slots__ = ("matrices",)

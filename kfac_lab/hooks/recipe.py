@@ -44,6 +44,10 @@ class Recipe(Mapping[str, Any]):
     slots and takes the others from "paper". A slot is given as text or as a component. A method
     other than kfac uses ``batch`` and ``average`` only; another slot given with it is an error.
 
+    >>> recipe = Recipe.named("paper").replace(damping="constant(lam=0.1)")
+    >>> recipe["damping"].lam, recipe["structure"].low_rank
+    (0.1, False)
+
     :param block: beside one component, rules ``{"pattern or class name": component, "*": …}``.
     :param layers: whose claim counts: a pattern on the path, or the class name → ``dist/name``.
     :param fallback: the block of parameters that nobody claims: "identity", "diagonal", or None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NoReturn
@@ -21,6 +22,7 @@ from kfac_lab.history import History
 from kfac_lab.hooks import Recipe
 from kfac_lab.hooks.registry import SLOTS
 from kfac_lab.optim import checks, states
+from kfac_lab.optim.noise import LOOKS, fits_noise
 from kfac_lab.optim.tap import kind_of
 from kfac_lab.run import Coverage, carried_out, planned, told
 
@@ -155,6 +157,10 @@ class KFAC(torch.optim.Optimizer):
         made = replace(made, lr=engine.lr)
         self._kind, self._unread = kind, self._unread + 1
         self.history.append(made)
+        if made.step == LOOKS and engine.parts.needs_rho:
+            text = fits_noise(self.history, made.batch)
+            if text is not None:
+                warnings.warn(text, stacklevel=3)
         if made.due.inverse and self._unread >= READ_EVERY:  # a step that reads anyway
             self.history.keep(HISTORY)
             self._unread = 0

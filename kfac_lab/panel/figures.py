@@ -26,6 +26,8 @@ MATRIX = 280  # pixels along a matrix: 1,680 weights in tiles of six
 
 #: label → (x values, y values)
 Lines: TypeAlias = Mapping[str, tuple[Sequence[float], Sequence[float]]]
+#: label → (x values, lowest, highest)
+Bands: TypeAlias = Mapping[str, tuple[Sequence[float], Sequence[float], Sequence[float]]]
 
 
 class Picture:
@@ -56,6 +58,7 @@ def matrices(
     alt: str,
     note: str = "",
     most: float | None = None,
+    decades: float | None = None,
 ) -> Picture:
     """Absolute values of matrices side by side on one scale; dashed lines between the blocks.
 
@@ -68,12 +71,18 @@ def matrices(
         alt: the picture in words.
         note: a line beneath the title.
         most: what is drawn white; the 99 % quantile of the first matrix's pixels where None.
+        decades: a logarithmic scale of so many powers of ten below ``most``; what is smaller is
+            black. Linear where None.
     """
+    from matplotlib.colors import LogNorm, Normalize
     from matplotlib.figure import Figure
 
     arrays = {name: _tiles(np.abs(np.asarray(m, dtype=np.float64))) for name, m in titled.items()}
     first = next(iter(arrays.values()))
     most = float(np.quantile(first, 0.99)) if most is None else most
+    scale = Normalize(0, most)
+    if decades is not None:
+        scale = LogNorm(most * 10.0**-decades, most, clip=True)
     count = len(arrays)
     # squares of whole pixels at whole pixels, so that all columns are drawn alike
     side, gap, left, right, top, bottom = MATRIX / style.DPI, 0.22, 0.22, 0.86, 1.08, 0.2
@@ -87,8 +96,7 @@ def matrices(
         shown = axes.imshow(
             array,
             cmap="gray",
-            vmin=0,
-            vmax=most,
+            norm=scale,
             extent=(0, 1, 1, 0),
             interpolation="antialiased",  # plain pixels where these are whole, else a filter
             aspect="auto",
@@ -117,6 +125,7 @@ def curves(
     log_y: bool = True,
     levels: Mapping[str, float] | None = None,
     marks: Mapping[str, float] | None = None,
+    bands: Bands | None = None,
 ) -> Picture:
     """Curves over a common axis, told apart by colour and by dashes; a label each.
 
@@ -131,6 +140,7 @@ def curves(
         log_y: likewise.
         levels: label → height of a thin horizontal line.
         marks: label → place of a thin vertical line.
+        bands: label of a line → (x values, lowest, highest), shaded in the line's colour.
     """
     from matplotlib.figure import Figure
 
@@ -139,7 +149,7 @@ def curves(
     (axes,) = style.place(figure, right=2.6)
     looks = _looks([lines])
     style.clean(axes, x, y)
-    _plot(axes, lines, looks, levels or {}, marks or {}, log_x=log_x, log_y=log_y)
+    _plot(axes, lines, looks, levels or {}, marks or {}, log_x=log_x, log_y=log_y, bands=bands)
     _legend(axes, [lines], looks, offset=1.1 if levels else 1.02)
     return Picture(figure, alt)
 
@@ -157,6 +167,7 @@ def panels(
     one_range: bool = False,
     levels: Mapping[str, Mapping[str, float]] | None = None,
     marks: Mapping[str, float] | None = None,
+    bands: Mapping[str, Bands] | None = None,
 ) -> Picture:
     """Curves in several axes side by side; a label looks the same in all of them.
 
@@ -172,6 +183,7 @@ def panels(
         one_range: the y axes of all have the range of all lines.
         levels: title of the axes → their horizontal lines.
         marks: label → place of a thin vertical line, in all axes.
+        bands: title of the axes → their bands as for :func:`curves`.
     """
     from matplotlib.figure import Figure
 
@@ -192,6 +204,7 @@ def panels(
         style.clean(axes, x, "" if n else y)
         heights = (levels or {}).get(name, {})
         scales: dict[str, Any] = {"log_x": log_x, "log_y": log, "held": held}
+        scales["bands"] = (bands or {}).get(name)
         _plot(axes, lines, looks, heights, marks or {}, **scales)
     last = list(each)[-1]
     _legend(
@@ -257,7 +270,7 @@ def images(
 
 
 def chain(labels: Sequence[str], *, title: str, alt: str, note: str = "") -> Picture:
-    """The graphical models of the tridiagonal inverse, undirected and directed (figure 3).
+    """The graphical models of the tridiagonal inverse, undirected and directed (figure 4).
 
     Undirected edges carry blocks of F̂⁻¹; directed ones Ψ, and their nodes Σ (section 4.3).
 
@@ -326,6 +339,7 @@ def _plot(
     log_x: bool,
     log_y: bool,
     held: Sequence[float] = (),
+    bands: Bands | None = None,
 ) -> None:
     """Lines, levels and marks in axes, and the axes' scales, which hold the values ``held`` too."""
     every_x: list[float] = []
@@ -337,6 +351,9 @@ def _plot(
         axes.plot(px, py, color=look.colour, linestyle=look.line, linewidth=1.8)
         every_x += list(px)
         every_y += list(py)
+    for label, (bx, low, high) in (bands or {}).items():
+        axes.fill_between(bx, low, high, color=looks[label].colour, alpha=0.2, linewidth=0)
+        every_y += [*low, *high]
     for label, height in levels.items():
         axes.axhline(height, color=style.GREY, linewidth=0.9, linestyle=(0, (1, 2)))
         axes.annotate(

@@ -11,7 +11,7 @@ __all__ = ["block_means"]
 
 
 def block_means(matrix: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Mean absolute value of each block ``[len(sizes), len(sizes)]`` (figure 2 of the paper)."""
+    """Mean absolute value of each block ``[len(sizes), len(sizes)]`` (figure 3 of the paper)."""
     parts = [
         torch.stack([block.abs().mean() for block in torch.split(row, list(sizes), dim=1)])
         for row in torch.split(matrix, list(sizes), dim=0)

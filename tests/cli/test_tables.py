@@ -1,14 +1,12 @@
-"""``kfac-lab components`` and ``plugins``; the README's table is the one that the code writes."""
+"""``kfac-lab components`` and ``kfac-lab plugins``."""
 
 from pathlib import Path
 
 import pytest
 
 import kfac_lab as kl
-from kfac_lab.cli.tables import BEGIN, END, between, markdown
+from kfac_lab.cli.tables import BEGIN, END, between
 from kfac_lab.hooks.registry import FAMILIES
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_components_lists_every_part_with_its_parameters(command) -> None:
@@ -35,13 +33,6 @@ def test_markdown_has_a_row_for_each_part(command) -> None:
     for slot in {entry.slot for entry in entries}:
         assert sum(f"**{slot}**" in row for row in rows) == 1
     assert {entry.slot for entry in entries} <= set(FAMILIES)
-
-
-def test_the_readme_is_current() -> None:
-    page = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert page == between(page, markdown(kl.lab.components())), (
-        "run: kfac-lab components --into README.md"
-    )
 
 
 def test_into_replaces_what_is_between_the_comments(command, tmp_path: Path) -> None:

@@ -599,3 +599,42 @@ def test_coverage_says_whose_rows_are_whose():
     assert text["folded"]["enter"] == f"{T} a case, folded"
     assert text["swapped"]["enter"] == f"{T} a case, cases second"
     assert text["shared"]["places"] == f"{T} a case, repeated"
+
+
+class Differences(nn.Module):
+    """u″ by differences of neighbouring points, or by its own formula: rows ``[N, 3]``."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.step, self.one, self.two = step, nn.Linear(1, 12), nn.Linear(12, 1)
+
+    def forward(self, x):
+        at = torch.stack([x - self.step, x, x + self.step], 1)
+        u = self.two(torch.tanh(self.one(at)))
+        return (u[:, 0] - 2 * u[:, 1] + u[:, 2]) / self.step**2
+
+
+def test_rows_that_cancel_are_told():
+    """Of finite differences expand makes the block far larger than the Fisher's: said, with by how
+    much, and so is what to do; a diagonal block then has the Fisher's diagonal.
+    """
+    torch.manual_seed(0)
+    x = torch.linspace(-1, 1, 32, dtype=torch.float64)[:, None]
+    for step, told in ((1e-2, True), (1.0, False)):
+        model = Differences(step).double()
+        optimiser = kl.KFAC(model, "gaussian")
+        optimiser.step(x, torch.zeros(32, 1, dtype=torch.float64))
+        rows = {row.layer: row.rows for row in optimiser.coverage()}
+        assert all(("a case's rows cancel" in text) == told for text in rows.values()), rows
+    model = Differences(1e-2).double()
+    recipe = kl.Recipe.named("paper").replace(
+        estimator="exact(fraction=1.0, limit=0.0)", block="diagonal"
+    )
+    optimiser = kl.KFAC(model, "gaussian", recipe)
+    wanted = 0.0
+    for n in range(32):
+        g = torch.autograd.grad(model(x[n : n + 1]).sum(), model.two.weight)[0]
+        wanted = wanted + g.detach() ** 2 / 32
+    optimiser.step(x, torch.zeros(32, 1, dtype=torch.float64))
+    found = optimiser._engine.state_.block_states[1]["curvature"][:, :-1]
+    torch.testing.assert_close(found, wanted)

@@ -9,11 +9,12 @@ import kfac_lab as kl
 CASES = {"bernoulli": 4, "gaussian": 4, "gaussian(scale='full')": 4, "categorical": 5}
 
 
-def opened(likelihood: str, outputs: int, recipe: str, **slots: str):
+def opened(likelihood, outputs: int, recipe: str, **slots: str):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, outputs)).double()
     x = torch.randn(40, 6).double()
-    y = torch.randint(0, outputs, (40,)) if likelihood == "categorical" else torch.rand(40, outputs)
+    classes = likelihood == "categorical" or isinstance(likelihood, nn.CrossEntropyLoss)
+    y = torch.randint(0, outputs, (40,)) if classes else torch.rand(40, outputs)
     made = kl.Recipe.named(recipe).replace(**slots)
     opt = kl.KFAC(model, likelihood, recipe=made)
     opt.step(x, y.double() if y.is_floating_point() else y)
@@ -64,19 +65,44 @@ def test_a_chain_keeps_its_samples() -> None:
     torch.testing.assert_close(dict(moments(exact)), dict(moments(sampled)), rtol=0, atol=0)
 
 
-def test_weighted_cases_keep_their_samples() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, 3)).double()
-    x, y = torch.randn(40, 6).double(), torch.randint(0, 3, (40,))
-    loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 5.0]).double())
+C = torch.tensor([1.0, 2.0, 5.0]).double()
+WEIGHED = {
+    "classes": (nn.CrossEntropyLoss(), None),
+    "weights of classes": (nn.CrossEntropyLoss(weight=C, ignore_index=1), None),
+    "smoothed": (nn.CrossEntropyLoss(label_smoothing=0.2, reduction="sum"), None),
+    "cases": ("categorical", torch.rand(40).double()),
+    "soft": ("soft", torch.rand(40).double()),
+    "mean of squares": (nn.MSELoss(), None),
+    "yes or no": (nn.BCEWithLogitsLoss(pos_weight=C, weight=C.flip(0)), torch.rand(40).double()),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHED)
+def test_weights_of_cases_and_of_predictions(name: str) -> None:
+    """The Fisher of a weighted prediction is its weight times its own."""
+    loss, weights = WEIGHED[name]
+    x, y = torch.randn(40, 6).double(), torch.arange(40) % 3
+    targets = y if name in ("classes", "weights of classes", "smoothed", "cases") else None
+    if targets is None:
+        targets = nn.functional.one_hot(y, 3).double()
+    if loss == "soft":
+        loss, targets = "categorical", targets * (1 + y[:, None])
     found = []
-    for output in ("sampled", "exact"):
-        twin = nn.Sequential(nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, 3)).double()
-        twin.load_state_dict(model.state_dict())
-        recipe = kl.Recipe.named("paper").replace(
-            estimator=f"sampled(fraction=0.5, output={output!r})"
-        )
-        opt = kl.KFAC(twin, loss, recipe=recipe)
-        opt.step(x, y)
-        found.append(dict(moments(opt)))
-    torch.testing.assert_close(*found, rtol=0, atol=0)
+    for text in ("exact(fraction=0.5, limit=0.0)", "sampled(fraction=0.5, output='exact')"):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, 3)).double()
+        recipe = kl.Recipe.named("paper").replace(estimator=text)
+        opt = kl.KFAC(model, loss, recipe=recipe)
+        opt.step(x, targets, weights=weights)
+        found.append(moments(opt)["G", 1, 1])
+    torch.testing.assert_close(*found)
+
+
+def test_quick_takes_torchs_loss_as_it_takes_the_name() -> None:
+    found = []
+    for likelihood in ("categorical", nn.CrossEntropyLoss()):
+        opt = opened(likelihood, 5, "quick")
+        found.append(moments(opt))
+    assert found[0].keys() == found[1].keys()
+    for key in found[0]:
+        torch.testing.assert_close(found[0][key], found[1][key])

@@ -11,6 +11,7 @@ pytest.importorskip("matplotlib")
 import math
 
 import numpy as np
+from matplotlib.colors import to_rgba
 
 from kfac_lab.panel import figures
 
@@ -142,6 +143,32 @@ def test_matrices_are_on_one_scale_with_lines_between_blocks():
     assert np.array_equal(first.images[0].get_array(), matrix.abs())
     assert first.images[0].get_clim() == second.images[0].get_clim() == (0, 4.0)
     assert {line.get_xdata()[0] for line in first.lines} == {0, 0.25}
+
+
+def test_matrices_on_a_logarithmic_scale_show_what_is_small():
+    matrix = torch.tensor([[4.0, 0.4], [0.04, 0.0]])
+    picture = figures.matrices({"m": matrix}, [1, 1], title="", alt="", most=4.0, decades=2)
+    (image,) = picture.figure.axes[0].get_images()
+    drawn = image.norm(image.get_array())
+    assert drawn.ravel().tolist() == pytest.approx([1.0, 0.5, 0.0, 0.0], abs=1e-6)
+
+
+def test_a_band_is_shaded_in_its_lines_colour():
+    picture = figures.curves(
+        {"a": ([1, 2], [2.0, 3.0]), "b": ([1, 2], [1.0, 1.0])},
+        x="",
+        y="",
+        title="",
+        alt="",
+        bands={"b": ([1, 2], [0.5, 0.1], [2.0, 9.0])},
+    )
+    axes = picture.figure.axes[0]
+    (band,) = axes.collections
+    assert to_rgba(axes.get_lines()[1].get_color())[:3] == pytest.approx(
+        band.get_facecolor()[0, :3]
+    )
+    low, high = axes.get_ylim()
+    assert low <= 0.1 and high >= 9.0, "the axis holds the band too"
 
 
 def test_large_matrices_are_drawn_as_means_of_tiles():

@@ -145,7 +145,7 @@ def check_sampled(zoo, inputs, found, own, rows):
         if zoo.whole or not own.get(path, True):
             # the square of a sum over cases in place of a sum of squares
             ours = mean * (2 / STEPS) ** 0.5
-        assert abs(trace - mean) < 5 * (error**2 + ours**2) ** 0.5 + 1e-9 * mean, (
+        assert abs(trace - mean) <= 5 * (error**2 + ours**2) ** 0.5 + 1e-9 * mean, (
             path,
             trace,
             mean,

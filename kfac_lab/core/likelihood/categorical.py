@@ -109,6 +109,11 @@ class Softmax(_Classes):
         at = class_numbers(targets, outputs.shape[self.dim], self.dim)
         return p - torch.zeros_like(p).scatter_(self.dim, at, 1.0)
 
+    def fisher_rows(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """See ``LikelihoodTraits``: diag(p) − ppᵀ."""
+        p = torch.softmax(outputs, self.dim)
+        return p, p
+
 
 @dataclass(frozen=True)
 class Categorical(_Classes):

@@ -157,15 +157,6 @@ class Criterion:
         """For ``Evaluation.likelihood``: its tangents have the roots of the weights in them."""
         return self.likelihood.bare if is_weighted(self.likelihood) else self.likelihood
 
-    def unweighed(self, outputs: Tensor, targets: Any) -> Likelihood | None:
-        """The likelihood itself, where every prediction of these rows counts alike."""
-        if isinstance(targets, Weighed):
-            return None
-        likelihood = self.likelihood
-        if not is_weighted(likelihood):
-            return likelihood
-        return likelihood if likelihood.weights(outputs, labels(targets)) is None else None
-
     def given(self, outputs: Tensor, targets: Any) -> Likelihood:
         """The likelihood of some rows, whose targets may be unknown."""
         own = targets.weights if isinstance(targets, Weighed) else None

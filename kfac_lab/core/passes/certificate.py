@@ -1,4 +1,7 @@
-"""Whether the recorded rows are all there is: Σ g āᵀ against autograd's own gradient."""
+"""Whether the recorded rows are all there is: Σ g āᵀ against autograd's own gradient.
+
+And how far a case's rows are from being independent, as a Kronecker block of many rows takes them.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ from kfac_lab.errors import CoverageError
 
 __all__ = ["Unseen", "certify"]
 
+_ROWS = 2048  # of a case; more are not compared with each other
+
 # Relative difference that rounding may make, by the coarsest precision on the way.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 
@@ -27,15 +32,18 @@ class Unseen(CoverageError):
         self.paths = paths
 
 
-def certify(network: Network, seen: Look) -> None:
+def certify(network: Network, seen: Look) -> tuple[float, ...]:
     """Compares, for each claimed layer, Σ_rows g āᵀ with the gradient of its parameters.
+
+    Returns for each layer the trace of its Kronecker block over that of the cases' own gradients,
+    on a cotangent drawn at random; 1.0 where a case has one row, or it was not looked at.
 
     Raises:
         Unseen: they differ, or a layer that the outputs depend on recorded nothing.
     """
     outputs = seen.outputs
     if outputs.device.type == "meta":
-        return
+        return (1.0,) * len(network.uses)
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randn(outputs.shape, generator=generator, dtype=torch.float64).to(outputs)
     tensors = network.tensors
@@ -52,8 +60,9 @@ def certify(network: Network, seen: Look) -> None:
                 difference = _difference(a, g, expected, outputs.dtype)
                 if difference:
                     wrong[use.layer.path or type(use.layer.module).__name__] = difference
-    if not wrong:
-        return
+        if not wrong:
+            pairs = zip(rows_in, rows_out, strict=True)
+            return tuple(_excess(a, g) for a, g in pairs)
     named = ", ".join(f"{path} (relative difference {d:.2g})" for path, d in wrong.items())
     raise Unseen(
         f"the recorded rows of {named} do not make up the gradient of the parameters: the model "
@@ -63,6 +72,19 @@ def certify(network: Network, seen: Look) -> None:
         "recipe, which then looks after it: fallback='diagonal'",
         tuple(wrong),
     )
+
+
+def _excess(rows: Grouped | None, gradients: Grouped | None) -> float:
+    """tr(Ā)·tr(G) over the mean of ‖Σ_s g_s ā_sᵀ‖² over cases."""
+    if not isinstance(rows, Tensor) or not isinstance(gradients, Tensor) or rows.is_sparse:
+        return 1.0
+    cases, count = gradients.shape[:2]
+    if not cases or not 1 < count <= _ROWS:
+        return 1.0
+    a, g = rows.double(), gradients.double()
+    own = float(((a @ a.mT) * (g @ g.mT)).sum())
+    block = float((a * a).sum() * (g * g).sum()) / (cases * count)
+    return block / own if own > 0 and math.isfinite(block / own) else 1.0
 
 
 def _difference(

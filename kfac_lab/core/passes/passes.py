@@ -41,6 +41,8 @@ from kfac_lab.errors import RecipeError
 
 __all__ = ["Passes", "subset"]
 
+CANCELS = 100.0  # by how much a block's trace may be above the Fisher's without a word
+
 
 def subset(component: Any, rows: int, processes: int = 1, spread: float = float("nan")) -> int:
     """How many leading rows serve: ⌈fraction·m⌉, or more where ``component.rows(m)`` says so, or
@@ -226,6 +228,12 @@ class Passes:
         several = sum(n.size for n in layouts if n.kind == "per_case") > 1
         advice = "; summed before the loss: reduce may be better"
         calls = " + ".join(dict.fromkeys(layout.text for layout in layouts))
+        excess = self.found.excess[layer]
+        if excess > CANCELS:  # as differences of a function at neighbouring points do
+            return (
+                f"{calls}; a case's rows cancel, so that a Kronecker block is about {excess:.0e} "
+                "times the Fisher's: give the layer a diagonal block, or write the derivative out"
+            )
         return calls + advice if several and self.found.pooled else calls
 
     def subset(self, component: Any, rows: int, spread: float = float("nan")) -> int:

@@ -62,7 +62,8 @@ class Probed:
     """What was found out.
 
     ``leading``: per layer, whether the first dimension of its rows are the cases and nothing else.
-    ``whole``: the network does not take fewer cases than the batch.
+    ``whole``: the network does not take fewer cases than the batch. ``excess``: of each layer, see
+    ``certify``.
     """
 
     predictions: int
@@ -72,6 +73,7 @@ class Probed:
     leading: tuple[bool, ...]
     fired: tuple[int, ...]
     shapes: Mapping[int, tuple[int, int, int]]
+    excess: tuple[float, ...]
 
 
 def probe(function: Function, inputs: Any, targets: Any, device: torch.device) -> Probed:
@@ -117,7 +119,7 @@ def probe(function: Function, inputs: Any, targets: Any, device: torch.device) -
         sizes = [count, count - 1] if count - 1 > most else [count]
         layouts, seen = find(function, inputs.to(device), sizes)
     check_fired(seen.recorder, function, layouts)
-    certify(function.network, seen)
+    excess = certify(function.network, seen)
     plain = Layout("per_case")
     leading = tuple(all(replace(c, size=1) == plain for c in calls) for calls in layouts)
     return Probed(
@@ -128,6 +130,7 @@ def probe(function: Function, inputs: Any, targets: Any, device: torch.device) -
         leading,
         tuple(seen.recorder.fired),
         seen.recorder.shapes(),
+        excess,
     )
 
 

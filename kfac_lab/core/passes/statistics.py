@@ -13,7 +13,8 @@ from torch.nn import functional
 from kfac_lab.core.capture import Network
 from kfac_lab.core.cases import bare
 from kfac_lab.core.layers import dense
-from kfac_lab.core.likelihood import Criterion
+from kfac_lab.core.likelihood import Criterion, Given
+from kfac_lab.core.likelihood.weights import root, times
 from kfac_lab.core.moments import Accumulation
 from kfac_lab.core.passes.evaluated import Observed
 from kfac_lab.core.passes.trace import Trace
@@ -129,13 +130,20 @@ class Statistics:
         i = self._exact
         if i is None or not self._accumulation.takes_fisher(i):
             return None
-        likelihood = criterion.unweighed(outputs, targets)
-        rows = None if likelihood is None else traits(likelihood, LikelihoodTraits).fisher_rows
+        given = criterion.given(outputs, targets)
+        if isinstance(given, Given):
+            alone, weight = given.bare, given.weight
+        else:
+            alone, weight = given, None
+        rows = traits(alone, LikelihoodTraits).fisher_rows
         if rows is None:
             return None
-        diagonal, root = rows(outputs)
+        # A prediction's weight is one number for all of its classes.
+        diagonal, r = rows(outputs)
+        diagonal = times(diagonal, weight)
+        r = None if r is None else times(r, root(weight))
         pack = self._network.uses[i].layer.rows_out
-        self._accumulation.fisher(i, pack(diagonal), None if root is None else pack(root))
+        self._accumulation.fisher(i, pack(diagonal), None if r is None else pack(r))
         return i
 
     def _sum(self, column: int, rows: list[Grouped | None]) -> None:
