@@ -21,7 +21,7 @@ from kfac_lab.hooks import Recipe
 from kfac_lab.hooks import lab as process_lab
 from kfac_lab.hooks.manager import Lab
 from kfac_lab.panel import export
-from kfac_lab.panel.machine import culprit
+from kfac_lab.panel.culprit import culprit
 from kfac_lab.panel.manage import Managing
 from kfac_lab.panel.measure import Measure
 from kfac_lab.panel.status import Mark, Status, status_of

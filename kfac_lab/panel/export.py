@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from kfac_lab.core import files
 from kfac_lab.core.parameters import describe, parse, unparse
 from kfac_lab.errors import KfacLabError, RecipeError
 from kfac_lab.hooks import Recipe
@@ -29,13 +30,20 @@ def export(run: Run, folder: str | Path) -> list[Path]:
         "history.csv": run.history.to_csv(),
         "run.py": script(run),
     }
+    made(folder)
+    return [files.write(folder / name, text) for name, text in contents.items()]
+
+
+def made(folder: Path) -> None:
+    """Makes a folder, where it is not there.
+
+    Raises:
+        KfacLabError: it cannot be made.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in contents.items():
-            (folder / name).write_text(text, encoding="utf-8")
     except OSError as error:
         raise KfacLabError(f"{folder} cannot be written: {error.strerror or error}") from error
-    return [folder / name for name in contents]
 
 
 def first_recipe(run: Run) -> Recipe:

@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 
+from kfac_lab.core import files
 from kfac_lab.core.traits import StepperTraits, traits
-from kfac_lab.errors import KfacLabError, RecipeError
+from kfac_lab.errors import RecipeError
 from kfac_lab.hooks import lab as process_lab
 from kfac_lab.hooks.manager import Lab
+from kfac_lab.panel import export
 from kfac_lab.panel.live import INTERVAL, SHARE
 from kfac_lab.panel.machine import Machine
 from kfac_lab.panel.measure import Measure
@@ -127,11 +129,8 @@ class Loop(Machine):
         folder = Path(path)
 
         def write() -> str:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                (folder / "history.csv").write_text(self.run.history.to_csv(), encoding="utf-8")
-            except OSError as error:
-                raise KfacLabError(f"{folder} cannot be written: {error}") from error
+            export.made(folder)
+            files.write(folder / "history.csv", self.run.history.to_csv())
             names = ["history.csv", *(p.name for p in self.pictures(folder))]
             return f"Exported to {folder}: {', '.join(names)}."
 

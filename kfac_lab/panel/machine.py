@@ -13,43 +13,16 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from kfac_lab.core.parameters import whole_number
 from kfac_lab.errors import KfacLabError, RecipeError
-from kfac_lab.hooks.manager import BUILTIN_OWNER, Lab
+from kfac_lab.hooks.manager import Lab
+from kfac_lab.panel.culprit import culprit
+from kfac_lab.panel.goal import Goal
 from kfac_lab.panel.runs import Roster
 
-__all__ = ["Goal", "Machine", "culprit"]
-
-
-@dataclass
-class Goal:
-    """How far a Start goes: what was asked for, and where that ends for each of the runs."""
-
-    asked: tuple[int | None, float | None]
-    ends: list[tuple[Any, int | None, float | None]] = field(default_factory=list)
-    begun: dict[int, tuple[int, float]] = field(default_factory=dict)  # id(run) → step, seconds
-
-    def left(self, run: Any) -> tuple[int | None, float | None]:
-        """Steps and seconds that a run has still to go; None where there is no such end."""
-        for mine, step, seconds in self.ends:
-            if mine is run:
-                return (
-                    None if step is None else max(step - run.step, 0),
-                    None if seconds is None else max(seconds - run.seconds, 0.0),
-                )
-        return 0, 0.0
-
-    def over(self, run: Any) -> bool:
-        """Whether a run has arrived."""
-        return 0 in self.left(run)
-
-    def made(self, run: Any) -> float:
-        """How much a run has got: in seconds of training where that is the end, else in steps."""
-        step, seconds = self.begun[id(run)]
-        return run.seconds - seconds if self.asked[0] is None and self.asked[1] else run.step - step
+__all__ = ["Machine"]
 
 
 class Machine:
@@ -376,25 +349,6 @@ class Machine:
 
     def _forget_error(self) -> None:
         self.error, self.trace = None, ""
-
-
-def culprit(error: BaseException, lab: Lab) -> str:
-    """Whose part raised: "the damping 'mine' of some-plugin", or "" where it was the box's own.
-
-    Found by the frames of the traceback, the innermost first: a method of a registered class, or a
-    function of a module that a plugin registered something from.
-    """
-    entries = [e for e in lab.registry.entries() if e.owner != BUILTIN_OWNER]
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    for frame in reversed(frames):
-        for entry in entries:
-            if type(frame.f_locals.get("self")) is entry.component:
-                return f"the {entry.slot} {entry.name!r} of {entry.owner}"
-        for entry in entries:
-            module = getattr(entry.component, "__module__", None)
-            if module == frame.f_globals.get("__name__") != "__main__":
-                return f"{module} of {entry.owner}"
-    return ""
 
 
 def _nothing() -> None:

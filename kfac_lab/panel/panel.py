@@ -1,29 +1,25 @@
-"""The panel: which method of the controller each widget calls, and what is shown of it."""
+"""The panel: what a notebook calls, and how what was painted is shown."""
 
 from __future__ import annotations
 
-import asyncio
 import threading
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from kfac_lab.errors import RecipeError
 from kfac_lab.hooks import lab as process_lab
-from kfac_lab.hooks.manager import BUILTIN_OWNER, Lab
-from kfac_lab.panel import compare, panels, says, views
+from kfac_lab.hooks.manager import Lab
+from kfac_lab.panel import compare, panels, says
 from kfac_lab.panel.chart import chart
-from kfac_lab.panel.controller import OWN, Controller
+from kfac_lab.panel.controller import Controller
 from kfac_lab.panel.controls import close
+from kfac_lab.panel.heard import Heard
 from kfac_lab.panel.layout import BLANK, Layout
 from kfac_lab.panel.live import Live
 from kfac_lab.panel.loop import Beside, Loop
 from kfac_lab.panel.notebook import Cell, after_cells, answer_beside
+from kfac_lab.panel.opened import Opened
 from kfac_lab.panel.painter import WAIT, Painted, Painter
-from kfac_lab.panel.source import Foreign, every_column
-from kfac_lab.panel.views.draw import draw as draw_plot
-from kfac_lab.panel.views.draw import told
+from kfac_lab.panel.pressed import Pressed
 from kfac_lab.run import Run
 
 __all__ = ["Panel"]
@@ -64,6 +60,7 @@ class Panel(Layout):
         buttons: name → the widget.
         slots: slot → its row (:class:`~kfac_lab.panel.controls.Slot`).
         widget: everything, as one ipywidget.
+        pressed: what the widgets do; ``heard``: what the page says; ``opened``: the views.
         closed: it has been taken away.
     """
 
@@ -91,22 +88,17 @@ class Panel(Layout):
         self.number, self.cell = 0, None
         self._left = Cell()  # where ordinary output goes
         self._status = control.status()
-        self._known: tuple[Any, ...] = ()  # runs, recipe and marks that the controls show
-        self._handed: dict[str, str] = {}  # slot → text that waits for the next step boundary
-        self._settling = False  # options that the panel itself sets are nobody's choice
         self._pushing = False
         self._sending = threading.Lock()
-        self._asked = 0  # where the question whether to rewind would go
-        self._open = 0  # which view is seen
-        self._views: list[views.View] = []
         measures = control.manages or bool(sets)
-        self.build(control.BUTTONS, lab, chart(self._heard), control.manages, measures)
+        self.heard = Heard(self)
+        self.build(control.BUTTONS, lab, chart(self.heard), control.manages, measures)
         self.every.value = every or 0
-        self._connect()
+        self.pressed = Pressed(self)
         self.painter = Painter(control, self.chart is not None, 1.0 if own else WAIT)
         self.painter.others = lambda: panels.others(self)
-        control.pictures = self._pictures
-        self._read_views()
+        self.opened = Opened(self)
+        control.pictures = self.opened.pictures
         self.live: Any
         if own:
             self.live = Beside(control, self.painter.paint, self._show, self._changed)
@@ -215,39 +207,13 @@ class Panel(Layout):
 
     def refresh(self) -> None:
         """Reads the registry and the runs again; choices that were made stay."""
-        if self.closed:
-            return
-        control = self.controller
-        if self._drawing != self._registered():
-            self._read_views()
-        if control.manages:
-            self._options(self.problem, control.problems(), control.run.named or OWN)
-            self._options(self.recipe, control.recipes(), control.recipe())
-            self._options(self.device, _devices(control.run), str(control.run.device))
-            self._options(self.compared, list(control.runs), control.label)
-            marks = [(mark.label, mark.step) for mark in control.marks()]
-            if list(self.mark.options) != marks:
-                self.mark.options = marks
-                self.mark.index = len(marks) - 1
-        recipe: Any = control.run.recipe if control.swaps else {}
-        before = self._known[1] if self._known[:1] == (control.run,) else {}
-        shown = [n for n in self.slots if n in recipe and n in (control.slots or recipe)]
-        if self.seen != tuple(shown):
-            self.parts(shown)
-        for name in shown:
-            slot = self.slots[name]
-            if name in before and before[name] == recipe[name]:
-                slot.refresh()  # what is chosen there, and not yet applied, stays
-            else:
-                slot.show(recipe)
-                self._handed.pop(name, None)
-        self._known = self._now()
-        self.told_pending()
-        self.buttons["Apply"].disabled = not control.swaps
-        several = len(control.runs) > 1
-        table = compare.differences(control.runs) if several else None
-        same = "Runs compared: they do not differ yet." if several else ""
-        self.differences.value = table.html("Runs compared") if table and table.rows else same
+        if not self.closed:
+            self.opened.refresh()
+            self.pressed.refresh()
+
+    def told_pending(self) -> None:
+        """What Apply will do, said where the parts are."""
+        self.pressed.told_pending()
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         self._left.here()
@@ -259,136 +225,7 @@ class Panel(Layout):
         control = self.controller
         return f"Panel({control.label!r}, step {control.run.step}, {control.state})"
 
-    # --- what the widgets do --------------------------------------------------------------------
-
-    def _connect(self) -> None:
-        press = self.controller.press
-        reads: dict[str, Any] = {
-            "Start": self._how_far,
-            "Rewind": self._rewind,
-            "Apply": self._apply,
-            "Save": lambda: press("Save", read=lambda: self._path(".pt")),
-            "Load": lambda: press("Load", read=lambda: self._path(".pt")),
-            "Export": lambda: press("Export", read=lambda: self._path("")),
-        }
-        for name, button in self.buttons.items():
-            act = reads.get(name, lambda name=name: press(name))
-            button.on_click(lambda _, act=act: act())
-        self.yes.on_click(lambda _: self._answer(True))
-        self.no.on_click(lambda _: self._answer(False))
-        self.seed_button.on_click(lambda _: press("Seeds", count=self.count.value))
-        self.every.observe(lambda c: press("Evaluate", every=c["new"] or None), "value")
-        does: dict[Any, Any] = {
-            self.problem: lambda name: press("New", problem=name),
-            self.recipe: lambda name: press("New", recipe=name),
-            self.device: lambda name: press("New", device=name),
-            self.compared: lambda name: press("Select", label=name),
-            self.view: self._turn_to,
-        }
-        for widget, act in does.items():
-            widget.observe(lambda c, act=act: self._settling or act(c["new"]), "value")
-
-    def _how_far(self) -> None:
-        steps, seconds = self.steps.value or None, self.seconds.value or None
-        self.controller.press("Start", steps=steps, seconds=seconds)
-
-    def _path(self, ending: str) -> dict[str, Any]:
-        name = self.file.value.strip()
-        if not name:
-            raise RecipeError("give the file a name first")
-        return {"path": name.removesuffix(".pt") + ending}
-
-    def _apply(self) -> None:
-        """Hands in what was chosen, but not again what waits for the step boundary already."""
-        recipe, chosen = self.controller.run.recipe, {}
-
-        def read() -> dict[str, str]:
-            touched = {s.slot: s.text() for s in self.slots.values() if s.touched}
-            new = {k: v for k, v in touched.items() if k in recipe and self._handed.get(k) != v}
-            chosen.update(new)
-            return new
-
-        self.controller.press("Apply", read=read)
-        if self.controller.error is None:
-            self._handed.update(chosen)
-
-    def told_pending(self) -> None:
-        """What Apply will do, said where the parts are."""
-        if not self.controller.swaps:
-            self.pending.value = ""
-            return
-        if not self.controller.manages:  # fields that were opened meanwhile
-            answer_beside(self.widget)
-        changes = [s.change() for s in self.slots.values() if s.touched]
-        self.pending.value = says.pending(changes)
-
-    def _rewind(self) -> None:
-        self.ask(int(self.mark.value or 0))
-
-    def ask(self, step: int) -> None:
-        """Rewinds; where that throws steps away it asks first."""
-        thrown = self.run.step - step
-        if thrown <= 0 or step < self.run.earliest:
-            return self.controller.press("Rewind", step=step)
-        self._asked = step
-        name = self.controller.label
-        self.question.value = says.note(
-            f"Rewind {name!r} to step {step}? The {thrown} steps after it are thrown away; "
-            "Take back undoes that until the next step."
-        )
-        self.asking.layout.display = ""
-        return None
-
-    def _answer(self, yes: bool) -> None:
-        self.asking.layout.display = "none"
-        if yes:
-            self.controller.press("Rewind", step=self._asked)
-
-    # --- what the page says ---------------------------------------------------------------------
-
-    def _heard(self, message: dict[str, Any]) -> None:
-        kind, control = message.get("t"), self.controller
-        if self.closed:
-            return
-        if kind == "hello":
-            self.painter.hello()
-            self.push()
-            if self.painter.heavy and not self.live.running and self._loops():
-                control.press("Look")
-            return None
-        run = str(message.get("run"))
-        act: dict[str, Any] = {
-            "hide": lambda: control.hide(run, bool(message["hidden"])),
-            "isolate": lambda: control.isolate(message["run"]),
-            "rename": lambda: control.rename(run, str(message["to"])),
-            "remove": lambda: control.remove(run),
-            "duplicate": lambda: control.duplicate(run),
-            "select": lambda: control.select(run),
-            "train": lambda: control.train(run, bool(message["on"])),
-            "nudge": lambda: control.nudge(message["what"], float(message["factor"])),
-            "rewind": lambda: self._rewind_of(run, int(message["step"])),
-            "stop": lambda: self._stop_other(int(message["panel"])),
-        }
-        if kind not in act:
-            return None
-        try:
-            act[kind]()
-        except Exception as error:
-            control.failed(error)
-        self.push()
-        return None
-
-    def _rewind_of(self, label: str, step: int) -> None:
-        if label != self.controller.label:
-            self.controller.select(label)
-            self.controller.press("Rewind", step=step)
-        else:
-            self.ask(step)
-
-    def _stop_other(self, number: int) -> None:
-        other = panels.named(number)
-        if other is not None:
-            other.stop()
+    # --- showing: the thread paints, the loop shows ---------------------------------------------
 
     def push(self) -> None:
         """Shows now what has changed, without waiting for a step boundary."""
@@ -401,58 +238,6 @@ class Panel(Layout):
             self.controller.failed(error)
         finally:
             self._pushing = False
-
-    @staticmethod
-    def _loops() -> bool:
-        """Whether this thread has an event loop that can train."""
-        try:
-            return asyncio.get_running_loop() is not None
-        except RuntimeError:
-            return False
-
-    # --- views ----------------------------------------------------------------------------------
-
-    def _read_views(self) -> None:
-        """The views that there are; the one that is open stays, with its class as it is now."""
-        self._drawing = self._registered()
-        found = {view.name: view for view in views.all_views(self.controller.lab)}
-        self._views = [found.pop(view.name, view) for view in self._views]
-        self._views += list(found.values())
-        history = self.controller.run.history
-        if isinstance(history, Foreign) and self._views[0].name != "columns":
-            self._views = [_columns()]  # what it has; ours are made of columns that it may lack
-        self._settling = True
-        self.view.tooltips = [view.title for view in self._views]
-        self.view.options = [(view.name, n) for n, view in enumerate(self._views)]
-        self.view.value = self._open
-        self._settling = False
-        self.painter.view = self._views[self._open]
-
-    def _registered(self) -> dict[str, Any]:
-        """Name → class of the views that there are."""
-        lab = self.controller.lab
-        return {lab.registry.written(entry): entry.component for entry in lab.components("view")}
-
-    def _turn_to(self, index: int) -> None:
-        self._open = index
-        self.painter.view = self._views[index]
-        self.push()
-        self.controller.press("Look")
-
-    # --- showing: the thread paints, the loop shows ---------------------------------------------
-
-    def _options(self, widget: Any, options: list[str], value: str) -> None:
-        self._settling = True
-        try:
-            if list(widget.options) != options:
-                widget.options = options
-            widget.value = value if value in options else None
-        finally:
-            self._settling = False
-
-    def _now(self) -> tuple[Any, ...]:
-        control = self.controller
-        return (control.run, control.run.recipe, *control.runs, *control.marks())
 
     def _show(self, painted: Painted | None) -> None:
         if self.closed or painted is None:
@@ -467,11 +252,7 @@ class Panel(Layout):
                 if each.summary is not None and not self.painter.heard:
                     self.summary.value = says.paragraph(each.summary)
         self._state()
-        control = self.controller
-        if control.error is not None or not control.busy:
-            self._handed.clear()
-        if self._now() != self._known or control.error is not None:  # a failed choice goes back
-            self.refresh()
+        self.pressed.settle()
 
     def _changed(self) -> None:
         """State and message, which change between two paintings."""
@@ -484,14 +265,6 @@ class Panel(Layout):
             self.status.value = says.line(self._status._replace(state=control.state).line())
         self.message.value = says.message(control)
 
-    def _pictures(self, folder: Path) -> list[Path]:
-        """The open view as PNG and SVG, for an export."""
-        view = self._views[self._open]
-        histories = compare.histories(self.controller.runs)
-        glance = views.seen(self.run, view.wants)
-        paths = [folder / f"{view.name.replace('/', '_')}.{kind}" for kind in ("png", "svg")]
-        return [views.save(view, histories, glance, path) for path in paths]
-
     def _leave(self, here: bool) -> None:
         """Ordinary output: the figure and a table, readable without a kernel."""
         runs = self.controller.runs
@@ -503,20 +276,3 @@ class Panel(Layout):
         left = self._left.leave(png, [table for table in tables if table.rows], here)
         if left and png is not None:  # it stands below now, and need not be saved twice
             self.image.value = BLANK
-
-
-def _columns() -> views.View:
-    title = "What the history has"
-
-    def draw(figure: Any, histories: Any, seen: Any) -> None:
-        draw_plot(figure, every_column(histories, seen), tuple(histories))
-
-    def summary(histories: Any, seen: Any) -> str:
-        return told(every_column(histories, seen))
-
-    return views.View("columns", title, draw, summary, (), title, BUILTIN_OWNER, every_column)
-
-
-def _devices(run: Run) -> list[str]:
-    found = ["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
-    return list(dict.fromkeys([*found, str(run.device)]))

@@ -54,7 +54,7 @@ class Seen:
         self.words, self.pictures = "", 0
         self.hears: list[Callable[[], None]] = []
         panel.chart.send = self.take
-        self.say = panel._heard
+        self.say = panel.heard
         self.say({"t": "hello"})
 
     def take(self, message: dict[str, Any], buffers: Any = None) -> None:

@@ -188,7 +188,7 @@ def test_turning_to_a_view_draws_it() -> None:
             panel.view.value = number
             await panel.live
             assert page.messages[-1]["view"] == name
-            assert page.words.startswith(panel._views[number].title.split(":")[0]), name
+            assert page.words.startswith(panel.opened.every[number].title.split(":")[0]), name
             titles.add(page.spec[0]["title"])
         assert len(titles) == len(panel.view.options)
 
@@ -230,7 +230,7 @@ def test_a_page_is_drawn_at_the_next_boundary_however_seldom_updates_come(monkey
         await until(lambda: panel.run.step > 2)
         for number in (1, 4):
             panel.view.value = number
-            title = panel._views[number].title
+            title = panel.opened.every[number].title
             await until(lambda title=title: page.spec[0]["title"] == title, 5.0)
             assert panel.live.running
         panel.apply(damping="tied")  # its mark is in the picture

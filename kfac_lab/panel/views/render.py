@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kfac_lab.core import files
 from kfac_lab.errors import KfacLabError
 from kfac_lab.history import History
 from kfac_lab.panel.views import style
@@ -83,11 +84,7 @@ def save(view: View, histories: Mapping[str, History], seen: Seen | None, path: 
             page.savefig(written, format=kind, dpi=2 * style.DPI, metadata=about)
         except Exception as error:
             raise KfacLabError(_sentence(view, error)) from error
-    try:
-        path.write_bytes(written.getvalue())
-    except OSError as error:
-        raise KfacLabError(f"{path} cannot be written: {error}") from error
-    return path
+    return files.write(path, written.getvalue())
 
 
 def _new() -> Figure:
