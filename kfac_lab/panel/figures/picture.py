@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kfac_lab.core import files
 from kfac_lab.panel.views import style
 
 if TYPE_CHECKING:
