@@ -39,12 +39,12 @@ class Pressed:
         panel.yes.on_click(lambda _: self._answer(True))
         panel.no.on_click(lambda _: self._answer(False))
         panel.seed_button.on_click(lambda _: press("Seeds", count=panel.count.value))
-        panel.every.observe(lambda c: press("Evaluate", every=c["new"] or None), "value")
         does: dict[Any, Any] = {
             panel.problem: lambda name: press("New", problem=name),
             panel.recipe: lambda name: press("New", recipe=name),
             panel.device: lambda name: press("New", device=name),
             panel.compared: lambda name: press("Select", label=name),
+            panel.every: lambda steps: press("Evaluate", every=steps or None),
         }
         for widget, act in does.items():
             widget.observe(lambda c, act=act: self._settling or act(c["new"]), "value")
@@ -127,6 +127,9 @@ class Pressed:
             if list(panel.mark.options) != marks:
                 panel.mark.options = marks
                 panel.mark.index = len(marks) - 1
+        self._settling = True
+        panel.every.value = control.measure.every or 0
+        self._settling = False
         self._slots()
         self._known = self._now()
         self.told_pending()

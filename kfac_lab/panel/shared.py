@@ -24,7 +24,7 @@ _MADE: dict[str, Callable[[], Any]] = {
     "field style": lambda: DescriptionStyle(description_width="56px"),
     "slot": lambda: widgets.Layout(flex="0 0 auto"),
     "part": lambda: widgets.Layout(flex="1 1 200px", width="auto"),
-    "part style": lambda: DescriptionStyle(description_width="92px"),
+    "part style": lambda: DescriptionStyle(description_width="112px"),
     "more": lambda: widgets.Layout(width="58px"),
     "more style": ToggleButtonStyle,
     "fields": lambda: widgets.Layout(margin="0 0 6px 10px"),

@@ -1,8 +1,10 @@
-"""Pictures of the panel in every state; makes docs/panel.png: ``python pictures.py FOLDER``.
+"""Pictures of the panel in every state, and docs/panel.gif: ``python pictures.py FOLDER``.
 
-Not a test: somebody has to look at them.
+Not a test: somebody has to look at them. ``--only light-1500 gif`` makes some of them.
 """
 
+import argparse
+import io
 import shutil
 import sys
 import tempfile
@@ -11,7 +13,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from browser.driver import BREAKING, Page, browser, notebook, opened, server
+from browser.driver import BREAKING, Page, browser, notebook, opened, server, wait
 
 CELL = """
 import kfac_lab as kl
@@ -20,73 +22,90 @@ run = kl.Run("digits", "paper", seed=0, device="cpu")
 panel = kl.Panel(run)
 panel
 """
+LOOP = """
+import torch
+torch.manual_seed(0)
+x = torch.randn(600, 20)
+y = (x[:, :3].sum(1) > 0).long() + (x[:, 3] > 0.5).long()
+model = torch.nn.Sequential(torch.nn.Linear(20, 16), torch.nn.Tanh(), torch.nn.Linear(16, 3))
+opt = kl.KFAC(model, likelihood="categorical")
+
+with kl.watch(opt, held_out=(x[500:], y[500:]), every=5):
+    for step in range(4000):
+        opt.step(x[:500], y[:500])
+"""
+PREPARED = """
+panel.evaluate(every=10); panel.start(60); await panel.live
+panel.fork('swapped at 60'); panel.controller.new(recipe='adam'); await panel.live
+panel.start(120); await panel.live
+panel.select('paper'); panel.start(60); await panel.live
+panel.select('swapped at 60'); await panel.live
+panel.apply(momentum='conjugate_gradient', schedule='every_step'); panel.start(60)
+await panel.live
+"""
+WIDTH = 1045  # of the README's picture
 TOOLS = "document.querySelectorAll('.jp-cell-toolbar').forEach(e => e.style.display = 'none')"
+TOP = "document.querySelectorAll('.jp-WindowedPanel-outer').forEach(e => e.scrollTop = 0)"
 
 
 def picture(page: Page, folder: Path, name: str) -> None:
     """The whole page."""
-    page.tab.wait_for_timeout(400)
+    page.tab.wait_for_timeout(500)
     page.tab.screenshot(path=str(folder / f"{name}.png"))
 
 
+def middle(page: Page, across: float, down: float = 0.5) -> tuple[float, float]:
+    """A place on the first axes."""
+    box = page.tab.locator(".kl-cell canvas").first.bounding_box()
+    return box["x"] + across * box["width"], box["y"] + down * box["height"]
+
+
 def states(page: Page, folder: Path) -> None:
-    """Goes through the states, one picture each."""
-    until = page.kernel.until
+    """Three runs, hovered and zoomed; every view; an error; a loop of one's own."""
+    until, mouse = page.kernel.until, page.tab.mouse
+    page.tab.evaluate(TOOLS)
     picture(page, folder, "1-ready")
-    page.fill("steps", 100000)
-    page.button("Start").click()
-    until("panel.run.step > 40")
-    picture(page, folder, "2-training")
-    page.choose("damping", "tied")
-    page.choose("structure", "block_tridiagonal")
-    page.button("Apply").click()
-    until("len(panel.run.history.marks) == 1 and panel.run.step > 70")
-    page.button("Pause").click()
-    until("not panel.live.running")
-    picture(page, folder, "3-paused-after-swap")
-    page.button("Fork").click()
-    until("len(panel.runs) == 2 and not panel.live.running")
-    page.choose("damping", "constant")
-    page.button("Apply").click()
-    until("len(panel.run.history.marks) == 2")
-    page.fill("steps", 60)
-    page.button("Start").click()
-    until("not panel.live.running")
-    picture(page, folder, "4-compared")
+    page.kernel.do(PREPARED)
+    page.tab.evaluate(TOP)
+    picture(page, folder, "2-three-runs-held-out")
+    mouse.move(*middle(page, 0.6))
+    picture(page, folder, "3-hover")
+    mouse.move(*middle(page, 0.45, 0.3))
+    mouse.down()
+    mouse.move(*middle(page, 0.75, 0.8), steps=4)
+    mouse.up()
+    picture(page, folder, "4-zoom")
+    mouse.dblclick(*middle(page, 0.5))
     for view in page.kernel.ask("[name for name, _ in panel.view.options]"):
         page.button(view).last.click()
         until("not panel.live.running")
+        there = f"chart.view === {view!r} && chart.cells.length > 0 && !chart.asked"
+        wait(lambda there=there: page.chart(there), "the view does not come")
+        mouse.move(*middle(page, 0.3, 0.4))
         picture(page, folder, f"5-view-{view}")
     page.button("iterations").last.click()
+    page.write(1, BREAKING.strip())
     page.choose("damping", "breaking")
     page.button("Apply").click()
     until("not panel.live.running")
     page.button("Step").click()
     page.says("In the damping 'breaking'")
-    page.tab.get_by_text("traceback", exact=True).click()
     picture(page, folder, "6-error")
-    page.tab.get_by_text("traceback", exact=True).click()
-    page.cell(1).scroll_into_view_if_needed()
-    picture(page, folder, "7-left-as-output")
+    page.write(1, LOOP.strip(), wait=False)
+    page.tab.locator(".kl-root").nth(1).wait_for()
+    page.tab.wait_for_timeout(6000)
+    page.tab.locator(".kl-root").nth(1).scroll_into_view_if_needed()
+    picture(page, folder, "7-own-loop-while-its-cell-runs")
+    page.button("Stop", 1).click()
+    page.idle()
 
 
 def best(page: Page, path: Path) -> None:
-    """The picture of the README: a run that was swapped, beside the one that was not."""
-    until = page.kernel.until
-    page.fill("steps", 60)
-    page.button("Start").click()
-    until("panel.run.step == 60 and not panel.live.running")
-    page.button("Fork").click()
-    until("len(panel.runs) == 2 and not panel.live.running")
-    page.kernel.do("panel.runs['paper, fork at 60'].advance(100)")
-    page.choose("momentum", "conjugate_gradient")
-    page.choose("schedule", "every_step")
-    page.button("Apply").click()
-    until("len(panel.run.history.marks) == 1 and not panel.live.running")
-    page.fill("steps", 100)
-    page.button("Start").click()
-    page.says("Finished: step 160")
+    """The picture of the README: three runs, one swapped, the values under the pointer."""
     page.tab.evaluate(TOOLS)
+    page.kernel.do(PREPARED)
+    page.tab.evaluate(TOP)
+    page.tab.mouse.move(*middle(page, 0.62))
     page.tab.wait_for_timeout(500)
     page.tab.screenshot(path=str(path), clip=clip(page))
 
@@ -95,37 +114,74 @@ def clip(page: Page) -> dict[str, float]:
     """The cell and the panel, without JupyterLab around them."""
     box: Any = page.cell(0).bounding_box()
     last: Any = page.button("Export").bounding_box()
-    return {
-        "x": box["x"],
-        "y": box["y"],
-        "width": min(box["width"], 1045),
-        "height": last["y"] + last["height"] + 8 - box["y"],
-    }
+    height = last["y"] + last["height"] + 8 - box["y"]
+    return {"x": box["x"], "y": box["y"], "width": min(box["width"], WIDTH), "height": height}
 
 
-def main(folder: Path) -> None:
-    """All pictures, in both themes, and narrow."""
-    folder.mkdir(parents=True, exist_ok=True)
+def film(page: Page, path: Path, frames: int = 24) -> None:
+    """A run from Start on, a swap in the middle: an animation of the panel."""
+    from PIL import Image
+
+    page.tab.evaluate(TOOLS)
+    page.fill("steps", 100000)
+    seen = []
+
+    def take(count: int) -> None:
+        for _ in range(count):
+            page.tab.wait_for_timeout(220)
+            shot = page.tab.screenshot(clip=clip(page))
+            seen.append(Image.open(io.BytesIO(shot)).convert("RGB"))
+
+    take(1)
+    page.button("Start").click()
+    take(frames // 2)
+    page.choose("momentum", "conjugate_gradient")
+    page.button("Apply").click()
+    take(frames // 2)
+    page.button("Stop").click()
+    page.kernel.until("not panel.live.running")
+    width, height = seen[0].size
+    small = [s.resize((720, round(720 * height / width)), Image.Resampling.LANCZOS) for s in seen]
+    colours = small[-1].quantize(64)  # one palette for all, or they flicker
+    drawn = [s.quantize(palette=colours, dither=Image.Dither.NONE) for s in small]
+    drawn[0].save(path, save_all=True, append_images=drawn[1:], duration=250, loop=0, optimize=True)
+
+
+def main() -> None:
+    """All pictures, in both themes and widths."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    every = ["light-1500", "dark-1500", "light-1000", "dark-1000", "best", "gif"]
+    parser.add_argument("--only", nargs="*", default=every)
+    given = parser.parse_args()
+    given.folder.mkdir(parents=True, exist_ok=True)
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or ""
-    for theme, size in (("JupyterLab Light", (1500, 1500)), ("JupyterLab Dark", (1280, 1500))):
-        place = folder / theme.split()[-1].lower()
-        place.mkdir(exist_ok=True)
+    for name in given.only:
+        theme, _, width = name.partition("-")
+        size = (int(width or 1280), 1100 if width else 1400)
         with tempfile.TemporaryDirectory() as root:
             notes = Path(root) / "notes"
             notes.mkdir()
-            notebook(notes / "a.ipynb", CELL.strip(), BREAKING.strip())
+            notebook(notes / "a.ipynb", CELL.strip(), "")
             with (
-                server(notes, theme) as lab,
+                server(notes, "JupyterLab Dark" if theme == "dark" else "JupyterLab Light") as lab,
                 browser(chromium) as chrome,
                 opened(lab, chrome, "a.ipynb", size=size) as page,
             ):
-                page.run_all()
-                page.says("Start trains")
-                states(page, place)
+                page.kernel.patience = 600.0
                 page.run(0)
                 page.says("Start trains")
-                best(page, place / "panel.png")
+                page.kernel.until("panel.painter.heard")
+                if width:
+                    place = given.folder / name
+                    place.mkdir(exist_ok=True)
+                    states(page, place)
+                elif name == "best":
+                    best(page, given.folder / "panel.png")
+                else:
+                    film(page, given.folder / "panel.gif")
+        print(name, flush=True)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

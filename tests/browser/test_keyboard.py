@@ -65,7 +65,14 @@ def everything_open(page: Page) -> None:
     for more in page.tab.get_by_role("button", name="fields", exact=True).all()[::-1]:
         if more.is_enabled():
             more.click()
-    page.tab.wait_for_timeout(1500)
+    counts = [0, 1]
+
+    def still() -> bool:  # fields come from the kernel, one part after the other
+        page.tab.wait_for_timeout(500)
+        counts.append(page.tab.evaluate(f"{REACHABLE.strip()}.length"))
+        return counts[-1] == counts[-2] == counts[-3]
+
+    wait(still, "controls keep coming")
 
 
 def test_every_control_and_picture_has_a_name(page: Page) -> None:

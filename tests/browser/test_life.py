@@ -22,8 +22,8 @@ THREADS = """
 import threading
 print("training:", sum(t.name == "kfac_lab panel" for t in threading.enumerate()))
 """
-AWAITING = "await panel.live"
-HELD = "import time; time.sleep(600)"
+AWAITING = "print('begun', flush=True)\nawait panel.live"
+HELD = "import time\nprint('begun', flush=True)\ntime.sleep(600)"
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_an_interrupt_between_cells_is_a_stop(page: Page) -> None:
 def test_an_interrupt_of_a_cell_that_waits_is_a_stop(page: Page) -> None:
     begin(page)
     page.write(1, AWAITING, wait=False)
-    page.tab.wait_for_timeout(700)
+    wait(lambda: "begun" in page.output(1), "the cell does not begin")
     page.menu("Kernel", "Interrupt Kernel")
     page.idle()
     page.kernel.until("panel.controller.state == 'stopped' and not panel.live.running")
@@ -169,7 +169,7 @@ def test_an_interrupt_of_another_cell_leaves_the_run_going(page: Page) -> None:
     """It is that cell's; the next one, with no cell running, is the run's."""
     begin(page)
     page.write(1, HELD, wait=False)
-    page.tab.wait_for_timeout(700)
+    wait(lambda: "begun" in page.output(1), "the cell does not begin")
     page.tab.get_by_role("button", name="Interrupt the kernel").click()
     page.idle()
     assert page.kernel.ask("panel.controller.state") == "running"

@@ -315,7 +315,7 @@ export class Chart {
   zoomed() { this.zooms = {}; for (const cell of this.cells) cell.zoomX = cell.zoomY = null; }
 
   dragged(cell, e) {
-    const d = cell.drag; cell.drag = null;
+    const d = cell.drag; cell.drag = null; this.hover(null);
     if (!d || !cell.made?.sx) return;
     const [x0, y0] = d, { sx, sy } = cell.made, wide = Math.abs(e.offsetX - x0), tall = Math.abs(e.offsetY - y0);
     if (wide > 6) this.setZoomX(cell, [sx.back(Math.min(x0, e.offsetX)), sx.back(Math.max(x0, e.offsetX))]);
