@@ -145,7 +145,9 @@ class Loop(Machine):
         if not self.run.sets:
             raise RecipeError("there is nothing to evaluate: watch(opt, held_out=…)")
         self.measure.schedule(every, seconds)
-        self._say(self.measure.told())
+        names = {"train": "the training set", "test": "held-out cases"}
+        told = " and ".join(names[split] for split in self.run.sets)
+        self._say(self.measure.told(told[0].upper() + told[1:]))
 
     def hide(self, label: str, hidden: bool = True) -> None:
         """Leaves it out of the pictures, or takes it in again."""

@@ -39,12 +39,12 @@ class Measure:
         self.every, self.seconds = every, seconds
         self._last.clear()
 
-    def told(self) -> str:
+    def told(self, what: str = "The training set and held-out cases") -> str:
         """The schedule as a sentence."""
         if self.every is None and self.seconds is None:
-            return "The sets are not evaluated."
+            return f"{what} are not evaluated."
         how = f"{self.every} steps" if self.every is not None else f"{self.seconds:g} s"
-        return f"The training set and held-out cases are evaluated every {how}, off the clock."
+        return f"{what} are evaluated every {how}, off the clock."
 
     def look(self, run: Any) -> None:
         """Evaluates a run where it is time; called at a step boundary."""

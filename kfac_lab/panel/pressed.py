@@ -66,7 +66,7 @@ class Pressed:
         recipe, chosen = self._control.run.recipe, {}
 
         def read() -> dict[str, str]:
-            touched = {s.slot: s.text() for s in self._panel.slots.values() if s.touched}
+            touched = {s.slot: s.text() for s in self._seen() if s.touched}
             new = {k: v for k, v in touched.items() if k in recipe and self._handed.get(k) != v}
             chosen.update(new)
             return new
@@ -112,7 +112,7 @@ class Pressed:
             return
         if not self._control.manages:  # fields that were opened meanwhile
             answer_beside(panel.widget)
-        changes = [s.change() for s in panel.slots.values() if s.touched]
+        changes = [s.change() for s in self._seen() if s.touched]
         panel.pending.value = says.pending(changes)
 
     def refresh(self) -> None:
@@ -153,6 +153,10 @@ class Pressed:
             else:
                 slot.show(recipe)
                 self._handed.pop(name, None)
+
+    def _seen(self) -> list[Any]:
+        """The slots that are shown; others have nothing chosen."""
+        return [self._panel.slots[name] for name in self._panel.seen]
 
     def _options(self, widget: Any, options: list[str], value: str) -> None:
         self._settling = True

@@ -43,7 +43,7 @@ panel.select('swapped at 60'); await panel.live
 panel.apply(momentum='conjugate_gradient', schedule='every_step'); panel.start(60)
 await panel.live
 """
-WIDTH = 1045  # of the README's picture
+WIDTH = 1240  # of the README's picture
 TOOLS = "document.querySelectorAll('.jp-cell-toolbar').forEach(e => e.style.display = 'none')"
 TOP = "document.querySelectorAll('.jp-WindowedPanel-outer').forEach(e => e.scrollTop = 0)"
 
@@ -105,7 +105,7 @@ def best(page: Page, path: Path) -> None:
     page.tab.evaluate(TOOLS)
     page.kernel.do(PREPARED)
     page.tab.evaluate(TOP)
-    page.tab.mouse.move(*middle(page, 0.62))
+    page.tab.mouse.move(*middle(page, 0.68))
     page.tab.wait_for_timeout(500)
     page.tab.screenshot(path=str(path), clip=clip(page))
 
@@ -141,7 +141,7 @@ def film(page: Page, path: Path, frames: int = 24) -> None:
     page.button("Stop").click()
     page.kernel.until("not panel.live.running")
     width, height = seen[0].size
-    small = [s.resize((720, round(720 * height / width)), Image.Resampling.LANCZOS) for s in seen]
+    small = [s.resize((900, round(900 * height / width)), Image.Resampling.LANCZOS) for s in seen]
     colours = small[-1].quantize(64)  # one palette for all, or they flicker
     drawn = [s.quantize(palette=colours, dither=Image.Dither.NONE) for s in small]
     drawn[0].save(path, save_all=True, append_images=drawn[1:], duration=250, loop=0, optimize=True)
@@ -158,7 +158,7 @@ def main() -> None:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or ""
     for name in given.only:
         theme, _, width = name.partition("-")
-        size = (int(width or 1280), 1100 if width else 1400)
+        size = (int(width or 1500), 1100)
         with tempfile.TemporaryDirectory() as root:
             notes = Path(root) / "notes"
             notes.mkdir()

@@ -553,3 +553,38 @@ def test_live_needs_no_widgets() -> None:
         return shown
 
     assert asyncio.run(main())[-1].step == 5
+
+
+@pytest.mark.parametrize("cost", [0.004, 0.05, 0.2, 1.0])
+def test_a_dear_view_takes_a_tenth_of_the_time_and_comes_every_two_seconds(
+    cost, monkeypatch
+) -> None:
+    """By a clock of its own, which a look moves on by its cost, and a step by 30 ms."""
+    from kfac_lab import plots
+    from kfac_lab.panel import painter
+    from kfac_lab.panel.views import View
+
+    now, looks = [100.0], []
+    monkeypatch.setattr(painter.time, "monotonic", lambda: now[0])
+
+    def plot(runs, seen):
+        looks.append(now[0])
+        now[0] += cost
+        return plots.Plot("Dear", (plots.Axes(()),))
+
+    def words(runs, seen):
+        return ""
+
+    panel = kl.Panel(run_of())
+    Seen(panel)
+    panel.painter.view = View("dear", "Dear", words, words, owner="kfac-lab", plot=plot)
+    begin = now[0]
+    while now[0] < begin + 20:
+        now[0] += 0.03
+        panel.painter.paint()
+    panel.close()
+    gaps = np.diff(looks)
+    assert gaps.max() <= painter.RARELY + 0.03 + 1e-6
+    share = cost * len(looks) / (now[0] - begin)
+    assert share <= 0.105 or gaps.min() >= painter.RARELY - 1e-6
+    assert gaps.min() >= painter.INTERVAL - 1e-6 and len(looks) >= 9

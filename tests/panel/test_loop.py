@@ -146,6 +146,7 @@ def test_a_preconditioner_is_swapped_by_the_panel_between_two_steps() -> None:
     sgd = torch.optim.SGD(model.parameters(), lr=0.1)
     panel = kl.Panel(pre)
     assert set(panel.seen) == {"estimator", "block", "structure", "damping", "schedule"}
+    assert "nothing is changed yet" in panel.pending.value
     trained(model, x, y, pre, sgd, 2)
     panel.slots["structure"].choice.value = "block_tridiagonal"
     panel.buttons["Apply"].click()

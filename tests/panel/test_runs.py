@@ -162,7 +162,7 @@ def test_a_cell_that_runs_again_replaces_its_panel_and_stops_its_run(monkeypatch
         assert not second.closed, "the control: another cell"
         second.start(steps=10**9)
         (told,) = panels.others(third)
-        third._heard({"t": "stop", "panel": told["id"]})
+        third.heard({"t": "stop", "panel": told["id"]})
         await second.live
         assert second.controller.state == "stopped" and panels.others(third) == []
         for panel in (second, third):
