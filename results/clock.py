@@ -41,7 +41,7 @@ WITHOUT = {
         "quadratic_model": "exact_fisher(fraction=0.25, minimum=1000)",
     },
     "G of the last layer exact and diagonal": {
-        "estimator": "sampled(fraction=0.125, minimum=125, noise=0.1)"
+        "estimator": "sampled(fraction=0.125, minimum=125, noise=0.02)"
     },
 }
 

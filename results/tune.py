@@ -102,6 +102,7 @@ PLANS: dict[tuple[str, str], dict[str, Any]] = {
         "crossed": [{"max_side": 300, "every": 5, "beta1": 0.9}],
         "sizes": [200],
         "settings": [{"max_side": 512, "every": 10}],
+        "seconds": 30.0,
     },
     ("faces", "nag"): {
         "size": 50,
@@ -117,7 +118,7 @@ PLANS: dict[tuple[str, str], dict[str, Any]] = {
         "crossed": [_MUON],
         "sizes": [50],
         "settings": [{"adam_lr": 0.001}],
-        "seconds": 60.0,
+        "seconds": 30.0,
     },
     ("faces", "adam"): {
         "size": 50,
@@ -126,7 +127,7 @@ PLANS: dict[tuple[str, str], dict[str, Any]] = {
         "sizes": [25],
         "settings": [{"beta2": 0.999}],
         "late": [{"decay": 0.3}],
-        "seconds": 60.0,
+        "seconds": 30.0,
     },
     ("faces", "soap"): {
         "size": 100,
@@ -134,7 +135,7 @@ PLANS: dict[tuple[str, str], dict[str, Any]] = {
         "crossed": [{"max_side": 300, "every": 5, "beta1": 0.9}],
         "sizes": [50],
         "settings": [{"max_side": 700, "every": 10}],
-        "seconds": 60.0,
+        "seconds": 30.0,
     },
 }
 
@@ -252,7 +253,8 @@ def neighbours(lr: float) -> tuple[float, float]:
 
 def tune(bench: Bench, method: str, coarse_only: bool) -> dict[str, Any]:
     """The best point of a method, its learning rate inside what was tried at full budget."""
-    plan, part = PLANS[bench.name, method], COARSE[bench.name]
+    plan = PLANS[bench.name, method]
+    part = 1 / 3 if "seconds" in plan else COARSE[bench.name]  # 10 s of a short horizon
     points = [
         bench.measure(method, lr, settings, plan["size"], part)
         for settings in plan["crossed"]

@@ -47,7 +47,9 @@ def end_steps() -> Any:
 
 def end_seconds() -> Any:
     """The field ``total_seconds``."""
-    return parameter(None, section="13", low=0.0, help="training seconds of the whole run")
+    return parameter(
+        None, section="13", low=0.0, help="training seconds of the whole run, by the wall"
+    )
 
 
 def one_end(component: Any) -> str | None:
@@ -67,7 +69,8 @@ class Baseline:
         seed: of the batches, which are the same function of (seed, step) as K-FAC's.
         chunk: how many cases go through the network at a time.
         total_steps: the end of the run, in place of the component's own.
-        total_seconds: the same in training seconds.
+        total_seconds: the same in training seconds, by the wall clock. Who measures by another one
+            sets ``seconds`` before each step, as results/clock.py does.
 
     Raises:
         CoverageError: the model has no trained parameters.

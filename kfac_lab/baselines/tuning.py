@@ -18,6 +18,7 @@ TUNED: dict[tuple[str, str], tuple[str, int]] = {
     ("nag", "mnist"): ("nag(lr=0.01, mu_max=0.95)", 50),
     ("adam", "mnist"): ("adam(lr=0.002, beta2=0.99, decay=0.3)", 50),
     ("muon", "mnist"): (f"muon(lr=0.01, {_MUON})", 200),
+    ("soap", "mnist"): ("soap(lr=0.002, max_side=300, every=5, beta1=0.9)", 100),
     ("nag", "faces"): ("nag(lr=0.001, mu_max=0.95)", 25),
     ("nag", "*"): ("nag(lr=0.005, mu_max=0.95)", 100),
     ("adam", "*"): ("adam(lr=0.001)", 100),

@@ -28,7 +28,7 @@ INTERRUPTED = 130
 
 #: label, name in the CSV
 LANES = (
-    ("K-FAC (robust)", "kfac/robust"),
+    ("K-FAC (quick)", "kfac/quick"),
     ("K-FAC (paper)", "kfac/paper"),
     ("Nesterov SGD", "nag"),
     ("Adam", "adam"),
@@ -36,7 +36,15 @@ LANES = (
     ("SOAP", "soap"),
 )
 
-_COLOURS = {"kfac/robust": 33, "kfac/paper": 80, "nag": 36, "adam": 176, "muon": 208, "soap": 141}
+_COLOURS = {
+    "kfac/quick": 33,
+    "kfac/robust": 27,
+    "kfac/paper": 80,
+    "nag": 36,
+    "adam": 176,
+    "muon": 208,
+    "soap": 141,
+}
 
 
 def demo(options: argparse.Namespace) -> int:

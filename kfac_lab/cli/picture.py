@@ -37,7 +37,8 @@ class Style(NamedTuple):
 
 # Okabe and Ito's palette
 STYLES = {
-    "kfac/robust": Style("#0072B2", "-", 2.6, "o"),
+    "kfac/quick": Style("#0072B2", "-", 2.6, "o"),
+    "kfac/robust": Style("#56B4E9", "-", 2.0, "p"),
     "kfac/paper": Style("#3FA7DD", (0, (6, 1.6)), 2.0, "s"),
     "nag": Style("#009E73", (0, (1, 1.2)), 2.0, "v"),
     "adam": Style("#CC6FA3", (0, (5, 1.5, 1, 1.5)), 1.8, "^"),
