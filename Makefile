@@ -4,7 +4,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PYTEST_ARGS ?= -n 2 --dist loadfile
+# files go to the workers in the order of collection, long ones first (tests/conftest.py)
+PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 PLUGINS := $(wildcard plugins/*/pyproject.toml)
 
 # Idle threads sleep instead of spinning: on a busy machine that is worth a factor of ten.

@@ -71,6 +71,23 @@ def pytest_make_collect_report(collector: pytest.Collector):
     return report
 
 
+# ---- files that take long go first, so that two workers which take files in turn end together ----
+
+LONG = (
+    "notebooks/test_perturbed.py",
+    "browser/test_tour.py",
+    "cli/test_reproduce.py",
+    "engine/test_behaviour.py",
+    "browser/test_",
+    "faults/test_",
+    "zoo/test_",
+)
+
+
+def _place(item: pytest.Item) -> int:
+    return next((n for n, part in enumerate(LONG) if part in item.path.as_posix()), len(LONG))
+
+
 # ---- tests on another device: `pytest --device cuda tests/engine` --------------------------------
 
 
@@ -92,8 +109,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """What is about the emulated device is only there where it is."""
     if config.getoption("--device") != "emulated":
         here = [item for item in items if item.get_closest_marker("emulated") is None]
-        config.hook.pytest_deselected(items=[item for item in items if item not in here])
+        config.hook.pytest_deselected(
+            items=[item for item in items if item.get_closest_marker("emulated") is not None]
+        )
         items[:] = here
+    items.sort(key=_place)
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,8 @@ sparse initialisation, eta = 1e-5, full batch, lambda_1 = 1. Targets are sampled
 in the paper; tau_1 = tau_2 = 1.
 """
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from oracles import schedules
@@ -66,27 +68,37 @@ def kfac(seed: int, count: int, structure="block_diagonal", momentum="optimal") 
     return Engine(problem_of(seed, count), recipe, seed)
 
 
-def iterations_to(level: float, seed: int, count: int, structure: str, momentum: str) -> int:
-    """How many iterations K-FAC needs until h is at or below `level`."""
-    engine = kfac(seed, count, structure, momentum)
+def iterations_to(
+    levels: Sequence[float], seed: int, count: int, structure: str, momentum: str
+) -> list[int]:
+    """How many iterations K-FAC needs until h is at or below each of `levels`, falling ones."""
+    engine, found = kfac(seed, count, structure, momentum), []
     for k in range(UPDATES):
-        if numbers(engine.step())["loss"] <= level:  # h before the move: k updates were made
-            return k
-    return UPDATES
+        loss = numbers(engine.step())["loss"]  # h before the move: k updates were made
+        while len(found) < len(levels) and loss <= levels[len(found)]:
+            found.append(k)
+        if len(found) == len(levels):
+            return found
+    return found + [UPDATES] * (len(levels) - len(found))
 
 
 def race(seed: int, count: int, rates, further_rates):
     """(NAG's best over the grid, best beyond it, {(structure, momentum): iterations to the first},
     iterations of block-diagonal K-FAC with momentum to the second)."""
-    finals = {rate: nag(seed, count, rate) for rate in rates}
-    best = min(v for v in finals.values() if v == v)
-    further = min(v for v in [best, *(nag(seed, count, rate) for rate in BEYOND)] if v == v)
-    needed = {
-        (structure, momentum): iterations_to(best, seed, count, structure, momentum)
-        for structure in STRUCTURES
-        for momentum in ("optimal", "rescaled")
-    }
-    return best, further, needed, iterations_to(further, seed, count, "block_diagonal", "optimal")
+    finals = {rate: nag(seed, count, rate) for rate in (*rates, *further_rates)}
+    best = min(finals[rate] for rate in rates if finals[rate] == finals[rate])
+    further = min(v for v in finals.values() if v == v)
+    needed = {}
+    for structure in STRUCTURES:
+        for momentum in ("optimal", "rescaled"):
+            both = (structure, momentum) == ("block_diagonal", "optimal")
+            levels = (best, further) if both else (best,)
+            needed[structure, momentum], *more = iterations_to(
+                levels, seed, count, structure, momentum
+            )
+            if both:
+                (beyond,) = more
+    return best, further, needed, beyond
 
 
 def judge(seed: int, count: int, rates=RATES, further_rates=BEYOND) -> None:
@@ -110,7 +122,7 @@ def test_kfac_needs_far_fewer_iterations_than_nesterov():
     K-FAC is clearly slower. Run with -s to see the numbers. The grid's lower rates, which fall as
     far behind as they are small, are left to the long test below.
     """
-    judge(seed=0, count=300, rates=RATES[:3], further_rates=BEYOND[:1])
+    judge(seed=0, count=300, rates=RATES[:2], further_rates=BEYOND[:1])
 
 
 @pytest.mark.soak
