@@ -23,6 +23,7 @@ RECORD = json.loads(names.RECORD.read_text(encoding="utf-8"))
 GONE = {
     "kfac_lab.core.linalg.symmetric_root",
     "kfac_lab.core.iterative.newton_schulz_roots",
+    "kfac_lab.core.commit.uninterrupted",  # a commit is core.exchange's
     "kfac_lab.problems.pca",
     "kfac_lab.problems.pca.pca_error",
     "kfac_lab.testing.laws.block.made",  # what laws are tried on stands in files of its own

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 import torch
 from torch import Tensor
 
+from kfac_lab.core.trees import mapped, tensors
 from kfac_lab.errors import DataError
 
 __all__ = [
@@ -33,27 +34,9 @@ __all__ = [
 _Self = TypeVar("_Self", bound="_Cut")
 
 
-def mapped(tree: Any, change: Callable[[Tensor], Any]) -> Any:
-    """The same tuples, dicts and dataclasses with every tensor changed; all else is kept."""
-    if isinstance(tree, Tensor):
-        return change(tree)
-    if isinstance(tree, Mapping):
-        return {name: mapped(value, change) for name, value in tree.items()}
-    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        new = {f.name: mapped(getattr(tree, f.name), change) for f in dataclasses.fields(tree)}
-        return dataclasses.replace(tree, **new)
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(mapped(value, change) for value in tree))
-    if isinstance(tree, (tuple, list)):
-        return type(tree)(mapped(value, change) for value in tree)
-    return tree
-
-
 def tensors_of(tree: Any) -> list[Tensor]:
     """The tensors of a tree, in order."""
-    found: list[Tensor] = []
-    mapped(tree, found.append)
-    return found
+    return [leaf for _, leaf in tensors(tree)]
 
 
 class _Cut:

@@ -17,11 +17,11 @@ from torch import Tensor
 from kfac_lab.core.layers import dense
 from kfac_lab.core.limits import memory_of, shown
 from kfac_lab.core.protocols import Layer
-from kfac_lab.core.rows import Grouped, Rows
+from kfac_lab.core.rows import Grouped, UnassignedRows
 from kfac_lab.core.traits import LayerTraits, traits
 from kfac_lab.errors import CoverageError, RecipeError
 
-__all__ = ["Accumulation", "Layout", "Ledger", "MomentStore", "Table"]
+__all__ = ["Accumulation", "Ledger", "MomentLayout", "MomentStore", "Table"]
 
 Key = tuple[str, int, int]  # name, layer, layer; both equal but for cross moments
 WIDE, STRIPS = 128, 4  # on a CPU: from which side on a moment is updated by strips
@@ -221,9 +221,9 @@ class Accumulation:
         return [self._store.spare[key] for key in self._store.keys]
 
 
-def parts(rows: Grouped) -> tuple[Rows, ...]:
+def parts(rows: Grouped) -> tuple[UnassignedRows, ...]:
     """Rows one by one, whatever they came as."""
-    return rows if isinstance(rows, tuple) else (Rows(dense(rows), 1),)
+    return rows if isinstance(rows, tuple) else (UnassignedRows(dense(rows), 1),)
 
 
 def _sums(rows: Tensor, squared: bool) -> Tensor:
@@ -288,7 +288,7 @@ def _check_room(layers: Sequence[Layer], wants: Sequence[Sequence[str]], like: T
         )
 
 
-class Layout:
+class MomentLayout:
     """Which moments are kept, of what shape, and memory for two sides of each.
 
     Args:
@@ -375,7 +375,7 @@ class MomentStore:
     """
 
     def __init__(
-        self, layout: Layout, current: Mapping[Key, Tensor], ages: Mapping[Key, int]
+        self, layout: MomentLayout, current: Mapping[Key, Tensor], ages: Mapping[Key, int]
     ) -> None:
         self.layout, self.current, self.ages = layout, current, ages
         self.keys, self.links, self.groups = layout.keys, layout.links, layout.groups

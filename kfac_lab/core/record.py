@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kfac_lab.core.layers import plain_call
-from kfac_lab.core.rows import Grouped, Layout, Layouts, grouped, joined
+from kfac_lab.core.rows import Grouped, Layouts, RowLayout, grouped, joined
 from kfac_lab.core.traits import LayerTraits, traits
 from kfac_lab.core.whole import Whole
 
@@ -70,7 +70,7 @@ class Recorder:
                     for module in use.modules:
                         use.layer.leave(module)
 
-    def _layout(self, index: int, call: int) -> Layout | None:
+    def _layout(self, index: int, call: int) -> RowLayout | None:
         layouts = self._layouts[index] if self._layouts is not None else ()
         return layouts[min(call, len(layouts) - 1)] if layouts else None
 
@@ -220,7 +220,7 @@ class Recorder:
 
 
 def repeated(given: Tensor, along: int, cases: int) -> Tensor:
-    """One input for all cases as one for each: see ``Layout.repeat``."""
+    """One input for all cases as one for each: see ``RowLayout.repeat``."""
     if along < 0:  # a new dimension
         place = -1 - along
         shape = (*given.shape[:place], cases, *given.shape[place:])

@@ -1,9 +1,9 @@
 """Rows of a layer and the cases that they belong to (Grosse & Martens 2016 for shared positions).
 
 A call of a layer gives rows ``[B, S, d]`` as its adapter lays them out, and either dimension may
-hold the cases, folded with something else or not at all. A :class:`Layout` says how, and
-:func:`grouped` makes of them either ``[n, S, d]``, cases first, or :class:`Rows`, where a row has
-no case of its own.
+hold the cases, folded with something else or not at all. A :class:`RowLayout` says how, and
+:func:`grouped` makes of them either ``[n, S, d]``, cases first, or :class:`UnassignedRows`, where
+a row has no case of its own.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["Grouped", "Layout", "Layouts", "Rows", "grouped", "joined"]
+__all__ = ["Grouped", "Layouts", "RowLayout", "UnassignedRows", "grouped", "joined"]
 
 
 @dataclass(frozen=True)
-class Layout:
+class RowLayout:
     """How the rows of one call belong to n cases.
 
     ``per_case``: dimension ``axis`` has length ``outer·n·inner``, the cases in the middle; ``size``
@@ -54,11 +54,11 @@ class Layout:
 
 
 #: per layer, per call
-Layouts: TypeAlias = "tuple[tuple[Layout, ...], ...]"
+Layouts: TypeAlias = "tuple[tuple[RowLayout, ...], ...]"
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class UnassignedRows:
     """Rows without a case of their own: ``values`` ``[R, 1, d]``, or ``[1, R, d]`` if shared.
 
     ``times``: of how many cases each row is one.
@@ -74,30 +74,30 @@ class Rows:
 
 
 #: of a layer: ``[n, S, d]``, or rows of several kinds
-Grouped: TypeAlias = "Tensor | tuple[Rows, ...]"
+Grouped: TypeAlias = "Tensor | tuple[UnassignedRows, ...]"
 
 
-def grouped(rows: Tensor, layout: Layout | None, cases: int) -> Tensor | Rows:
+def grouped(rows: Tensor, layout: RowLayout | None, cases: int) -> Tensor | UnassignedRows:
     """Rows ``[B, S, d]`` of a call as ``[cases, ·, d]``, or as rows of no case's own.
 
     Without a layout, or where the shape is not the layout's any more, the first dimension says
     whether its entries are the cases; else they are taken as they come.
     """
     if layout is not None and layout.kind == "shared":
-        return Rows(_flat(rows, 1), cases)
+        return UnassignedRows(_flat(rows, 1), cases)
     if layout is None or layout.kind == "routed":
         as_cases = layout is None and rows.shape[0] == cases
-        return rows if as_cases else Rows(_flat(rows, 0), 1)
+        return rows if as_cases else UnassignedRows(_flat(rows, 0), 1)
     length = rows.shape[layout.axis]
     if layout.axis == 0 and length == cases:
         return rows
     outer, inner = _folds(layout, length, cases)
     if not outer:
-        return Rows(_flat(rows, 0), 1)
+        return UnassignedRows(_flat(rows, 0), 1)
     return _moved(rows, layout.axis, outer, cases, inner)
 
 
-def _folds(layout: Layout, length: int, cases: int) -> tuple[int, int]:
+def _folds(layout: RowLayout, length: int, cases: int) -> tuple[int, int]:
     """(outer, inner) of a dimension now; (0, 0) where cases no longer fit into it."""
     before = layout.outer * layout.inner
     if not length or length % cases:
@@ -151,11 +151,11 @@ def _dense(rows: Tensor) -> Tensor:
     return values.new_zeros(rows.shape).index_put_(tuple(rows._indices()), values)
 
 
-def joined(calls: Sequence[Tensor | Rows]) -> Grouped | None:
+def joined(calls: Sequence[Tensor | UnassignedRows]) -> Grouped | None:
     """All calls of a layer: further positions of the cases, or a tuple where not all have cases."""
     if not calls:
         return None
     tensors = [c for c in calls if isinstance(c, Tensor)]
     if len(tensors) == len(calls):
         return torch.cat(tensors, 1) if len(tensors) > 1 else tensors[0]
-    return tuple(Rows(_flat(c, 0), 1) if isinstance(c, Tensor) else c for c in calls)
+    return tuple(UnassignedRows(_flat(c, 0), 1) if isinstance(c, Tensor) else c for c in calls)

@@ -7,6 +7,7 @@ forks, moves or compares one does it by these functions.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import importlib
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kfac_lab.core.vector import Vec
 from kfac_lab.errors import CheckpointError
@@ -38,9 +39,11 @@ _PLAIN = (int, float, bool, str, type(None), Tensor)
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Path and value of everything in a tree that is no container."""
+    """Path and value of everything in a tree that is no container; of a module, of its state."""
     if isinstance(value, Vec):
         value = value.matrices
+    if isinstance(value, nn.Module):
+        value = dict(value.state_dict())
     if isinstance(value, Mapping):
         for key in value:
             yield from leaves(value[key], f"{path}[{key!r}]")
@@ -63,16 +66,21 @@ def tensors(value: Any) -> list[tuple[str, Tensor]]:
 
 
 def mapped(value: Any, change: Callable[[Any], Any], kind: type = Tensor) -> Any:
-    """The tree with every tensor, or leaf of another ``kind``, changed, in like containers."""
+    """The tree with every tensor, or leaf of another ``kind``, changed, in like containers.
+
+    All else is kept.
+    """
     if isinstance(value, kind):
         return change(value)
     if isinstance(value, Vec):
         return Vec([mapped(m, change, kind) for m in value.matrices])
     if isinstance(value, dict):
-        made = type(value)({key: mapped(item, change, kind) for key, item in value.items()})
-        for name, own in getattr(value, "__dict__", {}).items():  # a dict's subclass has fields
-            setattr(made, name, own)
+        made = copy.copy(value)  # a dict's subclass has more than its items
+        for key, item in value.items():
+            made[key] = mapped(item, change, kind)
         return made
+    if isinstance(value, Mapping):
+        return {key: mapped(item, change, kind) for key, item in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(mapped(item, change, kind) for item in value))
     if isinstance(value, (list, tuple)):
@@ -115,6 +123,12 @@ def where(ok: Tensor, new: Any, old: Any) -> Any:
         return type(new)(where(ok, a, b) for a, b in zip(new, old, strict=True))
     if isinstance(new, Mapping) and isinstance(old, Mapping):
         return {key: where(ok, item, old.get(key)) for key, item in new.items()}
+    if is_data(new) and type(new) is type(old):
+        own = {
+            f.name: where(ok, getattr(new, f.name), getattr(old, f.name))
+            for f in dataclasses.fields(new)
+        }
+        return dataclasses.replace(new, **own)
     return new
 
 

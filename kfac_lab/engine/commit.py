@@ -17,7 +17,7 @@ from kfac_lab.core.state import State, StepRecord
 from kfac_lab.engine.boundary import reference_of
 from kfac_lab.engine.guard import Verdict
 from kfac_lab.engine.proposal import Outcome, all_finite, not_finite
-from kfac_lab.engine.statistics import Statistics, updates_of
+from kfac_lab.engine.statistics import StepMoments, updates_of
 
 if TYPE_CHECKING:
     from kfac_lab.engine.engine import Engine
@@ -27,7 +27,7 @@ __all__ = ["counted", "next_state", "ok_of", "settled"]
 
 def next_state(
     engine: Engine,
-    statistics: Statistics,
+    statistics: StepMoments,
     outcome: Outcome,
     part_states: Mapping[str, Any],
     **new: Any,
@@ -47,7 +47,7 @@ def next_state(
     )
 
 
-def counted(state: State, statistics: Statistics) -> State:
+def counted(state: State, statistics: StepMoments) -> State:
     """The state with what a step counts on the host: k, ages and updates; and the side it is on."""
     store, ages = statistics.store, state.block_ages
     if statistics.fresh:
@@ -63,7 +63,7 @@ def counted(state: State, statistics: Statistics) -> State:
     )
 
 
-def ok_of(outcome: Outcome, loss: Tensor, statistics: Statistics) -> Tensor:
+def ok_of(outcome: Outcome, loss: Tensor, statistics: StepMoments) -> Tensor:
     """Whether all of a step's numbers are finite, 0-dim."""
     scalars = [loss, *outcome.chosen.scalars()]
     if statistics.fresh:
@@ -75,7 +75,7 @@ def settled(
     engine: Engine,
     record: StepRecord,
     new: State,
-    statistics: Statistics,
+    statistics: StepMoments,
     loss: Tensor | None,
     ok: Tensor,
     trial: Sequence[Tensor],

@@ -12,8 +12,8 @@ from torch import Tensor
 from kfac_lab.core import checkpoint, linalg
 from kfac_lab.core.capture import CoverageRow, Network
 from kfac_lab.core.clock import Clock
-from kfac_lab.core.moments import Layout, MomentStore
-from kfac_lab.core.passes import Passes, Seen, Unseen
+from kfac_lab.core.moments import MomentLayout, MomentStore
+from kfac_lab.core.passes import Passes, Unseen, WatchedPasses
 from kfac_lab.core.problem import Drawn, Problem
 from kfac_lab.core.program import CudaGraphs
 from kfac_lab.core.state import Bound, DampingStrength, Place, Signals, State, StepRecord
@@ -52,7 +52,7 @@ class Held:
     state: State
     seed: int
     lr: float = 1.0
-    layout: Layout | None = None
+    layout: MomentLayout | None = None
     record: StepRecord | None = None
 
     @property
@@ -247,7 +247,7 @@ class Engine:
         """Whether a model that needs products J·v has no path for them yet."""
         return self.passes.tangent_path == "unknown" and parts.needs_tangents
 
-    def layout_of(self, parts: Parts, bound: Bound) -> Layout:
+    def layout_of(self, parts: Parts, bound: Bound) -> MomentLayout:
         """Memory for the moments that the blocks and the structure of ``parts`` want."""
         wants = [tuple(b.wants()) for b in parts.blocks]
         links = [
@@ -256,7 +256,7 @@ class Engine:
             if {"A", "G"} <= set(wants[i]) and {"A", "G"} <= set(wants[j])
         ]
         like = torch.empty((), dtype=self.network.dtype, device=self.device)
-        return Layout(self.network.layers, wants, links, like)
+        return MomentLayout(self.network.layers, wants, links, like)
 
     def swap(self, recipe: Any, named: Mapping[str, set[str]]) -> None:
         """Takes the parts of ``recipe`` from the next step on; see ``engine.swap``.
@@ -319,7 +319,7 @@ class Engine:
         self.held = replace(self.held, state=state, record=record)
 
     def precondition(
-        self, gradient: Vec, drawn: Drawn | None, seen: Seen | None = None
+        self, gradient: Vec, drawn: Drawn | None, seen: WatchedPasses | None = None
     ) -> tuple[Vec, StepRecord]:
         """P∇h for a gradient that somebody else computed; θ and the buffers stay as they are.
 

@@ -40,7 +40,7 @@ from kfac_lab.core.vector import Vec
 from kfac_lab.engine import statistics
 from kfac_lab.engine.commit import counted
 from kfac_lab.engine.guard import Verdict
-from kfac_lab.engine.statistics import Statistics
+from kfac_lab.engine.statistics import StepMoments
 from kfac_lab.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Prepare(Protocol):
         engine: Engine,
         plan: Plan,
         drawn: Any,
-        gathered: Statistics,
+        gathered: StepMoments,
         clock: Clock,
         k: Any,
     ) -> Prepared:
@@ -164,7 +164,7 @@ class Programs:
         clock: Clock,
         prepare: Prepare,
         given: Any = None,
-    ) -> tuple[Prepared, Statistics]:
+    ) -> tuple[Prepared, StepMoments]:
         """The step but for its commit, by a program where there is one.
 
         ``given`` are further tensors that it depends on.
@@ -237,7 +237,7 @@ class Programs:
         engine: Engine,
         plan: Plan,
         drawn: Drawn | None,
-        gathered: Statistics,
+        gathered: StepMoments,
         clock: Clock,
         prepare: Prepare,
         asked: _Asked,
@@ -281,7 +281,7 @@ class Programs:
         self,
         engine: Engine,
         plan: Plan,
-        gathered: Statistics,
+        gathered: StepMoments,
         asked: _Asked,
         entry: _Entry,
         made: Prepared,
@@ -371,7 +371,7 @@ class _Asked:
 
     @staticmethod
     def of(
-        engine: Engine, plan: Plan, drawn: Drawn | None, gathered: Statistics, given: Any
+        engine: Engine, plan: Plan, drawn: Drawn | None, gathered: StepMoments, given: Any
     ) -> _Asked:
         """Of a step that is about to be made."""
         state, store, problem = engine.state_, gathered.store, engine.problem
@@ -513,7 +513,7 @@ def _template(recorder: Recorder, made: Prepared, old: State) -> tuple[Any, list
 
 
 def _filled(
-    entry: _Entry, values: Sequence[Tensor], engine: Engine, plan: Plan, gathered: Statistics
+    entry: _Entry, values: Sequence[Tensor], engine: Engine, plan: Plan, gathered: StepMoments
 ) -> Prepared:
     """A step of what a program gave, and of what is counted on the host."""
     tree = trees.mapped(entry.template, lambda place: values[place.index], kind=_Place)

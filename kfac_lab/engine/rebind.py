@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from kfac_lab.core.capture import Network
-from kfac_lab.core.moments import Layout, MomentStore
+from kfac_lab.core.moments import MomentLayout, MomentStore
 
 if TYPE_CHECKING:
     from kfac_lab.engine.engine import Engine
@@ -80,7 +80,7 @@ def _former(network: Network, store: MomentStore | None) -> Former | None:
     return Former(named(store.current), named(store.ages))
 
 
-def inherited(layout: Layout, network: Network, former: Former) -> MomentStore:
+def inherited(layout: MomentLayout, network: Network, former: Former) -> MomentStore:
     """A store with the moments of the layers that were there before; the others open at zero."""
     opened = layout.opened()
     ages: dict[Any, int] = {}

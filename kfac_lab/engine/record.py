@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from kfac_lab.core.passes import Evaluated
 from kfac_lab.core.state import Due, StepRecord
 from kfac_lab.engine.proposal import Candidate, Outcome
-from kfac_lab.engine.statistics import Statistics
+from kfac_lab.engine.statistics import StepMoments
 
 if TYPE_CHECKING:
     from kfac_lab.engine.engine import Engine
@@ -22,7 +22,7 @@ def record_of(
     chosen: Candidate,
     outcome: Outcome,
     m: int,
-    gathered: Statistics | None,
+    gathered: StepMoments | None,
     evaluated: Evaluated | None,
 ) -> StepRecord:
     """The record of step k; without ``evaluated`` h and what comes of it are not known."""

@@ -14,11 +14,11 @@ from kfac_lab.core.state import Due, State
 from kfac_lab.core.vector import Vec
 from kfac_lab.engine.parts import Parts
 
-__all__ = ["Statistics", "approximate", "begun", "digested", "updates_of"]
+__all__ = ["StepMoments", "approximate", "begun", "digested", "updates_of"]
 
 
 @dataclass(frozen=True, eq=False)
-class Statistics:
+class StepMoments:
     """The moments as this step sees them, and what it has gathered into them so far."""
 
     store: MomentStore
@@ -56,19 +56,19 @@ def updates_of(state: State) -> int:
     return state.step if state.updates is None else state.updates
 
 
-def begun(parts: Parts, store: MomentStore, due: Due, state: State, rows: int) -> Statistics:
+def begun(parts: Parts, store: MomentStore, due: Due, state: State, rows: int) -> StepMoments:
     """Starts ε·moments + (1−ε)·(mean over ``rows`` cases), where statistics are due (section 5).
 
     ε is that of the update, not of the step: a schedule may leave statistics out.
     """
     if not due.stats:
-        return Statistics(store, False, 1.0, rows, None)
+        return StepMoments(store, False, 1.0, rows, None)
     epsilon = float(parts["estimator"].decay(updates_of(state) + 1))
-    return Statistics(store, True, epsilon, rows, store.accumulate(epsilon, rows))
+    return StepMoments(store, True, epsilon, rows, store.accumulate(epsilon, rows))
 
 
 def digested(
-    parts: Parts, state: State, statistics: Statistics, observed: Observed | None
+    parts: Parts, state: State, statistics: StepMoments, observed: Observed | None
 ) -> tuple[Any, ...]:
     """Ends the accumulation, takes means over processes; returns the blocks' new part_states."""
     if statistics.accumulation is None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kfac_lab.core.clock import Clock
-from kfac_lab.core.passes import Evaluated, Rows, Seen
+from kfac_lab.core.passes import Evaluated, LayerRows, WatchedPasses
 from kfac_lab.core.problem import Drawn
 from kfac_lab.core.state import DampingStrength, Due, StepRecord
 from kfac_lab.core.vector import Vec
@@ -53,7 +53,7 @@ def _prepared(
     engine: Engine,
     plan: Plan,
     drawn: Drawn,
-    gathered: statistics.Statistics,
+    gathered: statistics.StepMoments,
     clock: Clock,
     k: Any,
 ) -> Prepared:
@@ -125,7 +125,7 @@ def _prepared(
 
 
 def preconditioned(
-    engine: Engine, gradient: Vec, drawn: Drawn | None, seen: Seen | None, clock: Clock
+    engine: Engine, gradient: Vec, drawn: Drawn | None, seen: WatchedPasses | None, clock: Clock
 ) -> tuple[Vec, StepRecord]:
     """P∇h for a gradient that somebody else computed; see ``Engine.precondition``."""
     k = engine.state_.step + 1
@@ -156,7 +156,7 @@ def preconditioned(
         engine: Engine,
         plan: Plan,
         drawn: Drawn | None,
-        gathered: statistics.Statistics,
+        gathered: statistics.StepMoments,
         clock: Clock,
         k: Any,
     ) -> Prepared:
@@ -174,8 +174,8 @@ def _preconditioned(
     plan: Plan,
     gradient: Vec,
     drawn: Drawn | None,
-    rows: Rows | None,
-    gathered: statistics.Statistics,
+    rows: LayerRows | None,
+    gathered: statistics.StepMoments,
     clock: Clock,
     k: Any,
 ) -> Prepared:
@@ -209,7 +209,7 @@ def _preconditioned(
 
 
 def _settled(
-    engine: Engine, made: Prepared, gathered: statistics.Statistics, clock: Clock
+    engine: Engine, made: Prepared, gathered: statistics.StepMoments, clock: Clock
 ) -> StepRecord:
     return commit.settled(
         engine,
@@ -238,7 +238,7 @@ def _search(
     engine: Engine,
     k: int,
     due: Due,
-    gathered: statistics.Statistics,
+    gathered: statistics.StepMoments,
     loss: Tensor | None,
     trial: proposal.Trial,
     m: int,

@@ -18,7 +18,7 @@ from kfac_lab.core.capture import left_out
 from kfac_lab.core.exchange import exchange
 from kfac_lab.core.likelihood import Likelihood, Selector
 from kfac_lab.core.parameters import whole_number
-from kfac_lab.core.passes import Seen
+from kfac_lab.core.passes import WatchedPasses
 from kfac_lab.core.state import Due, StepRecord, Swap
 from kfac_lab.errors import RecipeError
 from kfac_lab.history import History
@@ -245,7 +245,7 @@ class Preconditioner:
                 self._tap.forget() if failed else self._tap.see(seen)
             raise
 
-    def _watching(self) -> Seen | None:
+    def _watching(self) -> WatchedPasses | None:
         """Where the next step wants rows that the user's own passes have."""
         engine = self._engine
         if not engine.parts.declares("estimator").of_loss or not engine.observes_next:
@@ -255,7 +255,7 @@ class Preconditioner:
         ):
             if not use.modules and (observes or block.wants()):
                 return None  # what no layer claims has its gradient summed over S1
-        return Seen(engine.network)
+        return WatchedPasses(engine.network)
 
     @property
     def parameters(self) -> list[nn.Parameter]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kfac_lab.core import seeds
 from kfac_lab.core.cases import Call, Cases, Unlabelled, as_cases, concatenated
-from kfac_lab.core.passes import Seen
+from kfac_lab.core.passes import WatchedPasses
 from kfac_lab.core.problem import Drawn, weighed
 from kfac_lab.errors import DataError, RecipeError
 
@@ -27,7 +27,7 @@ class Tap:
 
     def __init__(self, watching: Any = None, open: bool = True) -> None:
         self._open, self._watching = open, watching
-        self.rows: Seen | None = None  # of what was seen, where they are wanted
+        self.rows: WatchedPasses | None = None  # of what was seen, where they are wanted
         self._seen: deque[Any] = deque(maxlen=ACCUMULATED)  # tensors or Cases
         self._odd: str | None = None
 

@@ -16,6 +16,7 @@ Everything here costs the square of the number of weights, and more. The engine 
 from kfac_lab.study.applied import apply_structure
 from kfac_lab.study.cumulants import Cumulants, cumulants
 from kfac_lab.study.fisher import (
+    FisherRows,
     Seen,
     chain_covariance,
     chain_precision,
@@ -32,6 +33,7 @@ from kfac_lab.study.subject import structure_run
 
 __all__ = [
     "Cumulants",
+    "FisherRows",
     "Seen",
     "apply_structure",
     "block_means",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kfac_lab.study.fisher import Seen, rows_of
+from kfac_lab.study.fisher import FisherRows, rows_of
 
 __all__ = ["Cumulants", "cumulants"]
 
@@ -36,7 +36,7 @@ class Cumulants:
         return float(self.error.abs().sum()), float(self.bound.sum())
 
 
-def cumulants(seen: Seen) -> Cumulants:
+def cumulants(seen: FisherRows) -> Cumulants:
     """The three terms of the error and its bound; expectations over y are exact."""
     count = len(seen.inputs[0])
     means = [a.mean(0) for a in seen.inputs]
@@ -60,7 +60,7 @@ def cumulants(seen: Seen) -> Cumulants:
     )
 
 
-def _places(seen: Seen) -> tuple[Tensor, Tensor]:
+def _places(seen: FisherRows) -> tuple[Tensor, Tensor]:
     a_of, g_of, a_start, g_start = [], [], 0, 0
     for a, g in zip(seen.inputs, seen.columns, strict=True):
         n, d = a.shape[1], g.shape[2]

@@ -16,6 +16,7 @@ from kfac_lab.core.problem import Problem
 from kfac_lab.errors import RecipeError
 
 __all__ = [
+    "FisherRows",
     "Seen",
     "chain_covariance",
     "chain_precision",
@@ -32,7 +33,7 @@ Blocks = list[list[Tensor]]  # [layer][layer]
 
 
 @dataclass(frozen=True)
-class Seen:
+class FisherRows:
     """What the Fisher of some layers is made of, in float64.
 
     Attributes:
@@ -50,9 +51,12 @@ class Seen:
         return [a.shape[1] * g.shape[2] for a, g in zip(self.inputs, self.columns, strict=True)]
 
 
+Seen = FisherRows  # its former name
+
+
 def look(
     problem: Problem, *, layers: Sequence[int] | None = None, cases: int | None = None
-) -> Seen:
+) -> FisherRows:
     """One pass over the training cases, and one backward pass for each column of B.
 
     Args:
@@ -97,10 +101,10 @@ def look(
         module, a, _ = fired[i]
         ones = a.new_ones(len(a), 1)
         inputs.append((a if module.bias is None else torch.cat([a, ones], 1)).double())
-    return Seen(tuple(inputs), tuple(torch.stack(r, 1) for r in rows))
+    return FisherRows(tuple(inputs), tuple(torch.stack(r, 1) for r in rows))
 
 
-def exact_fisher(seen: Seen) -> Tensor:
+def exact_fisher(seen: FisherRows) -> Tensor:
     """F over the layers seen ``[P, P]``: E[vec(g āᵀ) vec(g āᵀ)ᵀ] (section 2.2)."""
     rows = rows_of(seen.inputs, seen.columns)
     return rows.T @ rows / len(seen.inputs[0])
@@ -114,7 +118,7 @@ def rows_of(inputs: Sequence[Tensor], columns: Sequence[Tensor]) -> Tensor:
     return torch.cat(parts, dim=2).flatten(0, 1)
 
 
-def moments(seen: Seen) -> tuple[Blocks, Blocks]:
+def moments(seen: FisherRows) -> tuple[Blocks, Blocks]:
     """A[i][j] = E[ā_i ā_jᵀ] and G[i][j] = E[g_i g_jᵀ] of every pair of layers (section 3)."""
     count = len(seen.inputs[0])
     a = [[x.T @ y / count for y in seen.inputs] for x in seen.inputs]

@@ -1,46 +1,18 @@
-"""Nested values with tensors in them: their leaves, copies, and what differs between two."""
+"""What differs between two trees (``core.trees``), and what was written into one."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from kfac_lab.core.vector import Vec
+from kfac_lab.core.trees import leaves, tensors
+from kfac_lab.core.trees import mapped as moved
 
 __all__ = ["Watch", "difference", "leaves", "moved", "tensors"]
 
 Leaf = tuple[str, Any]
-
-
-def leaves(value: Any, path: str = "") -> Iterator[Leaf]:
-    """Path and leaf of everything in a value: containers and dataclasses are walked through."""
-    if isinstance(value, Vec):
-        value = value.matrices
-    if isinstance(value, nn.Module):
-        value = dict(value.state_dict())
-    if isinstance(value, Mapping):
-        for key in value:
-            yield from leaves(value[key], f"{path}[{key!r}]")
-    elif isinstance(value, tuple) and hasattr(value, "_fields"):
-        for key in value._fields:
-            yield from leaves(getattr(value, key), f"{path}.{key}")
-    elif isinstance(value, (list, tuple)):
-        for n, item in enumerate(value):
-            yield from leaves(item, f"{path}[{n}]")
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for field in dataclasses.fields(value):
-            yield from leaves(getattr(value, field.name), f"{path}.{field.name}")
-    else:
-        yield path, value
-
-
-def tensors(value: Any) -> list[tuple[str, Tensor]]:
-    """Path and tensor of every tensor in a value."""
-    return [(path, leaf) for path, leaf in leaves(value) if isinstance(leaf, Tensor)]
 
 
 def difference(a: Any, b: Any) -> str | None:
@@ -53,27 +25,6 @@ def difference(a: Any, b: Any) -> str | None:
         if not _same(one, right[path]):
             return f"{path or 'it'} is {_shown(one)} and {_shown(right[path])}"
     return None
-
-
-def moved(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The value with every tensor changed, in containers of the same kinds."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, Vec):
-        return Vec([change(m) for m in value.matrices])
-    if isinstance(value, dict):
-        made = type(value)({key: moved(item, change) for key, item in value.items()})
-        for name, own in getattr(value, "__dict__", {}).items():
-            setattr(made, name, own)
-        return made
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(moved(item, change) for item in value))
-    if isinstance(value, (list, tuple)):
-        return type(value)(moved(item, change) for item in value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        own = {f.name: moved(getattr(value, f.name), change) for f in dataclasses.fields(value)}
-        return dataclasses.replace(value, **own)
-    return value
 
 
 class Watch:

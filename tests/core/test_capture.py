@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kfac_lab.core.capture import Network
 from kfac_lab.core.layers import Declined, Linear, Recorded, dense
-from kfac_lab.core.moments import Layout
+from kfac_lab.core.moments import MomentLayout
 from kfac_lab.core.record import Recorder
 from kfac_lab.errors import CoverageError
 
@@ -172,7 +172,7 @@ def test_sparse_rows_give_the_moments_of_dense_ones() -> None:
     other = torch.randn(6, 4, 5, dtype=torch.float64)
     tables = []
     for rows in (sparse, plain):
-        store = Layout(layers, wants, [(0, 1)], LIKE).opened()
+        store = MomentLayout(layers, wants, [(0, 1)], LIKE).opened()
         accumulation = store.accumulate(0.0, 6)
         accumulation.inputs([rows, other])
         accumulation.finish()

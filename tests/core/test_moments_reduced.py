@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kfac_lab.core.moments import Layout
+from kfac_lab.core.moments import MomentLayout
 
 CASES, POSITIONS, D_IN, D_OUT = 6, 4, 3, 2
 
@@ -36,7 +36,7 @@ def test_reduced_moments(groups, sparse):
     if groups is not None:
         layer.groups = groups
     a, g = rows(groups or 1, D_IN, 0), rows(groups or 1, D_OUT, 1)
-    store = Layout([layer], [("A.reduced", "G.reduced")], (), a).opened()
+    store = MomentLayout([layer], [("A.reduced", "G.reduced")], (), a).opened()
     seen = store.accumulate(0.25, CASES)
     for part in (slice(0, 4), slice(4, 6)):  # two chunks
         flat = a[part].flatten(1, 2)

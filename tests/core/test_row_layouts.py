@@ -14,7 +14,7 @@ import kfac_lab as kl
 from kfac_lab.core import moments as moments_module
 from kfac_lab.core.likelihood import resolve
 from kfac_lab.core.problem import Drawn
-from kfac_lab.core.rows import Layout, Rows, grouped
+from kfac_lab.core.rows import RowLayout, UnassignedRows, grouped
 from kfac_lab.engine import attach
 
 N, T = 12, 4
@@ -149,7 +149,7 @@ def test_rows_can_be_reduced_whatever_the_spelling(how):
 
         engine = engine_of(Pooled(spelt(spelling)), x, y)
         wants = [("A.reduced", "G.reduced")] * len(engine.network.uses)
-        store = moments_module.Layout(engine.network.layers, wants, (), x[0]).opened()
+        store = moments_module.MomentLayout(engine.network.layers, wants, (), x[0]).opened()
         accumulation = store.accumulate(0.0, N)
         given = N, engine.parts["estimator"], accumulation
         engine.passes.observe(x, y, None, 1, given, [False] * 3)
@@ -327,10 +327,10 @@ def test_an_expert_without_a_case_at_first_rests_until_it_gets_one():
 def test_rows_as_they_come_cannot_be_reduced():
     engine = engine_of(Experts().double(), *routed([5, 6, 1]))
     wants = [("A.reduced", "G.reduced")] * 3
-    store = moments_module.Layout(engine.network.layers, wants, (), torch.zeros(())).opened()
+    store = moments_module.MomentLayout(engine.network.layers, wants, (), torch.zeros(())).opened()
     accumulation = store.accumulate(0.0, 12)
     with pytest.raises(kl.CoverageError, match=r"experts\.0: which rows belong to a case"):
-        accumulation.inputs([(Rows(torch.ones(5, 1, 6), 1),), None, None])
+        accumulation.inputs([(UnassignedRows(torch.ones(5, 1, 6), 1),), None, None])
 
 
 # --- networks that take no fewer cases ------------------------------------------------------------
@@ -556,12 +556,12 @@ def test_weights_in_bfloat16_have_factors_in_float32():
 @pytest.mark.parametrize(
     ("shape", "layout"),
     [
-        ((4, 3), Layout("per_case")),
-        ((12, 2), Layout("per_case", 0, 1, 3, 6)),
-        ((12, 2), Layout("per_case", 0, 3, 1, 6)),
-        ((24, 2), Layout("per_case", 0, 2, 3, 12)),
-        ((3, 4), Layout("per_case", 1, 1, 1, 3)),
-        ((3, 8), Layout("per_case", 1, 2, 1, 6)),
+        ((4, 3), RowLayout("per_case")),
+        ((12, 2), RowLayout("per_case", 0, 1, 3, 6)),
+        ((12, 2), RowLayout("per_case", 0, 3, 1, 6)),
+        ((24, 2), RowLayout("per_case", 0, 2, 3, 12)),
+        ((3, 4), RowLayout("per_case", 1, 1, 1, 3)),
+        ((3, 8), RowLayout("per_case", 1, 2, 1, 6)),
     ],
 )
 def test_rows_go_to_their_cases(shape, layout, sparse):
@@ -574,7 +574,7 @@ def test_rows_go_to_their_cases(shape, layout, sparse):
     marked = owner.unsqueeze(-1) + 1
     given = marked.to_sparse() if sparse else marked
     found = grouped(given, layout, cases)
-    assert not isinstance(found, Rows)
+    assert not isinstance(found, UnassignedRows)
     found = found.to_dense() if sparse else found
     assert found.shape == (cases, shape[0] * shape[1] // cases, 1)
     assert torch.equal(found[..., 0], torch.arange(1.0, cases + 1)[:, None].expand(found.shape[:2]))
@@ -582,10 +582,10 @@ def test_rows_go_to_their_cases(shape, layout, sparse):
 
 def test_more_positions_than_at_the_probe_are_still_whose_they_are():
     rows = torch.arange(40.0).view(40, 1, 1)
-    found = grouped(rows, Layout("per_case", 0, 1, 3, 3), 4)
+    found = grouped(rows, RowLayout("per_case", 0, 1, 3, 3), 4)
     assert torch.equal(found[1, :, 0], torch.arange(10.0, 20.0))
-    odd = grouped(rows[:39], Layout("per_case", 0, 1, 3, 3), 4)
-    assert isinstance(odd, Rows) and odd.values.shape == (39, 1, 1)
+    odd = grouped(rows[:39], RowLayout("per_case", 0, 1, 3, 3), 4)
+    assert isinstance(odd, UnassignedRows) and odd.values.shape == (39, 1, 1)
 
 
 def test_coverage_says_whose_rows_are_whose():

@@ -60,7 +60,8 @@ class OneInput(Net):
     """The same function of one tensor that holds both inputs."""
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = super().forward(x[:, :4], x[:, 4:])
+        # whole tensors, as the two inputs are: rows of another stride may have other last bits
+        found: Tensor = super().forward(x[:, :4].contiguous(), x[:, 4:].contiguous())
         return found
 
 

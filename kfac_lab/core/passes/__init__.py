@@ -9,7 +9,16 @@ the sequential plan (``sequential.py``), where one forward pass serves all of th
 from kfac_lab.core.passes.certificate import Unseen
 from kfac_lab.core.passes.evaluated import Evaluated, Observed
 from kfac_lab.core.passes.passes import Passes, subset
-from kfac_lab.core.passes.seen import Rows, Seen
 from kfac_lab.core.passes.sums import square_norm
+from kfac_lab.core.passes.watched import LayerRows, WatchedPasses
 
-__all__ = ["Evaluated", "Observed", "Passes", "Rows", "Seen", "Unseen", "square_norm", "subset"]
+__all__ = [
+    "Evaluated",
+    "LayerRows",
+    "Observed",
+    "Passes",
+    "Unseen",
+    "WatchedPasses",
+    "square_norm",
+    "subset",
+]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kfac_lab.core.passes.function import Function
 from kfac_lab.core.record import Recorder
-from kfac_lab.core.rows import Layout, Layouts
+from kfac_lab.core.rows import Layouts, RowLayout
 from kfac_lab.core.whole import Whole
 
 __all__ = ["Look", "find", "look"]
@@ -89,7 +89,7 @@ def find(function: Function, inputs: Tensor, sizes: Sequence[int]) -> tuple[Layo
     ``sizes`` are one or two numbers of cases, the larger first.
     """
     large, *small = (inputs[:n] for n in sizes)
-    layouts: list[list[Layout]] | None = None
+    layouts: list[list[RowLayout]] | None = None
     tried: set[tuple[int, int]] = set()
     plain = look(function, large)
     other = look(function, small[0]) if small else None
@@ -119,10 +119,10 @@ def _repeated(
     function: Function,
     large: Tensor,
     small: Sequence[Tensor],
-    found: list[list[Layout]],
+    found: list[list[RowLayout]],
     plain: Look,
     at: tuple[int, int],
-) -> list[list[Layout]] | None:
+) -> list[list[RowLayout]] | None:
     """Layouts with one shared call's input repeated for each case, where that is the same function
     and its rows become those of one case each; None where it is not.
     """
@@ -153,7 +153,7 @@ def _repeated(
     return None
 
 
-def _apart(seen: Look, layer: int, call: int, layout: Layout) -> bool:
+def _apart(seen: Look, layer: int, call: int, layout: RowLayout) -> bool:
     """Whether each case's loss reaches its own rows alone."""
     shape = seen.shapes[layer][call]
     for case in range(seen.cases):
@@ -163,23 +163,23 @@ def _apart(seen: Look, layer: int, call: int, layout: Layout) -> bool:
     return True
 
 
-def _owner(shape: tuple[int, int], layout: Layout, seen: Look) -> Tensor:
+def _owner(shape: tuple[int, int], layout: RowLayout, seen: Look) -> Tensor:
     """The case of each row ``[B, S]``."""
     along = torch.arange(shape[layout.axis], device=seen.outputs.device)
     case = along.div(layout.inner, rounding_mode="floor") % seen.cases
     return (case[:, None] if layout.axis == 0 else case[None, :]).expand(shape)
 
 
-def _layouts(one: Look, other: Look | None) -> list[list[Layout]]:
+def _layouts(one: Look, other: Look | None) -> list[list[RowLayout]]:
     evidence: list[list[list[Tensor | None]]] = []
-    found: list[list[Layout]] = []
+    found: list[list[RowLayout]] = []
     for i, calls in enumerate(one.shapes):
         own = []
         for c, shape in enumerate(calls):
             if other is None:
                 before = None
             elif len(other.shapes[i]) != len(calls):
-                own.append(Layout("routed"))
+                own.append(RowLayout("routed"))
                 continue
             else:
                 before = other.shapes[i][c]
@@ -194,7 +194,7 @@ def _layouts(one: Look, other: Look | None) -> list[list[Layout]]:
 
 
 def _fits(
-    layout: Layout,
+    layout: RowLayout,
     shape: tuple[int, int],
     seen: Look,
     layer: int,
@@ -217,7 +217,7 @@ def _fits(
 
 def _options(
     shape: tuple[int, int], cases: int, before: tuple[int, int] | None, fewer: int
-) -> list[Layout]:
+) -> list[RowLayout]:
     """The layouts that the shapes allow, likeliest first."""
     size = shape[0] * shape[1]
     if before is None:
@@ -225,10 +225,10 @@ def _options(
         if shape[0] == cases:
             axes = [0]
         if shape[0] == 1 and cases > 1 and 1 not in axes:
-            return [Layout("shared", size=size), Layout("routed")]
+            return [RowLayout("shared", size=size), RowLayout("routed")]
     else:
         if shape == before:
-            return [Layout("shared", size=size), Layout("routed")]
+            return [RowLayout("shared", size=size), RowLayout("routed")]
         axes = [
             axis
             for axis in (0, 1)
@@ -241,5 +241,5 @@ def _options(
         folds = shape[axis] // cases
         inners = [n for n in range(folds, 0, -1) if folds % n == 0]
         for inner in inners:
-            options.append(Layout("per_case", axis, folds // inner, inner, size // cases))
-    return options or [Layout("routed")]
+            options.append(RowLayout("per_case", axis, folds // inner, inner, size // cases))
+    return options or [RowLayout("routed")]

@@ -23,11 +23,11 @@ from kfac_lab.core.passes.function import Function
 from kfac_lab.core.passes.general import Autograd
 from kfac_lab.core.passes.probe import Probed
 from kfac_lab.core.passes.products import raised
-from kfac_lab.core.passes.seen import Rows
 from kfac_lab.core.passes.sequential import Sequential
 from kfac_lab.core.passes.statistics import Statistics
 from kfac_lab.core.passes.sums import Objective
 from kfac_lab.core.passes.trace import BackEnd, Trace
+from kfac_lab.core.passes.watched import LayerRows
 from kfac_lab.core.plan import Plan
 from kfac_lab.core.problem import Drawn
 from kfac_lab.core.program import filled
@@ -351,7 +351,7 @@ class Passes:
         return gather.observed()
 
     def observe_rows(
-        self, rows: Rows, accumulation: Accumulation, observe: Sequence[bool]
+        self, rows: LayerRows, accumulation: Accumulation, observe: Sequence[bool]
     ) -> Observed | None:
         """Statistics of rows that are at hand, g of one cotangent."""
         with torch.no_grad():

@@ -15,7 +15,7 @@ from kfac_lab.core.passes.function import Function
 from kfac_lab.core.passes.layouts import find
 from kfac_lab.core.passes.products import PATHS, jacobian_products, raised
 from kfac_lab.core.record import Recorder
-from kfac_lab.core.rows import Layout, Layouts
+from kfac_lab.core.rows import Layouts, RowLayout
 from kfac_lab.core.traits import LikelihoodTraits, traits
 from kfac_lab.core.vector import Vec
 from kfac_lab.errors import CoverageError, DataError, RecipeError
@@ -120,7 +120,7 @@ def probe(function: Function, inputs: Any, targets: Any, device: torch.device) -
         layouts, seen = find(function, inputs.to(device), sizes)
     check_fired(seen.recorder, function, layouts)
     excess = certify(function.network, seen)
-    plain = Layout("per_case")
+    plain = RowLayout("per_case")
     leading = tuple(all(replace(c, size=1) == plain for c in calls) for calls in layouts)
     return Probed(
         predictions,

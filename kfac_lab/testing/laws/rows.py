@@ -173,7 +173,7 @@ class _Kept:
             raise Broken("its network", "its rows to make up the gradient", "the fallback's rows")
         wants = [tuple(names) if i == self._at else () for i in range(len(uses))]
         like, layers = targets.new_zeros(()), self._engine.network.layers
-        self._store = moments.Layout(layers, wants, (), like).opened()
+        self._store = moments.MomentLayout(layers, wants, (), like).opened()
         self._targets, self._epsilon = targets, 0.0
 
     def after(self, where: Tensor) -> dict[str, Tensor]:

@@ -11,17 +11,17 @@ from torch import Tensor
 from kfac_lab.core.capture import Network
 from kfac_lab.core.record import Recorder
 
-__all__ = ["Rows", "Seen"]
+__all__ = ["LayerRows", "WatchedPasses"]
 
 
-class Rows(NamedTuple):
+class LayerRows(NamedTuple):
     """Of the cases of S1, per layer."""
 
     inputs: list[Tensor | None]  # ā [n, S, d_in]
     gradients: list[Tensor | None]  # g [n, S, d_out], of a case's own loss
 
 
-class Seen:
+class WatchedPasses:
     """What one or several forward passes and their backwards gave, cases one after the other.
 
     ``begin`` before and ``end`` after each forward pass of ``cases`` cases; the backward comes when
@@ -45,7 +45,7 @@ class Seen:
         """Hooks off."""
         self._open.close()
 
-    def taken(self, order: Tensor | None, count: int, scale: float) -> Rows | None:
+    def taken(self, order: Tensor | None, count: int, scale: float) -> LayerRows | None:
         """The rows of the first ``count`` cases of ``order``; None where some are missing.
 
         ``scale`` makes the gradients of the loss those of a case's own.
@@ -53,7 +53,7 @@ class Seen:
         They are missing where a layer was not called with cases in front, or its gradient did not
         pass (activations computed anew in the backward, a model run without one).
         """
-        parts: list[Rows] = []
+        parts: list[LayerRows] = []
         start = 0
         for recorder, cases in self._recorded:
             here = slice(0, cases)
@@ -68,7 +68,7 @@ class Seen:
             rows = recorder.chosen(chosen, cases)
             if rows is None:
                 return None
-            parts.append(Rows(*rows))
+            parts.append(LayerRows(*rows))
         if not parts:
             return None
         dtype = self._network.tensors[0].dtype
@@ -83,4 +83,4 @@ class Seen:
         gradients = joined("gradients")
         factor = scale * self.scale
         scaled = [None if g is None else g * factor for g in gradients]
-        return Rows(joined("inputs"), scaled)
+        return LayerRows(joined("inputs"), scaled)
