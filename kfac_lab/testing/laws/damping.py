@@ -32,79 +32,21 @@ from kfac_lab.testing.laws.common import (
     exempt_unless,
     same_to_the_bit,
 )
+from kfac_lab.testing.laws.damping_subjects import (
+    HUGE,
+    NAN,
+    RHOS,
+    SEARCH,
+    drafted,
+    needs_rho,
+    refresh,
+    run,
+    subjects,
+)
 from kfac_lab.testing.steps import engine_strength, number, record, strength, toy_problem
-from kfac_lab.testing.subjects import Subject
 from kfac_lab.testing.trees import Watch
 
-NAN, HUGE, INF = float("nan"), 1e9, float("inf")
-# ρ is infinite where no change was predicted and one was found.
-RHOS = (-HUGE, -1.0, 0.0, 0.2, 0.5, 0.9, 1.0, HUGE, NAN, INF, -INF)
-SEARCH = Due(stats=True, factors=True, inverse=True, gamma=True)
-
-
-def _subjects(case: Case) -> list[Subject]:
-    rhos = RHOS if _needs_rho(case.component) else (NAN,) * 3
-    return [
-        Subject(
-            f"λ=γ²={lam:g}, η={eta:g}",
-            {
-                "strength": strength(lam, eta=eta),
-                "records": {
-                    f"step {k}, ρ={rho:g}": _drafted(case.component, rho, lam, k)
-                    for k, rho in enumerate(rhos, 1)
-                },
-                "l2": eta,
-            },
-        )
-        for lam, eta in ((150.0, 1e-5), (1e-2, 0.0))
-    ]
-
-
-def _drafted(component: Any, rho: float, lam: float, step: int = 5) -> StepRecord:
-    """A record as the engine has it: where the rule needs no ρ none is measured."""
-    made = record(rho, lam or 1.0, step=step)
-    return made if _needs_rho(component) else replace(made, rho=NAN, actual=NAN)
-
-
-def _run(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
-    """The whole life of a damping, each strength as the engine would hand it back."""
-    given: DampingStrength = subject["strength"]
-    start, part_state = component.init(toy_problem(subject["l2"], given.eta.device))
-    current, part_state = engine_strength(start, given.eta), part_state or {}
-    results: dict[str, Any] = {"init": start, "candidates": [], "adapt": {}}
-    for now in (given, current):
-        for due in (Due(), SEARCH):
-            found = component.candidates(watch(now, "strength"), due)
-            results["candidates"] += list(found)
-    for where, draft in subject["records"].items():
-        adapted, part_state = component.adapt(
-            watch(current, "strength"), watch(part_state, "part_state"), watch(draft, "record")
-        )
-        part_state = part_state or {}
-        current = engine_strength(adapted, given.eta)
-        results["adapt"][where] = (adapted, part_state)
-    return results
-
-
-def _refresh(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
-    """retry and on_swap, where it has them: at those a read through ``linalg.host`` is allowed."""
-    given: DampingStrength = subject["strength"]
-    results: dict[str, Any] = {}
-    declared = traits(component, DampingTraits)
-    if declared.retry is not None:
-        part_state = component.init(toy_problem(subject["l2"], given.eta.device))[1] or {}
-        first = next(iter(subject["records"].values()))
-        draft = replace(first, rho=NAN, actual=NAN, due=SEARCH)
-        watch(part_state, "part_state")
-        results["retry"] = declared.retry(
-            watch(given, "strength"), part_state, watch(draft, "record"), 0
-        )
-    if declared.on_swap is not None:
-        results["on_swap"] = declared.on_swap(watch(given, "strength"))
-    return results
-
-
-common_laws(Trial(slot="damping", subjects=_subjects, run=_run, refresh=_refresh, dtypes=False))
+common_laws(Trial(slot="damping", subjects=subjects, run=run, refresh=refresh, dtypes=False))
 
 
 # --- valid numbers --------------------------------------------------------------------------------
@@ -127,13 +69,13 @@ def starts_valid(case: Case) -> None:
     needs=(*CHEAP, "starts_valid"),
 )
 def stays_valid(case: Case) -> None:
-    rhos = RHOS if _needs_rho(case.component) else (NAN,)
+    rhos = RHOS if needs_rho(case.component) else (NAN,)
     for start in _starts(case):
         for rho in rhos:
-            draft = _drafted(case.component, rho, float(start.strength.lam))
+            draft = drafted(case.component, rho, float(start.strength.lam))
             adapted = case.component.adapt(start.strength, start.part_state, draft)[0]
             _valid(f"{start.where}, ρ={rho:g}", adapted)
-    if _needs_rho(case.component):
+    if needs_rho(case.component):
         for start in _starts(case):
             silent = replace(start.record(NAN), predicted=number(0.0), actual=number(0.0))
             adapted = case.component.adapt(start.strength, start.part_state, silent)[0]
@@ -142,8 +84,8 @@ def stays_valid(case: Case) -> None:
 
 @law("damping", "λ and γ that are tensors are 0-dim and float64.", needs=("runs",))
 def scalars_double(case: Case) -> None:
-    for subject in _subjects(case):
-        results = _run(case.component, subject.fresh(), Watch())
+    for subject in subjects(case):
+        results = run(case.component, subject.fresh(), Watch())
         made = [("init", results["init"])]
         made += [("candidates", s) for s in results["candidates"]]
         made += [("adapt", s) for s, _ in results["adapt"].values()]
@@ -156,8 +98,8 @@ def scalars_double(case: Case) -> None:
 
 @law("damping", "η is the problem's: it is left out or left as it is.", needs=CHEAP)
 def eta_kept(case: Case) -> None:
-    for subject in _subjects(case):
-        results = _run(case.component, subject.fresh(), Watch())
+    for subject in subjects(case):
+        results = run(case.component, subject.fresh(), Watch())
         eta = float(subject["l2"])
         made = [*results["candidates"], *(s for s, _ in results["adapt"].values())]
         for given in (results["init"], *made):
@@ -232,7 +174,7 @@ def bounds_kept(case: Case) -> None:
         start, part_state = component.init(toy_problem(eta))
         now = engine_strength(start, number(eta))
         for step in range(1, 201):
-            draft = _drafted(component, rho, float(now.lam), step)
+            draft = drafted(component, rho, float(now.lam), step)
             adapted, part_state = component.adapt(now, part_state or {}, draft)
             now = engine_strength(adapted, now.eta)
             _within(where, "λ", float(now.lam), mine.get("lam_min"), mine.get("lam_max"))
@@ -294,11 +236,11 @@ def _direction(case: Case, rhos: Sequence[float], sign: int) -> None:
     "damping",
     "needs_rho=False means it: the new strength is the same whatever ρ was.",
     needs=(*CHEAP, "stays_valid"),
-    applies=lambda case: "it needs ρ" if _needs_rho(case.component) else None,
+    applies=lambda case: "it needs ρ" if needs_rho(case.component) else None,
 )
 def goes_by_the_step(case: Case) -> None:
     for start in _starts(case):
-        draft = _drafted(case.component, NAN, float(start.strength.lam))
+        draft = drafted(case.component, NAN, float(start.strength.lam))
         wanted = case.component.adapt(start.strength, start.part_state, draft)
         for rho in (-1.0, 1.0):
             got = case.component.adapt(start.strength, start.part_state, start.record(rho))
@@ -413,15 +355,11 @@ def _lives(case: Case) -> Iterator[tuple[str, DampingStrength]]:
         start, part_state = case.component.init(toy_problem(1e-5))
         now = engine_strength(start, number(1e-5))
         for step, rho in enumerate(rhos, 1):
-            draft = _drafted(case.component, rho, float(now.lam), step)
+            draft = drafted(case.component, rho, float(now.lam), step)
             adapted, part_state = case.component.adapt(now, part_state or {}, draft)
             now = engine_strength(adapted, now.eta)
         after = f"after ρ = {', '.join(f'{r:g}' for r in rhos)}" if rhos else "at step 1"
         yield f"λ={float(now.lam):.4g} {after}", now
-
-
-def _needs_rho(component: Any) -> bool:
-    return traits(component, DampingTraits).needs_rho
 
 
 def _bounded(component: Any) -> list[str]:
