@@ -245,6 +245,7 @@ class StepperTraits(Traits):
     swap: Method | None = _method()
     check: Method | None = _method()  # (recipe): RecipeError where ``swap`` would refuse
     record: Any = _attribute(None)  # of the last step committed
+    skip: Method | None = _method()  # (batch): a step that changes nothing but k
     swaps: tuple[str, ...] | None = _attribute(None)  # the slots that ``swap`` takes; None: any
 
     @property

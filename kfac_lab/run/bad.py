@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -9,10 +10,13 @@ from torch import Tensor
 
 from kfac_lab.core import seeds
 from kfac_lab.core.cases import tensors_of
+from kfac_lab.core.exchange import exchange
 from kfac_lab.core.problem import Problem
+from kfac_lab.core.state import StepRecord
+from kfac_lab.core.traits import StepperTraits, traits
 from kfac_lab.errors import DataError, NumericalError
 
-__all__ = ["Blame", "blamed"]
+__all__ = ["Blame", "blamed", "left_out"]
 
 NAMED = 8  # rows that a message names
 
@@ -82,3 +86,30 @@ def named(error: BaseException, blame: Blame, budget: int) -> Exception:
     spent = f"; the budget of {budget} bad batches is used up" if budget else ""
     todo = "mend them" if budget else "mend them, or allow some with Run(…, bad_batches=3)"
     return kind(f"step {blame.step}: {blame}{spent}: {todo}. {error}")
+
+
+def left_out(run: Any, error: Exception) -> StepRecord:
+    """The void record of a step whose batch is left out; else raises what the step raised."""
+    skip = traits(run.stepper, StepperTraits).skip
+    if skip is None or run.history.step != run.step:
+        raise error
+    k = run.step + 1
+    size = run.recipe["batch"].size(k, run.problem.available)
+    blame = blamed(run.problem, k, size, run.seed)
+    if blame is None:
+        raise error
+    if len(run.history.faults) >= run.bad_batches:
+        raise named(error, blame, run.bad_batches) from error
+    faults = [*run.history.faults, {"step": k, "rows": blame.rows, "why": str(error)}]
+
+    def commit() -> None:
+        if run.step < k:
+            skip(blame.size)
+        if run.history.step < k:
+            run.history.append(run.stepper.record)
+        run.history.faults = faults
+
+    exchange(commit)
+    warnings.warn(f"step {k} was left out: {blame}", stacklevel=4)
+    made: StepRecord = run.stepper.record
+    return made

@@ -14,9 +14,10 @@ from kfac_lab.core.capture import called
 from kfac_lab.core.likelihood import Criterion, Outputs
 from kfac_lab.core.passes import square_norm
 from kfac_lab.core.problem import Problem
-from kfac_lab.errors import DataError
+from kfac_lab.errors import DataError, RecipeError
+from kfac_lab.run.tables import Score
 
-__all__ = ["CHUNK", "Measured", "evaluating", "measured"]
+__all__ = ["CHUNK", "Measured", "evaluated", "evaluating", "measured"]
 
 CHUNK = 5000  # cases at a time
 
@@ -96,3 +97,30 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def _restore(modes: list[tuple[nn.Module, bool]]) -> None:
     for module, training in modes:
         module.training = training
+
+
+def evaluated(run: Any, split: str, at: str, cases: int | None) -> Score:
+    """The score of a run, noted in its history; see ``Run.evaluate``."""
+    average = run.stepper.average()
+    if at == "average" and average is None:
+        raise RecipeError(
+            "this run keeps no average: its recipe says average='none', or its method makes none"
+        )
+    found = []
+    if at in ("theta", "best"):
+        found.append(measured(run.problem, split, cases))
+    if at in ("average", "best") and average is not None:
+        found.append(measured(run.problem, split, cases, average, run.stepper.names))
+    best = min(found, key=lambda m: (m.error != m.error, m.error))
+    run.history.evaluations.append(
+        {
+            "step": run.step,
+            "seconds": run.seconds,
+            "split": split,
+            "cases": cases or 0,  # 0: the whole set
+            "at": at,
+            "loss": best.loss,
+            "error": best.error,
+        }
+    )
+    return Score.of(best.loss, best.error, split, at, run.step)

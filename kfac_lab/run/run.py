@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-import copy
 import html
 import threading
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from numbers import Real
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from kfac_lab.core.exchange import exchange
 from kfac_lab.core.parameters import whole_number
 from kfac_lab.core.problem import Problem
 from kfac_lab.core.state import StepRecord, Swap
 from kfac_lab.core.traits import StepperTraits, traits
-from kfac_lab.core.trees import moved, nbytes
-from kfac_lab.errors import CheckpointError, DataError, RecipeError
+from kfac_lab.errors import RecipeError
 from kfac_lab.history import History
 from kfac_lab.hooks import Recipe
 from kfac_lab.hooks import lab as process_lab
-from kfac_lab.run import bad, saving, snapshots, swapping
-from kfac_lab.run.autosave import Autosave
+from kfac_lab.run import bad, snapshots, swapping
 from kfac_lab.run.device import choose_device
-from kfac_lab.run.evaluation import measured
+from kfac_lab.run.evaluation import evaluated
 from kfac_lab.run.interrupt import gentle_interrupt
-from kfac_lab.run.methods import attached
+from kfac_lab.run.keeping import Kept
+from kfac_lab.run.moment import Now
 from kfac_lab.run.report import report, told
-from kfac_lab.run.rewinding import Replayed, replayed
-from kfac_lab.run.snapshots import Snapshot, with_snapshot
 from kfac_lab.run.swapping import planned
 from kfac_lab.run.tables import Coverage, Score
 
@@ -41,16 +34,7 @@ __all__ = ["Run"]
 QUEUE = 8  # swaps that may wait for a step boundary; who asks for more waits too
 
 
-class _Now(NamedTuple):
-    """What a run is at this moment, exchanged as one."""
-
-    recipe: Recipe
-    stepper: Any
-    history: History
-    snapshots: tuple[Snapshot, ...] = ()
-
-
-class Run:
+class Run(Kept):
     """A training run: a problem, a recipe, and the history of its steps.
 
     ::
@@ -133,57 +117,10 @@ class Run:
             raise RecipeError(f"bad_batches={bad_batches}: a number of batches, 0 or more")
         self._fill(own, named, seed, bool(tf32), graphs)
         self.bad_batches = bad_batches
-        self._now = _Now(chosen, self._attached(own, chosen), History())
+        self._now = Now(chosen, self._attached(own, chosen), History())
         self._snapshot()
 
-    def _fill(
-        self, problem: Problem, named: str | None, seed: int, tf32: bool, graphs: bool | str
-    ) -> None:
-        """Everything but the state."""
-        self.problem, self.named, self.seed, self.tf32 = problem, named, seed, tf32
-        self.graphs = graphs
-        self._lock = threading.RLock()
-        self._queue: list[Mapping[str, Any]] = []  # parts of swaps that wait
-        self._wanted: set[int] = set()  # the threads that want to make a step, or are at it
-        self._autosave: Autosave | None = None
-        self.notes: dict[str, str | float] = {}
-        self.bad_batches = 0
-        self._replay: Any = None  # the stepper of a rewind under way
-
-    def _attached(self, problem: Problem, recipe: Recipe) -> Any:
-        return attached(problem, recipe, self.seed, self.tf32, self.graphs)
-
-    @property
-    def recipe(self) -> Recipe:
-        """Which component plays which slot now."""
-        return self._now.recipe
-
-    @property
-    def stepper(self) -> Any:
-        """What makes the steps (``core.protocols.Stepper``)."""
-        return self._now.stepper
-
-    @property
-    def history(self) -> History:
-        """The records of the steps (:class:`~kfac_lab.history.History`)."""
-        return self._now.history
-
     # --- advancing ------------------------------------------------------------------------------
-
-    @property
-    def step(self) -> int:
-        """k of the last step made, or while a rewind replays them, made again; 0 at first."""
-        return int((self._replay or self.stepper).step_count)
-
-    @property
-    def seconds(self) -> float:
-        """Training time in seconds up to the last step made, evaluations excluded."""
-        return float(self.stepper.seconds)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the run computes."""
-        return self.problem.device
 
     def advance(
         self,
@@ -257,54 +194,13 @@ class Run:
             if not isinstance(error, Exception) or isinstance(error, MemoryError):
                 raise
             try:
-                record = self._without(error)
+                record = bad.left_out(self, error)
             except Exception as told:
                 process_lab.emit("kfac_on_run_error", run=self, error=told)
                 raise
         if self.step % snapshots.SNAPSHOT_EVERY == 0:
             self._snapshot()
         return record
-
-    def _without(self, error: Exception) -> StepRecord:
-        """The void record of a step whose batch is left out; else raises what the step raised."""
-        skip = getattr(self.stepper, "skip", None)
-        if skip is None or self.history.step != self.step:
-            raise error
-        k = self.step + 1
-        size = self.recipe["batch"].size(k, self.problem.available)
-        blame = bad.blamed(self.problem, k, size, self.seed)
-        if blame is None:
-            raise error
-        if len(self.history.faults) >= self.bad_batches:
-            raise bad.named(error, blame, self.bad_batches) from error
-        faults = [*self.history.faults, {"step": k, "rows": blame.rows, "why": str(error)}]
-
-        def commit() -> None:
-            if self.step < k:
-                skip(blame.size)
-            if self.history.step < k:
-                self.history.append(self.stepper.record)
-            self.history.faults = faults
-
-        exchange(commit)
-        warnings.warn(f"step {k} was left out: {blame}", stacklevel=4)
-        made: StepRecord = self.stepper.record
-        return made
-
-    def _alone(self, work: Callable[[], Any]) -> Any:
-        """What ``work`` gives, with the run's lock held; given back whatever is raised where."""
-        taken: list[bool | None] = []  # noted on the lines that take the lock and give it back
-        try:
-            try:
-                taken.append(self._lock.acquire())
-                return work()
-            finally:
-                if taken == [True]:
-                    taken.append(self._lock.release())  # type: ignore[func-returns-value]
-        except BaseException:
-            if taken == [True]:  # what was raised may have been raised in the lines above
-                self._lock.release()
-            raise
 
     # --- swapping -------------------------------------------------------------------------------
 
@@ -393,125 +289,6 @@ class Run:
                 del self._queue[at]
                 return
 
-    # --- fork and rewind ------------------------------------------------------------------------
-
-    def fork(self) -> Run:
-        """A run of its own from this very state; the data are shared, the model is copied."""
-        made: Run = self._alone(self._forked)
-        return made
-
-    def _forked(self) -> Run:
-        self._apply_queue()
-        now, problem = self._now, self._copied_problem()
-        stepper = self._attached(problem, now.recipe)
-        stepper.load(now.stepper.state())
-        other: Run = object.__new__(Run)
-        other._fill(problem, self.named, self.seed, self.tf32, self.graphs)
-        other._now = _Now(now.recipe, stepper, now.history.copy(), now.snapshots)
-        other.notes, other.bad_batches = dict(self.notes), self.bad_batches
-        return other
-
-    def _copied_problem(self) -> Problem:
-        problem = copy.copy(self.problem)
-        problem.model = copy.deepcopy(self.problem.model)
-        return problem
-
-    @property
-    def earliest(self) -> int:
-        """The first step that :meth:`rewind` can go back to: 0, or where this run was loaded."""
-        kept = self._now.snapshots
-        return kept[0].step if kept else self.step
-
-    def rewind(self, step: int, *, until: Callable[[], bool] | None = None) -> Run:
-        """Back to the state after ``step`` steps: the nearest snapshot, then an exact replay.
-
-        The replay is made on a copy of the model; the run is as it was until it has succeeded.
-
-        Args:
-            step: the step to go back to.
-            until: asked after each step that is replayed; where it says True, the run stays there,
-                at an earlier step.
-
-        Raises:
-            RecipeError: that step lies ahead, or before what this run holds.
-        """
-        if until is not None and not callable(until):
-            raise RecipeError(f"rewind until={until!r} must be a function without arguments")
-        step = whole_number("rewind", step)
-        self._alone(lambda: self._rewound(step, until))
-        return self
-
-    def _rewound(self, step: int, until: Callable[[], bool] | None) -> None:
-        if not self.earliest <= step <= self.step:
-            raise RecipeError(
-                f"rewind({step}): this run can go back to steps {self.earliest} to {self.step}"
-            )
-        if step == self.step:
-            return
-        now, dropped = self._now, list(self._queue)
-        snapshot = [s for s in now.snapshots if s.step <= step][-1]
-        made = self._replayed(snapshot, step, until)
-        fresh = _Now(
-            made.recipe,
-            self._attached(self.problem, made.recipe),
-            made.history,
-            tuple(s for s in now.snapshots if s.step <= snapshot.step),
-        )
-
-        def commit() -> None:
-            fresh.stepper.load(made.state)
-            self._now = fresh
-            for parts in dropped:
-                self._unqueue(parts)
-
-        exchange(commit)
-
-    def adopt(self, other: Run) -> Run:
-        """Becomes what ``other``, a fork of this run, is: parameters, state, recipe, history.
-
-        So a rewind is undone: the run as it was is forked before, and adopted afterwards.
-        """
-        self._alone(lambda: other._alone(lambda: self._adopted(other._now)))
-        return self
-
-    def _adopted(self, now: _Now) -> None:
-        fresh = now._replace(
-            stepper=self._attached(self.problem, now.recipe), history=now.history.copy()
-        )
-        state = now.stepper.state()
-
-        def commit() -> None:
-            fresh.stepper.load(state)
-            self._now = fresh
-
-        exchange(commit)
-
-    def _replayed(
-        self, snapshot: Snapshot, step: int, until: Callable[[], bool] | None
-    ) -> Replayed:
-        stepper = self._attached(self._copied_problem(), snapshot.recipe)
-        try:
-            try:
-                self._replay = stepper
-                return replayed(stepper, snapshot, self.history, step, until)
-            finally:
-                self._replay = None
-        except BaseException:
-            self._replay = None  # again: what was raised may have been raised in the line above
-            raise
-
-    def _snapshot(self) -> None:
-        """Keeps the state for ``rewind``; thinned geometrically within a byte budget.
-
-        The copy waits for the device anyway, so the records that nobody has read are read as well.
-        """
-        now = self._now
-        state = moved(now.stepper.state(), torch.device("cpu"))
-        now.history.settle()
-        new = Snapshot(self.step, state, now.recipe, len(now.history), nbytes(state))
-        marked = {m.step for m in now.history.marks}
-        self._now = now._replace(snapshots=with_snapshot(now.snapshots, new, marked))
-
     # --- evaluating -----------------------------------------------------------------------------
 
     def evaluate(
@@ -531,34 +308,8 @@ class Run:
             raise RecipeError(f"evaluate at={at!r}: use 'theta', 'average' or 'best'")
         if cases is not None and whole_number("evaluate cases", cases) < 1:
             raise RecipeError(f"evaluate cases={cases}: at least 1, or None for the whole set")
-        score: Score = self._alone(lambda: self._evaluated(split, at, cases))
+        score: Score = self._alone(lambda: evaluated(self, split, at, cases))
         return score
-
-    def _evaluated(self, split: str, at: str, cases: int | None) -> Score:
-        average = self.stepper.average()
-        if at == "average" and average is None:
-            raise RecipeError(
-                "this run keeps no average: its recipe says average='none', "
-                "or its method makes none"
-            )
-        found = []
-        if at in ("theta", "best"):
-            found.append(measured(self.problem, split, cases))
-        if at in ("average", "best") and average is not None:
-            found.append(measured(self.problem, split, cases, average, self.stepper.names))
-        best = min(found, key=lambda m: (m.error != m.error, m.error))
-        self.history.evaluations.append(
-            {
-                "step": self.step,
-                "seconds": self.seconds,
-                "split": split,
-                "cases": cases or 0,  # 0: the whole set
-                "at": at,
-                "loss": best.loss,
-                "error": best.error,
-            }
-        )
-        return Score.of(best.loss, best.error, split, at, self.step)
 
     # --- reporting ------------------------------------------------------------------------------
 
@@ -577,102 +328,3 @@ class Run:
     def _repr_html_(self) -> str:
         """The report, recipe included, where a notebook shows the run."""
         return f"<pre>{html.escape(self.report())}</pre>"
-
-    # --- saving ---------------------------------------------------------------------------------
-
-    def save(self, path: str | Path) -> Path:
-        """Writes everything to go on bit for bit; the file appears whole or not at all.
-
-        It holds a SHA-256 of every tensor and of itself, which :meth:`load` compares. Returns the
-        path.
-
-        Raises:
-            CheckpointError: the file cannot be written; an older one there is as it was.
-            RecipeError: a component whose class nobody has registered, so that nothing could load
-                it.
-        """
-        return saving.write(path, self._alone(self._content))
-
-    def _content(self) -> dict[str, Any]:
-        self._apply_queue()
-        return {
-            "problem": self.named,
-            "name": self.problem.name,
-            "recipe": self.recipe.text(complete=True),
-            "seed": self.seed,
-            "tf32": self.tf32,
-            "where": saving.where(self.device),
-            "notes": dict(self.notes),
-            "bad_batches": self.bad_batches,
-            "stepper": moved(self.stepper.state(), torch.device("cpu")),
-            "history": self.history.state(),
-        }
-
-    def autosave(
-        self, path: str | Path | None, every: int | None = None, *, seconds: float | None = None
-    ) -> Run:
-        """Saves the run to ``path`` on its way: after ``every`` steps, or every so many seconds.
-
-        It is also saved where an interrupt ends :meth:`advance`. A save that fails is a warning:
-        the last good file stays, the run goes on and tries again when the next one is due. A
-        ``path`` of None ends it. Returns the run itself.
-
-        Raises:
-            RecipeError: neither or both of ``every`` and ``seconds``, or one that is none.
-            CheckpointError: the path names no file in a folder that exists.
-        """
-        found = None if path is None else Autosave.of(path, every, seconds, self.step)
-        self._autosave = found
-        return self
-
-    @classmethod
-    def load(
-        cls,
-        path: str | Path,
-        problem: Problem | None = None,
-        device: str | torch.device = "auto",
-    ) -> Run:
-        """Continues a saved run; ``problem`` is needed where it was made from objects.
-
-        On the same machine, torch, device type and thread count the continuation is bit-exact; a
-        difference is said once in a warning.
-
-        Raises:
-            CheckpointError: the file is no run of ours, is damaged, or does not fit the problem,
-                which is then as it was.
-        """
-        content = saving.read(path)
-        if problem is None and content["problem"] is None:
-            raise CheckpointError(
-                f"{path} holds a run on the problem {content['name']!r}, which was made from "
-                "objects: give them again, Run.load(path, problem=Problem(…))"
-            )
-        if not isinstance(problem, (Problem, type(None))):
-            raise CheckpointError(
-                f"problem is a {type(problem).__name__}: give the Problem that {path} was saved "
-                "with, or none for a named one"
-            )
-        source: Any = problem if problem is not None else content["problem"]
-        name = source if isinstance(source, str) else source.name
-        try:
-            history = History.restore(content["history"])
-            recipe = Recipe.from_text(content["recipe"])
-            run = cls(source, recipe, content["seed"], device, tf32=content["tf32"])
-            loaded = run._now._replace(history=history, snapshots=())
-
-            def commit() -> None:
-                loaded.stepper.load(content["stepper"])
-                run._now, run.notes = loaded, dict(content.get("notes", {}))
-                run.bad_batches = content.get("bad_batches", 0)
-
-            exchange(commit)
-        except (CheckpointError, DataError, MemoryError, torch.cuda.OutOfMemoryError):
-            raise
-        except KeyError as error:
-            raise CheckpointError(f"{path} is damaged: it lacks {error}") from error
-        except Exception as error:
-            reason = (str(error) or repr(error)).splitlines()[0]
-            raise CheckpointError(f"{path} does not fit problem {name!r}: {reason}") from error
-        run._snapshot()
-        saving.warn_elsewhere("run", content["where"], run.device)
-        return run
