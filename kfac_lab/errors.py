@@ -50,7 +50,12 @@ class NumericalError(KfacLabError):
 
     Raised when the objective, the slope, the coefficients or the increments are not finite, or when
     a factor could not be inverted after jitter and float64. The step has not happened.
+
+    On an accelerator such a step is found out later: it has changed nothing but the step count, and
+    the next step raises this before it does anything. ``skipped`` then has the steps it was.
     """
+
+    skipped: tuple[int, ...] = ()
 
 
 class CheckpointError(KfacLabError):

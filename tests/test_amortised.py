@@ -198,3 +198,48 @@ def test_the_recipe_trains_with_kfac_too() -> None:
     opt = kl.KFAC(model, "categorical", recipe="amortised")
     losses = [float(opt.step(x, y).loss) for _ in range(60)]
     assert losses[-1] < 0.3 * losses[0]
+
+
+def test_the_clip_is_of_what_is_preconditioned_alone():
+    """A bias that another optimiser trains has no part in the sum, in a layer of ours or not."""
+    kappa, rate = 1e-6, 0.5
+    torch.manual_seed(0)
+    model = Net().double()
+    recipe = kl.Recipe.named(RECIPE)
+    pre = kl.Preconditioner(model, "categorical", recipe=recipe, leave=LEAVE, kl_clip=kappa)
+    free_model, free = pair()
+    x, y = batch(0)
+    for each in (model, free_model):
+        loss_of(each, x, y).backward()
+    before = {n: p.grad.clone() for n, p in model.named_parameters()}
+    record = pre.step(lr=rate)
+    free.step()
+    ours = {id(p) for p in pre.parameters}
+    unclipped = dict(free_model.named_parameters())
+    total = sum(
+        float((before[n] * unclipped[n].grad).sum()) * rate**2
+        for n, p in model.named_parameters()
+        if id(p) in ours
+    )
+    assert 0 < float(record.alpha) < 1
+    assert float(record.alpha) == pytest.approx((kappa / total) ** 0.5, rel=1e-9)
+    left = sum(
+        float((before[n] ** 2).sum()) for n, p in model.named_parameters() if id(p) not in ours
+    )
+    assert left > 0
+
+
+def test_a_preconditioner_reads_its_history_on_refreshes(monkeypatch):
+    """Not only when 20,000 records of tensors wait."""
+    from kfac_lab.optim import preconditioner
+
+    monkeypatch.setattr(preconditioner, "READ_EVERY", 3)
+    monkeypatch.setattr(preconditioner, "HISTORY", 4)
+    model, pre = pair(schedule="every_step")
+    x, y = batch(0)
+    for _ in range(9):
+        model.zero_grad()
+        loss_of(model, x, y).backward()
+        pre.step()
+    assert len(pre.history) == 4 and pre.history.records[-1].step == 9
+    assert sum(row is None for _, row in pre.history._steps) == 0

@@ -1424,3 +1424,44 @@ def test_an_interrupt_in_a_swap_leaves_all_of_it_or_nothing(monkeypatch) -> None
     with pytest.raises(KeyboardInterrupt):
         pre.swap(structure="block_tridiagonal")
     assert pre.recipe is before and not pre.history.marks
+
+
+def test_a_rate_that_is_a_tensor_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On an accelerator each read waits for all that is queued."""
+    opt = kl.KFAC(nn.Linear(3, 2), "gaussian", recipe="small_batch")
+    opt.param_groups[0]["lr"] = torch.tensor(0.5)
+    rate, reads, work = opt.param_groups[0]["lr"], [], torch.Tensor.__float__
+
+    def counted(self: torch.Tensor) -> float:
+        if self is rate:
+            reads.append(True)
+        return work(self)
+
+    monkeypatch.setattr(torch.Tensor, "__float__", counted)
+    opt.step(torch.randn(8, 3), torch.randn(8, 2))
+    assert len(reads) == 1 and opt._engine.lr == 0.5
+    for odd in (torch.tensor([0.1, 0.2]), torch.tensor(float("nan")), "0.1", -1.0):
+        opt.param_groups[0]["lr"] = odd
+        with pytest.raises(kl.RecipeError, match="must be at least 0 and finite"):
+            opt.step(torch.randn(8, 3), torch.randn(8, 2))
+
+
+def test_a_state_from_before_a_slot_had_a_memory_is_read() -> None:
+    """A file of old lacks it; it begins then as in a new run."""
+    from dataclasses import replace
+
+    torch.manual_seed(0)
+    x, y = torch.randn(24, 3), torch.arange(24) % 2
+    one, other = (kl.KFAC(nn.Linear(3, 2), recipe="small_batch") for _ in range(2))
+    one.step(x, y)
+    state = one._engine.state_
+    old = {k: v for k, v in state.part_states.items() if k != "momentum"}
+    one._engine.held = replace(one._engine.held, state=replace(state, part_states=old))
+    other.load_state_dict(one.state_dict())
+    assert other._engine.state_.part_states["momentum"] == {}
+    other.step(x, y)
+    one._engine.held = replace(one._engine.held, state=state)
+    stranger = {**state.part_states, "sauce": {}}
+    one._engine.held = replace(one._engine.held, state=replace(state, part_states=stranger))
+    with pytest.raises(kl.CheckpointError, match="the parts' memories"):
+        other.load_state_dict(one.state_dict())

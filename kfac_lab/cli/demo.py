@@ -50,7 +50,6 @@ _COLOURS = {
 def demo(options: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
     available()
-    options.out.mkdir(parents=True, exist_ok=True)
     live = Live(every=5.0)
     interrupted = False
     with live, threads(options.threads):
@@ -62,6 +61,7 @@ def demo(options: argparse.Namespace) -> int:
             seed=options.seed,
             device=options.device,
         )
+        options.out.mkdir(parents=True, exist_ok=True)  # before the hours that it takes
         for sentence in race.absent:
             live.say(f"note: {sentence}")
         setting = _setting(race, options.threads, options.seed)

@@ -94,6 +94,13 @@ def _vector(value: Any, path: str) -> None:
         raise Odd(f"{path} is a {type(value).__name__}, and has to be a vector")
 
 
+def _before(value: Any, path: str) -> None:
+    if value is not None and type(value) is not tuple:
+        raise Odd(f"{path} is a {type(value).__name__}, and has to be a tuple of tensors")
+    for n, each in enumerate(value or ()):
+        tensor(each, f"{path}[{n}]")
+
+
 def _block_ages(value: Any, path: str) -> None:
     if type(value) is not tuple:
         raise Odd(f"{path} is a {type(value).__name__}, and has to be a tuple")
@@ -154,6 +161,7 @@ _STATE = record(
         "inverse": anything,
         "kept_inverse": whole(),
         "level": _level,
+        "before": _before,
         "former": anything,  # an average's part_state, as those inside the part_states
         "forced": flag,
         "block_states": _memories,
@@ -262,6 +270,7 @@ def restore(engine: Any, state: dict[str, Any], *, parameters: bool = True) -> N
                 )
             store = layout.holding(new.moments, new.ages)
         new = replace(new, moments=store.current, ages=store.ages)
+    new = engine.with_memories(new)  # a slot may have had none when it was saved
     _check_fits(new, engine, bound)
     held = replace(
         engine.held,
@@ -270,6 +279,7 @@ def restore(engine: Any, state: dict[str, Any], *, parameters: bool = True) -> N
         seed=values["seed"],
         lr=values["lr"],
         record=None,
+        skipped=(),
     )
     into, given = [], []
     for own, there in ((named, values["theta"]), (buffers, values["buffers"])):
@@ -335,6 +345,8 @@ def _check_fits(new: State, engine: Any, bound: Bound | None) -> None:
     reference = new.reference or {}
     sound = {
         "the last update": previous in (None, like),
+        "the parameters before it": new.before is None
+        or _kinds(dict(enumerate(new.before))) == _kinds(dict(enumerate(engine._theta))),
         "the blocks' memories": len(new.block_states) == len(new.block_ages) == count,
         "the parts' memories": new.part_states.keys() == state.part_states.keys(),
         "the moments' ages": new.ages.keys() <= new.moments.keys(),

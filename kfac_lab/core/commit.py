@@ -14,7 +14,16 @@ from kfac_lab.core.vector import Vec
 
 __all__ = ["gated", "gated_state"]
 
-_GATED = ("strength", "previous", "part_states", "block_states", "cross_weight", "level")
+_GATED = (
+    "strength",
+    "previous",
+    "before",
+    "former",
+    "part_states",
+    "block_states",
+    "cross_weight",
+    "level",
+)
 
 
 def gated(ok: Tensor, new: Sequence[Tensor], old: Sequence[Tensor]) -> list[Tensor]:

@@ -162,7 +162,9 @@ def whole_number(name: str, value: Any) -> int:
     try:
         found = operator.index(value)
     except TypeError:
-        raise RecipeError(f"{name}={brief(value)} must be a whole number") from None
+        found = None
+    if found is None or isinstance(value, bool):
+        raise RecipeError(f"{name}={brief(value)} must be a whole number")
     if abs(found) >= LARGEST:
         raise RecipeError(f"{name}={brief(value)} must be below 2^63")
     return found

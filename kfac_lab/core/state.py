@@ -22,6 +22,7 @@ __all__ = [
     "StepRecord",
     "Strength",
     "Swap",
+    "Unread",
     "from_tree",
     "to_tree",
 ]
@@ -131,6 +132,18 @@ class StepRecord:
         return f"StepRecord({', '.join([f'step {self.step}', *told])})"
 
 
+class Unread(NamedTuple):
+    """A step on an accelerator that nobody has looked at yet.
+
+    ``flag``, 0-dim: 0 where it was skipped, 1 where it was made, 2 where it took the last one back,
+    3 where h has exploded and there is no guard. ``fresh``: whether it updated the moments.
+    """
+
+    step: int
+    flag: Tensor
+    fresh: bool
+
+
 class Bound(NamedTuple):
     """What a first batch tells of the network: firing order, chains, path of the products J·v.
 
@@ -189,13 +202,15 @@ class State:
     level: Any = float("nan")  # of h of late, for the guard
     # Of the cases' losses at the last refresh, which alone may read it: a number of the host.
     spread: float = float("nan")
-    former: Any = None  # the average's part_state before the last step, where there is a guard
+    # Before the last step, where there is a guard: θ, and the average's part_state.
+    before: tuple[Tensor, ...] | None = None
+    former: Any = None
     kept_inverse: int = 0  # refreshes in a row that fell back on the last good inverse
     forced: bool = True  # the next step must build an inverse
     block_states: tuple[Any, ...] = ()
     block_ages: tuple[int | None, ...] = ()  # updates of a part_state that a swap opened, else None
     # Of damping, momentum, schedule and average.
     part_states: Mapping[str, Any] = field(default_factory=dict)
-    # Flags of steps on an accelerator that nobody has looked at yet; read before a save.
-    pending: tuple[tuple[int, Tensor], ...] = ()
+    # Of steps on an accelerator that nobody has looked at yet; read before a save.
+    pending: tuple[Unread, ...] = ()
     bound: Bound | None = None

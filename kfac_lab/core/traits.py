@@ -247,6 +247,7 @@ class StepperTraits(Traits):
     record: Any = _attribute(None)  # of the last step committed
     skip: Method | None = _method()  # (batch): a step that changes nothing but k
     swaps: tuple[str, ...] | None = _attribute(None)  # the slots that ``swap`` takes; None: any
+    skipped: tuple[int, ...] = _attribute(())  # steps found to be, which nobody was told of yet
 
     @property
     def lacks(self) -> tuple[str, ...]:

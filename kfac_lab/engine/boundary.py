@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,12 +13,23 @@ from torch import Tensor
 from kfac_lab.core import linalg
 from kfac_lab.core.state import Due, Signals, State
 from kfac_lab.engine.parts import Parts
+from kfac_lab.engine.statistics import updates_of
 from kfac_lab.errors import NumericalError
 
 if TYPE_CHECKING:
     from kfac_lab.engine.engine import Engine
 
-__all__ = ["Warnings", "due_at", "examined", "reference_of", "void_error"]
+__all__ = [
+    "Looked",
+    "Warnings",
+    "ascertained",
+    "due_at",
+    "examined",
+    "reference_of",
+    "skipped_error",
+]
+
+SKIPPED, MADE, BACK, EXPLODED = range(4)  # the flags of ``core.state.Unread``
 
 
 class Warnings:
@@ -112,24 +123,67 @@ def reference_of(parts: Parts, moments: Mapping[Any, Tensor]) -> dict[Any, Tenso
     return {key: v.clone() for key, v in moments.items() if key[1] == key[2]}
 
 
-def examined(state: State, tensors: Sequence[Tensor]) -> tuple[State, list[float], list[int]]:
+class Looked(NamedTuple):
+    """What a read has found: of the tensors asked for, and of steps nobody had looked at."""
+
+    state: State
+    values: list[float]
+    skipped: tuple[int, ...]
+    exploded: tuple[int, ...]  # of those without a guard
+
+
+def examined(state: State, tensors: Sequence[Tensor]) -> Looked:
     """One host read, which also looks at the flags of steps that nobody has looked at yet.
 
-    Returns the state without those flags, the values, and the steps that were void.
+    The state that it gives has no such flags any more, and its counts of updates leave out those
+    that were none.
     """
     if not tensors and not state.pending:
-        return state, [], []
-    values = linalg.host([*tensors, *(flag for _, flag in state.pending)])
-    seen = zip(state.pending, values[len(tensors) :], strict=True)
-    void = [step for (step, _), value in seen if not value]
-    seen_through = replace(state, pending=()) if state.pending else state
-    return seen_through, values[: len(tensors)], void
+        return Looked(state, [], (), ())
+    read = linalg.host([*tensors, *(step.flag for step in state.pending)])
+    values, flags = read[: len(tensors)], read[len(tensors) :]
+    seen = [(step, int(flag)) for step, flag in zip(state.pending, flags, strict=True)]
+    lost = sum(step.fresh and flag in (SKIPPED, BACK) for step, flag in seen)
+    if state.pending:
+        state = replace(state, pending=())
+    if lost:
+        state = replace(
+            state,
+            updates=None if state.updates is None else state.updates - lost,
+            ages={key: age - lost for key, age in state.ages.items()},
+            block_ages=tuple(None if age is None else age - lost for age in state.block_ages),
+        )
+    skipped, exploded = (
+        tuple(step.step for step, flag in seen if flag == which) for which in (SKIPPED, EXPLODED)
+    )
+    return Looked(state, values, skipped, exploded)
 
 
-def void_error(steps: Sequence[int]) -> NumericalError:
+def ascertained(engine: Engine, due: Due) -> None:
+    """Looks at the steps that nobody has looked at, where the weight of new moments goes by them.
+
+    ε goes by the number of updates so far, and an update that was skipped is none. On its first
+    steps, until ε has come to its limit, a run on an accelerator therefore reads once a step.
+    """
+    state = engine.state_
+    unread = sum(step.fresh for step in state.pending)
+    if not due.stats or not unread:
+        return
+    decay, n = engine.parts["estimator"].decay, updates_of(state) + 1
+    epsilons = {float(decay(n - lost)) for lost in range(unread + 1)}
+    ages = [*state.ages.values(), *(age for age in state.block_ages if age is not None)]
+    # What a swap has opened is a running mean for as long as that is slower than ε.
+    young = any(1.0 - 1.0 / (max(age - unread, 0) + 1) < max(epsilons) for age in ages)
+    if len(epsilons) > 1 or young:
+        engine.read([])
+
+
+def skipped_error(steps: Sequence[int]) -> NumericalError:
     """What is said of steps on an accelerator whose numbers were not finite."""
-    return NumericalError(
+    error = NumericalError(
         f"step{'s' * (len(steps) > 1)} {', '.join(map(str, steps))} gave numbers that are "
         "not finite and changed nothing but the step count: lower the damping's reach, "
         "check the data for NaN, or raise λ"
     )
+    error.skipped = tuple(steps)
+    return error

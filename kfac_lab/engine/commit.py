@@ -13,7 +13,7 @@ from kfac_lab.core import linalg
 from kfac_lab.core.clock import Clock
 from kfac_lab.core.commit import gated, gated_state
 from kfac_lab.core.exchange import exchange
-from kfac_lab.core.state import State, StepRecord
+from kfac_lab.core.state import State, StepRecord, Unread
 from kfac_lab.engine.boundary import reference_of
 from kfac_lab.engine.guard import Verdict
 from kfac_lab.engine.proposal import Outcome, all_finite, not_finite
@@ -22,7 +22,7 @@ from kfac_lab.engine.statistics import StepMoments, updates_of
 if TYPE_CHECKING:
     from kfac_lab.engine.engine import Engine
 
-__all__ = ["counted", "next_state", "ok_of", "settled"]
+__all__ = ["carried_out", "counted", "next_state", "ok_of", "settled"]
 
 
 def next_state(
@@ -33,7 +33,7 @@ def next_state(
     **new: Any,
 ) -> State:
     """The state after a step: what it has gathered and chosen, and ``new`` fields besides."""
-    state = engine.state_
+    state = engine.state_  # of now: the search's read may have counted anew
     return replace(
         counted(state, statistics),
         factored=outcome.factored,
@@ -49,16 +49,16 @@ def next_state(
 
 def counted(state: State, statistics: StepMoments) -> State:
     """The state with what a step counts on the host: k, ages and updates; and the side it is on."""
-    store, ages = statistics.store, state.block_ages
+    ages, block_ages = state.ages, state.block_ages
     if statistics.fresh:
-        store = store.exchanged()
-        ages = tuple(None if age is None else age + 1 for age in ages)
+        ages = {key: age + 1 for key, age in ages.items()}
+        block_ages = tuple(None if age is None else age + 1 for age in block_ages)
     return replace(
         state,
         step=state.step + 1,
-        block_ages=ages,
-        moments=store.current,
-        ages=store.ages,
+        block_ages=block_ages,
+        moments=statistics.moments,
+        ages=ages,
         updates=updates_of(state) + statistics.fresh,
     )
 
@@ -82,52 +82,77 @@ def settled(
     buffers: Mapping[str, Tensor],
     clock: Clock,
     verdict: Verdict | None = None,
+    exploded: bool = False,
 ) -> StepRecord:
     """Examines ``ok`` where a read costs nothing, gates the commit where it does, commits.
 
-    ``trial`` are the new parameters, or none where somebody else moves them; where the
-    ``verdict`` takes the last step back they are those before it, and the statistics stay.
+    ``trial`` are the new parameters, or none where somebody else moves them. On a refresh the
+    search has read whether all is well, on an accelerator too; ``exploded`` is what it has seen.
+    Where the ``verdict`` takes the last step back the new numbers are those before it, and the
+    statistics stay.
 
     Raises:
         NumericalError: something was not finite; nothing has changed.
     """
-    state, store = engine.state_, statistics.store
+    state = engine.state_
     own = dict(engine.problem.model.named_buffers()) if buffers else {}
     into = [*(engine._theta if trial else []), *own.values()]
-    back = None if verdict is None else verdict.back
-    made = [buffers[name] for name in own]
-    if back is not None:  # of a pass that h exploded in
-        made = [torch.where(back, was, new) for was, new in zip(own.values(), made, strict=True)]
-    values = [*trial, *made]
+    values = [*trial, *(buffers[name] for name in own)]
+    guarded = verdict is not None and verdict.strength is not None
     if engine._reads_are_free:
-        sound, *exploded = linalg.host([ok] if verdict is None else [ok, verdict.exploded])
+        sound, *seen = linalg.host([ok] if verdict is None else [ok, verdict.exploded])
         if not sound:
             raise not_finite(record.step, loss, state.strength)
-        if any(exploded) and verdict is not None and verdict.strength is None:
-            engine.warnings.unguarded(record.step)
-        elif any(exploded):  # nothing that the step has seen is kept, and the next one inverts anew
-            kept = (
-                "moments",
-                "ages",
-                "block_ages",
-                "factored",
-                "inverse",
-                "cross_weight",
-                "updates",
-            )
-            new = replace(new, forced=True, **{name: getattr(state, name) for name in kept})
-    else:
+        exploded = any(seen)
+        if exploded and guarded:
+            kept = "moments", "ages", "block_ages", "updates"
+            new = replace(new, **{name: getattr(state, name) for name in kept})
+    elif not record.due.inverse:
         values = gated(ok, values, into)
-        new = replace(gated_state(ok, new, state), pending=(*state.pending, (new.step, ok)))
-        if statistics.fresh:
-            gate = ok if back is None else ok & ~back
-            for key, value in store.spare.items():
-                torch.where(gate, value, store.current[key], out=value)
-        record = replace(record, skipped=(~ok).to(torch.float64))
+        new, record = _flagged(state, new, record, statistics, ok, verdict)
+    if exploded and not guarded:
+        engine.warnings.unguarded(record.step)
     if record.due.factors:
         new = replace(new, reference=reference_of(engine.parts, statistics.moments))
+    return carried_out(engine, record, new, values, into, clock)
+
+
+def _flagged(
+    state: State,
+    new: State,
+    record: StepRecord,
+    statistics: StepMoments,
+    ok: Tensor,
+    verdict: Verdict | None,
+) -> tuple[State, StepRecord]:
+    """The new state and the record with the flag of the step at every tensor, and the flag."""
+    one = torch.ones((), dtype=torch.uint8, device=ok.device)
+    made, flag = ok, one
+    if verdict is not None and verdict.strength is not None:
+        made = ok & ~verdict.exploded
+        flag = torch.where(verdict.exploded, 2 * one, one)
+    elif verdict is not None:
+        flag = torch.where(verdict.exploded, 3 * one, one)
+    unread = Unread(new.step, torch.where(ok, flag, torch.zeros_like(flag)), statistics.fresh)
+    new = replace(gated_state(ok, new, state), pending=(*state.pending, unread))
+    if statistics.fresh:
+        store = statistics.store
+        for key, value in store.spare.items():
+            torch.where(made, value, store.current[key], out=value)
+    return new, replace(record, skipped=(~ok).to(torch.float64))
+
+
+def carried_out(
+    engine: Engine,
+    record: StepRecord,
+    new: State,
+    values: list[Tensor],
+    into: list[Tensor],
+    clock: Clock,
+) -> StepRecord:
+    """The commit: ``values`` into θ and the buffers, and what the engine holds, in one exchange."""
     with clock("move"):
-        new = replace(new, seconds=state.seconds + clock.total())
+        new = replace(new, seconds=engine.state_.seconds + clock.total())
         record = replace(record, seconds=new.seconds, verbs=clock.verbs)
         held = replace(engine.held, state=new, record=record)
 

@@ -54,6 +54,7 @@ class Held:
     lr: float = 1.0
     layout: MomentLayout | None = None
     record: StepRecord | None = None
+    skipped: tuple[int, ...] = ()  # steps that a read has found to be, and nobody was told of
 
     @property
     def place(self) -> Place:
@@ -115,21 +116,31 @@ class Engine:
         if parts.processes > 1:  # every process starts where the first one does
             buffers = problem.model.buffers()
             parts["collective"].broadcast_([*theta, *(b.detach() for b in buffers)], 0)
-        strength, part_state = parts["damping"].init(problem)
+        strength, part_states = self._beginnings(parts)
         state = State(
             strength=self._strength(strength),
             updates=0,
             cross_weight=number(1.0, self.device),
             level=number(float("nan"), self.device),
-            part_states={
-                "damping": part_state or {},
-                **{slot: fresh_state(parts.declares(slot)) for slot in ("momentum", "schedule")},
-                "average": parts["average"].init(theta),
-            },
+            part_states=part_states,
             block_states=tuple(map(fresh_state, parts.block_traits)),
             block_ages=(None,) * len(parts.blocks),
         )
         self.held = Held(parts, state, seed, lr)
+
+    def _beginnings(self, parts: Parts) -> tuple[DampingStrength, dict[str, Any]]:
+        """The strength and the slots' part_states before the first step."""
+        strength, part_state = parts["damping"].init(self.problem)
+        return strength, {
+            "damping": part_state or {},
+            **{slot: fresh_state(parts.declares(slot)) for slot in ("momentum", "schedule")},
+            "average": parts["average"].init(self._theta),
+        }
+
+    def with_memories(self, state: State) -> State:
+        """A state of old with part_states for the slots that had none then, as they begin."""
+        _, fresh = self._beginnings(self.parts)
+        return replace(state, part_states={**fresh, **state.part_states})
 
     # --- what it holds --------------------------------------------------------------------------
 
@@ -264,26 +275,46 @@ class Engine:
         Raises:
             RecipeError: the new recipe cannot work on this problem; nothing has changed then.
         """
+        self.read([])  # counts begin anew, where steps nobody has looked at do not count
         self.held = swap.swapped(self, recipe, named)
 
     def read(self, tensors: Sequence[Tensor]) -> list[float]:
-        """One host read of 0-dim tensors; steps that were void come to light with it.
+        """One host read of 0-dim tensors; steps that were skipped come to light with it.
+
+        Nothing is raised here, so that whoever looks (a save, a fork, a step that refreshes) gets
+        what it asked for: the next step tells of them before it does anything.
+        """
+        seen = boundary.examined(self.state_, tensors)
+        if seen.state is not self.state_:
+            skipped = (*self.held.skipped, *seen.skipped)
+            self.held = replace(self.held, state=seen.state, skipped=skipped)
+        for k in seen.exploded:
+            self.warnings.unguarded(k)
+        return seen.values
+
+    @property
+    def skipped(self) -> tuple[int, ...]:
+        """Steps that were skipped, found by a read and told to nobody yet."""
+        return self.held.skipped
+
+    def tell(self) -> None:
+        """Raises for the steps that were skipped, once.
 
         Raises:
-            NumericalError: a step since the last read was void.
+            NumericalError: there are some; its ``skipped`` has them, and the engine goes on from
+                here as if they had not been.
         """
-        state, values, void = boundary.examined(self.state_, tensors)
-        if state is not self.state_:
-            self.held = replace(self.held, state=state)
-        if void:
-            raise boundary.void_error(void)
-        return values
+        skipped = self.held.skipped
+        if skipped:
+            self.held = replace(self.held, skipped=())
+            raise boundary.skipped_error(skipped)
 
     # --- the step -------------------------------------------------------------------------------
 
     def step(self) -> StepRecord:
         """One step on a batch drawn by the recipe's ``batch``."""
         self.unchanged()
+        self.tell()
         k = self.state_.step + 1
         size = self.parts["batch"].size(k, self.problem.available)
         clock = Clock()
@@ -297,9 +328,10 @@ class Engine:
         """One step on a given batch.
 
         Raises:
-            NumericalError: something was not finite, or no inverse could be built; the step has
-                not happened.
+            NumericalError: something was not finite, or no inverse could be built, or on an
+                accelerator was not finite in a step before; the step has not happened.
         """
+        self.tell()
         with linalg.precision(self.tf32):
             return step.whole(self, drawn, clock or Clock())
 
@@ -331,6 +363,7 @@ class Engine:
             RecipeError: statistics are due and there is no batch.
             NumericalError: as for :meth:`step_on`.
         """
+        self.tell()
         with linalg.precision(self.tf32):
             return step.preconditioned(self, gradient, drawn, seen, Clock())
 

@@ -2,15 +2,20 @@
 
 h(θ) of a step tells what the step before has done; it is at hand, so looking costs no pass. The
 damping says by which factor h may rise above its recent level (``guard``; 0 is never). Where it
-rises more, this step goes back to where the last one came from, δ = −δ0, with a larger λ and
-without momentum; statistics, parts' states, buffers and average stay what they were. Where h is
-still up after that, the data have changed and not the step: that is the new level. A level that
-is not above 0 says nothing. Nothing is read by the host for it.
+rises more, to infinity where the batch is finite, this step is none: θ becomes, to the last bit,
+what it was before the last step, λ grows, and momentum begins anew; statistics, parts' states,
+buffers and average stay what they were. Where h is still up after that, the data have changed and
+not the step: that is the new level. A level that is not above 0 says nothing, and neither does an h
+that is NaN: targets that cannot be give it as well.
+
+θ before the last step is kept in the state, since θ + δ − δ0 is not it: what a large δ0 has rounded
+away of a small θ is lost. Nothing is read for the verdict: it chooses between the tensors of a
+steady step, and goes along with what a refresh reads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,11 +25,15 @@ from torch import Tensor
 from kfac_lab.core import trees
 from kfac_lab.core.state import DampingStrength, State, StepRecord
 from kfac_lab.core.vector import Vec
+from kfac_lab.engine.parts import number
 
-__all__ = ["Verdict", "level_after", "taken_back", "verdict"]
+__all__ = ["Verdict", "level_after", "remembered", "taken_back", "undone", "verdict"]
 
 SAID = 10.0  # a rise by this factor is told where there is no guard
 FADE = 0.9  # the level is the largest h of late, fading by this factor a step
+
+#: of a record, what is said of a δ that there was not
+_OF_DELTA = ("alpha", "mu", "predicted", "actual", "rho", "norm_squared", "slope")
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,28 +43,31 @@ class Verdict:
     exploded: Tensor
     strength: DampingStrength | None
 
-    @property
-    def back(self) -> Tensor | None:
-        """Whether the last step is taken back."""
-        return None if self.strength is None else self.exploded
 
+def verdict(declared: Any, state: State, loss: Tensor, sound: Callable[[], Tensor]) -> Verdict:
+    """What the guard says of the last step; without one, whether it would have been called for.
 
-def verdict(declared: Any, state: State, loss: Tensor) -> Verdict:
-    """What the guard says of the last step; without one, whether it would have been called for."""
+    Args:
+        declared: the traits of the damping.
+        state: of before this step.
+        loss: h of this step's batch.
+        sound: whether the numbers of the batch are finite, 0-dim.
+    """
     level = _level(state, loss)
     if not declared.guard or declared.back is None or state.previous is None:
         return Verdict((loss > SAID * level) & (level > 0), None)
-    exploded = (loss > declared.guard * level) & (level > 0)
+    if state.before is None:  # the guard was swapped in a moment ago
+        return Verdict((loss > SAID * level) & (level > 0), None)
     # Not twice in a row: where there is no step to take back, h has changed by itself.
     moved = torch.stack(torch._foreach_norm(list(state.previous))).sum() > 0
-    return Verdict(exploded & moved, declared.back(state.strength))
+    exploded = (loss > declared.guard * level) & (level > 0) & moved
+    return Verdict(exploded & (torch.isfinite(loss) | sound()), declared.back(state.strength))
 
 
-def level_after(state: State, loss: Tensor, back: Tensor | None) -> Tensor:
-    """The level of h after a step: the largest of late, as it was where a step was taken back."""
+def level_after(state: State, loss: Tensor) -> Tensor:
+    """The level of h after a step: the largest of late."""
     before = _level(state, loss)
-    level = torch.where(torch.isnan(before), loss, torch.maximum(loss, FADE * before))
-    return level if back is None else torch.where(back, before, level)
+    return torch.where(torch.isnan(before), loss, torch.maximum(loss, FADE * before))
 
 
 def _level(state: State, loss: Tensor) -> Tensor:
@@ -64,31 +76,51 @@ def _level(state: State, loss: Tensor) -> Tensor:
     return level if isinstance(level, Tensor) else torch.full_like(loss, level)
 
 
-def taken_back(
-    seen: Verdict, state: State, new: State, record: StepRecord, delta: Vec
-) -> tuple[State, StepRecord, Vec]:
-    """The new state, its record and δ: as prepared, or those of a step back."""
-    back, previous = seen.exploded, state.previous
-    assert previous is not None and seen.strength is not None
-    nothing = Vec([torch.zeros_like(m) for m in delta])
-    part_states = {
-        slot: part_state for slot, part_state in state.part_states.items() if slot != "schedule"
-    }
+def remembered(declared: Any, state: State, theta: list[Tensor]) -> dict[str, Any]:
+    """The State's fields that a step leaves for the guard of the next one."""
+    if not declared.guard or declared.back is None:
+        return {"before": None, "former": None}
+    before = torch._foreach_mul(theta, 1.0)  # copies, to the last bit
+    return {"before": tuple(before), "former": state.part_states["average"]}
+
+
+def undone(seen: Verdict, state: State) -> dict[str, Any]:
+    """The State's fields after a step that has taken the last one back, those of it that change."""
+    assert state.previous is not None and seen.strength is not None
+    part_states = dict(state.part_states)
     if state.former is not None:  # θ̄ has the step in it that is taken back
         part_states["average"] = state.former
-    old: dict[str, Any] = {
+    return {
         "strength": seen.strength,
-        "previous": nothing,
-        "block_states": state.block_states,
+        "previous": Vec([torch.zeros_like(m) for m in state.previous]),
         "part_states": part_states,
+        "block_states": state.block_states,
+        "cross_weight": state.cross_weight,
+        "level": state.level,
     }
-    own: Mapping[str, Any] = {name: getattr(new, name) for name in old}
-    chosen = trees.where(~back, own, old)
-    delta = Vec([torch.where(back, -b, a) for a, b in zip(delta, previous, strict=True)])
+
+
+def taken_back(
+    seen: Verdict, state: State, new: State, record: StepRecord
+) -> tuple[State, StepRecord]:
+    """The new state and its record, of a step that has exploded or not: a flag decides."""
+    back, old = seen.exploded, undone(seen, state)
+    del old["part_states"]["schedule"]  # which goes by k
+    own = {name: getattr(new, name) for name in old}
     nan = torch.full_like(record.loss, float("nan"))
     numbers: dict[str, Any] = {
-        name: torch.where(back, nan, torch.as_tensor(getattr(record, name)).to(nan))
-        for name in ("alpha", "mu", "predicted", "actual", "rho")
+        name: torch.where(back, nan, number(getattr(record, name), nan.device))
+        for name in _OF_DELTA
     }
-    record = replace(record, taken_back=back.to(torch.float64), **numbers)
-    return replace(new, **chosen), record, delta
+    kept = 1.0 - number(state.cross_weight, nan.device)
+    record = replace(
+        record,
+        taken_back=back.to(torch.float64),
+        coefficients=torch.where(back, nan.to(record.coefficients.dtype), record.coefficients),
+        cross_weight=torch.where(back, kept, record.cross_weight)
+        if isinstance(record.cross_weight, Tensor)
+        else record.cross_weight,
+        candidates=tuple((a, b, torch.where(back, nan, c)) for a, b, c in record.candidates),
+        **numbers,
+    )
+    return replace(new, **trees.where(~back, own, old)), record

@@ -75,7 +75,8 @@ class Prepared:
     """A step before its commit.
 
     ``moved`` are the new parameters, ``buffers`` the model's after the pass; ``direction`` is what
-    a preconditioner gives.
+    a preconditioner gives. ``exploded`` is what a refresh has read of h, and ``back`` whether this
+    is the last step taken back, which is examined no more.
     """
 
     record: StepRecord
@@ -86,6 +87,8 @@ class Prepared:
     buffers: Mapping[str, Tensor]
     verdict: Verdict | None = None
     direction: Vec | None = None
+    exploded: bool = False
+    back: bool = False
 
 
 class Prepare(Protocol):

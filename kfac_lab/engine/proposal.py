@@ -28,7 +28,21 @@ from kfac_lab.core.vector import Vec
 from kfac_lab.engine.parts import Parts
 from kfac_lab.errors import NumericalError
 
-__all__ = ["Candidate", "Outcome", "Search", "Trial", "all_finite", "modelled", "not_finite"]
+__all__ = [
+    "Candidate",
+    "Exploded",
+    "Outcome",
+    "Search",
+    "Trial",
+    "all_finite",
+    "modelled",
+    "not_finite",
+]
+
+
+class Exploded(Exception):
+    """Internal: the search's read has shown that the last step is to be taken back."""
+
 
 RETRIES = 60  # bound on damping.retry within one step
 KEPT = 3  # bound on refreshes in a row that fall back on the last good inverse
@@ -178,10 +192,13 @@ class Search:
 
     Attributes:
         strength: a part's strength as 0-dim tensors on the device, with η.
-        read: one host read of some 0-dim tensors; it may raise for steps that were void.
+        read: one host read of some 0-dim tensors.
         draft: the record of a candidate, which ``retry`` looks at.
         increments: 0-dim tensors that are finite where the batch's own numbers are.
         spread: of the cases' losses, to be read with a refresh; None: nobody asks.
+        calm: whether h has not exploded, 0-dim, read along; where it has, ``guarded`` says whether
+            the last step is taken back.
+        exploded: what that read has shown.
     """
 
     parts: Parts
@@ -197,6 +214,9 @@ class Search:
     read: Callable[[Sequence[Tensor]], list[float]]
     draft: Callable[[Candidate, Sequence[Candidate]], Any]
     clock: Clock
+    calm: Tensor
+    guarded: bool = False
+    exploded: bool = False
     spread: Tensor | None = None
 
     def outcome(self, block_states: tuple[Any, ...]) -> Outcome:
@@ -207,6 +227,7 @@ class Search:
 
         Raises:
             NumericalError: the batch is not finite, or no inverse could be built.
+            Exploded: the last step is to be taken back.
         """
         return copy_context().run(self._outcome, block_states)
 
@@ -222,8 +243,11 @@ class Search:
         factored, part_states = None if self.due.factors else state.factored, block_states
         jitter: dict[str, float] = {}
         tries = 0
+        chosen: Candidate | None = None
         while True:
-            refreshed = self._refreshed(strengths, factored, part_states)
+            refreshed = self._refreshed(strengths, factored, part_states, chosen is not None)
+            if refreshed is None and chosen is not None:  # what the retry was to better stays
+                return Outcome(chosen, tried, factored, part_states, 0, jitter, self._seen)
             if refreshed is None:
                 return self._kept(block_states)
             chosen, trials, factored, part_states, added = refreshed
@@ -240,9 +264,15 @@ class Search:
             strengths = (self.strength(again),)
 
     def _refreshed(
-        self, strengths: Sequence[DampingStrength], factored: Any, part_states: tuple[Any, ...]
+        self,
+        strengths: Sequence[DampingStrength],
+        factored: Any,
+        part_states: tuple[Any, ...],
+        again: bool,
     ) -> tuple[Candidate, list[Candidate], Any, tuple[Any, ...], Mapping[str, float]] | None:
-        """The best of the candidates by new inverses; None where the ladder has come to its end."""
+        """The best of the candidates by new inverses; None where the ladder has come to its end,
+        or where it is tried ``again`` and none is finite.
+        """
         attempt: linalg.Attempt | None = linalg.Attempt()
         while attempt is not None:
             made, own = factored, part_states
@@ -267,15 +297,21 @@ class Search:
             given, added = all_finite(self.increments), attempt.jitter
             flags = attempt.flags()
             asked = [] if self.spread is None else [self.spread]
-            read = self.read([best, sound, given, *flags, *added.values(), *asked])
+            numbers = [best, sound, given, self.calm, *flags, *added.values(), *asked]
+            read = self.read(numbers)
             self._seen = read.pop() if asked else None
+            self.exploded = not read[3]
+            if self.guarded and self.exploded:
+                raise Exploded
             if not read[2]:  # no inverse helps where the batch itself is not finite
                 raise not_finite(self.k, self.loss, self.state.strength)
-            failed = attempt.failed(read[3 : 3 + len(attempt.calls)])
+            failed = attempt.failed(read[4 : 4 + len(attempt.calls)])
             if not failed:
+                if not read[1] and again:
+                    return None
                 if not read[1]:
                     raise not_finite(self.k, self.loss, self.state.strength)
-                jitter = dict(zip(added, read[3 + len(attempt.calls) :], strict=True))
+                jitter = dict(zip(added, read[4 + len(attempt.calls) :], strict=True))
                 return trials[int(read[0])], trials, made, own, jitter
             self._ended = attempt, failed
             attempt = attempt.escalate(failed)
@@ -292,6 +328,8 @@ class Search:
                 raise not_finite(self.k, self.loss, state.strength)
             raise attempt.error(failed, lam, gamma)
         trial = self.trial(state.strength, state.inverse)
+        if not self.read([all_finite(trial.scalars())])[0]:
+            raise not_finite(self.k, self.loss, state.strength)
         return Outcome(trial, [trial], state.factored, block_states, state.kept_inverse + 1, {})
 
 

@@ -33,6 +33,7 @@ def rebound(engine: Engine, unseen: tuple[str, ...]) -> None:
     Raises:
         CoverageError, RecipeError: the model cannot be taken; nothing has changed then.
     """
+    engine.read([])
     held, network = engine.held, engine.network
     before, former = dict(vars(engine)), _former(network, engine.store) or engine._former
     try:
@@ -54,12 +55,11 @@ def rebound(engine: Engine, unseen: tuple[str, ...]) -> None:
             seconds=held.state.seconds,
             updates=held.state.updates,
             strength=held.state.strength,
-            pending=held.state.pending,
             part_states={**fresh.part_states, **kept},
             block_states=tuple(part_states),
             block_ages=tuple(ages),
         )
-        engine.held = replace(engine.held, state=state, record=held.record)
+        engine.held = replace(engine.held, state=state, record=held.record, skipped=held.skipped)
         engine._former = former
     except BaseException:
         vars(engine).update(before)

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from kfac_lab.core.cases import tensors_of
 from kfac_lab.core.clock import Clock
 from kfac_lab.core.passes import Evaluated, LayerRows, WatchedPasses
 from kfac_lab.core.problem import Drawn
-from kfac_lab.core.state import DampingStrength, Due, StepRecord
+from kfac_lab.core.state import DampingStrength, Due, State, StepRecord
 from kfac_lab.core.vector import Vec
 from kfac_lab.engine import commit, guard, proposal, statistics
-from kfac_lab.engine.boundary import due_at
+from kfac_lab.engine.boundary import ascertained, due_at
 from kfac_lab.engine.parts import Parts
 from kfac_lab.engine.programs import Plan, Prepared
 from kfac_lab.engine.record import record_of
@@ -40,6 +41,8 @@ def whole(engine: Engine, drawn: Drawn, clock: Clock) -> StepRecord:
         engine.bind(drawn.inputs, drawn.targets)
     passes, parts = engine.passes, engine.parts
     due, schedule_state = due_at(engine, k)
+    ascertained(engine, due)
+    engine.tell()
     m, processes = drawn.inputs.shape[0], parts.processes
     spread = engine.state_.spread
     s1, s2 = (passes.subset(parts[slot], m, spread) for slot in ("estimator", "quadratic_model"))
@@ -79,6 +82,13 @@ def _prepared(
         block_states = statistics.digested(parts, engine.state_, gathered, observed)
         if parts.processes > 1:
             _shared(parts, evaluated)
+        # what this batch shows of the last step
+        verdict = guard.verdict(
+            parts.declares("damping"),
+            engine.state_,
+            evaluated.loss,
+            lambda: _sound(parts, drawn, evaluated.loss.device),
+        )
         table = gathered.table
         evaluated.approximate = lambda v: statistics.approximate(parts, table, block_states, v)
 
@@ -86,8 +96,13 @@ def _prepared(
         # for each γ: damped inverse, Δ, M on the basis, (α, μ); the least M(δ)
         state = engine.state_
         trial = proposal.modelled(parts, state, k, engine.lr, evaluated, clock)
-        search = _search(engine, k, due, gathered, evaluated.loss, trial, m, evaluated, clock)
-        outcome = search.outcome(block_states)
+        search = _search(
+            engine, k, due, gathered, evaluated.loss, trial, m, evaluated, clock, verdict
+        )
+        try:
+            outcome = search.outcome(block_states)
+        except proposal.Exploded:  # a refresh reads it with its own flags
+            return _back(engine, plan, gathered, evaluated, verdict)
         chosen = outcome.chosen
         with clock("move"):
             delta = Vec.combine(chosen.coefficients, chosen.basis)
@@ -113,15 +128,86 @@ def _prepared(
             strength=strength,
             previous=delta,
             spread=state.spread if outcome.spread is None else outcome.spread,
+            level=guard.level_after(state, evaluated.loss),
+            **guard.remembered(parts.declares("damping"), state, engine._theta),
         )
-        # or back, where this batch shows what the last step has done
-        verdict = guard.verdict(parts.declares("damping"), state, evaluated.loss)
-        new = replace(new, level=guard.level_after(state, evaluated.loss, verdict.back))
-        if verdict.strength is not None:
-            new = replace(new, former=state.part_states["average"])
-            new, record, delta = guard.taken_back(verdict, state, new, record, delta)
-            moved = list(torch._foreach_add(engine._theta, engine.network.unpack(delta)))
-        return Prepared(record, new, evaluated.loss, ok, moved, evaluated.buffers, verdict)
+        buffers = evaluated.buffers
+        if verdict.strength is not None and not due.inverse:  # or back
+            assert state.before is not None
+            go = ~verdict.exploded
+            new, record = guard.taken_back(verdict, state, new, record)
+            moved = [torch.where(go, a, b) for a, b in zip(moved, state.before, strict=True)]
+            own = dict(engine.problem.model.named_buffers()) if buffers else {}
+            buffers = {name: torch.where(go, buffers[name], own[name]) for name in buffers}
+            ok = ok | verdict.exploded
+        return Prepared(
+            record,
+            new,
+            evaluated.loss,
+            ok,
+            moved,
+            buffers,
+            verdict,
+            exploded=search.exploded,
+        )
+
+
+def _back(
+    engine: Engine,
+    plan: Plan,
+    gathered: statistics.StepMoments,
+    evaluated: Evaluated,
+    verdict: guard.Verdict,
+) -> Prepared:
+    """A refresh that takes the last step back instead, and keeps nothing of what it has seen.
+
+    The next step makes the inverse that was due.
+    """
+    state, parts = engine.state_, engine.parts
+    assert state.before is not None
+    (strength, *_) = parts["damping"].candidates(state.strength, plan.due)
+    strength = engine._strength(strength)
+    nan = torch.full_like(evaluated.loss, float("nan"))
+    record = StepRecord(
+        step=plan.k,
+        loss=evaluated.loss,
+        error=evaluated.error,
+        lam=strength.lam,
+        gamma=strength.gamma,
+        eta=strength.eta,
+        batch=plan.m * parts.processes,
+        due=plan.due,
+        candidates=((strength.lam, strength.gamma, nan),),
+        cross_weight=1.0 - state.cross_weight if gathered.store.links else 0.0,
+        kept_inverse=state.kept_inverse,
+        taken_back=1.0,
+    )
+    changed = guard.undone(verdict, state)
+    changed["part_states"]["schedule"] = plan.schedule
+    before = list(state.before)
+    new: State = replace(
+        state,
+        step=plan.k,
+        forced=True,
+        **changed,
+        **guard.remembered(parts.declares("damping"), state, before),
+    )
+    return Prepared(record, new, evaluated.loss, verdict.exploded, before, {}, verdict, back=True)
+
+
+def _sound(parts: Parts, drawn: Drawn, device: torch.device) -> Tensor:
+    """Whether the numbers of a batch are finite, over all processes, 0-dim."""
+    values = [
+        v.sum(dtype=torch.float64)
+        for v in [*tensors_of(drawn.inputs), *tensors_of(drawn.targets)]
+        if v.is_floating_point()
+    ]
+    if not values:
+        return torch.ones((), dtype=torch.bool, device=device)
+    flag = torch.isfinite(torch.stack(values)).all().to(torch.float64)
+    if parts.processes > 1:
+        parts["collective"].mean_([flag])
+    return flag == 1
 
 
 def preconditioned(
@@ -130,6 +216,8 @@ def preconditioned(
     """P∇h for a gradient that somebody else computed; see ``Engine.precondition``."""
     k = engine.state_.step + 1
     due, schedule_state = due_at(engine, k)
+    ascertained(engine, due)
+    engine.tell()
     if due.stats:
         if drawn is None:
             raise RecipeError(
@@ -211,6 +299,8 @@ def _preconditioned(
 def _settled(
     engine: Engine, made: Prepared, gathered: statistics.StepMoments, clock: Clock
 ) -> StepRecord:
+    if made.back:
+        return commit.carried_out(engine, made.record, made.new, made.moved, engine._theta, clock)
     return commit.settled(
         engine,
         made.record,
@@ -222,6 +312,7 @@ def _settled(
         made.buffers,
         clock,
         made.verdict,
+        made.exploded,
     )
 
 
@@ -244,6 +335,7 @@ def _search(
     m: int,
     evaluated: Evaluated | None,
     clock: Clock,
+    verdict: guard.Verdict | None = None,
 ) -> proposal.Search:
     increments = [torch.zeros((), device=engine.device) if loss is None else loss]
     if due.inverse and gathered.fresh:
@@ -268,6 +360,8 @@ def _search(
         draft=draft,
         clock=clock,
         spread=None if evaluated is None else evaluated.spread,
+        calm=torch.ones_like(increments[0]) if verdict is None else ~verdict.exploded,
+        guarded=verdict is not None and verdict.strength is not None,
     )
 
 

@@ -36,6 +36,8 @@ def swapped(engine: Engine, recipe: Any, named: Mapping[str, set[str]]) -> Held:
             state = replace(state, bound=bound)
     strength, part_states = _inherited(engine, parts, state, named)
     state = replace(state, strength=strength, part_states=part_states)
+    if "average" in named:
+        state = replace(state, former=None)  # which is of the average of before
     if "schedule" in named:
         # What the inverse in use was made of is not known any more: drift counts from here.
         state = replace(state, reference=reference_of(parts, state.moments) if layout else None)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kfac_lab.core.literal import brief
 from kfac_lab.core.parameters import did_you_mean
 from kfac_lab.core.slots import BySlot, slot_name, told_renamed
 from kfac_lab.core.traits import SLOT_TRAITS, declared_wrongly
@@ -277,7 +278,7 @@ def read_recipe(text: str) -> dict[str, str]:
             continue
         slot, equals, value = (part.strip() for part in line.partition("="))
         if not equals or not value:
-            raise RecipeError(f"line {number}, {line!r}, is not of the form: slot = component")
+            raise RecipeError(f"line {number}, {brief(line)}, is not of the form: slot = component")
         check_slot(slot)
         if slot in found:
             raise RecipeError(f"line {number} gives {slot} a second time")

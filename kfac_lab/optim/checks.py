@@ -129,12 +129,14 @@ def own_precision(device: torch.device) -> contextlib.AbstractContextManager[Any
     return torch.autocast(device.type, enabled=False)
 
 
-def check_rate(lr: Any) -> None:
-    """A learning rate: at least 0 and finite."""
-    number = isinstance(lr, (Real, Tensor))
-    if not number or not 0 <= float(lr) < math.inf:
-        shown = f"{float(lr):g}" if number else repr(lr)
+def check_rate(lr: Any) -> float:
+    """A learning rate: at least 0 and finite; of a tensor, which is read once."""
+    number = isinstance(lr, Real) or (isinstance(lr, Tensor) and lr.numel() == 1)
+    rate = float(lr) if number else None
+    if rate is None or not 0 <= rate < math.inf:
+        shown = repr(lr) if rate is None else f"{rate:g}"
         raise RecipeError(f"lr={shown} must be at least 0 and finite: it multiplies the update")
+    return rate
 
 
 def check_place(who: str, engine: _engine.Engine) -> torch.device:

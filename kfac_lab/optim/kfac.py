@@ -131,9 +131,7 @@ class KFAC(torch.optim.Optimizer):
         rows = len(inputs)
         weights = checks.placed("KFAC.step", engine, "weights", weights)
         targets = weighed(targets, weights, engine.problem.likelihood)
-        rate = self.param_groups[0]["lr"]
-        checks.check_rate(rate)
-        engine.lr = float(rate)
+        engine.lr = checks.check_rate(self.param_groups[0]["lr"])
         order = seeds.permutation(engine.seed, "rows", engine.step_count + 1, rows)
         kind = kind_of(inputs)
         try:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from kfac_lab import engine as _engine
-from kfac_lab.core import linalg
 from kfac_lab.core.capture import left_out
 from kfac_lab.core.exchange import exchange
 from kfac_lab.core.likelihood import Likelihood, Selector
@@ -24,7 +23,7 @@ from kfac_lab.errors import RecipeError
 from kfac_lab.history import History
 from kfac_lab.hooks import Recipe
 from kfac_lab.optim import checks, states
-from kfac_lab.optim.kfac import HISTORY
+from kfac_lab.optim.kfac import HISTORY, READ_EVERY
 from kfac_lab.optim.tap import Tap
 from kfac_lab.run import Coverage, carried_out, planned, told
 
@@ -123,6 +122,7 @@ class Preconditioner:
         self.kl_clip, self.optimizer, self.normalise = kl_clip, optimizer, bool(normalise)
         self._kept = left_out(model, leave)  # whose gradients stay, also of layers of ours
         self.history = History()
+        self._unread = 0
         self._leave = tuple(leave)
         self._tap = Tap(weakref.WeakMethod(self._watching))
         handle = called.register_forward_pre_hook(self._tap, prepend=True, with_kwargs=True)
@@ -193,16 +193,19 @@ class Preconditioner:
             parameters = network.tensors
             gradients = [p.grad for p in parameters]
             rates = self._rates(parameters, lr)
+        with torch.no_grad(), checks.own_precision(engine.device):
+            full = [
+                torch.zeros_like(p) if g is None else g.detach()
+                for p, g in zip(parameters, gradients, strict=True)
+            ]
+            if isinstance(loss_scale, Tensor) or loss_scale != 1:
+                full = list(torch._foreach_div(full, loss_scale))
+            finite = _finite(engine, full)
+        engine.tell()  # what came to light with it, of the steps before
         before, seen, written = engine.held, self._tap.seen(), []
         try:
             with torch.no_grad(), checks.own_precision(engine.device):
-                full = [
-                    torch.zeros_like(p) if g is None else g.detach()
-                    for p, g in zip(parameters, gradients, strict=True)
-                ]
-                if isinstance(loss_scale, Tensor) or loss_scale != 1:
-                    full = list(torch._foreach_div(full, loss_scale))
-                if not _finite(full):
+                if not finite:
                     self._tap.forget()
                     return StepRecord(step=k - 1, due=Due(False), skipped=1.0)
                 rows = self._tap.rows if targets is None else None
@@ -212,7 +215,7 @@ class Preconditioner:
                 result = network.unpack(preconditioned)
                 if self.normalise:
                     result = _unit(result)
-                clip = self._clip(full, result, rates)
+                clip = self._clip(network.names, full, result, rates)
                 if clip is not None:
                     factor = clip.to(result[0].dtype)
                     result = list(torch._foreach_mul(result, factor))
@@ -235,8 +238,10 @@ class Preconditioner:
                 if loss is not None:
                     record = replace(record, loss=loss.detach() if torch.is_tensor(loss) else loss)
                 self.history.append(record)
-                if record.due.inverse and len(self.history) > 2 * HISTORY:
+                self._unread += 1
+                if record.due.inverse and self._unread >= READ_EVERY:  # a step that reads anyway
                     self.history.keep(HISTORY)
+                    self._unread = 0
                 return record
         except BaseException as error:
             if not written:  # the engine has made its step, or not: it goes back
@@ -287,13 +292,27 @@ class Preconditioner:
         return [known.get(id(p), 0.0) for p in parameters]
 
     def _clip(
-        self, gradients: list[Tensor], result: list[Tensor], rates: list[_Step] | None
+        self,
+        names: Sequence[str],
+        gradients: list[Tensor],
+        result: list[Tensor],
+        rates: list[_Step] | None,
     ) -> Tensor | None:
-        """ν = min(1, √(κ / Σ lr²⟨U, V⟩)), 0-dim float64 (Ba et al. 2017)."""
+        """ν = min(1, √(κ / Σ lr²⟨U, V⟩)), 0-dim float64 (Ba et al. 2017).
+
+        Of the parameters that another optimiser trains, nothing is in the sum: their gradient stays
+        as it is, also where they are a bias in a layer of ours.
+        """
         if rates is None or self.kl_clip is None:
             return None
-        products = [p.sum(dtype=torch.float64) for p in torch._foreach_mul(gradients, result)]
-        length = torch.stack([p * r * r for p, r in zip(products, rates, strict=True)]).sum()
+        ours = [
+            (v, u, r)
+            for name, v, u, r in zip(names, gradients, result, rates, strict=True)
+            if name not in self._kept
+        ]
+        products = torch._foreach_mul([v for v, _, _ in ours], [u for _, u, _ in ours])
+        sums = [p.sum(dtype=torch.float64) for p in products]
+        length = torch.stack([s * r * r for s, (_, _, r) in zip(sums, ours, strict=True)]).sum()
         return torch.sqrt(self.kl_clip / torch.clamp(length, min=1e-300)).clamp(max=1.0)
 
     def remove(self) -> None:
@@ -411,7 +430,7 @@ def _copied() -> Preconditioner:
     return Preconditioner.__new__(Preconditioner)
 
 
-def _finite(tensors: list[Tensor]) -> bool:
+def _finite(engine: _engine.Engine, tensors: list[Tensor]) -> bool:
     """Whether all entries are finite: one host read, or two where squares overflow.
 
     The sum of squares costs a tenth of the largest entry's search, and is finite where all are
@@ -419,7 +438,7 @@ def _finite(tensors: list[Tensor]) -> bool:
     """
     for order in (2.0, math.inf):
         largest = torch.stack(torch._foreach_norm(tensors, order)).max()
-        if math.isfinite(linalg.host([largest])[0]):
+        if math.isfinite(engine.read([largest])[0]):
             return True
     return False
 

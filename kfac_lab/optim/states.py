@@ -14,7 +14,7 @@ from kfac_lab.core.schema import anything, check, maybe, record, table, text, wh
 from kfac_lab.errors import CheckpointError, KfacLabError
 from kfac_lab.hooks import Recipe
 from kfac_lab.run import warn_elsewhere, where
-from kfac_lab.run.saving import WHERE
+from kfac_lab.run.saving import WHERE, warn_skipped
 
 __all__ = ["restored", "saved", "seal", "text_of"]
 
@@ -37,6 +37,7 @@ def saved(engine: _engine.Engine, parameters: bool) -> dict[str, Any]:
         "where": where(engine.device),
         "engine": engine.state(parameters=parameters),
     }
+    warn_skipped(engine.skipped)
     return {**saved, "seal": seal(saved)}
 
 

@@ -133,6 +133,12 @@ class LevenbergMarquardt(_Rule):
         gamma = self.gamma if self.gamma is not None else _tied(self.lam, problem.l2)
         return DampingStrength(self.lam, gamma), {}
 
+    def back(self, strength: DampingStrength) -> DampingStrength:
+        """λ and γ² tenfold; γ grows no further than ``gamma_max``, as the candidates do not."""
+        grown = super().back(strength)
+        gamma = torch.maximum(strength.gamma, torch.clamp(grown.gamma, max=self.gamma_max))
+        return grown._replace(gamma=gamma)
+
     def candidates(self, strength: DampingStrength, due: Due) -> tuple[DampingStrength, ...]:
         """γ; and ω2γ and γ/ω2 when γ is due."""
         if not due.gamma:

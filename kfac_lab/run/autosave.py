@@ -44,7 +44,13 @@ class Autosave:
         ):
             raise RecipeError(f"autosave seconds={seconds!r}: a number of seconds, 0 or more")
         path = files.path_of(path)
-        if path.is_dir() or not path.parent.is_dir():
+        try:
+            sound = not path.is_dir() and path.parent.is_dir()
+            path.exists()  # a name that is too long
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise CheckpointError(f"{path} cannot be written: {reason}") from error
+        if not sound:
             raise CheckpointError(f"{path} cannot be written: name a file in a folder that exists")
         limit = None if seconds is None else float(seconds)
         return cls(path, every, limit, step, time.monotonic())

@@ -80,16 +80,22 @@ def _unreadable(problem: Problem, rows: list[int]) -> list[int]:
     return found
 
 
-def named(error: BaseException, blame: Blame, budget: int) -> Exception:
-    """The error with the rows in it, and with what to do."""
+def named(error: BaseException, blame: Blame, budget: int) -> NumericalError | DataError:
+    """The error with the rows in it, and with what to do; of what is neither, a DataError."""
     kind = type(error) if isinstance(error, (NumericalError, DataError)) else DataError
     spent = f"; the budget of {budget} bad batches is used up" if budget else ""
     todo = "mend them" if budget else "mend them, or allow some with Run(…, bad_batches=3)"
     return kind(f"step {blame.step}: {blame}{spent}: {todo}. {error}")
 
 
-def left_out(run: Any, error: Exception) -> StepRecord:
-    """The void record of a step whose batch is left out; else raises what the step raised."""
+def left_out(run: Any, error: Exception) -> StepRecord | None:
+    """The void record of a step whose batch is left out; else raises what the step raised.
+
+    None where an accelerator has found out, with this step, about others that were skipped.
+    """
+    if isinstance(error, NumericalError) and error.skipped:
+        _found_out(run, error)
+        return None
     skip = traits(run.stepper, StepperTraits).skip
     if skip is None or run.history.step != run.step:
         raise error
@@ -113,3 +119,24 @@ def left_out(run: Any, error: Exception) -> StepRecord:
     warnings.warn(f"step {k} was left out: {blame}", stacklevel=4)
     made: StepRecord = run.stepper.record
     return made
+
+
+def _found_out(run: Any, error: NumericalError) -> None:
+    """Notes steps whose batches an accelerator has left out; else raises the error."""
+    sizes = {record.step: record.batch for record in run.history.records}
+    faults = list(run.history.faults)
+    found = []
+    for k in error.skipped:
+        blame = blamed(run.problem, k, sizes[k], run.seed) if k in sizes else None
+        if blame is None:
+            raise error
+        if len(faults) >= run.bad_batches:
+            told = named(error, blame, run.bad_batches)
+            if isinstance(told, NumericalError):
+                told.skipped = error.skipped
+            raise told from error
+        faults.append({"step": k, "rows": blame.rows, "why": str(error)})
+        found.append(f"step {k} was left out: {blame}")
+    run.history.faults = faults
+    for each in found:
+        warnings.warn(each, stacklevel=6)

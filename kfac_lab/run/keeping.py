@@ -9,6 +9,7 @@ import torch
 
 from kfac_lab.core.exchange import exchange
 from kfac_lab.core.problem import Problem
+from kfac_lab.core.traits import StepperTraits, traits
 from kfac_lab.core.trees import moved
 from kfac_lab.errors import CheckpointError, DataError
 from kfac_lab.history import History
@@ -40,7 +41,9 @@ class Kept(Returning):
             RecipeError: a component whose class nobody has registered, so that nothing could load
                 it.
         """
-        return saving.write(path, self._alone(self._content))
+        content = self._alone(self._content)
+        saving.warn_skipped(traits(self.stepper, StepperTraits).skipped)
+        return saving.write(path, content)
 
     def _content(self) -> dict[str, Any]:
         self._apply_queue()

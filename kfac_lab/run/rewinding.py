@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from kfac_lab.core.state import Swap
+from kfac_lab.core.state import StepRecord, Swap
+from kfac_lab.errors import NumericalError
 from kfac_lab.history import History
 from kfac_lab.hooks import Recipe
 from kfac_lab.run.snapshots import Snapshot
@@ -57,10 +58,21 @@ def replayed(
             stepper.skip(left_out[reached + 1])
             kept.append(stepper.record)
         else:
-            kept.append(stepper.step())
+            kept.append(_stepped(stepper))
     kept.faults = [f for f in history.faults if f["step"] <= reached]
     kept.evaluations = [e for e in history.evaluations if e["step"] <= reached]
     return Replayed(recipe, kept, stepper.state())
+
+
+def _stepped(stepper: Any) -> StepRecord:
+    """A step, also where an accelerator finds out about others that were skipped, as they were."""
+    while True:
+        try:
+            record: StepRecord = stepper.step()
+            return record
+        except NumericalError as error:
+            if not error.skipped:
+                raise
 
 
 def replayed_swap(stepper: Any, recipe: Recipe, mark: Swap) -> Recipe:

@@ -184,20 +184,22 @@ class Run(Kept):
     def _step(self) -> StepRecord:
         self._wanted.discard(threading.get_ident())
         self._apply_queue()
-        try:
-            record: StepRecord = self.stepper.step()
-            self.history.append(record)
-        except BaseException as error:
-            made = self.stepper.record
-            if made is not None and self.history.step < made.step == self.step:
-                self.history.append(made)  # an interrupt came right after the commit
-            if not isinstance(error, Exception) or isinstance(error, MemoryError):
-                raise
+        record: StepRecord | None = None
+        while record is None:
             try:
-                record = bad.left_out(self, error)
-            except Exception as told:
-                process_lab.emit("kfac_on_run_error", run=self, error=told)
-                raise
+                record = self.stepper.step()
+                self.history.append(record)
+            except BaseException as error:
+                made = self.stepper.record
+                if made is not None and self.history.step < made.step == self.step:
+                    self.history.append(made)  # an interrupt came right after the commit
+                if not isinstance(error, Exception) or isinstance(error, MemoryError):
+                    raise
+                try:  # None: of steps before, and this one is made now
+                    record = bad.left_out(self, error)
+                except Exception as told:
+                    process_lab.emit("kfac_on_run_error", run=self, error=told)
+                    raise
         if self.step % snapshots.SNAPSHOT_EVERY == 0:
             self._snapshot()
         return record

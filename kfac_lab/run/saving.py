@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from kfac_lab.core.schema import (
 from kfac_lab.errors import CheckpointError
 from kfac_lab.history import SCHEMA as HISTORY
 
-__all__ = ["FORMAT", "read", "warn_elsewhere", "where", "write"]
+__all__ = ["FORMAT", "read", "warn_elsewhere", "warn_skipped", "where", "write"]
 
 FORMAT = 2  # 1 had no digests; it is still read
 
@@ -95,6 +95,16 @@ def where(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads() if device.type == "cpu" else 0,
         "machine": platform.machine(),
     }
+
+
+def warn_skipped(steps: Sequence[int]) -> None:
+    """Says what the next step would: the one who saves now may make none."""
+    if steps:
+        warnings.warn(
+            f"what is saved has skipped step{'s' * (len(steps) > 1)} "
+            f"{', '.join(map(str, steps))}: their numbers were not finite",
+            stacklevel=3,
+        )
 
 
 def warn_elsewhere(what: str, saved: Mapping[str, Any], device: torch.device) -> None:

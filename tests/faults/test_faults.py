@@ -3,6 +3,7 @@
 ``make test`` takes every so-and-so-many line, ``make soak`` all of them, and prints the counts.
 """
 
+import dataclasses
 import functools
 import tempfile
 from pathlib import Path
@@ -52,6 +53,42 @@ def a_run(method: str) -> kl.Run:
     return base(method).fork()
 
 
+def gated(recipe: kl.Recipe = PAPER) -> kl.Run:
+    """One whose steps nobody looks at, as on an accelerator; some of them wait."""
+    run = kl.Run(problem(), recipe, seed=0, device="cpu")
+    run.stepper._reads_are_free = False
+    return run.advance(5)
+
+
+def refreshing() -> kl.Run:
+    """One whose next step reads what the steps before it were."""
+    return gated(PAPER.replace(schedule="periodic(T1=2, T2=6, T3=6, burn_in=1)"))
+
+
+def spoilt(free: bool) -> kl.Run:
+    """One whose next batch shows that h has exploded, with a guard."""
+    run = gated(PAPER.replace(damping="levenberg_marquardt(lam=1.0, guard=5.0)", average="polyak"))
+    engine = run.stepper
+    engine._reads_are_free = free
+    before, delta = tuple(t.clone() for t in engine._theta), [50 + 0 * t for t in engine._theta]
+    with torch.no_grad():
+        torch._foreach_add_(engine._theta, delta)
+    previous = engine.network.pack(delta)
+    state = dataclasses.replace(engine.state_, previous=previous, before=before)
+    engine.held = dataclasses.replace(engine.held, state=state)
+    return run
+
+
+def bad_batch() -> kl.Run:
+    """One whose next batch is not finite, with a budget for that."""
+
+    def source(k: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return (X * float("nan"), Y) if k == 4 else (X, Y)
+
+    own = kl.Problem(model=network(), likelihood="categorical", data=source)
+    return kl.Run(own, PAPER, seed=0, device="cpu", bad_batches=1).advance(3)
+
+
 def one_step(run: kl.Run) -> None:
     run.advance(1)
 
@@ -60,6 +97,13 @@ def optimizer() -> kl.KFAC:
     made = kl.KFAC(network(), recipe=PAPER)
     for _ in range(2):
         made.step(X, Y)
+    return made
+
+
+def rebound() -> kl.KFAC:
+    """One whose model has changed."""
+    made = optimizer()
+    made.model[0].bias.requires_grad_(False)
     return made
 
 
@@ -96,7 +140,7 @@ SWAPS = {
 def operations() -> dict[str, tuple]:
     """Name → (make, operation, go on)."""
     found: dict[str, tuple] = {}
-    for method in ("kfac", "nag", "adam", "muon"):
+    for method in ("kfac", "nag", "adam", "muon", "soap"):
         make = lambda method=method: a_run(method)  # noqa: E731
         found[f"{method} step"] = (make, one_step, one_step)
         found[f"{method} rewind"] = (make, lambda run: run.rewind(1), one_step)
@@ -108,14 +152,22 @@ def operations() -> dict[str, tuple]:
         parts = SWAPS[name]
         swapped = lambda run, parts=parts: run.swap(**parts)  # noqa: E731
         found[f"kfac swap of {name}"] = (lambda: a_run("kfac"), swapped, one_step)
+    found["kfac step taken back"] = (lambda: spoilt(True), one_step, one_step)
+    found["kfac step taken back, gated"] = (lambda: spoilt(False), one_step, one_step)
+    found["kfac step, gated"] = (gated, one_step, one_step)
+    found["kfac refresh, gated"] = (refreshing, one_step, one_step)
+    found["kfac bad batch"] = (bad_batch, one_step, one_step)
     found["KFAC step"] = (optimizer, go_on, go_on)
+    found["KFAC rebind"] = (rebound, lambda o: o.rebind(), go_on)
+    found["KFAC state_dict"] = (optimizer, lambda o: o.state_dict(), go_on)
     found["KFAC swap"] = (optimizer, lambda o: o.swap(**SWAPS["structure"]), go_on)
     found["Preconditioner step"] = (preconditioner, lambda p: p.step(), go_on)
+    found["Preconditioner state_dict"] = (preconditioner, lambda p: p.state_dict(), go_on)
     return found
 
 
 OPERATIONS = operations()
-FAULTS = [KeyboardInterrupt, MemoryError]
+FAULTS = (KeyboardInterrupt, MemoryError)
 
 
 def check(tally: Any, name: str, fault: type[BaseException]) -> None:

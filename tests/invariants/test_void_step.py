@@ -3,6 +3,7 @@
 The accelerator's branch, exercised on the CPU.
 """
 
+import contextlib
 import math
 
 import pytest
@@ -10,10 +11,12 @@ import torch
 
 import kfac_lab as kl
 from invariants.helpers import differences, problem_of, recipe_of, same
+from kfac_lab.engine import Engine
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 VOID = 6  # steady, and λ is due: T1 = 2, T3 = 8
 SCHEDULE = "periodic(T1=2, T2=8, T3=8, burn_in=1)"
+STEADY = "sampled(limit=0.5)"  # ε is at its limit from the second step on
 
 
 def accelerated(kind="explicit", skipped=(VOID,), value=float("nan"), **slots):
@@ -27,8 +30,19 @@ def accelerated(kind="explicit", skipped=(VOID,), value=float("nan"), **slots):
 
     recipe = recipe_of(kind, **{"schedule": SCHEDULE, **slots})
     run = kl.Run(problem_of(kind, data=source), recipe, seed=0, device="cpu")
-    run.stepper._reads_are_free = False
     return run
+
+
+@pytest.fixture(autouse=True)
+def _no_read_is_free(monkeypatch):
+    """Of every engine, also of a fork's and of a replay's."""
+    opened = Engine._open
+
+    def open_(self, *arguments):
+        opened(self, *arguments)
+        self._reads_are_free = False
+
+    monkeypatch.setattr(Engine, "_open", open_)
 
 
 def kept(run):
@@ -39,6 +53,8 @@ def kept(run):
         "theta": [t.clone() for t in engine._theta],
         "buffers": {n: b.clone() for n, b in run.problem.model.named_buffers()},
         "previous": [m.clone() for m in state.previous.matrices],
+        "before": [t.clone() for t in state.before or ()],
+        "former": _copied(state.former or {}),
         "moments": {k: v.clone() for k, v in engine.store.current.items()},
         "strength": [t.clone() for t in state.strength],
         "part_states": _copied(state.part_states),
@@ -112,7 +128,7 @@ def test_a_momentum_s_part_state_is_gated(monkeypatch):
     monkeypatch.setattr(
         Optimal, "init", lambda self: {"sum": torch.zeros((), dtype=torch.float64)}, raising=False
     )
-    run = accelerated()
+    run = accelerated(estimator=STEADY)
     run.advance(VOID - 1)
     before = kept(run)
     run.step_once()
@@ -123,15 +139,17 @@ def test_a_momentum_s_part_state_is_gated(monkeypatch):
     )
 
 
-def test_the_run_goes_on_and_the_next_read_names_the_step():
-    run = accelerated(skipped=(VOID, VOID + 1))
-    run.advance(VOID + 1)  # no read: nobody has noticed
+def test_the_run_goes_on_and_the_step_after_the_read_names_them():
+    run = accelerated(skipped=(VOID, VOID + 1), estimator=STEADY)
+    run.advance(VOID + 2)  # step 8 refreshes, and so reads; it is sound itself
+    assert run.history["skipped"].__array__().tolist() == [0] * 5 + [1, 1, 0]
     before = kept(run)
-    with pytest.raises(kl.NumericalError, match=f"steps {VOID}, {VOID + 1} gave numbers that are"):
-        run.advance(1)  # step 8 refreshes, and so reads
-    assert run.step == VOID + 1  # step 8 has not happened
+    with pytest.raises(kl.NumericalError, match=f"steps {VOID}, {VOID + 1} gave numbers") as told:
+        run.advance(1)
+    assert told.value.skipped == (VOID, VOID + 1)
+    assert run.step == len(run.history) == VOID + 2  # step 9 has not happened
     same(before, kept(run))
-    run.advance(4)  # it was told once, and the run is usable
+    run.advance(3)  # it was told once, and the run is usable
     assert run.step == VOID + 5
     assert run.history["skipped"][VOID - 1 : VOID + 2].__array__().tolist() == [1, 1, 0]
     assert all(math.isfinite(x) for x in run.history["loss"][VOID + 1 :])
@@ -139,7 +157,7 @@ def test_the_run_goes_on_and_the_next_read_names_the_step():
 
 
 def test_a_step_after_a_void_one_is_a_step_from_where_the_void_one_began():
-    run = accelerated()
+    run = accelerated(estimator=STEADY)
     run.advance(VOID - 1)
     before = kept(run)
     run.advance(2)
@@ -152,24 +170,178 @@ def test_a_step_after_a_void_one_is_a_step_from_where_the_void_one_began():
     assert after.lam == float(before["strength"][0])
 
 
-@pytest.mark.parametrize(
-    "look", ["state", "save", "fork", "drift"], ids=["state", "save", "fork", "drift check"]
-)
-def test_every_look_at_the_run_is_such_a_read(look, tmp_path):
-    slots = {"schedule": f"on_drift(check={VOID + 1}, threshold=10)"} if look == "drift" else {}
-    run = accelerated(**slots)
-    run.advance(VOID)
-    looks = {
-        "state": run.stepper.state,
-        "save": lambda: run.save(tmp_path / "run.pt"),
-        "fork": run.fork,
-        "drift": run.step_once,
-    }
+LOOKS = {
+    "state": lambda run, path: run.stepper.state(),
+    "save": lambda run, path: run.save(path),
+    "fork": lambda run, path: run.fork(),
+    "swap": lambda run, path: run.swap(structure="block_tridiagonal"),
+    "rewind": lambda run, path: run.rewind(VOID - 3),
+}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_every_look_at_the_run_succeeds_and_the_step_after_it_tells(look, tmp_path):
+    run = accelerated(estimator=STEADY).advance(VOID)
+    if look == "save":
+        with pytest.warns(UserWarning, match=f"skipped step {VOID}"):
+            LOOKS[look](run, tmp_path / "run.pt")
+    else:
+        LOOKS[look](run, tmp_path / "run.pt")
+    if look == "rewind":
+        run.advance(VOID - run.step)
+        assert run.history["skipped"].__array__().tolist() == [0] * 5 + [1]
+        return
+    assert run.stepper.state_.pending == ()
     with pytest.raises(kl.NumericalError, match=f"step {VOID} gave numbers"):
-        looks[look]()
-    assert not list(tmp_path.iterdir())
-    if look != "drift":
-        looks[look]()
+        run.step_once()
+    assert run.step == VOID
+    run.step_once()
+
+
+@pytest.mark.parametrize("why", ["drift check", "ε still changes"])
+def test_a_step_that_reads_before_its_work_tells_at_once(why):
+    drift = why == "drift check"
+    slots = {"schedule": f"on_drift(check={VOID + 1}, threshold=10)"} if drift else {}
+    run = accelerated(estimator=STEADY if drift else "sampled", **slots).advance(VOID)
+    with pytest.raises(kl.NumericalError, match=f"step {VOID} gave numbers"):
+        run.step_once()
+    assert run.step == VOID
+    run.step_once()
+
+
+def left_out(twin, steps):
+    """A run that goes by the same batches, and leaves those steps out."""
+    for k in range(twin.step + 1, max(steps) + 6):
+        if k in steps:
+            twin.stepper.skip(0)
+            twin.history.append(twin.stepper.record)
+        else:
+            twin.advance(1)
+    return twin
+
+
+@pytest.mark.parametrize("kind", ["explicit", "generic"])
+@pytest.mark.parametrize("free", [True, False], ids=["read", "gated"])
+@pytest.mark.parametrize("skipped", [(3,), (6,), (3, 6, 7)])
+def test_a_run_that_skips_is_one_that_leaves_those_steps_out(kind, free, skipped):
+    """θ, moments and counts, also while ε goes by how many updates there were."""
+    run = accelerated(kind, skipped=skipped)
+    twin = accelerated(kind, skipped=())
+    twin.stepper._reads_are_free = free
+    left_out(twin, skipped)
+    while run.step < twin.step:
+        try:
+            run.advance(1)
+        except kl.NumericalError as error:
+            assert error.skipped
+    counts = [
+        (s.stepper.state_.updates, s.stepper.state_.ages, s.stepper.state_.block_ages)
+        for s in (run, twin)
+    ]
+    assert counts[0] == counts[1] and counts[0][0] == run.step - len(skipped)
+    same({**kept(run), "inverse": []}, {**kept(twin), "inverse": []})
+
+
+def test_moments_that_a_swap_opened_count_the_updates_that_were():
+    """A running mean at first: a skipped step is none of its terms."""
+    found = []
+    for skipped in ((VOID,), ()):
+        run = accelerated(skipped=skipped, estimator="sampled(limit=0.9)", block="diagonal")
+        run.advance(VOID - 2)
+        run.swap(block="kronecker")
+        if not skipped:
+            run.advance(1)
+            run.stepper.skip(0)
+        while run.step < VOID + 4:
+            try:
+                run.advance(1)
+            except kl.NumericalError as error:
+                assert error.skipped == (VOID,)
+        run.stepper.read([])
+        found.append(run)
+    ages = [run.stepper.state_.ages for run in found]
+    assert ages[0] == ages[1] and set(ages[0].values()) == {5}
+    same(*({**kept(run), "inverse": []} for run in found))
+
+
+def test_a_rewind_makes_skipped_steps_again():
+    run, twin = (accelerated(skipped=(3, VOID)) for _ in range(2))
+    for each in (run, twin):
+        while each.step < 12:
+            with contextlib.suppress(kl.NumericalError):
+                each.advance(1)
+    run.rewind(VOID + 1)
+    assert run.step == VOID + 1
+    assert run.history["skipped"].__array__().tolist() == [0, 0, 1, 0, 0, 1, 0]
+    while run.step < 12:
+        with contextlib.suppress(kl.NumericalError):
+            run.advance(1)
+    same({**kept(run), "inverse": []}, {**kept(twin), "inverse": []})
+
+
+def test_bad_batches_are_counted_and_named(tmp_path):
+    """Found out later than on a CPU, and then as there."""
+    seen = []
+    for free in (False, True):
+        run = accelerated(skipped=(3, VOID), damping="constant")
+        run.stepper._reads_are_free, run.bad_batches = free, 2
+        run.advance(12)
+        assert run.step == len(run.history) == 12
+        assert [f["step"] for f in run.history.faults] == [3, VOID]
+        assert all(f["rows"] == list(range(16)) for f in run.history.faults)
+        seen.append(
+            (kept(run), run.history["skipped"].__array__().tolist(), list(run.history["loss"][6:]))
+        )
+        run.rewind(8)
+        run.advance(4)
+        assert len(run.history.faults) == 2
+        same({**kept(run), "inverse": []}, {**seen[-1][0], "inverse": []})
+    for one, other in zip(*seen, strict=True):
+        same({"": one} if not isinstance(one, dict) else {**one, "inverse": []},
+             {"": other} if not isinstance(other, dict) else {**other, "inverse": []})  # fmt: skip
+
+
+def test_more_bad_batches_than_the_budget_are_told_with_their_rows():
+    run = accelerated(skipped=(3, VOID))
+    run.bad_batches = 1
+    with pytest.raises(kl.NumericalError, match=r"step 6: rows 0, 1, .* budget of 1 bad batches"):
+        run.advance(12)
+    assert run.step == VOID and len(run.history.faults) == 1
+
+
+def test_a_preconditioner_reads_the_flags_with_its_gradient():
+    """Statistics that are not finite; the gradient is."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Tanh(), torch.nn.Linear(5, 4))
+    pre = kl.Preconditioner(
+        model, recipe=recipe_of("explicit", schedule=SCHEDULE, estimator=STEADY)
+    )
+    x, y = torch.randn(16, 6), torch.arange(16) % 4
+
+    def backward():
+        model.zero_grad()
+        torch.nn.functional.cross_entropy(model(x), y).backward()
+
+    for _ in range(VOID - 1):
+        backward()
+        pre.step()
+    before = {k: v.clone() for k, v in pre._engine.store.current.items()}
+    backward()
+    gradients = [p.grad.clone() for p in model.parameters()]
+    pre._tap.see(([x * float("nan")], None))  # what the statistics are taken of
+    record = pre.step()
+    assert float(record.skipped) == 1 and pre.step_count == VOID
+    assert all(map(torch.equal, gradients, [p.grad for p in model.parameters()]))
+    same(before, dict(pre._engine.store.current))
+    backward()
+    with pytest.raises(kl.NumericalError, match=f"step {VOID} gave numbers"):
+        pre.step()
+    assert pre.step_count == VOID and pre._engine.state_.pending == ()
+    assert all(map(torch.equal, gradients, [p.grad for p in model.parameters()]))
+    pre.step()  # the same gradient, now
+    assert pre.step_count == VOID + 1 and len(pre._engine.state_.pending) == 1
+    pre.state_dict()
+    assert pre._engine.state_.pending == ()
 
 
 def test_a_refresh_on_bad_numbers_has_not_happened():

@@ -147,3 +147,18 @@ def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(kl.KfacLabError, match="cannot be written"):
         export(run_of(), tmp_path / "file")
+
+
+def test_a_link_of_the_folder_s_owner_stays_and_no_file_is_half_written(tmp_path: Path) -> None:
+    """By the package's one writer of files."""
+    elsewhere = tmp_path / "elsewhere.csv"
+    elsewhere.write_text("old")
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "history.csv").symlink_to(elsewhere)
+    (folder / "run.py").mkdir()  # cannot be replaced by a file
+    run = kl.Run("digits_small", "small_batch", device="cpu").advance(2)
+    with pytest.raises(kl.KfacLabError, match=r"run\.py cannot be written: it is a folder"):
+        export(run, folder)
+    assert (folder / "history.csv").is_symlink() and elsewhere.read_text().startswith("step,")
+    assert not list(folder.glob(".*.tmp"))
