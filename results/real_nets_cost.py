@@ -19,7 +19,7 @@ import torch
 from real_nets import BEST, METHODS, RESULTS
 from real_nets_models import Task
 
-STEPS, FIRST = 60, 12  # steps, and the first that counts: the early ones have everything due
+STEPS, FIRST = 50, 12  # steps, and the first that counts: the early ones have everything due
 
 
 def measured(name: str) -> dict[str, Any]:

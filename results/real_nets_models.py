@@ -128,12 +128,12 @@ class Task:
             index = {c: i for i, c in enumerate(sorted(set(codes)))}
             self.x = torch.tensor([index[c] for c in codes])
             self.model: nn.Module = Gpt(len(index))
-            self.held = self._windows(64, fixed)
+            self.held = self._windows(48, fixed)
         else:
             images, labels = mnist_arrays()[:2]
             self.x, self.y = (images.view(-1, 1, 28, 28) / 255 - 0.1307) / 0.3081, labels.long()
             self.model = ConvNet() if name == "conv" else Vit()
-            rows = torch.randperm(len(self.x), generator=fixed)[:1000]
+            rows = torch.randperm(len(self.x), generator=fixed)[:500]
             self.held = self.x[rows], self.y[rows]
 
     def _windows(self, n: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
