@@ -203,6 +203,7 @@ def _reproduce(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     make.add_argument("--only", action="append", metavar="METHOD", help="this method; repeatable")
     make.add_argument("--seed", type=int, help="this seed alone")
     make.add_argument("--until", type=_count, metavar="STEP", help="no run beyond this step")
+    make.add_argument("--device", type=_device, default="cpu", help="cpu (default), cuda, …")
     make.add_argument("--threads", type=_threads, default=1, help="CPU threads (default 1)")
     make.add_argument("--estimate", action="store_true", help="say what it would cost, and end")
     make.set_defaults(run=_run_reproduce)

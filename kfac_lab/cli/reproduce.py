@@ -70,7 +70,8 @@ def reproduce(options: argparse.Namespace) -> int:
         return 0
     with ending() as ended:
         for one in plan:
-            Maker(one, path, work / _slug(one.key), ended).make(_goal(one, options))
+            maker = Maker(one, path, work / _slug(one.key), ended, options.device)
+            maker.make(_goal(one, options))
             if ended:
                 print(f"{ended.name}: {one.key} is kept", flush=True)
                 return ended.code
@@ -85,10 +86,18 @@ class Maker:
         path: the experiment's file.
         folder: where its snapshot is kept.
         ended: says whether a signal asks it to end.
+        device: where it is made; the file's head says where.
     """
 
-    def __init__(self, one: Planned, path: Path, folder: Path, ended: Ending | None = None) -> None:
-        self.one, self.path, self.folder = one, path, folder
+    def __init__(
+        self,
+        one: Planned,
+        path: Path,
+        folder: Path,
+        ended: Ending | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.one, self.path, self.folder, self.device = one, path, folder, device
         self._ended = ended or Ending()
         self._cpu = 0.0  # of training, over all processes that this run has had
         self._lines: list[str] = []  # of this run, as they stand in the file
@@ -134,7 +143,7 @@ class Maker:
     def _started(self) -> Run:
         snapshot = self.folder / "run.pt"
         if snapshot.exists():
-            run = Run.load(snapshot)
+            run = Run.load(snapshot, device=self.device)
             notes = run.notes or _notes_of_before(self.folder, run)
             if notes.get("recipe") != self.one.recipe or run.seed != self.one.seed:
                 raise CheckpointError(
@@ -148,7 +157,8 @@ class Maker:
                 self._lines = str(notes["lines"]).splitlines()
             self._restore_lines()
             return run
-        run = Run(self.one.problem, Recipe.from_text(self.one.recipe), self.one.seed, "cpu")
+        recipe = Recipe.from_text(self.one.recipe)
+        run = Run(self.one.problem, recipe, self.one.seed, self.device)
         head = {"type": "run", "run": self.one.key, "label": self.one.label}
         head |= _circumstances(run, self.one)
         self._lines = [json.dumps(head, ensure_ascii=False)]
@@ -272,7 +282,7 @@ def _circumstances(run: Run, one: Planned) -> dict[str, Any]:
         "problem": one.problem,
         "seed": one.seed,
         "recipe": one.recipe,
-        "hardware": _hardware(),
+        "hardware": _hardware(run.device),
         "threads": torch.get_num_threads(),
         "device": str(run.device),
         "torch": torch.__version__,
@@ -292,7 +302,9 @@ def fingerprint(run: Run) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
 
-def _hardware() -> str:
+def _hardware(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
         found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)

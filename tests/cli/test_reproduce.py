@@ -267,3 +267,22 @@ def test_lines_are_json_without_nan(tmp_path):
     for text in (tmp_path / "x.jsonl").read_text().splitlines():
         json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert torch.get_num_threads() == 1
+
+
+def test_a_run_is_made_and_taken_up_on_the_device_that_is_asked_for(tmp_path, monkeypatch):
+    seen = []
+
+    class Spy(kl.Run):
+        def __init__(self, *given):
+            seen.append(given[3])
+            super().__init__(*given)
+
+        @classmethod
+        def load(cls, path, device):
+            seen.append(device)
+            return kl.Run.load(path, device=device)
+
+    monkeypatch.setattr(reproduce, "Run", Spy)
+    for steps in (2, 3):
+        Maker(plan(), tmp_path / "x.jsonl", tmp_path / "work", device="cpu:0").make(steps)
+    assert seen == ["cpu:0", "cpu:0"]

@@ -1,0 +1,250 @@
+"""What an accelerator gives, in one script of at most eight minutes: `make gpu`.
+
+    python results/gpu.py                                  # on CUDA
+    python results/gpu.py --device cpu --small             # the same script where there is none
+    python results/gpu.py --device emulated --small --only tests
+
+Three parts, each with a share of the time, each written to results/gpu/DEVICE.json as soon as it is
+known, so that a script that is cut off has kept what it found:
+
+* ``tests``: the suites with every tensor of theirs on the device (`pytest --device`);
+* ``steps``: milliseconds of a steady step, K-FAC call by call and as a program, and SGD with
+  momentum call by call and captured; on CUDA how long its kernels are busy, and how many they are;
+* ``curves``: the training-set error by seconds of training, K-FAC and the tuned baselines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import kfac_lab as kl
+from kfac_lab.baselines import tuned
+
+ROOT = Path(__file__).resolve().parents[1]
+LIMIT = 8 * 60.0  # seconds of all
+SHARES = {"tests": 0.4, "steps": 0.2, "curves": 0.4}
+SUITES = (
+    "tests/accelerator", "tests/trajectories", "tests/engine", "tests/paper", "tests/invariants",
+    "tests/test_optim.py", "tests/test_baselines.py", "tests/zoo",
+)  # fmt: skip
+SMALL_SUITES = ("tests/trajectories/test_trajectories.py", "tests/engine/test_guard.py")
+STEPS = (
+    ("mnist", 1000), ("mnist", 5000), ("mnist", 20000), ("curves", 1000), ("faces", 1000),
+)  # fmt: skip
+SMALL_STEPS = (("mnist_small", 200), ("digits", 500))
+CURVES = ("curves", "mnist", "faces")
+RECIPES = ("quick", "robust", "paper")
+BASELINES = ("muon", "soap", "adam", "nag")
+MARKS = (1.0, 2.0, 3.0, 5.0, 6.0, 8.0, 10.0, 15.0)
+
+
+def main() -> None:
+    """Runs the parts asked for and writes what they found."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu", "emulated"))
+    parser.add_argument("--small", action="store_true", help="small problems, a minute in all")
+    parser.add_argument("--only", choices=tuple(SHARES), nargs="+", default=list(SHARES))
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "gpu")
+    options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.exit(2, "there is no CUDA device here: --device cpu --small tries the script\n")
+    if options.device == "emulated" and options.only != ["tests"]:
+        parser.exit(2, "what is emulated has no times: --device emulated goes with --only tests\n")
+    warnings.simplefilter("ignore")
+    options.out.mkdir(parents=True, exist_ok=True)
+    found: dict[str, Any] = {"machine": machine(options.device)}
+    limit = LIMIT / (8 if options.small else 1)
+    path = options.out / f"{found['machine']['name']}.json"
+    for part in options.only:
+        found[part] = PARTS[part](options.device, options.small, SHARES[part] * limit)
+        path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    print(f"written to {os.path.relpath(path)}")
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What the numbers were taken on."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()
+    told: dict[str, Any] = {
+        "name": device, "torch": torch.__version__, "python": platform.python_version(),
+        "commit": commit, "date": time.strftime("%Y-%m-%d"), "threads": torch.get_num_threads(),
+    }  # fmt: skip
+    if device == "cuda":
+        named = torch.cuda.get_device_name()
+        told["name"] = re.sub(r"\W+", "-", named.lower()).strip("-")
+        driver = subprocess.run(
+            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+            capture_output=True, text=True,
+        ).stdout.strip()  # fmt: skip
+        told |= {"device": named, "cuda": torch.version.cuda, "driver": driver}
+    print(told, flush=True)
+    return told
+
+
+# ---- tests ---------------------------------------------------------------------------------------
+
+
+def tests(device: str, small: bool, seconds: float) -> dict[str, Any]:
+    """Passed, failed and the names of what failed; what the time did not reach is said."""
+    suites = SMALL_SUITES if small else SUITES
+    command = [sys.executable, "-m", "pytest", "-q", "--tb=line", "-rfE", "--device", device]
+    command += ["-p", "no:cacheprovider", *suites]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds)
+        output, cut = done.stdout, False
+    except subprocess.TimeoutExpired as late:
+        told_so_far: Any = late.stdout or b""
+        output = told_so_far if isinstance(told_so_far, str) else told_so_far.decode()
+        cut = True
+    marks = "".join(re.findall(r"(?m)^([.FEsx]+)(?: +\[ *\d+%\])?$", output))
+    told = {
+        "suites": list(suites),
+        "passed": marks.count("."),
+        "failed": marks.count("F") + marks.count("E"),
+        "skipped": marks.count("s"),
+        "cut off by the time": cut,
+        "names": re.findall(r"(?m)^(?:FAILED|ERROR) (\S+)", output),
+    }
+    print("tests:", {k: v for k, v in told.items() if k != "suites"}, flush=True)
+    return told
+
+
+# ---- steps ---------------------------------------------------------------------------------------
+
+
+def steps(device: str, small: bool, seconds: float) -> list[dict[str, Any]]:
+    """A line for each problem and batch size."""
+    asked = SMALL_STEPS if small else STEPS
+    lines = []
+    for problem, m in asked:
+        line: dict[str, Any] = {"problem": problem, "m": m}
+        each = seconds / len(asked) / 4
+        for label, graphs in (("K-FAC", False), ("K-FAC, program", True)):
+            recipe = kl.Recipe.named("paper").replace(batch=f"constant(size={m})")
+            run = kl.Run(problem, recipe, seed=0, device=device, graphs=graphs)
+            run.advance(45)  # ε at its limit, the program recorded, the data in place
+            line[label] = timed(run.step_once, device, each)
+        sgd = Sgd(problem, m, device)
+        line["SGD"] = timed(sgd.step, device, each)
+        if device == "cuda":
+            line["SGD, captured"] = timed(sgd.captured(), device, each)
+        lines.append(line)
+        print(line, flush=True)
+    return lines
+
+
+def timed(step: Callable[[], object], device: str, seconds: float) -> dict[str, float]:
+    """The median and the mean in milliseconds; on CUDA the kernels of a step too."""
+    taken: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(taken) < 5 or (time.perf_counter() < end and len(taken) < 300):
+        start = time.perf_counter()
+        step()
+        wait(device)
+        taken.append(1e3 * (time.perf_counter() - start))
+    told = {"median ms": statistics.median(taken), "mean ms": statistics.fmean(taken)}
+    if device == "cuda":
+        from torch.profiler import ProfilerActivity, profile
+
+        with profile(activities=[ProfilerActivity.CUDA]) as seen:
+            for _ in range(10):
+                step()
+            wait(device)
+        kernels = [e for e in seen.events() if e.device_type.name == "CUDA"]
+        told["busy ms"] = sum(e.device_time for e in kernels) / 1e4
+        told["kernels"] = len(kernels) / 10
+    return {name: round(value, 3) for name, value in told.items()}
+
+
+def wait(device: str) -> None:
+    """Until the device has done what it was asked."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+class Sgd:
+    """A skilled user's loop: momentum SGD on batches that lie on the device."""
+
+    def __init__(self, problem: str, m: int, device: str) -> None:
+        self.run = kl.Run(problem, "nag", seed=0, device=device)
+        self.problem, self.model = self.run.problem, self.run.problem.model
+        drawn = self.problem.draw(1, m, 0)
+        self.inputs, self.targets = (t.to(device) for t in (drawn.inputs, drawn.targets))
+        parameters = [p.requires_grad_() for p in self.model.parameters()]
+        self.optimiser = torch.optim.SGD(parameters, lr=1e-6, momentum=0.9, foreach=True)
+
+    def step(self) -> None:
+        """Gradient and update on the same batch."""
+        self.optimiser.zero_grad(set_to_none=True)
+        outputs = self.model(self.inputs)
+        self.problem.likelihood.loss(outputs, self.targets).mean().backward()
+        self.optimiser.step()
+
+    def captured(self) -> Callable[[], None]:
+        """The step as one launch."""
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                self.step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        self.optimiser.zero_grad(set_to_none=True)
+        with torch.cuda.graph(graph):
+            self.step()
+        return graph.replay
+
+
+# ---- curves --------------------------------------------------------------------------------------
+
+
+def curves(device: str, small: bool, seconds: float) -> list[dict[str, Any]]:
+    """The error of the training set at marks of the run's own clock, for each method."""
+    problems = ("digits",) if small else CURVES
+    methods = [*RECIPES, *BASELINES]
+    horizon = min(MARKS[-1], 0.8 * seconds / len(problems) / len(methods))
+    lines: list[dict[str, Any]] = []
+    for problem in problems:
+        for method in methods:
+            try:
+                recipe: Any = method
+                if method in BASELINES:
+                    recipe = kl.Recipe.of(tuned(method, problem, seconds=horizon))
+                run = kl.Run(problem, recipe, seed=0, device=device)
+            except kl.errors.KfacLabError as error:  # no settings for it: said, not left out
+                lines.append({"problem": problem, "method": method, "error": str(error)})
+                continue
+            points = []
+            marks = [mark for mark in MARKS if mark < horizon] + [horizon]
+            for mark in marks:
+                run.advance(seconds=max(0.0, mark - run.seconds))
+                score = run.evaluate("train", at="best")
+                points.append([round(mark, 2), run.step, round(float(score), 4)])
+            lines.append({"problem": problem, "method": method, "seed": 0, "points": points})
+            print(lines[-1], flush=True)
+    return lines
+
+
+PARTS: dict[str, Callable[[str, bool, float], Any]] = {
+    "tests": tests, "steps": steps, "curves": curves,
+}  # fmt: skip
+
+if __name__ == "__main__":
+    main()
