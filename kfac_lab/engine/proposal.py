@@ -30,7 +30,6 @@ from kfac_lab.errors import NumericalError
 
 __all__ = [
     "Candidate",
-    "Exploded",
     "Outcome",
     "Search",
     "Trial",
@@ -219,17 +218,19 @@ class Search:
     exploded: bool = False
     spread: Tensor | None = None
 
-    def outcome(self, block_states: tuple[Any, ...]) -> Outcome:
+    def outcome(self, block_states: tuple[Any, ...]) -> Outcome | None:
         """Tries the strengths that the damping names, and what a retry asks for.
 
-        An exception at any line, an interrupt say, leaves no attempt open and no label behind:
-        both are set in a context of its own.
+        None where the last step is to be taken back. An exception at any line, an interrupt say,
+        leaves no attempt open and no label behind: both are set in a context of its own.
 
         Raises:
             NumericalError: the batch is not finite, or no inverse could be built.
-            Exploded: the last step is to be taken back.
         """
-        return copy_context().run(self._outcome, block_states)
+        try:
+            return copy_context().run(self._outcome, block_states)
+        except Exploded:
+            return None
 
     def _outcome(self, block_states: tuple[Any, ...]) -> Outcome:
         state = self.state

@@ -99,9 +99,8 @@ def _prepared(
         search = _search(
             engine, k, due, gathered, evaluated.loss, trial, m, evaluated, clock, verdict
         )
-        try:
-            outcome = search.outcome(block_states)
-        except proposal.Exploded:  # a refresh reads it with its own flags
+        outcome = search.outcome(block_states)
+        if outcome is None:  # h has exploded: a refresh reads it with its own flags
             return _back(engine, plan, gathered, evaluated, verdict)
         chosen = outcome.chosen
         with clock("move"):
@@ -283,6 +282,7 @@ def _preconditioned(
         trial = proposal.preconditioned(gradient, clock)
         search = _search(engine, k, due, gathered, None, trial, plan.m, None, clock)
         outcome = search.outcome(block_states)
+        assert outcome is not None  # there is no h that could explode
         record = record_of(engine, k, due, outcome.chosen, outcome, plan.m, gathered, None)
         ok = commit.ok_of(outcome, nothing, gathered)
         new = commit.next_state(
