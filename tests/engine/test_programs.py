@@ -200,3 +200,20 @@ def test_targets_that_are_none_are_told_of_in_a_replay() -> None:
     assert all(map(torch.equal, before, [p.detach() for p in model.parameters()]))
     opt.step(x, y)
     assert opt._engine.programs.replayed == replayed + 1 > 2
+
+
+def test_a_launch_that_gives_other_numbers_is_not_used() -> None:
+    recipe = kl.Recipe.named("paper").replace(**SOON)
+    mine, theirs = (kl.Run(known.problem(), recipe, seed=1, graphs=g) for g in (True, False))
+
+    def forgets(function: Any) -> Any:
+        function()
+        return lambda: None  # so that the second launch gives the first one's numbers
+
+    mine.stepper.programs.capture = forgets
+    with pytest.warns(UserWarning, match="a launch gives other numbers than its calls"):
+        mine.advance(16)
+    theirs.advance(16)
+    assert mine.stepper.programs.replayed > 2
+    pairs = zip(mine.problem.model.parameters(), theirs.problem.model.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
