@@ -24,6 +24,7 @@ PAGES = {
     "results/tuning.md": "results/tuning.md",
     "results/digits.md": "plugins/kfac-lab-conv/benchmarks/digits.md",
 }
+OUTPUT_LINK = re.compile(r'(href=\\"\w+)\.ipynb')
 LINK = re.compile(r"\[([^\]]+)\]\((?!https?:|#)([^)\s]+)\)")
 
 
@@ -71,6 +72,8 @@ def gather(app: Sphinx) -> None:
         text = file.read_text(encoding="utf-8")
         if file.suffix == ".md":
             text = relinked(text, page, file, pages)
+        else:  # tables in outputs lead to notebooks, which are pages here
+            text = OUTPUT_LINK.sub(r"\1.html", text)
         if not target.is_file() or target.read_text(encoding="utf-8") != text:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(text, encoding="utf-8")
