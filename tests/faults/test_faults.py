@@ -100,13 +100,6 @@ def optimizer() -> kl.KFAC:
     return made
 
 
-def rebound() -> kl.KFAC:
-    """One whose model has changed."""
-    made = optimizer()
-    made.model[0].bias.requires_grad_(False)
-    return made
-
-
 def preconditioner() -> kl.Preconditioner:
     made = kl.Preconditioner(network(), recipe="paper")
     for _ in range(2):
@@ -158,7 +151,6 @@ def operations() -> dict[str, tuple]:
     found["kfac refresh, gated"] = (refreshing, one_step, one_step)
     found["kfac bad batch"] = (bad_batch, one_step, one_step)
     found["KFAC step"] = (optimizer, go_on, go_on)
-    found["KFAC rebind"] = (rebound, lambda o: o.rebind(), go_on)
     found["KFAC state_dict"] = (optimizer, lambda o: o.state_dict(), go_on)
     found["KFAC swap"] = (optimizer, lambda o: o.swap(**SWAPS["structure"]), go_on)
     found["Preconditioner step"] = (preconditioner, lambda p: p.step(), go_on)
