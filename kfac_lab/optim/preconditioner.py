@@ -188,7 +188,8 @@ class Preconditioner:
             )
         if drawn is not None and engine.store is None:
             # Layers whose rows do not see every use of them go to the fallback now.
-            engine.bind(drawn.inputs, drawn.targets)
+            with self._tap.resting():
+                engine.bind(drawn.inputs, drawn.targets)
             network = engine.network
             parameters = network.tensors
             gradients = [p.grad for p in parameters]
@@ -211,7 +212,8 @@ class Preconditioner:
                 rows = self._tap.rows if targets is None else None
                 if rows is not None:
                     rows.scale = 1 / loss_scale
-                preconditioned, record = engine.precondition(network.pack(full), drawn, rows)
+                with self._tap.resting():
+                    preconditioned, record = engine.precondition(network.pack(full), drawn, rows)
                 result = network.unpack(preconditioned)
                 if self.normalise:
                     result = _unit(result)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import torch
@@ -52,6 +53,15 @@ class Tap:
             if len(inputs):
                 self._watch(module, inputs)
                 self._seen.append(inputs.detach())
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """Inside nothing is noted, and no layer watched: for passes of our own."""
+        open, self._open = self._open, False
+        try:
+            yield
+        finally:
+            self._open = open
 
     def seen(self) -> tuple[list[Any], str | None]:
         """What :meth:`see` takes."""
