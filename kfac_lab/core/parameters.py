@@ -102,7 +102,7 @@ def changed_fields(component: Any) -> dict[str, Any]:
 def text(component: Any, name: str | None = None, *, complete: bool = False) -> str:
     """The component as text, so that ``parse`` and ``build`` give an equal one back.
 
-    >>> @dataclass(frozen=True)
+    >>> @dataclasses.dataclass(frozen=True)
     ... class Tied:
     ...     lam: float = 150.0
     ...     floor: float = 0.0
