@@ -327,7 +327,7 @@ def traits(part: Any, kind: type[T]) -> T:
     known = _KNOWN.get((id(part), kind))
     if known is None:
         found = _traits(part, kind)
-        if kind in _STEADY and _frozen(type(part)):
+        if kind in _STEADY and _frozen(type(part), kind):
             if len(_KNOWN) >= 256:
                 _KNOWN.clear()
             _KNOWN[id(part), kind] = part, found
@@ -337,11 +337,19 @@ def traits(part: Any, kind: type[T]) -> T:
 
 # A step asks often, and what a frozen part declares stays: part and traits by its identity.
 _KNOWN: dict[tuple[int, Any], tuple[Any, Traits]] = {}
-_STEADY: frozenset[Any] = frozenset({*SLOT_TRAITS.values(), RowsTraits}) - {CollectiveTraits}
+_STEADY: frozenset[Any] = frozenset({*SLOT_TRAITS.values(), RowsTraits})
 
 
-def _frozen(kind: Any) -> bool:
-    return is_dataclass(kind) and bool(cast(Any, kind).__dataclass_params__.frozen)
+def _frozen(component: Any, kind: type[Traits]) -> bool:
+    """Whether what its parts say stays: a property may change, as the size of a process group."""
+    return (
+        is_dataclass(component)
+        and bool(cast(Any, component).__dataclass_params__.frozen)
+        and not any(
+            isinstance(inspect.getattr_static(component, name, None), property)
+            for name in _read(kind).attributes
+        )
+    )
 
 
 def _traits(part: Any, kind: type[T]) -> T:

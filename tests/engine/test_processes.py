@@ -283,3 +283,24 @@ def test_shares_of_the_rows_that_serve():
     assert subset(estimator, 3, 2) == 2  # 3 of 6 cases are no whole number for each of two
     least = replace(estimator, fraction=0.1, minimum=1000)
     assert subset(least, 1500, 2) == 500 and subset(least, 400, 2) == 400
+
+
+def test_what_a_collective_says_may_change_where_it_is_a_property():
+    from dataclasses import dataclass
+
+    from kfac_lab.core.traits import CollectiveTraits, traits
+    from kfac_lab.paper.averaging import SingleProcess
+
+    processes = [1]
+
+    @dataclass(frozen=True)
+    class Group(SingleProcess):
+        @property
+        def size(self):
+            return processes[0]
+
+    group, alone = Group(), SingleProcess()
+    assert traits(group, CollectiveTraits).size == 1
+    processes[0] = 2
+    assert traits(group, CollectiveTraits).size == 2
+    assert traits(alone, CollectiveTraits) is traits(alone, CollectiveTraits)
