@@ -29,6 +29,7 @@ class Measured(NamedTuple):
     error: float
 
 
+@torch.no_grad()
 def measured(
     problem: Problem,
     split: str,
@@ -58,7 +59,7 @@ def measured(
     parts = [(at, min(at + CHUNK, count)) for at in range(0, count, CHUNK)]
     whole_set = Criterion.over(outputs.likelihood, (read(*part)[1] for part in parts), count)
     losses, errors = [], []
-    with torch.no_grad(), evaluating(problem.model):
+    with evaluating(problem.model):
         for part in parts:
             x, y = read(*part)
             try:
