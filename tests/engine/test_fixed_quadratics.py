@@ -37,7 +37,7 @@ def test_one_step_lands_on_the_least_squares_solution(likelihood, bias):
             x,
             y,
             momentum=momentum,
-            model=model,
+            quadratic_model=model,
             damping="constant(lam=0.0, gamma=0.0)",
         )
         record = numbers(engine.step())

@@ -238,7 +238,7 @@ def test_s1_goes_by_the_order_also_where_s2_is_the_whole_batch(model, path):
         y,
         path=path,
         estimator="exact(fraction=0.4)",
-        model=model,
+        quadratic_model=model,
         damping="constant(lam=0.1)",
         momentum="rescaled" if model != "none" else "fixed(lr=0.1)",
     )

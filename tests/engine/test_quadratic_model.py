@@ -277,7 +277,7 @@ def test_fixed_coefficients_switch_the_adaptation_off():
             "bernoulli",
             x,
             y,
-            model=model,
+            quadratic_model=model,
             momentum="fixed(lr=0.1, mu=0.5)",
             damping="levenberg_marquardt(lam=2.0)",
         )
