@@ -40,7 +40,9 @@ def spawn() -> Callable[..., "subprocess.Popen[str]"]:
     """The same in a process of its own."""
 
     def start(*arguments: object, **options: object) -> "subprocess.Popen[str]":
-        code = "import sys; from kfac_lab.cli import main; sys.exit(main())"
+        # Tests started under nohup hand on that a hang-up is ignored.
+        code = "import signal, sys; signal.signal(signal.SIGHUP, signal.SIG_DFL); "
+        code += "from kfac_lab.cli import main; sys.exit(main())"
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         environment["PYTHONPATH"] = str(ROOT)
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
