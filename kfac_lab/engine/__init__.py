@@ -1,14 +1,18 @@
 """The engine: one K-FAC step as nine verbs, and what happens between two steps.
 
     step        the step itself, beside Algorithm 2: read this first
-    engine      what is held between steps, and what can be done with it
+    engine      a network, parts and a State, and what can be done with them
+    held        all that is held between steps, one value
+    opening     the State before the first step
     parts       who plays which slot, checked against the network
     boundary    what is due, drift, reads, warnings
     statistics  observe: moments and the blocks' part_states
     proposal    invert, propose, model, choose: candidates, the ladder, retries
     programs    a step recorded once and replayed
+    guard       a step after which h explodes is taken back
     commit      move, average: one exchange of what is held
     swap        other parts at a step boundary
+    rebind      the model as it is now, the moments of what stayed
     record      what a step saw
     coverage    what becomes of each parameter
 

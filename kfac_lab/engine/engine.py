@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,16 +12,17 @@ from torch import Tensor
 from kfac_lab.core import checkpoint, linalg
 from kfac_lab.core.capture import CoverageRow, Network
 from kfac_lab.core.clock import Clock
-from kfac_lab.core.moments import MomentLayout, MomentStore
+from kfac_lab.core.moments import MomentLayout
 from kfac_lab.core.passes import Passes, Unseen, WatchedPasses
 from kfac_lab.core.problem import Drawn, Problem
 from kfac_lab.core.program import CudaGraphs
-from kfac_lab.core.state import Bound, DampingStrength, Place, Signals, State, StepRecord
+from kfac_lab.core.state import Bound, DampingStrength, Signals, State, StepRecord
 from kfac_lab.core.vector import Vec
 from kfac_lab.core.watch import Watch
-from kfac_lab.engine import boundary, rebind, step, swap
+from kfac_lab.engine import boundary, opening, rebind, step, swap
 from kfac_lab.engine.coverage import coverage_of
-from kfac_lab.engine.parts import Parts, fresh_state, number, parts_of, strength_of
+from kfac_lab.engine.held import Held, Holder
+from kfac_lab.engine.parts import Parts, parts_of, strength_of
 from kfac_lab.engine.programs import Programs, wanted
 from kfac_lab.errors import CheckpointError, RecipeError
 
@@ -41,30 +42,7 @@ def attach(problem: Problem, recipe: Any, seed: int, **options: Any) -> Engine:
     return Engine(problem, recipe, seed, **options)
 
 
-@dataclass(frozen=True, eq=False)
-class Held:
-    """All that a step, a swap or a load changes, exchanged by one assignment.
-
-    ``layout`` is None before the first batch; ``record`` is of the last step made.
-    """
-
-    parts: Parts
-    state: State
-    seed: int
-    lr: float = 1.0
-    layout: MomentLayout | None = None
-    record: StepRecord | None = None
-    skipped: tuple[int, ...] = ()  # steps that a read has found to be, and nobody was told of
-
-    @property
-    def place(self) -> Place:
-        """What the passes go by."""
-        parts = self.parts
-        mean = parts["collective"].mean_
-        return Place(self.seed, parts.rank, parts.processes, mean, self.state.bound)
-
-
-class Engine:
+class Engine(Holder):
     """See :func:`attach`. ``step`` makes one step, ``state`` and ``load`` save and restore it."""
 
     def __init__(
@@ -116,83 +94,12 @@ class Engine:
         if parts.processes > 1:  # every process starts where the first one does
             buffers = problem.model.buffers()
             parts["collective"].broadcast_([*theta, *(b.detach() for b in buffers)], 0)
-        strength, part_states = self._beginnings(parts)
-        state = State(
-            strength=self._strength(strength),
-            updates=0,
-            cross_weight=number(1.0, self.device),
-            level=number(float("nan"), self.device),
-            part_states=part_states,
-            block_states=tuple(map(fresh_state, parts.block_traits)),
-            block_ages=(None,) * len(parts.blocks),
-        )
-        self.held = Held(parts, state, seed, lr)
-
-    def _beginnings(self, parts: Parts) -> tuple[DampingStrength, dict[str, Any]]:
-        """The strength and the slots' part_states before the first step."""
-        strength, part_state = parts["damping"].init(self.problem)
-        return strength, {
-            "damping": part_state or {},
-            **{slot: fresh_state(parts.declares(slot)) for slot in ("momentum", "schedule")},
-            "average": parts["average"].init(self._theta),
-        }
+        self.held = Held(parts, opening.first_state(parts, problem, theta), seed, lr)
 
     def with_memories(self, state: State) -> State:
         """A state of old with part_states for the slots that had none then, as they begin."""
-        _, fresh = self._beginnings(self.parts)
+        _, fresh = opening.beginnings(self.parts, self.problem, self._theta)
         return replace(state, part_states={**fresh, **state.part_states})
-
-    # --- what it holds --------------------------------------------------------------------------
-
-    @property
-    def seed(self) -> int:
-        """Of every draw."""
-        return self.held.seed
-
-    @property
-    def lr(self) -> float:
-        """Factor on the coefficients of a step."""
-        return self.held.lr
-
-    @lr.setter
-    def lr(self, rate: float) -> None:
-        self.held = replace(self.held, lr=rate)
-
-    @property
-    def parts(self) -> Parts:
-        """The component of each slot."""
-        return self.held.parts
-
-    @property
-    def blocks(self) -> tuple[Any, ...]:
-        """The block of each layer."""
-        return self.held.parts.blocks
-
-    @property
-    def recipe(self) -> Any:
-        """The recipe they are of."""
-        return self.held.parts.recipe
-
-    @property
-    def state_(self) -> State:
-        """Everything that persists, θ and buffers aside."""
-        return self.held.state
-
-    @property
-    def record(self) -> StepRecord | None:
-        """Of the last step, set by its commit."""
-        return self.held.record
-
-    @property
-    def store(self) -> MomentStore | None:
-        """The moments; None before the first batch."""
-        layout, state = self.held.layout, self.held.state
-        return None if layout is None else MomentStore(layout, state.moments, state.ages)
-
-    @property
-    def ledger(self) -> MomentStore | None:
-        """``store`` by its former name."""
-        return self.store
 
     @property
     def _theta(self) -> list[Tensor]:
@@ -291,11 +198,6 @@ class Engine:
         for k in seen.exploded:
             self.warnings.unguarded(k)
         return seen.values
-
-    @property
-    def skipped(self) -> tuple[int, ...]:
-        """Steps that were skipped, found by a read and told to nobody yet."""
-        return self.held.skipped
 
     def tell(self) -> None:
         """Raises for the steps that were skipped, once.
@@ -412,13 +314,3 @@ class Engine:
     def names(self) -> tuple[str, ...]:
         """The trained parameters' names, in the order of ``average``."""
         return self.network.names
-
-    @property
-    def seconds(self) -> float:
-        """Training time so far."""
-        return self.state_.seconds
-
-    @property
-    def step_count(self) -> int:
-        """k of the last step made."""
-        return self.state_.step
