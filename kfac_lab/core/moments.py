@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from kfac_lab.core.layers import dense
 from kfac_lab.core.limits import memory_of, shown
+from kfac_lab.core.program import supplied
 from kfac_lab.core.protocols import Layer
 from kfac_lab.core.rows import Grouped, UnassignedRows
 from kfac_lab.core.traits import LayerTraits, traits
@@ -170,11 +171,19 @@ class Accumulation:
                 left, right = dense(left).flatten(0, 1), dense(right).flatten(0, 1)
                 self._product(key, left, right, old, new)
 
-    def weights(self) -> tuple[tuple[float, float], ...]:
-        """Of the old moment and of the new, for every key."""
-        return tuple(map(self._weights, self._store.keys))
+    def weights(self) -> dict[Hashable, float]:
+        """Of the old moment and of the new, for every key, as a program is given them."""
+        found: dict[Hashable, float] = {}
+        for key in self._store.keys:
+            found["old", key], found["new", key] = self._plainly(key)
+        return found
 
     def _weights(self, key: Key) -> tuple[float, float]:
+        """:meth:`_plainly`, for a call of this step."""
+        old, new = self._plainly(key)
+        return supplied(("old", key), old), supplied(("new", key), new)
+
+    def _plainly(self, key: Key) -> tuple[float, float]:
         """Of the old moment and of the new: (ε, 1−ε), and a running mean for one just opened.
 
         A cross moment has the geometric means of its ends' weights, so that the joint second

@@ -41,7 +41,7 @@ def next_state(
         kept_inverse=outcome.kept,
         block_states=outcome.block_states,
         part_states={**state.part_states, **part_states},
-        cross_weight=state.cross_weight * statistics.epsilon,
+        cross_weight=state.cross_weight * statistics.decay,
         forced=False,
         **new,
     )

@@ -45,7 +45,7 @@ def record_of(
         due=due,
         coefficients=c,
         candidates=tuple((t.strength.lam, t.strength.gamma, t.promise) for t in outcome.tried),
-        cross_weight=1.0 - engine.state_.cross_weight * gathered.epsilon
+        cross_weight=1.0 - engine.state_.cross_weight * gathered.decay
         if gathered and cross
         else 0.0,
         kept_inverse=outcome.kept,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kfac_lab.core.moments import Accumulation, MomentStore, Table
 from kfac_lab.core.passes import Observed
+from kfac_lab.core.program import supplied
 from kfac_lab.core.state import Due, State
 from kfac_lab.core.vector import Vec
 from kfac_lab.engine.parts import Parts
@@ -37,18 +38,28 @@ class StepMoments:
         """The side they are on."""
         return self.store.spare if self.fresh else self.store.current
 
-    def weight(self, age: int | None) -> float:
+    @property
+    def decay(self) -> float:
+        """ε, as a call of this step is given it."""
+        return supplied("ε", self.epsilon)
+
+    def weight(self, block: int, age: int | None) -> float:
         """What the new rows weigh in a block's own memory, which a swap opened ``age`` updates ago:
         a running mean at first, like a moment.
         """
+        return supplied(("block", block), self._weight(age))
+
+    def _weight(self, age: int | None) -> float:
         weight = 1.0 - self.epsilon
         return weight if age is None else max(weight, 1.0 / (age + 1))
 
-    def weights(self, ages: Sequence[int | None]) -> tuple[Any, ...]:
-        """Every Python number by which this step weighs old and new."""
-        if self.accumulation is None:
-            return ()
-        return self.epsilon, self.accumulation.weights(), tuple(map(self.weight, ages))
+    def weights(self, ages: Sequence[int | None]) -> dict[Hashable, float]:
+        """Every Python number by which this step weighs old and new, as a program is given them."""
+        found: dict[Hashable, float] = {"ε": self.epsilon}
+        if self.accumulation is not None:
+            found |= self.accumulation.weights()
+            found |= {("block", i): self._weight(age) for i, age in enumerate(ages)}
+        return found
 
 
 def updates_of(state: State) -> int:
@@ -82,7 +93,7 @@ def digested(
     for i, (block, own) in enumerate(zip(parts.blocks, parts.block_traits, strict=True)):
         rows, cotangents = observed.rows[i], observed.cotangents[i]
         if own.observes and rows is not None and cotangents is not None:
-            new = statistics.weight(state.block_ages[i])
+            new = statistics.weight(i, state.block_ages[i])
             part_states[i] = block.observe(part_states[i], rows, cotangents, new)
     return tuple(_agreed(parts, state, part_states) if parts.processes > 1 else part_states)
 

@@ -24,7 +24,7 @@ from kfac_lab.core.vector import Vec
 from kfac_lab.engine import commit, guard, proposal, statistics
 from kfac_lab.engine.boundary import ascertained, due_at
 from kfac_lab.engine.parts import Parts
-from kfac_lab.engine.programs import Plan, Prepared
+from kfac_lab.engine.prepared import Plan, Prepared
 from kfac_lab.engine.record import record_of
 from kfac_lab.errors import RecipeError
 

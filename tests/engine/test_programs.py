@@ -1,7 +1,7 @@
 """Steps that are replayed are the steps themselves, bit for bit, over everything that a run does.
 
-The runs are those of `tests/trajectories`, long enough for ε to have come to its limit, beyond
-which steps repeat; each is made twice, call by call and with programs.
+The runs are those of `tests/trajectories`, long enough for ε to have come to its limit; each is
+made twice, call by call and with programs.
 """
 
 from __future__ import annotations
@@ -102,7 +102,8 @@ def test_a_launch_with_fixed_places_is_the_run_without(
 
     monkeypatch.setattr(Engine, "__init__", init)
     in_place = known.played(CASES[name])
-    assert len(launches) == sum(engine.programs.replayed for engine in engines) > 0
+    # As long as ε moves a replay is made call by call: a launch has its numbers for good.
+    assert 0 < len(launches) < sum(engine.programs.replayed for engine in engines)
     monkeypatch.undo()
     monkeypatch.setattr(known, "of_run", _longer(known.of_run))
     assert known.played(CASES[name]) == in_place

@@ -4,6 +4,7 @@ for a replay, one in each way, and the run that is the same with programs as wit
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from kfac_lab.core.program import branch, numbers
 from kfac_lab.core.traits import MomentumTraits
 from kfac_lab.paper.averaging import Polyak
 from kfac_lab.paper.damping import Constant
+from kfac_lab.paper.diagonal import Diagonal
 from kfac_lab.paper.momentum import Fixed
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "trajectories"))
@@ -99,6 +101,20 @@ class Reads(Constant):
         return strength._replace(lam=strength.lam * (1 + 0.1 * float(record.loss))), part_state
 
 
+def weighing(choose: Callable[[Any], Any]) -> type:
+    """A block that weighs its rows by what ``choose`` makes of the weight."""
+
+    @dataclass(frozen=True)
+    class Weighing(Diagonal):
+        def observe(self, part_state: Any, rows: Tensor, cotangents: Tensor, weight: float) -> Any:
+            return super().observe(part_state, rows, cotangents, choose(weight))
+
+    return Weighing
+
+
+# ε moves for as long as the run takes
+MOVING = {"estimator": "sampled(limit=0.99)", "schedule": "periodic(T1=100, T2=100, T3=100)"}
+
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "a power of k": (
         {"momentum": factor(lambda k: 0.9**k)()},
@@ -130,6 +146,14 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a list of numbers": (
         {"momentum": factor(lambda k: sum(torch.ones(2).tolist()) / 2)()}, "reads a tensor (tolist)"
+    ),
+    "a root of a weight": (
+        {"block": weighing(math.sqrt)(), **MOVING},
+        "block Weighing.observe makes a Python number of a moment's weight",
+    ),
+    "a branch on a weight": (
+        {"block": weighing(lambda w: w if w > 0.1 else 0.1)(), **MOVING},
+        "makes a Python number of a moment's weight",
     ),
     "a draw": (
         {"momentum": factor(lambda k: 1 + 0 * torch.rand((), dtype=torch.float64))()},
@@ -167,6 +191,26 @@ def test_what_would_be_frozen_is_noticed_and_said_once(name: str) -> None:
     assert reason in str(run.coverage())
     if name != "a write into its state":  # which the law inputs_not_written forbids anyway
         assert all(map(torch.equal, theta(run), theta(run_of(parts, False, run.step))))
+
+
+def test_a_program_is_given_the_weights_of_moments_anew() -> None:
+    """Before ε has come to its limit, and for a block that weighs rows in several ways."""
+    parts = {"block": weighing(lambda w: 1 - (2.0 * w + -w - 1 + w / 2) * 2 + w)(), **MOVING}
+    run = run_of(parts, True, 30)
+    # the inverse at 3, which at 4 has the block's own tensor; 5 is seen, 6 and 7 are recorded
+    assert run.stepper.programs.replayed == 23
+    (program,) = run.stepper.programs.programs()
+    assert {"ε", ("block", 0)} & set(program.recording.supplied)
+    assert all(map(torch.equal, theta(run), theta(run_of(parts, False, 30))))
+
+
+def test_numbers_that_cannot_be_told_apart_wait_for_a_step_whose_can() -> None:
+    """At ε = 1/2 the weights of old and new are the same number."""
+    parts = {**MOVING, "schedule": "periodic(T1=100, T2=100, T3=100, burn_in=1)"}
+    run = run_of(parts, True, 12)
+    # 2 is seen, has ε = 1/2 and is recorded from 3 on: 3 and 4, or it would be 9
+    assert run.stepper.programs.replayed == 8
+    assert all(map(torch.equal, theta(run), theta(run_of(parts, False, 12))))
 
 
 def test_what_is_asked_for_by_the_step_is_replayed() -> None:

@@ -1,6 +1,8 @@
 """Programs: a step recorded once as a list of ATen calls, and replayed.
 
 - ``stepwise.py``: what a part uses whose numbers depend on k, so that a program asks for them anew.
+- ``supplied.py``: Python numbers that a call takes as such and a replay is given anew.
+- ``calls.py``: what a recording is made of.
 - ``recorder.py``: notes every ATen call of a step while it is made as ever, and what of it would
   not come out right in a replay: a read, a draw, a Python number of k, a write into what is kept.
 - ``program.py``: the calls as a function of their inputs, run one by one, or as one CUDA graph.
@@ -8,9 +10,10 @@
 What a step's inputs are, and when a program serves, is the engine's (``engine/programs.py``).
 """
 
+from kfac_lab.core.program.calls import Recording, Slot, identical
 from kfac_lab.core.program.program import Capture, Captured, CudaGraphs, Program
-from kfac_lab.core.program.recorder import Recorder, Recording, Slot, identical
-from kfac_lab.core.program.stepwise import branch, filled, numbers, unusual, watched
+from kfac_lab.core.program.recorder import Recorder
+from kfac_lab.core.program.stepwise import branch, filled, numbers, supplied, unusual, watched
 
 __all__ = [
     "Capture",
@@ -24,6 +27,7 @@ __all__ = [
     "filled",
     "identical",
     "numbers",
+    "supplied",
     "unusual",
     "watched",
 ]

@@ -8,13 +8,13 @@ fixed places. No autograd, no hook and no part is at work in either.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kfac_lab.core.program.recorder import Call, Recording, Slot
+from kfac_lab.core.program.calls import Call, Number, Recording, Slot
 
 __all__ = ["Capture", "Captured", "CudaGraphs", "Program"]
 
@@ -44,16 +44,24 @@ class Program:
         """The tensors of step k that are functions of k."""
         return [make(k) for _, make in self.recording.fills]
 
-    def __call__(self, inputs: Sequence[Tensor], k: int) -> list[Tensor]:
-        """The outputs at step k."""
-        self.replays += 1
-        return self.run(inputs, self.fills(k))
+    def numbers(self, known: Mapping[Hashable, float]) -> list[float]:
+        """Those of the numbers, by their labels, that it is given."""
+        return [known[label] for label in self.recording.supplied]
 
-    def run(self, inputs: Sequence[Tensor], fills: Sequence[Tensor]) -> list[Tensor]:
-        """The outputs for inputs and fills that are at hand."""
+    def __call__(
+        self, inputs: Sequence[Tensor], k: int, known: Mapping[Hashable, float]
+    ) -> list[Tensor]:
+        """The outputs at step k, with the numbers of the step by their labels."""
+        self.replays += 1
+        return self.run(inputs, self.fills(k), self.numbers(known))
+
+    def run(
+        self, inputs: Sequence[Tensor], fills: Sequence[Tensor], numbers: Sequence[float]
+    ) -> list[Tensor]:
+        """The outputs for inputs, fills and numbers that are at hand."""
         # Below autograd, where the calls were noted: Parameters are inputs like others.
         with torch.no_grad(), torch._C._AutoDispatchBelowAutograd():
-            found: list[Tensor] = self._run(*inputs, *fills, *self._constants)
+            found: list[Tensor] = self._run(*inputs, *fills, *self._constants, *numbers)
         return found
 
     def nbytes(self) -> int:
@@ -74,6 +82,7 @@ class Captured:
         program: on tensors of one device, none of them sparse.
         inputs: of a step, for their shapes; ``writable`` says which of them it writes into.
         k: the step.
+        numbers: of the step; a launch has them for good.
         capture: notes what a function launches, and gives what launches it again.
     """
 
@@ -83,15 +92,17 @@ class Captured:
         inputs: Sequence[Tensor],
         writable: Sequence[int],
         k: int,
+        numbers: Sequence[float],
         capture: Capture,
     ) -> None:
         self.program, self._writable = program, tuple(writable)
+        self.numbers = list(numbers)
         self._inputs = [_place(t) for t in inputs]
         self._fills = program.fills(k)
         self._outputs: list[Tensor] = []
 
         def launched() -> None:
-            self._outputs = program.run(self._inputs, self._fills)
+            self._outputs = program.run(self._inputs, self._fills, self.numbers)
 
         self._launch = capture(launched)
 
@@ -180,6 +191,8 @@ def _compiled(
     def shown(value: Any) -> str:
         if isinstance(value, Slot):
             return f"t{value.number}"
+        if isinstance(value, Number):
+            return value.text
         if value is None or type(value) in (bool, int, str):
             return repr(value)
         if type(value) is float and math.isfinite(value):
@@ -200,7 +213,8 @@ def _compiled(
     ends: dict[int, list[str]] = {}
     for slot, place in last.items():
         ends.setdefault(place, []).append(shown(slot))
-    lines = [f"def run({', '.join(map(shown, given))}):"]
+    passed = [*map(shown, given), *recording.supplied.values()]
+    lines = [f"def run({', '.join(passed)}):"]
     for place, call in enumerate(recording.calls):
         passed = [shown(v) for v in call.arguments]
         passed += [f"{k}={shown(v)}" for k, v in call.keywords.items()]

@@ -8,13 +8,11 @@ who did it.
 
 from __future__ import annotations
 
-import math
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from contextvars import Token
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,54 +21,24 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import TensorWeakRef
 
 from kfac_lab.core import linalg
+from kfac_lab.core.program.calls import (
+    Call,
+    Number,
+    Recording,
+    Slot,
+    difference,
+    identical,
+    mapped,
+    shown,
+    storage,
+    tensors,
+)
 from kfac_lab.core.program.stepwise import RECORDING, Taker
+from kfac_lab.core.program.supplied import Supplied, bare
 
 __all__ = ["Call", "Recorder", "Recording", "Slot", "identical"]
 
 _ATEN: Any = torch.ops.aten
-
-
-class Slot(NamedTuple):
-    """A tensor of a program, by its number."""
-
-    number: int
-
-
-class Call(NamedTuple):
-    """One ATen call; tensors in its arguments are slots, and so are its results."""
-
-    operation: Any
-    arguments: tuple[Any, ...]
-    keywords: dict[str, Any]
-    results: tuple[Slot | None, ...]  # None for one that is an argument again
-    several: bool  # whether the call gives a list of them
-
-
-@dataclass(eq=False)
-class Recording:
-    """The calls of a step. Slots 0 to n−1 are the inputs; then come fills, constants, results.
-
-    Attributes:
-        fills: tensors that are functions of k, made anew for each replay.
-        held: functions of k with the values that they had: the recording serves where they agree.
-        flags: 0 in every step like the recorded one.
-        constants: tensors that neither an input nor a call has given.
-        refusals: why it cannot be replayed, each once.
-    """
-
-    k: int
-    inputs: int
-    calls: list[Call] = field(default_factory=list)
-    fills: list[tuple[Slot, Callable[[int], Tensor]]] = field(default_factory=list)
-    held: list[tuple[Callable[[int], Any], Any]] = field(default_factory=list)
-    constants: list[tuple[Slot, Tensor]] = field(default_factory=list)
-    flags: list[Slot] = field(default_factory=list)
-    refusals: list[str] = field(default_factory=list)
-    slots: int = 0
-
-    def serves(self, k: int) -> bool:
-        """Whether step k decides as the recorded one did."""
-        return all(choose(k) == value for choose, value in self.held)
 
 
 class Recorder(TorchDispatchMode, Taker):
@@ -97,16 +65,18 @@ class Recorder(TorchDispatchMode, Taker):
         self.recording = Recording(k, len(inputs), slots=len(inputs))
         self._known: dict[int, tuple[TensorWeakRef, Slot]] = {}
         self._busy = False  # while the recorder itself is at work
+        self._passed: list[Supplied] = []  # numbers of the torch function that is being called
+        self._arrived: list[str] = []  # the expressions of those of them that a call was given
         self._reads = _Reads(self)
         self._open: ExitStack | None = None
         self._token: Token[Taker | None] | None = None
-        free = {_storage(t) for t in writable}
+        free = {storage(t) for t in writable}
         self._protected: set[int] = set()
         for number, tensor in enumerate(inputs):
             if id(tensor) not in self._known:  # the first of several names of one tensor
                 self._know(tensor, Slot(number))
-            if _storage(tensor) not in free:
-                self._protected.add(_storage(tensor))
+            if storage(tensor) not in free:
+                self._protected.add(storage(tensor))
 
     def __enter__(self) -> Recorder:
         self._token = RECORDING.set(self)
@@ -153,6 +123,42 @@ class Recorder(TorchDispatchMode, Taker):
             self.refuse("is no step like any other")
         return values
 
+    def supply(self, label: Hashable, value: float) -> Any:
+        """See ``Taker``."""
+        names = self.recording.supplied
+        return Supplied(float(value), names.setdefault(label, f"n{len(names)}"), self)
+
+    def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
+        """See ``supplied.Caller``: each of its numbers has to arrive at one call, as it is.
+
+        Which of a call's numbers it is, its value tells: where another is the same, or a default
+        that is left out, this step's recording does not know.
+        """
+        given = [v for v in (*args, *kwargs.values()) if isinstance(v, Supplied)]
+        before = self._passed, self._arrived
+        self._passed, self._arrived = given, []
+        try:
+            result = func(*map(bare, args), **{key: bare(v) for key, v in kwargs.items()})
+            if sorted(self._arrived) != sorted(v.text for v in given) and not self._busy:
+                name = getattr(func, "__name__", str(func))
+                texts = ", ".join(f"{v.value:.6g}" for v in given)
+                self.recording.unclear = f"which number of {name} is {texts} is not known"
+        finally:
+            self._passed, self._arrived = before
+        return result
+
+    def _expressed(self, value: Any) -> Any:
+        """Arguments with the numbers that are supplied as expressions."""
+        if type(value) is float:
+            texts = {v.text for v in self._passed if v.value == value}
+            self._arrived += texts
+            return Number(texts.pop()) if len(texts) == 1 else value
+        if isinstance(value, dict):
+            return {k: self._expressed(v) for k, v in value.items()}
+        if type(value) in (list, tuple):
+            return type(value)(map(self._expressed, value))
+        return value
+
     def refuse(self, reason: str) -> None:
         """See ``Taker``; the part at work is named."""
         text = f"{self._at_work()} {reason}"
@@ -190,8 +196,10 @@ class Recorder(TorchDispatchMode, Taker):
             self.refuse(f"makes a tensor whose shape depends on numbers ({func.__name__})")
         if func._schema.is_mutable:
             self._check_writes(func, args, kwargs)
-        given = _mapped(args, self._slot), _mapped(kwargs, self._slot)
-        known = {id(t) for t in _tensors((args, kwargs))}
+        given = mapped(args, self._slot), mapped(kwargs, self._slot)
+        if self._passed:
+            given = self._expressed(given[0]), self._expressed(given[1])
+        known = {id(t) for t in tensors((args, kwargs))}
         result = func(*args, **kwargs)
         several = isinstance(result, (list, tuple))
         results = tuple(result) if several else (result,)
@@ -228,8 +236,8 @@ class Recorder(TorchDispatchMode, Taker):
             if argument.alias_info is None or not argument.alias_info.is_write:
                 continue
             value = args[number] if number < len(args) else kwargs.get(argument.name)
-            for tensor in _tensors(value):
-                if self._number(tensor) is None or _storage(tensor) in self._protected:
+            for tensor in tensors(value):
+                if self._number(tensor) is None or storage(tensor) in self._protected:
                     self.refuse(f"writes into a tensor that is kept ({func.__name__})")
 
     def _compare(self, number: int, call: Call) -> None:
@@ -241,13 +249,13 @@ class Recorder(TorchDispatchMode, Taker):
         expected = self._expected.calls
         before = expected[number] if number < len(expected) else None
         if before is not None and before.operation is call.operation:
-            differing = _difference((before.arguments, before.keywords), (call[1], call[2]))
+            differing = difference((before.arguments, before.keywords), (call[1], call[2]))
             if differing is None and before.results == call.results:
                 return
             if differing is not None and not isinstance(differing[0], Slot):
                 self.refuse(
-                    f"gave {call.operation.__name__} {_shown(differing[0])} at step "
-                    f"{self._expected.k} and {_shown(differing[1])} at step {self.k}: a number "
+                    f"gave {call.operation.__name__} {shown(differing[0])} at step "
+                    f"{self._expected.k} and {shown(differing[1])} at step {self.k}: a number "
                     "that depends on the step, which a program would freeze"
                 )
                 return
@@ -258,6 +266,8 @@ class Recorder(TorchDispatchMode, Taker):
         """The recording; with an earlier one it has to be like that to its end."""
         recording, before = self.recording, self._expected
         if before is not None and not recording.refusals:
+            if list(before.supplied) != list(recording.supplied):
+                recording.refusals.append("the step is given other numbers than the one before")
             if len(before.calls) != len(recording.calls):
                 recording.refusals.append(
                     f"the step makes {len(recording.calls)} calls, and made {len(before.calls)} "
@@ -296,7 +306,7 @@ class Recorder(TorchDispatchMode, Taker):
     def _constant(self, tensor: Tensor) -> Slot:
         slot = self._new()
         self._know(tensor, slot)
-        self._protected.add(_storage(tensor))
+        self._protected.add(storage(tensor))
         self.recording.constants.append((slot, tensor))
         return slot
 
@@ -331,66 +341,3 @@ class _Reads(TorchFunctionMode):
         if not self._recorder._busy and getattr(func, "__name__", "") in self._NAMES:
             self._recorder.refuse(f"reads a tensor ({func.__name__})")
         return func(*args, **(kwargs or {}))
-
-
-def identical(a: Any, b: Any) -> bool:
-    """Whether two tensors are the same bit for bit; NaN equals itself."""
-    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
-        return a is b
-    if a.dtype != b.dtype or a.shape != b.shape or a.device != b.device or a.layout != b.layout:
-        return False
-    if a.layout != torch.strided:
-        return bool(torch.equal(a.to_dense(), b.to_dense()))
-    if not (a.is_floating_point() or a.is_complex()):
-        return bool(torch.equal(a, b))
-    a, b = a.detach().contiguous().reshape(-1), b.detach().contiguous().reshape(-1)
-    return bool(torch.equal(a.view(torch.uint8), b.view(torch.uint8)))
-
-
-def _storage(tensor: Tensor) -> int:
-    if tensor.layout != torch.strided:
-        return id(tensor)
-    with torch._C.DisableTorchFunction():
-        return int(tensor.untyped_storage()._cdata)
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, Mapping):
-        return [t for v in value.values() for t in _tensors(v)]
-    if isinstance(value, (list, tuple)):
-        return [t for v in value for t in _tensors(v)]
-    return []
-
-
-def _mapped(value: Any, change: Callable[[Tensor], Slot]) -> Any:
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, dict):
-        return {k: _mapped(v, change) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_mapped(v, change) for v in value)
-    return value
-
-
-def _difference(a: Any, b: Any) -> tuple[Any, Any] | None:
-    """The first two leaves that differ."""
-    if isinstance(a, Slot) or isinstance(b, Slot):
-        return None if a == b else (a, b)
-    if type(a) is not type(b):
-        return a, b
-    if isinstance(a, dict):
-        return _difference(list(a.items()), list(b.items()))
-    if isinstance(a, (list, tuple)):
-        if len(a) != len(b):
-            return a, b
-        found = (_difference(x, y) for x, y in zip(a, b, strict=True))
-        return next((pair for pair in found if pair is not None), None)
-    if isinstance(a, float) and math.isnan(a) and math.isnan(b):
-        return None
-    return None if a == b else (a, b)
-
-
-def _shown(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)

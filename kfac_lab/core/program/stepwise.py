@@ -5,6 +5,7 @@ them from ``step`` in Python, where they would be frozen, but asks here:
 
 - :func:`numbers`: some Python numbers of k, as a tensor;
 - :func:`filled`: any other tensor that is a function of k (the step's uniforms);
+- :func:`supplied`: a Python number that a call takes as one (β and α of a product);
 - :func:`unusual`: flags that end a step where they are not 0, and mean nothing else;
 - :func:`branch`: a Python value of k that decides which calls are made (``step > self.steps``).
 
@@ -15,7 +16,7 @@ While nothing is recorded each does what it says and no more. Whatever else a pa
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar
 
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from kfac_lab.core import linalg
 
-__all__ = ["RECORDING", "Step", "branch", "filled", "numbers", "unusual", "watched"]
+__all__ = ["RECORDING", "Step", "branch", "filled", "numbers", "supplied", "unusual", "watched"]
 
 T = TypeVar("T")
 
@@ -40,6 +41,10 @@ class Taker(Protocol):
 
     def hold(self, choose: Callable[[int], Any]) -> Any:
         """``choose(k)``; what is recorded serves the steps with the same value."""
+        ...
+
+    def supply(self, label: Hashable, value: float) -> Any:
+        """A number that every replay is given anew, under this label."""
         ...
 
     def expect_false(self, flags: Sequence[Tensor]) -> list[float]:
@@ -78,6 +83,19 @@ def branch(choose: Callable[[int], T], step: Any) -> T:
         return choose(plain(step))
     chosen: T = taker.hold(choose)
     return chosen
+
+
+def supplied(label: Hashable, value: float) -> float:
+    """``value``, which the engine gives every replay anew under ``label``.
+
+    While a step is recorded it is a :class:`Supplied`, which sums, products and calls of torch take
+    as the number that it stands for.
+    """
+    taker = RECORDING.get()
+    if taker is None:
+        return value
+    found: float = taker.supply(label, value)
+    return found
 
 
 def unusual(flags: Sequence[Tensor]) -> list[float]:

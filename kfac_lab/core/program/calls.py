@@ -1,0 +1,144 @@
+"""What a recording is made of: calls, slots for their tensors, and numbers that are given anew."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "Call",
+    "Number",
+    "Recording",
+    "Slot",
+    "difference",
+    "identical",
+    "mapped",
+    "shown",
+    "storage",
+    "tensors",
+]
+
+
+class Slot(NamedTuple):
+    """A tensor of a program, by its number."""
+
+    number: int
+
+
+class Number(NamedTuple):
+    """A number of Python's that is given anew, as an expression of what is supplied."""
+
+    text: str
+
+
+class Call(NamedTuple):
+    """One ATen call; tensors in its arguments are slots, and so are its results."""
+
+    operation: Any
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+    results: tuple[Slot | None, ...]  # None for one that is an argument again
+    several: bool  # whether the call gives a list of them
+
+
+@dataclass(eq=False)
+class Recording:
+    """The calls of a step. Slots 0 to n−1 are the inputs; then come fills, constants, results.
+
+    Attributes:
+        fills: tensors that are functions of k, made anew for each replay.
+        held: functions of k with the values that they had: the recording serves where they agree.
+        flags: 0 in every step like the recorded one.
+        constants: tensors that neither an input nor a call has given.
+        supplied: the name of each number that a replay is given, by its label.
+        refusals: why it cannot be replayed, each once.
+        unclear: why it cannot, which may be chance: another step's may.
+    """
+
+    k: int
+    inputs: int
+    calls: list[Call] = field(default_factory=list)
+    fills: list[tuple[Slot, Callable[[int], Tensor]]] = field(default_factory=list)
+    held: list[tuple[Callable[[int], Any], Any]] = field(default_factory=list)
+    constants: list[tuple[Slot, Tensor]] = field(default_factory=list)
+    flags: list[Slot] = field(default_factory=list)
+    supplied: dict[Hashable, str] = field(default_factory=dict)
+    refusals: list[str] = field(default_factory=list)
+    unclear: str | None = None
+    slots: int = 0
+
+    def serves(self, k: int) -> bool:
+        """Whether step k decides as the recorded one did."""
+        return all(choose(k) == value for choose, value in self.held)
+
+
+def identical(a: Any, b: Any) -> bool:
+    """Whether two tensors are the same bit for bit; NaN equals itself."""
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return a is b
+    if a.dtype != b.dtype or a.shape != b.shape or a.device != b.device or a.layout != b.layout:
+        return False
+    if a.layout != torch.strided:
+        return bool(torch.equal(a.to_dense(), b.to_dense()))
+    if not (a.is_floating_point() or a.is_complex()):
+        return bool(torch.equal(a, b))
+    a, b = a.detach().contiguous().reshape(-1), b.detach().contiguous().reshape(-1)
+    return bool(torch.equal(a.view(torch.uint8), b.view(torch.uint8)))
+
+
+def storage(tensor: Tensor) -> int:
+    """What tells the memory of a tensor from other memory."""
+    if tensor.layout != torch.strided:
+        return id(tensor)
+    with torch._C.DisableTorchFunction():
+        return int(tensor.untyped_storage()._cdata)
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """The tensors of a call's arguments."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        return [t for v in value.values() for t in tensors(v)]
+    if isinstance(value, (list, tuple)):
+        return [t for v in value for t in tensors(v)]
+    return []
+
+
+def mapped(value: Any, change: Callable[[Tensor], Slot]) -> Any:
+    """A call's arguments with slots for their tensors."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {k: mapped(v, change) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(mapped(v, change) for v in value)
+    return value
+
+
+def difference(a: Any, b: Any) -> tuple[Any, Any] | None:
+    """The first two leaves that differ."""
+    if isinstance(a, Slot) or isinstance(b, Slot):
+        return None if a == b else (a, b)
+    if type(a) is not type(b):
+        return a, b
+    if isinstance(a, dict):
+        return difference(list(a.items()), list(b.items()))
+    if isinstance(a, (list, tuple)):
+        if len(a) != len(b):
+            return a, b
+        found = (difference(x, y) for x, y in zip(a, b, strict=True))
+        return next((pair for pair in found if pair is not None), None)
+    if isinstance(a, float) and math.isnan(a) and math.isnan(b):
+        return None
+    return None if a == b else (a, b)
+
+
+def shown(value: Any) -> str:
+    """An argument in a sentence."""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

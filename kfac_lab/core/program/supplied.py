@@ -1,0 +1,139 @@
+"""Python numbers that a program is given anew at each replay: the weights that ε makes of moments.
+
+A kernel takes β and α of a product as numbers of Python's. While a step is recorded such a number
+is a :class:`Supplied`: it goes through arithmetic as the number does and remembers by which, and
+where it arrives at a call of ATen's the call is noted with the expression in its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from torch import Tensor
+
+__all__ = ["Supplied", "bare"]
+
+
+class Caller(Protocol):
+    """Who records."""
+
+    def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
+        """A function of torch's, some of whose arguments are numbers that are supplied."""
+        ...
+
+    def refuse(self, reason: str) -> None:
+        """What is recorded would not come out right in a replay."""
+        ...
+
+
+class Supplied:
+    """A number while a step is recorded: ``value`` in this step, ``text`` for every other.
+
+    It is no ``float``: what takes numbers by C alone has to ask it, which is told, or hands it to
+    :meth:`__torch_function__`.
+    """
+
+    __slots__ = ("_caller", "text", "value")
+
+    def __init__(self, value: float, text: str, caller: Caller) -> None:
+        self.value, self.text, self._caller = value, text, caller
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """A function of torch's with such numbers among its arguments."""
+        kwargs = kwargs or {}
+        caller = next(v._caller for v in (*args, *kwargs.values()) if isinstance(v, Supplied))
+        return caller.call(func, args, kwargs)
+
+    def _told(self) -> float:
+        self._caller.refuse(
+            "makes a Python number of a moment's weight, which a program would freeze"
+        )
+        return self.value
+
+    def _with(self, other: Any, sign: str, turned: bool) -> Any:
+        """The result of an operation, with its expression."""
+        if isinstance(other, Tensor):
+            names = {"+": "add", "-": "sub", "*": "mul", "/": "div"}
+            function = getattr(Tensor, f"__r{names[sign].replace('div', 'truediv')}__")
+            return self._caller.call(function, (other, self), {})
+        if not isinstance(other, (int, float, Supplied)):
+            return NotImplemented
+        a, b = (other, self) if turned else (self, other)
+        return Supplied(
+            _OPERATIONS[sign](bare(a), bare(b)), f"({_text(a)} {sign} {_text(b)})", self._caller
+        )
+
+    def __add__(self, other: Any) -> Any:
+        return self._with(other, "+", False)
+
+    def __radd__(self, other: Any) -> Any:
+        return self._with(other, "+", True)
+
+    def __sub__(self, other: Any) -> Any:
+        return self._with(other, "-", False)
+
+    def __rsub__(self, other: Any) -> Any:
+        return self._with(other, "-", True)
+
+    def __mul__(self, other: Any) -> Any:
+        return self._with(other, "*", False)
+
+    def __rmul__(self, other: Any) -> Any:
+        return self._with(other, "*", True)
+
+    def __truediv__(self, other: Any) -> Any:
+        return self._with(other, "/", False)
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return self._with(other, "/", True)
+
+    def __neg__(self) -> Any:
+        return Supplied(-self.value, f"(-{self.text})", self._caller)
+
+    def __pos__(self) -> Any:
+        return self
+
+    def __repr__(self) -> str:
+        return repr(self._told())
+
+    def __format__(self, spec: str) -> str:
+        return format(self._told(), spec)
+
+    def __hash__(self) -> int:
+        return hash(self._told())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._told(), name)
+
+
+_OPERATIONS: Mapping[str, Callable[[float, float], float]] = {
+    "+": lambda a, b: a + b,
+    "-": lambda a, b: a - b,
+    "*": lambda a, b: a * b,
+    "/": lambda a, b: a / b,
+}
+
+
+def bare(value: Any) -> Any:
+    """A number as it is in this step."""
+    return value.value if isinstance(value, Supplied) else value
+
+
+def _text(value: Any) -> str:
+    return value.text if isinstance(value, Supplied) else repr(value)
+
+
+def _answers(name: str) -> Callable[..., Any]:
+    def answer(self: Supplied, *others: Any) -> Any:
+        return getattr(self._told(), name)(*map(bare, others))
+
+    return answer
+
+
+_TOLD = "eq ne lt le gt ge pow rpow mod rmod floordiv rfloordiv divmod abs int float bool round"
+for _name in (*_TOLD.split(), "trunc", "floor", "ceil"):
+    setattr(Supplied, f"__{_name}__", _answers(f"__{_name}__"))
