@@ -45,8 +45,8 @@ def made(count=5):
 @pytest.fixture
 def reads(monkeypatch):
     """The number of tensors of every host read."""
-    calls, work = [], linalg.host
-    monkeypatch.setattr(linalg, "host", lambda ts: (calls.append(len(ts)), work(ts))[1])
+    calls, work = [], linalg.reading.transfer
+    monkeypatch.setattr(linalg.reading, "transfer", lambda ts: (calls.append(len(ts)), work(ts))[1])
     return calls
 
 
@@ -267,7 +267,7 @@ def test_two_threads_may_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else both would move the same records, and every column would have them twice."""
     history = History()
     history.append(StepRecord(step=1, loss=torch.tensor(1.0)))
-    work, threads = linalg.host, []
+    work, threads = linalg.reading.transfer, []
 
     def host(tensors):  # type: ignore[no-untyped-def]
         if not threads:
@@ -276,7 +276,7 @@ def test_two_threads_may_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
             threads[0].join(0.2)
         return work(tensors)
 
-    monkeypatch.setattr(linalg, "host", host)
+    monkeypatch.setattr(linalg.reading, "transfer", host)
     assert list(history["loss"]) == [1.0]
     threads[0].join()
     assert list(history["loss"]) == [1.0] and len(history) == 1

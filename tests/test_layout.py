@@ -27,10 +27,11 @@ def python_files(folder: str) -> list[Path]:
     return sorted((ROOT / folder).rglob("*.py"))
 
 
-def imports(path: Path) -> Iterator[tuple[int, str, str]]:
+def imports(path: Path, forwarded: bool = True) -> Iterator[tuple[int, str, str]]:
     """Yield (line, module, name) of every import in a file; `name` is "" for `import module`.
 
-    Relative imports come resolved. Imports under `if TYPE_CHECKING:` load nothing and are left out.
+    Relative imports come resolved. Imports under `if TYPE_CHECKING:` load nothing and are left out;
+    without ``forwarded`` also those of functions called ``__getattr__``.
     """
     package = path.relative_to(ROOT).with_suffix("").parts[:-1]
     todo: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
@@ -38,6 +39,8 @@ def imports(path: Path) -> Iterator[tuple[int, str, str]]:
         node = todo.pop()
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             todo += node.orelse
+            continue
+        if isinstance(node, ast.FunctionDef) and node.name == "__getattr__" and not forwarded:
             continue
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name, "") for alias in node.names)
@@ -136,6 +139,70 @@ def test_the_import_reader_sees_through_every_form(tmp_path: Path, monkeypatch) 
         ("typing", "TYPE_CHECKING"),
     }
     assert len(strangers("pkg", {"pkg"})) == 2
+
+
+# ---- no import circles ---------------------------------------------------------------------------
+
+
+def modules_in(folder: str) -> dict[str, Path]:
+    """Every module of a package by its dotted name."""
+    found = {}
+    for path in python_files(folder):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def circles(modules: dict[str, Path]) -> list[list[str]]:
+    """The groups of modules that import one another, at the top or inside a function."""
+    graph = {}
+    for name, path in modules.items():
+        # a module's own __getattr__ hands on a name of old: nothing in the module needs it
+        told = {
+            f"{base}.{what}" if f"{base}.{what}" in modules else base
+            for _, base, what in imports(path, forwarded=False)
+        }
+        graph[name] = {other for other in told if other in modules and other != name}
+    reach = {name: set(graph[name]) for name in graph}
+    changed = True
+    while changed:
+        changed = False
+        for seen in reach.values():
+            more = set().union(*(reach[other] for other in seen)) - seen if seen else set()
+            changed |= bool(more)
+            seen |= more
+    groups = {frozenset(o for o in reach[n] if n in reach[o]) for n in reach if n in reach[n]}
+    return sorted(sorted(group) for group in groups)
+
+
+@pytest.mark.parametrize(
+    "folder", ["kfac_lab", *(f"plugins/{p.name}/{p.name.replace('-', '_')}" for p in PLUGINS)]
+)
+def test_no_import_circles(folder: str) -> None:
+    """A module that imports its own package is in one: the package imports the module."""
+    assert modules_in(folder)
+    assert circles(modules_in(folder)) == []
+
+
+def test_a_circle_is_found_in_every_form(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    texts = {
+        "__init__": "",
+        "a": "from pkg import b\n",
+        "b": "def later():\n    from pkg.c import x\n",
+        "c": "from . import a\n",
+        "low": "import torch\n",
+        "sub/__init__": "from pkg.sub.own import f\n",
+        "sub/own": "from pkg import low, sub\n",
+        "old": "def __getattr__(name):\n    from pkg.new import moved\n    return moved\n",
+        "new": "import pkg.old\n",
+    }
+    for name, text in texts.items():
+        path = tmp_path / "pkg" / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    wrong = [["pkg.a", "pkg.b", "pkg.c"], ["pkg.sub", "pkg.sub.own"]]
+    assert circles(modules_in("pkg")) == wrong
 
 
 # ---- what `import kfac_lab` loads ----------------------------------------------------------------

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from kfac_lab.errors import KfacLabError
 
 if TYPE_CHECKING:
-    from kfac_lab.panel.loop import Watch as watch
     from kfac_lab.panel.panel import Panel
+    from kfac_lab.panel.watching import Watch as watch
 
 __all__ = ["Panel", "watch"]
 
@@ -21,6 +21,6 @@ def __getattr__(name: str) -> Any:
             if importlib.util.find_spec(module) is None:
                 raise KfacLabError(f"the panel needs {module}: pip install 'kfac-lab[lab]'")
         if name == "watch":
-            return importlib.import_module("kfac_lab.panel.loop").Watch
+            return importlib.import_module("kfac_lab.panel.watching").Watch
         return importlib.import_module("kfac_lab.panel.panel").Panel
     raise AttributeError(f"module 'kfac_lab.panel' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""A panel of a loop of one's own: ``kl.Panel(opt)``, and ``with kl.watch(opt):``.
+"""A panel of a loop of one's own: ``kl.Panel(opt)``.
 
 The loop steps, the panel looks on: at every step boundary it carries out what was asked for since
 the last one, and shows what is new as often as its share of the time allows.
@@ -26,7 +26,7 @@ from kfac_lab.panel.measure import Measure
 from kfac_lab.panel.source import Source, hooked
 from kfac_lab.panel.status import Mark, Status, status_of
 
-__all__ = ["Beside", "Loop", "Stopped", "Watch"]
+__all__ = ["Beside", "Loop", "Stopped"]
 
 
 class Stopped(KeyboardInterrupt):
@@ -270,30 +270,3 @@ class Beside:
     async def wait(self) -> Any:
         """There is nothing to wait for: the loop is the caller's own."""
         return self.control.run.given
-
-
-class Watch:
-    """``with kl.watch(opt) as panel:`` shows a panel of a loop of one's own while the block runs.
-
-    Stop ends the block, and the cell goes on after it. Takes what :class:`Panel` takes::
-
-        with kl.watch(opt, held_out=(test_inputs, test_targets), every=20):
-            for inputs, targets in loader:
-                opt.step(inputs, targets)
-    """
-
-    def __init__(self, given: Any, **options: Any) -> None:
-        from kfac_lab.panel.panel import Panel
-
-        self.panel = Panel(given, **options)
-
-    def __enter__(self) -> Any:
-        import IPython.display
-
-        if IPython.get_ipython() is not None:
-            IPython.display.display(self.panel)
-        return self.panel
-
-    def __exit__(self, kind: Any, value: Any, trace: Any) -> bool:
-        self.panel.ended()
-        return isinstance(value, Stopped)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from kfac_lab.core import linalg
+from kfac_lab.core.linalg import reading
 
 __all__ = ["Mixed", "Read", "no_reads", "on_meta"]
 
@@ -65,7 +65,7 @@ class _NoReads(TorchDispatchMode):
 @contextmanager
 def no_reads(door: bool) -> Iterator[None]:
     """Inside, a read raises :class:`Read`; with ``door`` one through ``linalg.host`` does not."""
-    ban, work = _NoReads(), linalg.host
+    ban, work = _NoReads(), reading.transfer
 
     def host(tensors: Sequence[Tensor]) -> list[float]:
         if not door:
@@ -86,13 +86,13 @@ def no_reads(door: bool) -> Iterator[None]:
 
     own = {name: vars(Tensor).get(name) for name in _METHODS}
     try:
-        linalg.host = host
+        reading.transfer = host
         for name in _METHODS:
             setattr(Tensor, name, guarded(name, getattr(Tensor, name)))
         with ban:
             yield
     finally:
-        linalg.host = work
+        reading.transfer = work
         for name, original in own.items():
             if original is None:
                 delattr(Tensor, name)
@@ -117,14 +117,14 @@ def on_meta() -> Iterator[None]:
 
     No number exists on the meta device: ``linalg.host`` answers that all is well.
     """
-    work = linalg.host
+    work = reading.transfer
 
     def canned(tensors: Sequence[Tensor]) -> list[float]:
         return [1.0 if t.dtype == torch.bool or n else 0.0 for n, t in enumerate(tensors)]
 
     try:
-        linalg.host = canned
+        reading.transfer = canned
         with _OneDevice():
             yield
     finally:
-        linalg.host = work
+        reading.transfer = work

@@ -70,8 +70,8 @@ def test_host_reads_everything_in_one_transfer_and_keeps_order(monkeypatch):
 
 def test_plain_calls_read_through_host_only(monkeypatch):
     seen = []
-    host = linalg.host
-    monkeypatch.setattr(linalg, "host", lambda ts: seen.append(len(ts)) or host(ts))
+    host = linalg.reading.transfer
+    monkeypatch.setattr(linalg.reading, "transfer", lambda ts: seen.append(len(ts)) or host(ts))
     linalg.damped_inverse(covariance(4), 0.1)
     assert seen == [1]
 

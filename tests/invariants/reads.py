@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kfac_lab.core import linalg
+from kfac_lab.core.linalg import reading
 
 # What brings a number, a size or a verdict to the host.
 DENIED = {
@@ -74,7 +74,7 @@ class _Ban(TorchDispatchMode):
 @contextmanager
 def no_reads() -> Any:
     """Inside, a read raises; yields the list of the calls of ``linalg.host`` [how many tensors]."""
-    ban, calls, work = _Ban(), [], linalg.host
+    ban, calls, work = _Ban(), [], reading.transfer
 
     def host(tensors: Any) -> list[float]:
         calls.append(len(tensors))
@@ -85,7 +85,7 @@ def no_reads() -> Any:
             ban.open = True
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(linalg, "host", host)
+        patch.setattr(reading, "transfer", host)
         for name in METHODS:
             original = getattr(torch.Tensor, name, None)
             if original is not None:

@@ -62,7 +62,7 @@ def on_meta(problem):
 
 @pytest.fixture(autouse=True)
 def door(monkeypatch):
-    monkeypatch.setattr(linalg, "host", canned)
+    monkeypatch.setattr(linalg.reading, "transfer", canned)
 
 
 def whole_steps(engine, count=STEPS):
@@ -121,7 +121,7 @@ def test_a_steered_step_that_is_tried_again(monkeypatch):
         earlier = (len(tensors) - 3) // 2  # h, and (λ, M(δ) − M(0)) of each candidate
         return [1.0, *([1.0, -0.5] * earlier), 1.0, -next(said)]
 
-    monkeypatch.setattr(linalg, "host", host)
+    monkeypatch.setattr(linalg.reading, "transfer", host)
     records = whole_steps(attach(on_meta(problem_of()), recipe_named("robust"), 0), 2)
     assert [len(r.candidates) for r in records] == [3, 1]
 

@@ -122,7 +122,7 @@ def failing(monkeypatch, verdict):
 
         return work(operation, worse, subject, shift, levels)
 
-    monkeypatch.setattr(linalg, "guarded", guarded)
+    monkeypatch.setattr(linalg.attempt, "guarded", guarded)
 
 
 @pytest.mark.parametrize("structure", ["block_diagonal", "block_tridiagonal"])

@@ -44,7 +44,7 @@ VERBS = {
     "invert: factorise": (block_diagonal.BlockDiagonal, "factorise"),
     "invert: block factorise": (kronecker.Kronecker, "factorise"),
     "invert: damped": (block_diagonal.BlockDiagonal, "damped"),
-    "invert: read": (linalg, "host"),
+    "invert: read": (linalg.reading, "transfer"),
     "propose: apply": (block_diagonal.BlockDiagonalInverse, "apply"),
     "propose: basis": (momentum.Optimal, "basis"),
     "quadratic_model": (quadratic_model.ExactFisher, "restrict"),

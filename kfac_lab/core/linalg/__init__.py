@@ -43,9 +43,10 @@ from kfac_lab.core.linalg.cholesky import (
     inverse_root,
 )
 from kfac_lab.core.linalg.eigen import Eigen, eigenpairs, eigh, spectral_power
-from kfac_lab.core.linalg.ends import eye_like, finished, precision, prepared, symmetrise
+from kfac_lab.core.linalg.ends import finished, precision, prepared
 from kfac_lab.core.linalg.failing import numerical_error
 from kfac_lab.core.linalg.reading import host
+from kfac_lab.core.linalg.symmetric import eye_like, symmetrise
 
 __all__ = [
     "LADDER",

@@ -10,9 +10,9 @@ from contextvars import ContextVar, Token
 import torch
 from torch import Tensor
 
-from kfac_lab.core import linalg
 from kfac_lab.core.linalg.calls import LADDER, Call, Failure, Outcome, Scalar
 from kfac_lab.core.linalg.failing import numerical_error
+from kfac_lab.core.linalg.reading import host
 from kfac_lab.errors import NumericalError
 
 __all__ = ["Attempt", "guarded", "label"]
@@ -136,10 +136,10 @@ def guarded(
         if outcome.status.device.type != "cpu":
             return outcome.outputs
         seen = call(level, outcome)
-        (status,) = linalg.host([outcome.status])
+        (status,) = host([outcome.status])
         if status > 0.5:
             if outcome.jitter is not None:
-                (amount,) = linalg.host([outcome.jitter])
+                (amount,) = host([outcome.jitter])
                 warnings.warn(
                     f"{seen.name}: {operation} succeeded only after {amount:.2e} was added to the "
                     "diagonal; the damping is too small for this matrix",

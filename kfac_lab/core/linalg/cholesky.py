@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from kfac_lab.core.linalg.calls import Scalar
-from kfac_lab.core.linalg.ends import eye_like, factorised, symmetrise
+from kfac_lab.core.linalg.ends import factorised
+from kfac_lab.core.linalg.symmetric import eye_like, symmetrise
 
 __all__ = ["cholesky_inverse", "cholesky_root", "damped_inverse", "inverse_root"]
 

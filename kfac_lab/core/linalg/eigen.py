@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kfac_lab.core import linalg
+from kfac_lab.core.linalg import attempt
 from kfac_lab.core.linalg.calls import LADDER, Outcome, Scalar
-from kfac_lab.core.linalg.ends import factorised, finished, symmetrise
+from kfac_lab.core.linalg.ends import factorised, finished
 from kfac_lab.core.linalg.failing import LinAlgError
+from kfac_lab.core.linalg.symmetric import symmetrise
 
 __all__ = ["Eigen", "eigenpairs", "eigh", "spectral_power"]
 
@@ -74,4 +75,4 @@ def spectral_power(values: Tensor, shift: Scalar = 0.0, power: float = -1.0) -> 
         ok = (work > 0).all() if power < 0 else (work >= 0).all()
         return finished([work**power], values.dtype, finite, ok, jitter)
 
-    return linalg.guarded("eigenvalue power", compute, values.reshape(-1), shift)[0]
+    return attempt.guarded("eigenvalue power", compute, values.reshape(-1), shift)[0]

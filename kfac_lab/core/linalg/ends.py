@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from kfac_lab.core import linalg
+from kfac_lab.core.linalg import attempt
 from kfac_lab.core.linalg.calls import LADDER, Outcome, Rung, Scalar
+from kfac_lab.core.linalg.symmetric import eye_like, symmetrise
 
-__all__ = ["eye_like", "factorised", "finished", "precision", "prepared", "symmetrise"]
+__all__ = ["factorised", "finished", "precision", "prepared"]
 
 
 @contextlib.contextmanager
@@ -31,11 +32,6 @@ def precision(tf32: bool) -> Iterator[None]:
     except BaseException:
         torch.set_float32_matmul_precision(before)  # again: it may have come in the line above
         raise
-
-
-def symmetrise(matrix: Tensor) -> Tensor:
-    """(M + Mᵀ)/2, a new matrix [d, d], symmetric to the last bit."""
-    return (matrix + matrix.mT).mul_(0.5)
 
 
 def prepared(
@@ -89,9 +85,4 @@ def factorised(
         outputs, ok = method(work)
         return finished(outputs, matrix.dtype, finite, ok, jitter)
 
-    return linalg.guarded(operation, compute, matrix, shift)
-
-
-def eye_like(like: Tensor) -> Tensor:
-    """I [d, d] in the dtype and on the device of `like` [d, d]."""
-    return torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
+    return attempt.guarded(operation, compute, matrix, shift)

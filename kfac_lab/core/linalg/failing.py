@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kfac_lab.core import linalg
 from kfac_lab.core.linalg.calls import Failure, Scalar
-from kfac_lab.core.linalg.ends import symmetrise
+from kfac_lab.core.linalg.reading import host
+from kfac_lab.core.linalg.symmetric import symmetrise
 from kfac_lab.errors import NumericalError
 
 __all__ = ["LinAlgError", "numerical_error"]
@@ -58,7 +58,7 @@ def _described(failure: Failure, lam: Scalar | None, gamma: Scalar | None) -> st
         numbers |= {"wrong": wrong, "low": values.min(), "high": values.max()}
     tensors = {k: v for k, v in numbers.items() if isinstance(v, Tensor)}
     read = {k: v for k, v in numbers.items() if not isinstance(v, Tensor)}
-    read |= dict(zip(tensors, linalg.host(list(tensors.values())), strict=True))
+    read |= dict(zip(tensors, host(list(tensors.values())), strict=True))
 
     text = f"{call.name}: {call.operation} failed"
     if subject is None:

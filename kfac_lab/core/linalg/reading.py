@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["host"]
+__all__ = ["host", "transfer"]
 
 
 def host(tensors: Sequence[Tensor]) -> list[float]:
@@ -16,6 +16,11 @@ def host(tensors: Sequence[Tensor]) -> list[float]:
     One transfer, however many tensors (one for each device, should they lie on several). Values
     pass through float64, so counts and float64 strengths arrive exact.
     """
+    return transfer(tensors)  # whoever counts reads, or answers them, stands in for that one
+
+
+def transfer(tensors: Sequence[Tensor]) -> list[float]:
+    """What :func:`host` does."""
     groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for i, tensor in enumerate(tensors):
         groups.setdefault((tensor.device, tensor.dtype), []).append(i)

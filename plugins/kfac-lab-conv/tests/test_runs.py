@@ -108,7 +108,7 @@ class Outside(nn.Module):
 @pytest.mark.parametrize("generic", [False, True])
 @pytest.mark.parametrize("block", ["kronecker", REDUCE], ids=["expand", "reduce"])
 def test_whole_steps_on_meta(block, generic, monkeypatch):
-    monkeypatch.setattr(linalg, "host", canned)
+    monkeypatch.setattr(linalg.reading, "transfer", canned)
     model = nn.Sequential(
         nn.Conv2d(2, 4, 3, stride=2, padding=1, groups=2),
         nn.Tanh(),

@@ -136,7 +136,7 @@ def test_whole_steps_on_the_meta_device(monkeypatch, shared_out):
         assert all(t.device.type == "meta" and t.dim() == 0 for t in tensors)
         return [1.0 if not t.dtype.is_floating_point or n else 0.0 for n, t in enumerate(tensors)]
 
-    monkeypatch.setattr(linalg, "host", canned)
+    monkeypatch.setattr(linalg.reading, "transfer", canned)
     if shared_out:
         monkeypatch.setattr(Sharded, "alone", lambda self: False)
         # every status is good, and so is the first, which the engine's canned answer says is 0

@@ -234,7 +234,7 @@ def test_whole_steps_on_the_meta_device(monkeypatch):
         counts.append(len(tensors))
         return [1.0 if not t.dtype.is_floating_point or n else 0.0 for n, t in enumerate(tensors)]
 
-    monkeypatch.setattr(linalg, "host", canned)
+    monkeypatch.setattr(linalg.reading, "transfer", canned)
     problem = tiny(positions=True)
     problem.model.to("meta")
     problem.inputs, problem.targets = problem.inputs.to("meta"), problem.targets.to("meta")

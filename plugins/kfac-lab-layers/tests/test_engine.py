@@ -244,7 +244,7 @@ def canned(tensors):
 @pytest.mark.parametrize("make", [language, images])
 def test_whole_steps_on_the_meta_device(make, block, monkeypatch):
     """No value exists there, so none is read or mixed in."""
-    monkeypatch.setattr(linalg, "host", canned)
+    monkeypatch.setattr(linalg.reading, "transfer", canned)
     problem = make()
     problem.model.to("meta")
     problem.inputs, problem.targets = problem.inputs.to("meta"), problem.targets.to("meta")
