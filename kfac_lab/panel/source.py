@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from kfac_lab.core.problem import Split
+from kfac_lab.core.problem import Problem, Split
 from kfac_lab.core.state import StepRecord
+from kfac_lab.engine import Engine
 from kfac_lab.errors import RecipeError
 from kfac_lab.history import COLUMNS, Column, History
+from kfac_lab.optim import KFAC, Preconditioner
 from kfac_lab.plots import Axes, Axis, Plot, Series, floats
 from kfac_lab.run.evaluation import measured
 
@@ -132,10 +134,10 @@ class _NoRecipe(dict[str, Any]):
 class _Own:
     """What the views ask of a problem."""
 
-    def __init__(self, title: str, problem: Any) -> None:
+    def __init__(self, title: str, problem: Problem | None) -> None:
         self.title = self.name = title
-        self.likelihood = getattr(problem, "likelihood", None)
-        self.model = getattr(problem, "model", None)
+        self.likelihood = None if problem is None else problem.likelihood
+        self.model = None if problem is None else problem.model
         self.test, self.available = None, None
 
     def split(self, name: str) -> Any:
@@ -157,9 +159,9 @@ class Source:
     def __init__(self, given: Any, sets: Mapping[str, Any] | None = None) -> None:
         self.given = given
         self._off_clock = 0.0
-        self.stepper = getattr(given, "_engine", None)
-        engine = self.stepper
-        problem = getattr(engine, "problem", None)
+        ours = isinstance(given, (KFAC, Preconditioner))
+        self.stepper: Engine | None = given._engine if ours else None
+        problem = None if self.stepper is None else self.stepper.problem
         self.problem = _Own("your own loop", problem)
         self._recipe: Any = _NoRecipe(type(given).__name__)
         self._foreign: Foreign | None = None

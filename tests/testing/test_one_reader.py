@@ -52,3 +52,4 @@ def test_the_finder_finds():
         (1, "b"),
     ]
     assert {"grounded", "needs_rho", "low_rank", "retry", "inverses", "upper"} <= names()
+    assert {"plot", "wants", "network", "state_"} <= names()  # of views, and of what they look at

@@ -17,7 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from kfac_lab.core.likelihood import Categorical, CrossEntropy
-from kfac_lab.core.traits import DampingTraits, InverseTraits, PreconditionerTraits, traits
+from kfac_lab.core.traits import (
+    CurvatureTraits,
+    DampingTraits,
+    InverseTraits,
+    PreconditionerTraits,
+    traits,
+)
 from kfac_lab.core.trees import moved
 from kfac_lab.errors import KfacLabError
 
@@ -143,26 +149,25 @@ class _Nothing(KfacLabError):
 
 
 def _layers(run: Any) -> tuple[Shape, ...]:
-    network = getattr(run.stepper, "network", None)
-    layers = getattr(network, "layers", ())
+    network = traits(run.stepper, CurvatureTraits).network
     return tuple(
         Shape(layer.path or type(layer.module).__name__, layer.d_out, layer.d_in)
-        for layer in layers
+        for layer in (() if network is None else network.layers)
     )
 
 
 def _factors(run: Any) -> dict[str, Any]:
-    store = getattr(run.stepper, "store", None)
-    if store is None or not run.step:
+    kept = traits(run.stepper, CurvatureTraits)
+    if kept.store is None or not run.step:
         raise _Nothing(_no_curvature(run))
-    inverses = traits(run.stepper.state_.inverse, PreconditionerTraits).inverses or ()
+    inverses = traits(kept.state_.inverse, PreconditionerTraits).inverses or ()
     made = []
     for i, layer in enumerate(_layers(run)):
         block = traits(inverses[i], InverseTraits) if i < len(inverses) else InverseTraits()
         for name, letter in (("A", "Ā"), ("G", "G")):
-            moment = store.current.get((name, i, i))
+            moment = kept.store.current.get((name, i, i))
             if moment is None:
-                moment = store.current.get((f"{name}.diagonal", i, i))
+                moment = kept.store.current.get((f"{name}.diagonal", i, i))
             if moment is None:
                 continue
             shift = block.A_shift if name == "A" else block.G_shift
@@ -175,17 +180,17 @@ def _factors(run: Any) -> dict[str, Any]:
 
 
 def _inverse(run: Any) -> dict[str, Any]:
-    state = getattr(run.stepper, "state_", None)
-    inverse = getattr(state, "inverse", None)
-    if inverse is None:
+    state = traits(run.stepper, CurvatureTraits).state_
+    if state is None or state.inverse is None:
         raise _Nothing(_no_curvature(run))
+    inverse = state.inverse
     if run.device.type != "cpu":
         inverse = moved(inverse, "cpu")
     return {"preconditioner": inverse}
 
 
 def _no_curvature(run: Any) -> str:
-    if not hasattr(run.stepper, "state_"):
+    if traits(run.stepper, CurvatureTraits).state_ is None:
         return f"the method {run.recipe.method} keeps no curvature"
     return "the first step has not been made yet"
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kfac_lab.core.traits import ViewTraits, traits
 from kfac_lab.errors import PluginError
 from kfac_lab.history import History
 from kfac_lab.hooks.manager import BUILTIN_OWNER
@@ -89,17 +90,18 @@ def adapted(component: Any, entry: Entry, name: str = "") -> View:
         PluginError: it has neither form.
     """
     name = name or entry.name
-    title = str(getattr(component, "title", "") or entry.summary.rstrip(".") or name)
-    wants = tuple(getattr(component, "wants", ()))
+    declared = traits(component, ViewTraits)
+    title = str(declared.title or entry.summary.rstrip(".") or name)
+    wants = tuple(declared.wants)
     unknown = [want for want in wants if want not in WANTS]
     if unknown:
         raise PluginError(f"the view {name!r} wants {unknown[0]!r}; there are {', '.join(WANTS)}")
-    if callable(getattr(component, "plot", None)):
+    if declared.plot is not None:
         data = _Data(component, name)
-        heavy = bool(wants) or bool(getattr(component, "heavy", False))
+        heavy = bool(wants or declared.heavy)
         more = (wants, entry.summary, entry.owner, data.plot, heavy)
         return View(name, title, data.draw, data.summary, *more)
-    if not callable(getattr(component, "draw", None)):
+    if declared.draw is None:
         raise PluginError(
             f"the view {name!r} of {entry.owner} has no plot(runs, seen) that answers with data, "
             "and no draw(axes, history)"

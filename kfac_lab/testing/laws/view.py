@@ -28,6 +28,7 @@ import numpy as np
 from kfac_lab import plots
 from kfac_lab.core import parameters
 from kfac_lab.core.state import Due, StepRecord, Swap
+from kfac_lab.core.traits import ViewTraits, traits
 from kfac_lab.history import History
 from kfac_lab.testing.law import Broken, Case, law
 from kfac_lab.testing.laws.common import hidden, same_to_the_bit
@@ -82,7 +83,7 @@ def history(steps: int, *, lacking: bool = False, marked: bool = False) -> Histo
 
 
 def _plots(view: Any) -> bool:
-    return callable(getattr(view, "plot", None))
+    return traits(view, ViewTraits).plot is not None
 
 
 def _alone(case: Case) -> str | None:
