@@ -11,52 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kfac_lab.baselines import saving
+from kfac_lab.baselines.ends import end_seconds, end_steps, one_end
 from kfac_lab.core import linalg, seeds
 from kfac_lab.core.capture import CoverageRow, called
 from kfac_lab.core.exchange import exchange
 from kfac_lab.core.likelihood import Criterion, Outputs
-from kfac_lab.core.parameters import component_name, parameter
+from kfac_lab.core.parameters import component_name
 from kfac_lab.core.passes import square_norm
 from kfac_lab.core.problem import Problem
-from kfac_lab.core.schema import (
-    Schema,
-    anything,
-    check,
-    listed,
-    maybe,
-    number,
-    record,
-    table,
-    tensor,
-    text,
-    whole,
-)
 from kfac_lab.core.state import Due, StepRecord
-from kfac_lab.core.trees import copied, decoded, encoded, moved
-from kfac_lab.errors import CheckpointError, CoverageError, NumericalError
+from kfac_lab.core.trees import copied
+from kfac_lab.errors import CoverageError, NumericalError
 
 __all__ = ["Baseline", "end_seconds", "end_steps", "fused_where_possible", "one_end"]
 
 _COUPLING = nn.modules.batchnorm._BatchNorm  # modules whose output mixes the cases of a batch
-
-
-def end_steps() -> Any:
-    """The field ``total_steps``."""
-    return parameter(None, section="13", low=1, help="steps of the whole run, where it is known")
-
-
-def end_seconds() -> Any:
-    """The field ``total_seconds``."""
-    return parameter(
-        None, section="13", low=0.0, help="training seconds of the whole run, by the wall"
-    )
-
-
-def one_end(component: Any) -> str | None:
-    """A sentence where a component names two ends."""
-    if component.total_steps is not None and component.total_seconds is not None:
-        return "the end of a run is total_steps or total_seconds, not both"
-    return None
 
 
 class Baseline:
@@ -320,20 +290,7 @@ class Baseline:
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on bit for bit: θ, buffers, the optimisers' memory, θ̄, counts."""
-        tree = {
-            "method": component_name(self.method),
-            "step": self.step_count,
-            "seconds": self.seconds,
-            "seed": self.seed,
-            "total_steps": self.total_steps,
-            "total_seconds": self.total_seconds,
-            "theta": dict(zip(self.names, self._theta, strict=True)),
-            "buffers": dict(self.problem.model.named_buffers()),
-            "optimisers": [o.state_dict()["state"] for o in self._optimisers],
-            "average": self._settle(),
-            **self._extra(),
-        }
-        return {"format": 1, "tree": encoded(copied(tree))}
+        return saving.saved(self)
 
     def load(self, state: dict[str, Any]) -> None:
         """Restores what :meth:`state` gave, for the same problem and recipe.
@@ -342,95 +299,7 @@ class Baseline:
             CheckpointError: the state belongs to another method, network or format; nothing has
                 changed then.
         """
-        if not isinstance(state, Mapping) or state.get("format") != 1:
-            known = state.get("format") if isinstance(state, Mapping) else None
-            raise CheckpointError(f"the state has format {known!r}; this version reads format 1")
-        device = self._theta[0].device
-        check(dict(state), record({"format": whole(), "tree": anything}), "the state")
-        values = copied(decoded(moved(state["tree"], device)))
-        if not isinstance(values, dict):
-            raise CheckpointError("the state is damaged: it is no table")
-        name = component_name(self.method)
-        if values.get("method") != name:
-            raise CheckpointError(
-                f"the state was saved by the method {values.get('method', 'kfac')!r}, not by "
-                f"{name!r}: load it with the recipe it was saved with"
-            )
-        check(values, self._schema(), "the state")
-        buffers = dict(self.problem.model.named_buffers())
-        for kind, saved, own in (
-            ("parameters", values["theta"], dict(zip(self.names, self._theta, strict=True))),
-            ("buffers", values["buffers"], buffers),
-        ):
-            there = {n: (tuple(t.shape), t.dtype) for n, t in saved.items()}
-            here = {n: (tuple(t.shape), t.dtype) for n, t in own.items()}
-            if there != here:
-                different = sorted(set(there.items()) ^ set(here.items()), key=str)[:3]
-                raise CheckpointError(
-                    f"the state belongs to another network: {kind} differ, such as "
-                    + ", ".join(f"{n} {s}" for n, s in different)
-                )
-        fresh = self._make()
-        if len(fresh) != len(values["optimisers"]):
-            raise CheckpointError("the state is damaged: it has other optimisers than this method")
-        try:
-            for optimiser, saved in zip(fresh, values["optimisers"], strict=True):
-                groups = optimiser.state_dict()["param_groups"]
-                optimiser.load_state_dict({"state": saved, "param_groups": groups})
-        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"the state is damaged: its optimisers': {error}") from error
-        for optimiser in fresh:
-            self._check_memory(optimiser)
-        into = [*self._theta, *buffers.values()]
-        given = [values["theta"][n] for n in self.names] + [values["buffers"][n] for n in buffers]
-
-        def commit() -> None:
-            for alias, parameter_ in zip(self._theta, self._parameters, strict=True):
-                alias.data = parameter_.data
-            torch._foreach_copy_(into, given)
-            self._optimisers = fresh
-            self.seed, self.step_count = values["seed"], values["step"]
-            self.seconds = values["seconds"]
-            self.total_steps, self.total_seconds = values["total_steps"], values["total_seconds"]
-            self._averaged = (values["step"], values["average"])
-            self._restore(values)
-            self.record = None
-
-        with torch.no_grad():
-            exchange(commit)
-
-    def _schema(self) -> Schema:
-        """What a state of this method holds."""
-        return record(
-            {
-                "method": text(200),
-                "step": whole(),
-                "seconds": number(0.0, finite=True),
-                "seed": whole(-(2**63)),
-                "total_steps": maybe(whole()),
-                "total_seconds": maybe(number(0.0)),
-                "theta": table(tensor),
-                "buffers": table(tensor),
-                "optimisers": listed(anything),
-                "average": anything,
-                **{name: number() for name in self._extra()},
-            }
-        )
-
-    def _check_memory(self, optimiser: torch.optim.Optimizer) -> None:
-        """That what an optimiser remembers of a tensor has its shape, or is one number.
-
-        Raises:
-            CheckpointError: it is not so.
-        """
-        for parameter_, memory in optimiser.state.items():
-            for name, value in memory.items() if isinstance(memory, dict) else ():
-                if isinstance(value, Tensor) and value.dim() and value.shape != parameter_.shape:
-                    if name in ("exp_avg", "exp_avg_sq", "momentum_buffer"):
-                        raise CheckpointError(
-                            f"the state is damaged: {name} has the shape {tuple(value.shape)} for "
-                            f"a tensor {tuple(parameter_.shape)}"
-                        )
+        saving.restore(self, state)
 
     def _extra(self) -> dict[str, Any]:
         return {}

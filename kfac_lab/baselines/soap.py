@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kfac_lab.baselines.base import Baseline, end_seconds, end_steps, fused_where_possible, one_end
+from kfac_lab.baselines.base import Baseline, fused_where_possible
+from kfac_lab.baselines.ends import end_seconds, end_steps, one_end
 from kfac_lab.core.parameters import parameter
 from kfac_lab.core.problem import Problem
 

@@ -60,6 +60,12 @@ def bare(who: str, model: Any) -> tuple[nn.Module, nn.Module]:
     return model, called
 
 
+def check_leave(leave: Any) -> None:
+    """RecipeError unless what another optimiser trains is named by texts."""
+    if isinstance(leave, str) or not all(isinstance(name, str) for name in leave):
+        raise RecipeError(f"leave={leave!r} must be texts, such as ('Embedding', '*.bias')")
+
+
 def check_processes(who: str, recipe: Recipe) -> None:
     """Several processes need a collective, or each goes its own way."""
     there = torch.distributed

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from numbers import Real
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,15 +20,12 @@ from kfac_lab.core.state import Due, StepRecord, Swap
 from kfac_lab.errors import RecipeError
 from kfac_lab.history import History
 from kfac_lab.hooks import Recipe
-from kfac_lab.optim import checks, states
+from kfac_lab.optim import checks, lengths, states
 from kfac_lab.optim.kfac import HISTORY, READ_EVERY
 from kfac_lab.optim.tap import Tap
 from kfac_lab.run import Coverage, carried_out, planned, told
 
 __all__ = ["Preconditioner"]
-
-_Step: TypeAlias = "int | float | Tensor"
-
 
 SWAPS = ("estimator", "block", "structure", "damping", "schedule", "fallback")
 
@@ -104,10 +99,8 @@ class Preconditioner:
         outputs: Selector = None,
     ) -> None:
         model, called = checks.bare("Preconditioner", model)
-        if isinstance(leave, str) or not all(isinstance(name, str) for name in leave):
-            raise RecipeError(f"leave={leave!r} must be texts, such as ('Embedding', '*.bias')")
-        if kl_clip is not None and not (isinstance(kl_clip, Real) and float(kl_clip) > 0):
-            raise RecipeError(f"kl_clip={kl_clip!r} must be above 0 (κ, Ba et al. 2017), or None")
+        checks.check_leave(leave)
+        lengths.check_clip(kl_clip)
         chosen = checks.recipe_of("Preconditioner", recipe)
         checks.check_processes("Preconditioner", chosen)
         chosen = chosen.replace(
@@ -162,15 +155,12 @@ class Preconditioner:
         engine.unchanged()
         checks.alone(self, engine)
         checks.check_place("Preconditioner.step", engine)
-        if not isinstance(loss_scale, Tensor) and not (
-            isinstance(loss_scale, Real) and 0 < float(loss_scale) < math.inf
-        ):
-            raise RecipeError(f"loss_scale={loss_scale!r} must be above 0 and finite")
+        lengths.check_scale(loss_scale)
         parameters = network.tensors
         gradients = [p.grad for p in parameters]
         if all(g is None for g in gradients):
             raise RecipeError("there is no gradient: call loss.backward() before pre.step()")
-        rates = self._rates(parameters, lr)
+        rates = lengths.rates(self.kl_clip, parameters, lr, self.optimizer)
         k = engine.step_count + 1
         drawn = self._tap.drawn(
             engine.seed,
@@ -193,7 +183,7 @@ class Preconditioner:
             network = engine.network
             parameters = network.tensors
             gradients = [p.grad for p in parameters]
-            rates = self._rates(parameters, lr)
+            rates = lengths.rates(self.kl_clip, parameters, lr, self.optimizer)
         with torch.no_grad(), checks.own_precision(engine.device):
             full = [
                 torch.zeros_like(p) if g is None else g.detach()
@@ -201,7 +191,7 @@ class Preconditioner:
             ]
             if isinstance(loss_scale, Tensor) or loss_scale != 1:
                 full = list(torch._foreach_div(full, loss_scale))
-            finite = _finite(engine, full)
+            finite = lengths.finite(engine, full)
         engine.tell()  # what came to light with it, of the steps before
         before, seen, written = engine.held, self._tap.seen(), []
         try:
@@ -216,7 +206,7 @@ class Preconditioner:
                     preconditioned, record = engine.precondition(network.pack(full), drawn, rows)
                 result = network.unpack(preconditioned)
                 if self.normalise:
-                    result = _unit(result)
+                    result = lengths.unit(result)
                 clip = self._clip(network.names, full, result, rates)
                 if clip is not None:
                     factor = clip.to(result[0].dtype)
@@ -277,45 +267,23 @@ class Preconditioner:
         named = self.model.named_parameters()
         return [p for name, p in named if p.requires_grad and name in self._kept]
 
-    def _rates(self, parameters: list[Tensor], lr: float | None) -> list[_Step] | None:
-        """The learning rate of each parameter, where there is a clip to need them."""
-        if self.kl_clip is None:
-            return None
-        if lr is not None:
-            return [lr] * len(parameters)
-        if self.optimizer is None:
-            raise RecipeError(
-                "kl_clip needs the learning rate: Preconditioner(…, optimizer=optimizer) or "
-                "pre.step(lr=…)"
-            )
-        known: dict[int, _Step] = {
-            id(p): group["lr"] for group in self.optimizer.param_groups for p in group["params"]
-        }
-        return [known.get(id(p), 0.0) for p in parameters]
-
     def _clip(
         self,
         names: Sequence[str],
         gradients: list[Tensor],
         result: list[Tensor],
-        rates: list[_Step] | None,
+        rates: list[lengths.Rate] | None,
     ) -> Tensor | None:
-        """ν = min(1, √(κ / Σ lr²⟨U, V⟩)), 0-dim float64 (Ba et al. 2017).
+        """ν of the parameters that are ours.
 
-        Of the parameters that another optimiser trains, nothing is in the sum: their gradient stays
-        as it is, also where they are a bias in a layer of ours.
+        Of those that another optimiser trains, nothing is in the sum: their gradient stays as it
+        is, also where they are a bias in a layer of ours.
         """
         if rates is None or self.kl_clip is None:
             return None
-        ours = [
-            (v, u, r)
-            for name, v, u, r in zip(names, gradients, result, rates, strict=True)
-            if name not in self._kept
-        ]
-        products = torch._foreach_mul([v for v, _, _ in ours], [u for _, u, _ in ours])
-        sums = [p.sum(dtype=torch.float64) for p in products]
-        length = torch.stack([s * r * r for s, (_, _, r) in zip(sums, ours, strict=True)]).sum()
-        return torch.sqrt(self.kl_clip / torch.clamp(length, min=1e-300)).clamp(max=1.0)
+        ours = [n for n, name in enumerate(names) if name not in self._kept]
+        v, u = ([every[n] for n in ours] for every in (gradients, result))
+        return lengths.clip(self.kl_clip, v, u, [rates[n] for n in ours])
 
     def remove(self) -> None:
         """Takes the hook off the model, which is an ordinary one again."""
@@ -430,24 +398,3 @@ class Preconditioner:
 def _copied() -> Preconditioner:
     """What a copied or unpickled Preconditioner is: one without a model."""
     return Preconditioner.__new__(Preconditioner)
-
-
-def _finite(engine: _engine.Engine, tensors: list[Tensor]) -> bool:
-    """Whether all entries are finite: one host read, or two where squares overflow.
-
-    The sum of squares costs a tenth of the largest entry's search, and is finite where all are
-    below the root of the largest number.
-    """
-    for order in (2.0, math.inf):
-        largest = torch.stack(torch._foreach_norm(tensors, order)).max()
-        if math.isfinite(engine.read([largest])[0]):
-            return True
-    return False
-
-
-def _unit(tensors: list[Tensor]) -> list[Tensor]:
-    """Each scaled to root mean square 1; zeros stay zeros."""
-    norms = torch.stack(torch._foreach_norm(tensors))
-    roots = norms.new_tensor([t.numel() ** 0.5 for t in tensors])
-    scales = roots / norms.clamp(min=torch.finfo(norms.dtype).tiny)
-    return list(torch._foreach_mul(tensors, list(scales.unbind())))

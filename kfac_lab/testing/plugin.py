@@ -23,6 +23,7 @@ from kfac_lab.testing.check import report
 from kfac_lab.testing.keep import kept
 from kfac_lab.testing.law import LAWS, Case, LawError, Report, Result, tried
 from kfac_lab.testing.laws import plugin as laws
+from kfac_lab.testing.laws.plugin_claims import _asked
 
 __all__ = ["Source", "check_plugin", "installed", "plugin_reports", "sources"]
 
@@ -259,7 +260,7 @@ def _of_layers(case: Case) -> Iterator[Report]:
 
 def _of_likelihoods(case: Case) -> Iterator[Report]:
     for name, loss, outputs, targets in losses():
-        found = laws._asked(case, "kfac_claim_likelihood", loss=loss)
+        found = _asked(case, "kfac_claim_likelihood", loss=loss)
         if found is not None:
             named = f"{type(found).__name__} of {name}"
             try:

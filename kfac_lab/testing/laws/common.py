@@ -26,31 +26,33 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from kfac_lab.core import parameters
 from kfac_lab.core.problem import Problem
-from kfac_lab.core.traits import SLOT_TRAITS, traits
-from kfac_lab.engine import Engine, attach
+from kfac_lab.core.traits import SLOT_TRAITS
+from kfac_lab.engine import Engine
 from kfac_lab.errors import RecipeError
-from kfac_lab.hooks.manager import Lab
 from kfac_lab.hooks.recipe import Recipe
+from kfac_lab.testing.attaching import engine_for, first_memo, first_state, own_lab
+from kfac_lab.testing.judging import exempt_unless, hidden, near, same_to_the_bit, scale_of
 from kfac_lab.testing.keep import kept
 from kfac_lab.testing.law import Broken, Case, law
 from kfac_lab.testing.laws.wrapping import forwarding_law
 from kfac_lab.testing.reads import Mixed, Read, no_reads, on_meta
 from kfac_lab.testing.subjects import Subject, tiny_problem
-from kfac_lab.testing.trees import Watch, difference, tensors
+from kfac_lab.testing.trees import Watch, tensors
 
 __all__ = [
     "CHEAP",
     "Trial",
     "common_laws",
     "engine_for",
+    "exempt_unless",
     "first_memo",
     "first_state",
     "hidden",
     "near",
+    "own_lab",
     "same_to_the_bit",
     "scale_of",
 ]
@@ -234,49 +236,6 @@ def common_laws(trial: Trial) -> None:
             _resumes(case, attached)
 
 
-# --- helpers that slots' own files use too --------------------------------------------------------
-
-
-class hidden:
-    """Says of an exception inside on which input it was raised."""
-
-    def __init__(self, where: str) -> None:
-        self._where = where
-
-    def __enter__(self) -> hidden:
-        return self
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, Exception) and not isinstance(error, Broken):
-            got = f"{type(error).__name__}: {str(error) or 'without a message'}"
-            raise Broken(self._where, "an answer", got) from error
-
-
-def same_to_the_bit(where: str, expected: str, first: Any, second: Any) -> None:
-    """Broken unless two results agree to the last bit."""
-    found = difference(first, second)
-    if found is not None:
-        raise Broken(where, expected, f"a difference: {found}")
-
-
-def scale_of(*values: Tensor) -> float:
-    """The largest entry by absolute value, for tolerances; at least a tiny number."""
-    return max([1e-30, *(float(v.detach().abs().max()) for v in values if v.numel())])
-
-
-def near(where: str, expected: str, wanted: Tensor, got: Tensor, relative: float = 1e-8) -> None:
-    """Broken unless ``got`` is ``wanted`` within ``relative`` of its largest entry."""
-    if wanted.shape != got.shape:
-        raise Broken(where, f"{expected} {tuple(wanted.shape)}", f"the shape {tuple(got.shape)}")
-    gap = (got.detach().double() - wanted.detach().double()).abs()
-    worst = float(gap.max()) if gap.numel() else 0.0
-    if not worst <= relative * scale_of(wanted.double()):
-        n = int(gap.flatten().nan_to_num(nan=float("inf")).argmax())
-        entry = ", ".join(str(int(i)) for i in torch.unravel_index(torch.tensor(n), gap.shape))
-        a, b = float(wanted.flatten()[n]), float(got.flatten()[n])
-        raise Broken(where, f"{expected}, {a:.6g} at [{entry}]", f"{b:.6g}")
-
-
 def _whole(trial: Trial) -> Run:
     """All that a trial calls, as one."""
     refresh = trial.refresh
@@ -287,47 +246,6 @@ def _whole(trial: Trial) -> Run:
         return {**trial.run(component, subject, watch), **refresh(component, subject, watch)}
 
     return run
-
-
-def first_state(component: Any, slot: str) -> Mapping[str, Any]:
-    """What ``init`` of a momentum, a schedule or a block gives, {} without one."""
-    declared: Any = traits(component, SLOT_TRAITS[slot])
-    return (declared.init() or {}) if declared.init is not None else {}
-
-
-first_memo = first_state  # its former name
-
-
-def own_lab() -> Lab:
-    """A Lab with the built-ins alone; the process's own is never touched."""
-    return Lab(entry_points=False)
-
-
-#: on 24 cases: everything is due at even steps
-_PARTS: Mapping[str, Any] = {
-    "estimator": "sampled(fraction=1.0)",
-    "quadratic_model": "exact_fisher(fraction=1.0)",
-    "damping": "levenberg_marquardt(lam=1.0)",
-    "schedule": "periodic(T1=2, T2=2, T3=2, burn_in=1)",
-    "batch": "constant(size=16)",
-}
-
-
-def engine_for(
-    case: Case,
-    problem: Problem,
-    component: Any,
-    parts: Mapping[str, Any] | None = None,
-    **options: Any,
-) -> Engine:
-    """An engine on a problem with the component in its slot; ``parts`` replaces other parts."""
-    slots = {**_PARTS, **(parts or {})}
-    if case.slot in _PARTS or case.slot in ("block", "structure", "momentum", "average"):
-        slots[case.slot] = component
-    elif case.slot == "collective":
-        slots["collective"] = component
-    lab = options.pop("lab", None) or own_lab()
-    return attach(problem, Recipe(lab=lab, **slots), 0, **options)
 
 
 def _maker(trial: Trial) -> Callable[[Case, Any], Engine] | None:
@@ -412,8 +330,3 @@ def _door_says(door: bool) -> str:
     if door:
         return "It reads a number on the host through linalg.host alone."
     return "It reads no number on the host."
-
-
-def exempt_unless(condition: Callable[[Any], bool], why: str) -> Callable[[Case], str | None]:
-    """``applies`` of a law: exempt with ``why`` where the component does not meet a condition."""
-    return lambda case: None if condition(case.component) else why

@@ -33,7 +33,7 @@ from kfac_lab.core.traits import StructureTraits, traits
 from kfac_lab.core.vector import Vec
 from kfac_lab.paper.diagonal import Diagonal
 from kfac_lab.testing.law import Broken, Case, law
-from kfac_lab.testing.laws.block import reread
+from kfac_lab.testing.laws.block_shown import reread
 from kfac_lab.testing.laws.common import (
     CHEAP,
     Trial,

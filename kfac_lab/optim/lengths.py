@@ -1,0 +1,89 @@
+"""How long a preconditioned gradient is: the clip of the KL divergence, and unit lengths."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from kfac_lab.errors import RecipeError
+
+__all__ = ["Rate", "check_clip", "check_scale", "clip", "finite", "rates", "unit"]
+
+#: a learning rate, which some optimisers keep as a tensor
+Rate: TypeAlias = "int | float | Tensor"
+
+
+def check_clip(kappa: Any) -> None:
+    """RecipeError unless κ is None or above 0."""
+    if kappa is not None and not (isinstance(kappa, Real) and float(kappa) > 0):
+        raise RecipeError(f"kl_clip={kappa!r} must be above 0 (κ, Ba et al. 2017), or None")
+
+
+def check_scale(scale: Any) -> None:
+    """RecipeError unless what the loss was multiplied by is a tensor, or above 0 and finite."""
+    if not isinstance(scale, Tensor) and not (
+        isinstance(scale, Real) and 0 < float(scale) < math.inf
+    ):
+        raise RecipeError(f"loss_scale={scale!r} must be above 0 and finite")
+
+
+def rates(
+    kappa: float | None,
+    parameters: Sequence[Tensor],
+    lr: float | None,
+    optimizer: torch.optim.Optimizer | None,
+) -> list[Rate] | None:
+    """The learning rate of each parameter, ``lr`` or what ``optimizer`` says; None without a κ.
+
+    Raises:
+        RecipeError: neither is there.
+    """
+    if kappa is None:
+        return None
+    if lr is not None:
+        return [lr] * len(parameters)
+    if optimizer is None:
+        raise RecipeError(
+            "kl_clip needs the learning rate: Preconditioner(…, optimizer=optimizer) or "
+            "pre.step(lr=…)"
+        )
+    known: dict[int, Rate] = {
+        id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]
+    }
+    return [known.get(id(p), 0.0) for p in parameters]
+
+
+def clip(
+    kappa: float, gradients: Sequence[Tensor], result: Sequence[Tensor], rates: Sequence[Rate]
+) -> Tensor:
+    """ν = min(1, √(κ / Σ lr²⟨U, V⟩)), 0-dim float64 (Ba et al. 2017), U the ``result``."""
+    products = torch._foreach_mul(list(gradients), list(result))
+    sums = [p.sum(dtype=torch.float64) for p in products]
+    length = torch.stack([s * r * r for s, r in zip(sums, rates, strict=True)]).sum()
+    return torch.sqrt(kappa / torch.clamp(length, min=1e-300)).clamp(max=1.0)
+
+
+def finite(engine: Any, tensors: list[Tensor]) -> bool:
+    """Whether all entries are finite: one host read, or two where squares overflow.
+
+    The sum of squares costs a tenth of the largest entry's search, and is finite where all are
+    below the root of the largest number.
+    """
+    for order in (2.0, math.inf):
+        largest = torch.stack(torch._foreach_norm(tensors, order)).max()
+        if math.isfinite(engine.read([largest])[0]):
+            return True
+    return False
+
+
+def unit(tensors: list[Tensor]) -> list[Tensor]:
+    """Each scaled to root mean square 1; zeros stay zeros."""
+    norms = torch.stack(torch._foreach_norm(tensors))
+    roots = norms.new_tensor([t.numel() ** 0.5 for t in tensors])
+    scales = roots / norms.clamp(min=torch.finfo(norms.dtype).tiny)
+    return list(torch._foreach_mul(tensors, list(scales.unbind())))
