@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import subprocess
@@ -26,6 +27,30 @@ OF_THE_CHECKOUT = (
     "tests/browser",
     "tests/zoo",
     "tests/testing/test_one_reader.py",
+)
+#: of the main distribution's tests those that say most about another Python, another torch or a
+#: wheel: the ATen calls that programs record, the recorded runs, autograd, processes, pictures
+TELLING = (
+    "tests/core",
+    "tests/hooks",
+    "tests/paper",
+    "tests/problems",
+    "tests/trajectories",
+    "tests/engine/test_edges.py",
+    "tests/engine/test_exact_output.py",
+    "tests/engine/test_precision.py",
+    "tests/engine/test_preconditioner.py",
+    "tests/engine/test_processes.py",
+    "tests/engine/test_programs.py",
+    "tests/engine/test_programs_refused.py",
+    "tests/panel/test_equality.py",
+    "tests/panel/test_export.py",
+    "tests/panel/test_figures.py",
+    "tests/panel/test_panel.py",
+    "tests/cli/test_parser.py",
+    "tests/cli/test_tables.py",
+    "tests/cli/test_train.py",
+    "tests/test_optim.py",
 )
 
 
@@ -82,16 +107,17 @@ def unpacked(dist: Path, folder: Path) -> list[Path]:
     return folders
 
 
-def tested(python: Path, folders: Sequence[Path], only: Sequence[str] = ()) -> bool:
-    """Runs each distribution's tests in its unpacked sdist; whether all passed.
+def tested(python: Path, folders: Sequence[Path], only: Sequence[str], workers: int) -> list[str]:
+    """Runs each distribution's tests in its unpacked sdist; the names of those that failed.
 
     Args:
         only: of the main distribution's tests; all but those of the checkout where none is given.
+        workers: processes that share the tests.
     """
-    passed = True
+    failed = []
     for folder in folders:
         main = folder.name.startswith("kfac_lab-")
-        words = [str(python), "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider"]
+        words = [str(python), "-m", "pytest", "-q", "-n", str(workers), "-p", "no:cacheprovider"]
         if main:
             words += list(only) or ["tests"]
             words += [f"--deselect={t}" if "::" in t else f"--ignore={t}" for t in OF_THE_CHECKOUT]
@@ -101,5 +127,17 @@ def tested(python: Path, folders: Sequence[Path], only: Sequence[str] = ()) -> b
         print("+", folder.name, *words[3:], flush=True)
         told |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
         done = subprocess.run(words, cwd=folder, env=clean() | told)
-        passed &= done.returncode == 0
-    return passed
+        failed += [] if done.returncode == 0 else [folder.name.rpartition("-")[0]]
+    return failed
+
+
+def choosing(parser: argparse.ArgumentParser) -> None:
+    """The options that choose among the tests."""
+    parser.add_argument("--all", action="store_true", help="the main distribution's tests, all")
+    parser.add_argument("--workers", type=int, default=2, help="processes that share the tests")
+    parser.add_argument("tests", nargs="*", help="some of the main distribution's tests")
+
+
+def chosen(options: argparse.Namespace) -> list[str]:
+    """The main distribution's tests that the options ask for; none says all."""
+    return [] if options.all else options.tests or list(TELLING)

@@ -3,7 +3,7 @@
 An empty environment gets the six wheels; the tests come from the sdists, whose own packages are
 put out of reach, so that what is tested is what pip installs.
 
-    python release/wheels.py [--dist dist] [--env FOLDER] [TESTS ...]
+    python release/wheels.py [--dist dist] [--env FOLDER] [--only kfac_lab_conv] [--all | TESTS ...]
 """
 
 from __future__ import annotations
@@ -13,7 +13,17 @@ import sys
 import tempfile
 from pathlib import Path
 
-from distributions import ROOT, TOOLS, built, environment, run, tested, unpacked
+from distributions import (
+    ROOT,
+    TOOLS,
+    built,
+    choosing,
+    chosen,
+    environment,
+    run,
+    tested,
+    unpacked,
+)
 
 
 def main() -> int:
@@ -22,7 +32,8 @@ def main() -> int:
     said.add_argument("--dist", type=Path, default=ROOT / "dist")
     said.add_argument("--env", type=Path, help="the environment's folder; a temporary one")
     said.add_argument("--no-tests", action="store_true", help="build and install only")
-    said.add_argument("tests", nargs="*", help="some of the main distribution's tests")
+    said.add_argument("--only", action="append", help="test this distribution: kfac_lab_conv")
+    choosing(said)
     options = said.parse_args()
     options.dist.mkdir(exist_ok=True)
     wheels = built(options.dist)
@@ -37,9 +48,13 @@ def main() -> int:
         run([python.parent / "kfac-lab", "train", "digits", "--steps", "5"], folder)
         if options.no_tests:
             return 0
-        passed = tested(python, unpacked(options.dist, folder / "src"), options.tests)
-    print("all six pass their tests from their wheels" if passed else "some tests failed")
-    return 0 if passed else 1
+        sources = unpacked(options.dist, folder / "src")
+        if options.only:
+            sources = [s for s in sources if s.name.rpartition("-")[0] in options.only]
+        failed = tested(python, sources, chosen(options), options.workers)
+    names = ", ".join(failed or (source.name for source in sources))
+    print(names, "failed" if failed else "passed from the wheels")
+    return 1 if failed else 0
 
 
 PROOF = """

@@ -4,6 +4,8 @@ A test that cannot run here skips and says why. Under `KFAC_LAB_REQUIRE=1` (set 
 known to be there) such a skip is a failure; only the accelerator may be missing.
 """
 
+from __future__ import annotations
+
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch starts its threads

@@ -116,4 +116,4 @@ def _laws(width: int) -> list[str]:
 
 
 def _width() -> int:
-    return max(40, shutil.get_terminal_size((100, 24)).columns)
+    return max(40, shutil.get_terminal_size((100, 24)).columns or 100)

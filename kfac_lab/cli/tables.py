@@ -54,7 +54,7 @@ def _parameters(entry: Entry) -> Sequence[Description]:
 
 def _listing(entries: Sequence[Entry]) -> list[str]:
     lines: list[str] = []
-    width = max(40, shutil.get_terminal_size((100, 24)).columns)
+    width = max(40, shutil.get_terminal_size((100, 24)).columns or 100)
     for slot in dict.fromkeys(entry.slot for entry in entries):
         lines += ["", paint(slot, bold=True)]
         for entry in (each for each in entries if each.slot == slot):

@@ -98,11 +98,12 @@ class Live:
 
     def width(self) -> int:
         """Columns to write in."""
-        return max(20, shutil.get_terminal_size((100, 24)).columns - 1)
+        # a terminal of no size is 0 columns wide for Python 3.10
+        return max(20, (shutil.get_terminal_size((100, 24)).columns or 100) - 1)
 
     def height(self) -> int:
         """Rows of the terminal."""
-        return shutil.get_terminal_size((100, 24)).lines
+        return shutil.get_terminal_size((100, 24)).lines or 24
 
     # --- how ---
 

@@ -1,6 +1,7 @@
 """Every notebook of the tree as a file: executed in order, whole, with nobody's paths."""
 
 import ast
+import html
 import re
 from pathlib import Path
 
@@ -124,3 +125,26 @@ def test_it_says_numbers_and_no_verdicts(path):
                 assert verdicts == [], f"cell {n + 1}: {verdicts}"
     asserted = [cell for cell in code_of(path) if re.search(r"^\s*assert ", cell.source, re.M)]
     assert asserted, "a notebook that asserts nothing"
+
+
+# ---- the table of claims -------------------------------------------------------------------------
+
+
+def test_the_claims_stand_first_and_say_what_their_cells_printed():
+    """Prose and a few folded lines stand before the table; its rows are those printed below."""
+    cells = code_of(ROOT / "notebooks" / "09_claims.ipynb")
+    table = cells[0].outputs[0]["data"]["text/html"]
+    assert len(cells[0].source.splitlines()) <= 5 and cells[0].metadata.jupyter.source_hidden
+    rows = [
+        [html.unescape(re.sub("<[^>]+>", "", cell)) for cell in re.findall("<td.*?</td>", row)]
+        for row in re.findall("<tr>(<td.*?)</tr>", table)
+    ]
+    printed = "".join(o.text for cell in cells[1:] for o in cell.outputs if "text" in o)
+    said = re.findall(r"^(\S+) +(holds|does not|not run) +(.+)\n {16}(.*)", printed, re.MULTILINE)
+    assert [(r[0], r[4], r[1], r[3]) for r in rows] == [
+        (section, verdict, words.strip(), number.replace("≈ ", ""))
+        for section, verdict, words, number in said
+    ]
+    linked = re.findall(r'<a href="([^"]+)">', table)
+    assert len(linked) > len(rows) / 2
+    assert all((ROOT / "notebooks" / name).is_file() for name in linked)

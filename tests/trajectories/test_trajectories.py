@@ -24,6 +24,10 @@ def test_every_case_is_recorded_and_no_other() -> None:
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_a_run_goes_as_it_was_recorded(name: str, default_device: torch.device) -> None:
     before = RECORDED["cases"][name]
+    if name.startswith("muon") and not hasattr(torch.optim, "Muon"):
+        pytest.skip(f"torch {torch.__version__} has no Muon")
+    if name == "odd model" and record.mask() != RECORDED["mask"]:
+        pytest.skip("this build of torch draws other dropout masks than the recording's")
     losses, digest = known.played(CASES[name])
     digits = 1e-3 if "float32" in name else 1e-6
     assert losses == pytest.approx(before["losses"], rel=digits)

@@ -50,9 +50,12 @@ def matrices(
     if decades is not None:
         scale = LogNorm(most * 10.0**-decades, most, clip=True)
     count = len(arrays)
-    # squares of whole pixels at whole pixels, so that all columns are drawn alike
-    side, gap, left, right, top, bottom = MATRIX / style.DPI, 0.22, 0.22, 0.86, 1.08, 0.2
-    figure = Figure(figsize=(left + side * count + gap * (count - 1) + right, top + side + bottom))
+    # squares of whole pixels at whole pixels, so that all columns are drawn alike; matplotlib takes
+    # the next whole number above a square's side, and before 3.11 the one below a figure's
+    side, gap, left, bottom = MATRIX / style.DPI - 1e-8, 0.22, 0.22, 0.2
+    right, top = 0.86 + 1e-6, 1.08 + 1e-6
+    size = (left + side * count + gap * (count - 1) + right, top + side + bottom)
+    figure = Figure(figsize=size)
     style.head(figure, title, note)
     places = style.place(
         figure, [1.0] * count, gap=gap, left=left, right=right, top=top, bottom=bottom
