@@ -77,6 +77,7 @@ __all__ = [
     "loose",
     "missing",
     "rule_across_fields",
+    "steady",
     "traits",
 ]
 
@@ -114,7 +115,7 @@ def traits(part: Any, kind: type[T]) -> T:
     known = _KNOWN.get((id(part), kind))
     if known is None:
         found = _traits(part, kind)
-        if kind in _STEADY and _frozen(type(part), kind):
+        if steady(part, kind):
             if len(_KNOWN) >= 256:
                 _KNOWN.clear()
             _KNOWN[id(part), kind] = part, found
@@ -125,6 +126,11 @@ def traits(part: Any, kind: type[T]) -> T:
 # A step asks often, and what a frozen part declares stays: part and traits by its identity.
 _KNOWN: dict[tuple[int, Any], tuple[Any, Traits]] = {}
 _STEADY: frozenset[Any] = frozenset({*SLOT_TRAITS.values(), RowsTraits})
+
+
+def steady(part: Any, kind: type[Traits]) -> bool:
+    """Whether what a part declares stays: it may be read once."""
+    return kind in _STEADY and _frozen(type(part), kind)
 
 
 def _frozen(component: Any, kind: type[Traits]) -> bool:

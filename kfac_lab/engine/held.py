@@ -31,8 +31,7 @@ class Held:
     def place(self) -> Place:
         """What the passes go by."""
         parts = self.parts
-        mean = parts["collective"].mean_
-        return Place(self.seed, parts.rank, parts.processes, mean, self.state.bound)
+        return Place(self.seed, *parts.share, parts["collective"].mean_, self.state.bound)
 
 
 class Holder:

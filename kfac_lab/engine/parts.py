@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from kfac_lab.core.layers import Tensors
 from kfac_lab.core.limits import dense_limit
 from kfac_lab.core.passes import Passes
 from kfac_lab.core.problem import Problem
-from kfac_lab.core.slots import slot_name
+from kfac_lab.core.slots import BySlot
 from kfac_lab.core.state import DampingStrength
 from kfac_lab.core.traits import (
     SLOT_TRAITS,
@@ -22,6 +22,7 @@ from kfac_lab.core.traits import (
     EstimatorTraits,
     LayerTraits,
     LikelihoodTraits,
+    steady,
     traits,
 )
 from kfac_lab.errors import RecipeError
@@ -38,14 +39,15 @@ class Parts(Mapping[str, Any]):
     What the blocks declare is read once, when they are taken; there are many.
     """
 
-    slots: Mapping[str, Any]
+    slots: BySlot[Any]
     blocks: tuple[Any, ...]
     recipe: Any
     block_traits: tuple[BlockTraits, ...]
     fitted: frozenset[int] = frozenset()  # layers whose block was changed to fit their size
+    _declared: dict[str, Any] = field(default_factory=dict, init=False)  # what stays, once read
 
     def __getitem__(self, slot: str) -> Any:
-        return self.slots[slot_name(slot)]
+        return self.slots[slot]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.slots)
@@ -55,7 +57,13 @@ class Parts(Mapping[str, Any]):
 
     def declares(self, slot: str) -> Any:
         """The traits of a slot's part (``core.traits``)."""
-        return traits(self[slot], SLOT_TRAITS[slot])
+        found = self._declared.get(slot)
+        if found is None:
+            part, kind = self[slot], SLOT_TRAITS[slot]
+            found = traits(part, kind)
+            if steady(part, kind):
+                self._declared[slot] = found
+        return found
 
     @property
     def rho_counts(self) -> bool:
@@ -87,12 +95,18 @@ class Parts(Mapping[str, Any]):
     @property
     def rank(self) -> int:
         """Of this process under the collective."""
-        return int(self.declares("collective").rank)
+        return self.share[0]
 
     @property
     def processes(self) -> int:
         """How many processes share the batch."""
-        return int(self.declares("collective").size)
+        return self.share[1]
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """Rank of this process under the collective, and how many there are."""
+        declared = self.declares("collective")
+        return int(declared.rank), int(declared.size)
 
 
 def fresh_state(declared: Any) -> Mapping[str, Any]:
@@ -106,7 +120,7 @@ def parts_of(recipe: Any, problem: Problem, network: Network, passes: Passes) ->
     Raises:
         RecipeError: the recipe cannot work on this problem.
     """
-    slots = {slot: recipe[slot] for slot in SLOTS if slot != "block"}
+    slots = BySlot({slot: recipe[slot] for slot in SLOTS if slot != "block"})
     limit = dense_limit(network.tensors[0].device, network.dtype)
     blocks: list[Any] = []
     fitted: set[int] = set()

@@ -105,7 +105,8 @@ def _prepared(
         chosen = outcome.chosen
         with clock("move"):
             delta = Vec.combine(chosen.coefficients, chosen.basis)
-            moved = list(torch._foreach_add(engine._theta, engine.network.unpack(delta)))
+            theta = engine._theta
+            moved = list(torch._foreach_add(theta, engine.network.unpack(delta)))
         record = record_of(engine, k, due, chosen, outcome, m, gathered, evaluated)
         # λ by ρ, on the same batch
         record, strength, damping_state = _judged(
@@ -128,7 +129,7 @@ def _prepared(
             previous=delta,
             spread=state.spread if outcome.spread is None else outcome.spread,
             level=guard.level_after(state, evaluated.loss),
-            **guard.remembered(parts.declares("damping"), state, engine._theta),
+            **guard.remembered(parts.declares("damping"), state, theta),
         )
         buffers = evaluated.buffers
         if verdict.strength is not None and not due.inverse:  # or back

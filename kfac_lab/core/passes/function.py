@@ -34,7 +34,9 @@ class Function:
     ) -> None:
         self.network, self._place, self.chunk, self.outputs = network, place, chunk, outputs
         self.whole = False  # the batch goes through as it is: fewer cases are another network
+        # Both stay: of a model whose modules change the engine asks for a rebind.
         self.buffered = bool(dict(network.model.named_buffers()))
+        self._couples = any(isinstance(m, _COUPLING) for m in network.model.modules())
 
     @property
     def model(self) -> nn.Module:
@@ -77,4 +79,4 @@ class Function:
 
     def normalises(self) -> bool:
         """Whether it is in training mode and normalises over the batch."""
-        return self.model.training and any(isinstance(m, _COUPLING) for m in self.model.modules())
+        return self._couples and self.model.training

@@ -20,19 +20,23 @@ __all__ = ["Sequential", "Walked"]
 class Walked:
     """A trace: the activations of every leaf, and φ' where rows or tangents asked for it."""
 
-    def __init__(self, plan: Plan, values: list[Tensor]) -> None:
+    def __init__(
+        self, plan: Plan, values: list[Tensor], slopes: list[Tensor | None] | None = None
+    ) -> None:
         self._plan, self._live = plan, values[-1]
-        self._values = [v.detach() for v in values]
-        self._slopes: list[Tensor | None] | None = None
+        self._values = [v.detach() if v.requires_grad else v for v in values]
+        self._slopes = slopes
         self.outputs = self._values[-1]
 
     def head(self, count: int) -> Walked:
         """See ``Trace``: with φ' at hand, so that heads of heads share it."""
-        found = Walked(self._plan, [v[:count] for v in self._values])
-        if self._slopes is not None:
-            found._slopes = [d[:count] if d is not None else None for d in self._slopes]
-        else:
-            found._slopes = found._derivatives()
+        values, slopes = self._values, self._slopes
+        if count < len(self.outputs):
+            values = [v[:count] for v in values]
+            if slopes is not None:
+                slopes = [d[:count] if d is not None else None for d in slopes]
+        found = Walked(self._plan, values, slopes)
+        found._derivatives()
         return found
 
     def _derivatives(self) -> list[Tensor | None]:
