@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NoReturn
 
 import torch
@@ -57,11 +57,10 @@ class Tap:
     @contextmanager
     def resting(self) -> Iterator[None]:
         """Inside nothing is noted, and no layer watched: for passes of our own."""
-        open, self._open = self._open, False
-        try:
+        with ExitStack() as after:  # puts it back where an interrupt comes at a line of ours too
+            after.callback(setattr, self, "_open", self._open)
+            self._open = False
             yield
-        finally:
-            self._open = open
 
     def seen(self) -> tuple[list[Any], str | None]:
         """What :meth:`see` takes."""

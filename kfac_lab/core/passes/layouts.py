@@ -7,7 +7,8 @@ are whose. Rows that do not grow with the batch serve all cases.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -67,20 +68,16 @@ def look(function: Function, inputs: Tensor, layouts: Layouts | None = None) -> 
     return Look(outputs, recorder, shapes, len(inputs))  # type: ignore[arg-type]
 
 
-class _undropped:
+@contextmanager
+def _undropped(model: nn.Module) -> Iterator[None]:
     """Dropout modules in eval mode for a while: a mask of other sizes would be another one."""
-
-    def __init__(self, model: nn.Module) -> None:
-        kinds = nn.modules.dropout._DropoutNd
-        self._modules = [m for m in model.modules() if isinstance(m, kinds) and m.training]
-
-    def __enter__(self) -> None:
-        for module in self._modules:
-            module.training = False
-
-    def __exit__(self, *_: object) -> None:
-        for module in self._modules:
-            module.training = True
+    kinds = nn.modules.dropout._DropoutNd
+    with ExitStack() as after:  # puts them back where an interrupt comes at a line of ours too
+        for module in model.modules():
+            if isinstance(module, kinds) and module.training:
+                after.callback(setattr, module, "training", True)
+                module.training = False
+        yield
 
 
 def find(function: Function, inputs: Tensor, sizes: Sequence[int]) -> tuple[Layouts, Look]:
