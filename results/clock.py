@@ -40,8 +40,9 @@ WITHOUT = {
         "estimator": 'sampled(fraction=0.125, minimum=1000, output="exact")',
         "quadratic_model": "exact_fisher(fraction=0.25, minimum=1000)",
     },
+    "P∇h by cases": {"structure": "block_diagonal"},
     "G of the last layer exact and diagonal": {
-        "estimator": "sampled(fraction=0.125, minimum=125, noise=0.02)"
+        "estimator": "sampled(fraction=0.125, minimum=125, noise=0.03)"
     },
 }
 

@@ -184,7 +184,8 @@ class Structure(Protocol):
 
     # ``StructureTraits``: keeps_blocks=False where P of unlinked layers is not the blocks' own
     #   damped inverses, or P⁻¹ has not their curvature on its diagonal; by_case=True where it wants
-    #   each case's rows of the gradient (then P may have apply_cases(cases, gradient))
+    #   each case's rows of the gradient (then P may have apply_cases(cases, gradient),
+    #   and pulling(ηθ, m), after which its apply_cases adds P ηθ)
 
 
 @runtime_checkable

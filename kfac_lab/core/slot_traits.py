@@ -130,7 +130,9 @@ class StructureTraits(Traits):
 class PreconditionerTraits(Traits):
     """Of what a structure's ``damped`` gives."""
 
-    apply_cases: Method | None = _method()  # (cases, gradient) -> P∇h by the cases' rows
+    # (cases, gradient) -> P∇h by the cases' rows, which lack ηθ; (ηθ, m) -> itself with P ηθ kept
+    apply_cases: Method | None = _method()
+    pulling: Method | None = _method()
     inverses: tuple[Any, ...] | None = _attribute(None)  # one damped block per layer
 
 

@@ -22,12 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kfac_lab.core import trees
+from kfac_lab.core import linalg, trees
 from kfac_lab.core.state import DampingStrength, State, StepRecord
 from kfac_lab.core.vector import Vec
 from kfac_lab.engine.parts import number
 
-__all__ = ["Verdict", "level_after", "remembered", "taken_back", "undone", "verdict"]
+__all__ = ["Verdict", "level_after", "may_be_back", "remembered", "taken_back", "undone", "verdict"]
 
 SAID = 10.0  # a rise by this factor is told where there is no guard
 FADE = 0.9  # the level is the largest h of late, fading by this factor a step
@@ -98,6 +98,13 @@ def undone(seen: Verdict, state: State) -> dict[str, Any]:
         "cross_weight": state.cross_weight,
         "level": state.level,
     }
+
+
+def may_be_back(seen: Verdict, looks: bool) -> bool:
+    """Whether the last step may have to be taken back: one who ``looks`` knows, at no cost on a
+    CPU, and saves the selects; for others a flag decides.
+    """
+    return seen.strength is not None and (not looks or bool(linalg.host([seen.exploded])[0]))
 
 
 def taken_back(

@@ -26,7 +26,7 @@ from kfac_lab.core.state import DampingStrength, Due, State
 from kfac_lab.core.traits import PreconditionerTraits, traits
 from kfac_lab.core.vector import Vec
 from kfac_lab.engine.parts import Parts
-from kfac_lab.errors import NumericalError
+from kfac_lab.errors import NumericalError, RecipeError
 
 __all__ = [
     "Candidate",
@@ -133,9 +133,13 @@ def modelled(
     def trial(strength: DampingStrength, preconditioner: Any) -> Candidate:
         momentum = parts["momentum"]
         with clock("propose"):
-            by_cases = traits(preconditioner, PreconditionerTraits).apply_cases
-            if evaluated.cases is not None and by_cases is not None:
-                direction = -by_cases(evaluated.cases, evaluated.gradient)
+            own = traits(preconditioner, PreconditionerTraits)
+            if evaluated.cases is not None and own.apply_cases is not None:
+                if preconditioner is not state.inverse and evaluated.passes.l2:
+                    preconditioner = _pulling(preconditioner, evaluated)
+                    own = traits(preconditioner, PreconditionerTraits)
+                assert own.apply_cases is not None
+                direction = -own.apply_cases(evaluated.cases, evaluated.gradient)
             else:
                 direction = -preconditioner.apply(evaluated.gradient)
             space = Space(evaluated, preconditioner, strength, parts["collective"])
@@ -164,6 +168,19 @@ def modelled(
         )
 
     return trial
+
+
+def _pulling(preconditioner: Any, evaluated: Evaluated) -> Any:
+    """A new preconditioner with P ηθ kept in it, for gradients that come by cases."""
+    pulling = traits(preconditioner, PreconditionerTraits).pulling
+    if pulling is None:
+        raise RecipeError(
+            f"{type(preconditioner).__name__} has apply_cases for a gradient by cases, whose rows "
+            f"lack ηθ, and no pulling(ηθ, m) to add it: set l2=0, or give it"
+        )
+    passes = evaluated.passes
+    decay = passes.network.pack([t * passes.l2 for t in evaluated.theta])
+    return pulling(decay, evaluated.inputs.shape[0])
 
 
 def preconditioned(gradient: Vec, clock: Clock) -> Trial:

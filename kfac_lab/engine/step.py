@@ -132,7 +132,8 @@ def _prepared(
             **guard.remembered(parts.declares("damping"), state, theta),
         )
         buffers = evaluated.buffers
-        if verdict.strength is not None and not due.inverse:  # or back
+        looks = engine._reads_are_free and not engine.programs.on
+        if not due.inverse and guard.may_be_back(verdict, looks):
             assert state.before is not None
             go = ~verdict.exploded
             new, record = guard.taken_back(verdict, state, new, record)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -30,30 +30,56 @@ class BlockDiagonalFactors:
 
 @dataclass(frozen=True)
 class BlockDiagonalInverse:
-    """One damped inverse per layer."""
+    """One damped inverse per layer.
+
+    ``pulls`` are P ηθ of the layers whose gradient may come by cases, at the θ of the refresh; None
+    where there is no ℓ2.
+    """
 
     inverses: tuple[Any, ...]
+    pulls: tuple[Tensor | None, ...] | None = None
 
     def apply(self, vector: Vec) -> Vec:
         """U_i = (block i)⁻¹ V_i for every layer."""
         return Vec([p.apply(v) for p, v in zip(self.inverses, vector, strict=True)])
+
+    def pulling(self, decay: Vec, m: int) -> BlockDiagonalInverse:
+        """The same with P ηθ kept, ``decay`` being ηθ, where a gradient of m cases comes by cases.
+
+        ηθ is of full rank and moves by a step's share of itself, so that its product is made with
+        the inverse and serves as long.
+        """
+        pulls = tuple(
+            inverse.apply(matrix) if _cheaper(inverse, m, matrix) else None
+            for inverse, matrix in zip(self.inverses, decay, strict=True)
+        )
+        return replace(self, pulls=pulls)
 
     def apply_cases(self, cases: Sequence[tuple[Tensor, Tensor]], vector: Vec) -> Vec:
         """``apply`` of the gradient, by its cases' rows where that is cheaper (section 8).
 
         ``cases`` are ā ``[m, d_in]`` and g ``[m, d_out]`` of each layer, ``vector`` the same
         gradient as matrices. Two products with m rows and one of m columns, 2m(d_in² + d_out² +
-        d_in·d_out) operations, stand against 2·d_in·d_out·(d_in + d_out).
+        d_in·d_out) operations, stand against 2·d_in·d_out·(d_in + d_out). The rows lack ηθ, whose
+        product is that of the last refresh (``pulling``).
         """
         results = []
-        for inverse, (inputs, gradients), matrix in zip(self.inverses, cases, vector, strict=True):
-            m, (d_out, d_in) = inputs.shape[0], matrix.shape
-            by_cases = m * (d_in**2 + d_out**2 + d_in * d_out)
-            if isinstance(inverse, KroneckerInverse) and by_cases < d_in * d_out * (d_in + d_out):
-                results.append(low_rank_apply(inverse, inputs, gradients))
+        for i, (inverse, (inputs, gradients)) in enumerate(zip(self.inverses, cases, strict=True)):
+            pull = None if self.pulls is None else self.pulls[i]
+            known = self.pulls is None or pull is not None
+            if known and _cheaper(inverse, inputs.shape[0], vector[i]):
+                result = low_rank_apply(inverse, inputs, gradients)
+                results.append(result if pull is None else result.add_(pull))
             else:
-                results.append(inverse.apply(matrix))
+                results.append(inverse.apply(vector[i]))
         return Vec(results)
+
+
+def _cheaper(inverse: Any, m: int, matrix: Tensor) -> bool:
+    """Whether P∇h of m cases is cheaper by their rows than by the matrix ``[d_out, d_in]``."""
+    d_out, d_in = matrix.shape
+    by_cases = m * (d_in**2 + d_out**2 + d_in * d_out)
+    return isinstance(inverse, KroneckerInverse) and by_cases < d_in * d_out * (d_in + d_out)
 
 
 @dataclass(frozen=True)
@@ -63,7 +89,7 @@ class BlockDiagonal:
     low_rank: bool = parameter(
         False,
         section="8",
-        help="P∇h by cases in layers wider than the batch; needs l2=0 and a sequential network",
+        help="P∇h by cases in layers wider than the batch; needs a sequential network",
     )
 
     @property

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kfac_lab.core import iterative, linalg
 from kfac_lab.core import kronecker_sum as ks
+from kfac_lab.core.linalg.symmetric import entries_finite
 from kfac_lab.errors import NumericalError
 
 F64 = torch.float64
@@ -462,3 +463,15 @@ def test_float32_stays_float32_at_every_level():
         attempt = attempt.escalate([linalg.Failure(c, True) for c in attempt.calls])
         levels += 1
     assert levels == len(linalg.LADDER) + 1  # the iterative ones have one more: the direct method
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_one_pass_tells_whether_all_entries_are_finite(dtype: torch.dtype) -> None:
+    """As isfinite tells entry by entry: NaN and either infinity anywhere, and large finite ones."""
+    plain = torch.randn(7, 7, dtype=dtype) * (torch.finfo(dtype).max / 8)
+    assert bool(entries_finite(plain)) and bool(entries_finite(plain[:0]))
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        for place in ((0, 0), (3, 5), (6, 6)):
+            wrong = plain.clone()
+            wrong[place] = bad
+            assert not torch.isfinite(wrong).all() and not entries_finite(wrong)

@@ -8,7 +8,10 @@ from torch import nn
 
 import kfac_lab as kl
 from kfac_lab.core.plan import Plan
+from kfac_lab.core.vector import Vec
 from kfac_lab.paper import block_diagonal
+from kfac_lab.paper.block_diagonal import BlockDiagonalInverse
+from kfac_lab.paper.momentum import Optimal
 
 
 def problem(l2: float = 0.0, seed: int = 0) -> kl.Problem:
@@ -52,10 +55,44 @@ def test_steps_by_cases_are_the_full_products_steps(monkeypatch: pytest.MonkeyPa
     assert set(calls) == {(31, 25)}  # 12 rows pay only there
 
 
-def test_it_is_refused_with_l2() -> None:
-    """ηθ is of full rank: one sentence, before anything is changed."""
-    with pytest.raises(kl.RecipeError, match=r"low_rank=True and l2=0\.1 do not go together"):
-        run("block_diagonal(low_rank=True)", l2=0.1)
+def test_with_l2_a_refresh_is_exact_and_the_pull_serves_until_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By dense float64 algebra: Δ = −P(∇h − ηθ) − P ηθ_r, θ_r the θ of the refresh."""
+    eta = 0.1
+    low = run("block_diagonal(low_rank=True)", l2=eta)
+    seen: list[tuple[Vec, Vec, Vec, BlockDiagonalInverse]] = []
+    plain = Optimal.basis
+
+    def watched(self, space, direction, previous, part_state):  # type: ignore[no-untyped-def]
+        theta = space.evaluated.passes.network.pack(space.evaluated.theta)
+        seen.append((direction, space.gradient, theta, space.preconditioner))
+        return plain(self, space, direction, previous, part_state)
+
+    monkeypatch.setattr(Optimal, "basis", watched)
+    refreshed = Vec([])
+    for k in range(1, 7):  # burn-in refreshes at 1, 2, 3; then the same inverse serves
+        low.step_once()
+        direction, gradient, theta, inverse = seen[-1]
+        refreshed = theta if k <= 3 else refreshed
+        wide, narrow = 0, 1
+        for i in (wide, narrow):
+            P = inverse.inverses[i].dense()
+            at = refreshed[i] if i == wide else theta[i]
+            rows = (gradient[i] - eta * theta[i]) + eta * at
+            expected = -(P @ rows.t().reshape(-1)).reshape(rows.t().shape).t()
+            torch.testing.assert_close(direction[i], expected, rtol=1e-9, atol=1e-12)
+        assert inverse.pulls is not None
+        assert inverse.pulls[wide] is not None and inverse.pulls[narrow] is None
+    assert not torch.equal(refreshed[0], theta[0])
+
+
+def test_a_preconditioner_that_cannot_pull_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """apply_cases without pulling would leave ηθ out in silence."""
+    monkeypatch.delattr(BlockDiagonalInverse, "pulling")
+    with pytest.raises(kl.RecipeError, match=r"no pulling\(ηθ, m\)"):
+        run("block_diagonal(low_rank=True)", l2=0.1).step_once()
+    run("block_diagonal(low_rank=True)").step_once()
 
 
 def test_it_is_refused_without_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:

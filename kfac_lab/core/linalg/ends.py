@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kfac_lab.core.linalg import attempt
 from kfac_lab.core.linalg.calls import LADDER, Outcome, Rung, Scalar
-from kfac_lab.core.linalg.symmetric import eye_like, symmetrise
+from kfac_lab.core.linalg.symmetric import entries_finite, eye_like, symmetrise
 
 __all__ = ["factorised", "finished", "precision", "prepared"]
 
@@ -43,7 +43,7 @@ def prepared(
     """
     work = symmetrise(matrix.to(torch.float64) if rung.double else matrix)
     work.diagonal().add_(shift)
-    finite = torch.isfinite(work).all()
+    finite = entries_finite(work)
     work = torch.where(finite, work, eye_like(work))
     if not rung.jitter:
         return work, finite, None
@@ -66,7 +66,7 @@ def finished(
     results = [output.to(dtype) for output in outputs]
     good = finite & ok
     for result in results:
-        good = good & torch.isfinite(result).all()
+        good = good & entries_finite(result)
     bad = ~good
     status = finite.to(torch.float64) * (good + 1.0) - 1.0
     return Outcome(tuple(r.masked_fill_(bad, float("nan")) for r in results), status, jitter)

@@ -5,12 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["eye_like", "symmetrise"]
+__all__ = ["entries_finite", "eye_like", "symmetrise"]
 
 
 def symmetrise(matrix: Tensor) -> Tensor:
     """(M + Mᵀ)/2, a new matrix [d, d], symmetric to the last bit."""
     return (matrix + matrix.mT).mul_(0.5)
+
+
+def entries_finite(matrix: Tensor) -> Tensor:
+    """Whether all entries are finite, 0-dim: the extremes tell, NaN and ∞ show in one pass."""
+    if not matrix.numel():
+        return torch.ones((), dtype=torch.bool, device=matrix.device)
+    low, high = torch.aminmax(matrix)
+    return torch.isfinite(low) & torch.isfinite(high)
 
 
 def eye_like(like: Tensor) -> Tensor:

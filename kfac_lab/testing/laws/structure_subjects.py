@@ -11,7 +11,6 @@ from torch import Tensor
 
 from kfac_lab.core.problem import Problem
 from kfac_lab.core.state import DampingStrength
-from kfac_lab.core.traits import StructureTraits, traits
 from kfac_lab.core.vector import Vec
 from kfac_lab.paper.diagonal import Diagonal, Identity
 from kfac_lab.paper.kronecker import Kronecker
@@ -151,8 +150,8 @@ def run(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
 
 
 def problem(case: Case) -> Problem:
-    """The tiny problem; without ℓ2 for ``by_case``, which does not go with it."""
-    return tiny_problem(l2=0.0 if traits(case.component, StructureTraits).by_case else 1e-3)
+    """The tiny problem."""
+    return tiny_problem(l2=1e-3)
 
 
 def flat(vector: Vec) -> Tensor:
