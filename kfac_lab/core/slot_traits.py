@@ -184,6 +184,8 @@ class MomentumTraits(Traits):
 
     adapts: bool = _flag(True, BOUND, old="adapts")  # False: the coefficients are not the model's
     minimises: bool = _flag(False, OWN, old="minimises")  # they are its minimiser, always
+    # Python counts in its part_state, which it asks by ``core.program.branch`` and ``counted``.
+    counts: tuple[str, ...] = _flag((), OWN)
     init: Method | None = _method()  # () -> its first part_state
     update: Method | None = _method()  # (part_state, coefficients, record) -> part_state, at commit
 

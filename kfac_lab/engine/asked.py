@@ -13,7 +13,7 @@ from kfac_lab.core import trees
 from kfac_lab.core.cases import tensors_of
 from kfac_lab.core.problem import Drawn
 from kfac_lab.core.vector import Vec
-from kfac_lab.engine.prepared import Plan, carried
+from kfac_lab.engine.prepared import Plan, carried, counts_of
 from kfac_lab.engine.statistics import StepMoments
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ class Asked:
     tensors: list[Tensor]
     writable: list[Tensor]
     numbers: Mapping[Hashable, float]  # that a replay is given
+    counts: Mapping[tuple[str, str], int]  # of parts' states
 
     @staticmethod
     def of(
@@ -41,7 +42,12 @@ class Asked:
         tensors: list[Tensor] = []
         holds: list[Any] = [engine.parts, state.bound, problem.likelihood]
         own = {name: getattr(state, name) for name in carried(state)}
-        own["part_states"] = {k: v for k, v in state.part_states.items() if k != "schedule"}
+        counts = counts_of(engine.parts, state)
+        own["part_states"] = {
+            slot: {k: v for k, v in part_state.items() if (slot, k) not in counts}
+            for slot, part_state in state.part_states.items()
+            if slot != "schedule"
+        }
         spec = [_flat(own, tensors, holds), _flat(given, tensors, holds)]
         sides = store.current, store.spare
         for side in sides:
@@ -69,7 +75,7 @@ class Asked:
             (torch.is_autocast_enabled(), torch.get_default_dtype(), torch.is_grad_enabled()),
         )
         writable = list(store.spare.values()) if gathered.fresh else []
-        return Asked(key, holds, tensors, writable, gathered.weights(state.block_ages))
+        return Asked(key, holds, tensors, writable, gathered.weights(state.block_ages), counts)
 
 
 def _flat(value: Any, tensors: list[Tensor], holds: list[Any]) -> Any:

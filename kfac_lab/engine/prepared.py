@@ -5,7 +5,7 @@ A program gives tensors; what a step gives is a tree of them, whose counts are m
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,11 +13,12 @@ from torch import Tensor
 
 from kfac_lab.core import trees
 from kfac_lab.core.clock import Clock
-from kfac_lab.core.program import Recorder, Slot, identical
+from kfac_lab.core.program import Recorder, Recording, Slot, identical
 from kfac_lab.core.state import Due, State, StepRecord
 from kfac_lab.core.vector import Vec
 from kfac_lab.engine.commit import counted
 from kfac_lab.engine.guard import Verdict
+from kfac_lab.engine.parts import Parts
 from kfac_lab.engine.statistics import StepMoments
 
 if TYPE_CHECKING:
@@ -27,8 +28,11 @@ __all__ = ["Plan", "Prepare", "Prepared", "carried", "counting", "differs", "fil
 
 # Fields of State that are no numbers of a step's: counts on the host, and what it does not read.
 _COUNTS = frozenset(
-    {"step", "seconds", "ages", "updates", "block_ages", "moments", "pending", "bound", "reference"}
-)
+    {
+        "step", "seconds", "ages", "updates", "block_ages", "moments", "pending", "bound",
+        "reference", "spread",
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,12 +89,24 @@ def carried(state: State) -> list[str]:
     return [f.name for f in fields(state) if f.name not in _COUNTS]
 
 
-def counting(old: State, new: State) -> str | None:
-    """Which Python number of a part's state has changed: a program would freeze it."""
+def counts_of(parts: Parts, state: State) -> dict[tuple[str, str], int]:
+    """The counts in parts' states that their traits declare."""
+    own = state.part_states["momentum"]
+    return {("momentum", name): own[name] for name in parts.declares("momentum").counts}
+
+
+def counting(old: State, new: State, known: Collection[tuple[str, str]]) -> str | None:
+    """Which Python number of a part's state has changed: a program would freeze it.
+
+    Those ``known`` as counts it would not.
+    """
+    declared = {f"['{slot}']['{name}']" for slot, name in known}
     for name in ("block_states", "part_states"):
         was, now = (dict(_numbers(getattr(s, name))) for s in (old, new))
         for path, value in now.items():
             if path.startswith("['schedule']") or path not in was or was[path] == value:
+                continue
+            if path in declared and name == "part_states":
                 continue
             if was[path] != was[path] and value != value:
                 continue
@@ -141,9 +157,15 @@ def template(recorder: Recorder, made: Prepared, old: State) -> tuple[Any, list[
 
 
 def filled_in(
-    tree: Any, values: Sequence[Tensor], engine: Engine, plan: Plan, gathered: StepMoments
+    tree: Any,
+    values: Sequence[Tensor],
+    told: Sequence[float],
+    recording: Recording,
+    engine: Engine,
+    plan: Plan,
+    gathered: StepMoments,
 ) -> Prepared:
-    """A step of what a program gave, and of what is counted on the host."""
+    """A step of what a program gave and told, and of what is counted on the host."""
     tree = trees.mapped(tree, lambda place: values[place.index], kind=_Place)
     own, state = tree.pop("new"), engine.state_
     if "part_states" in own:
@@ -152,6 +174,13 @@ def filled_in(
             **own["part_states"],
             "schedule": plan.schedule,
         }
+    for (slot, name), count in counts_of(engine.parts, state).items():
+        change = recording.counts.get((slot, name))
+        part_states = own.setdefault("part_states", dict(state.part_states))
+        new = count if change is None else change(count)
+        part_states[slot] = {**part_states[slot], name: new}
+    if told:  # the spread of the cases' losses
+        (own["spread"],) = told
     record = replace(tree.pop("record"), step=plan.k)
     return Prepared(record=record, new=replace(counted(state, gathered), **own), **tree)
 

@@ -6,14 +6,14 @@ makes its *key*: what is due, the shapes and every Python number but the weights
 a program is given anew. A step whose key comes
 for the second time is recorded while it is made; at the third it is recorded again, the two
 recordings have to make the same calls with the same numbers, and a replay has to give what the step
-gave, bit for bit; from then on steps with this key are replays. A step that reads (a refresh, a
-search for γ) is made call by call, and so is one whose replay would not be right: that is said
-once.
+gave, bit for bit; from then on steps with this key are replays. A refresh reads, and decides by it:
+a replay reads the same, and where it comes out otherwise the step is made call by call. So is one
+whose replay would not be right: that is said once.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,7 @@ from kfac_lab.core.program import (
 from kfac_lab.core.program.stepwise import Step
 from kfac_lab.engine import statistics
 from kfac_lab.engine.asked import Asked
+from kfac_lab.engine.known import Entry, Known
 from kfac_lab.engine.prepared import (
     Plan,
     Prepare,
@@ -52,26 +53,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Programs", "wanted"]
 
-KEPT = 16  # programs and keys of an engine; the one that was not used for longest goes first
 PATIENCE = 60  # steps that a part may count in Python before that is said: it may come to an end
 TRIED = 2  # launches of a captured program that are compared with its calls one by one
+MISSED = 3  # replays in a row that may read something else before no more are tried
 AGAIN = 500  # replays of a program between two that are tried against the step itself
-
-
-@dataclass(eq=False)
-class _Entry:
-    """What is known of a key."""
-
-    holds: Any  # objects whose identity is in the key
-    seen: int = 0
-    recording: Recording | None = None
-    program: Program | None = None
-    captured: Captured | None = None
-    launches: int = 0
-    numbers: list[float] | None = None  # of the last replay
-    unclear: int = 0  # recordings that did not tell numbers apart
-    template: Any = None
-    refused: bool = False
 
 
 def wanted(graphs: Any, device: torch.device) -> bool:
@@ -100,9 +85,10 @@ class Programs:
     on: bool
     refusals: dict[str, str] = field(default_factory=dict)
     replayed: int = 0
+    patience: int = PATIENCE
     capture: Capture | None = None  # what makes one launch of a program
     _counting: int = 0  # steps that a part has counted in Python
-    _entries: OrderedDict[Any, _Entry] = field(default_factory=OrderedDict)
+    _known: Known = field(default_factory=Known)
 
     def step(
         self,
@@ -124,17 +110,16 @@ class Programs:
         def eager() -> Prepared:
             return prepare(engine, plan, drawn, gathered, clock, plan.k)
 
-        # A refresh reads, and so do processes that agree.
-        if not self.on or plan.due.inverse or engine.parts.processes > 1:
+        if not self.on or engine.parts.processes > 1:  # processes that agree read
             return eager(), gathered
         asked = Asked.of(engine, plan, drawn, gathered, given)
-        entry = self._entry(asked)
+        entry = self._known.of(asked, plan.k)
         entry.seen += 1
         if entry.refused:
             return eager(), gathered
         if entry.program is None and entry.seen == 1:
             made = eager()
-            self._seen_once(engine, plan, made)
+            self._seen_once(engine, plan, made, asked)
             return made, gathered
         if entry.program is None:
             noted = self._recorded(engine, plan, drawn, gathered, clock, prepare, asked, entry)
@@ -145,40 +130,41 @@ class Programs:
             what = str(noted).splitlines()[0] if str(noted) else type(noted).__name__
             self._refuse(engine, plan, entry, f"while it was recorded it failed: {what}")
             return made, gathered
-        if not entry.program.serves(plan.k):
-            return eager(), gathered
         if entry.program.replays % AGAIN == AGAIN - 1:
             made = eager()
             self._tried(engine, plan, gathered, asked, entry, made)
             return made, gathered
         with clock("program"):
             try:
-                values = self._values(engine, entry, asked, plan.k)
+                values = self._values(engine, entry, asked, plan)
             except (RuntimeError, IndexError):  # bad targets; the step itself says what is wrong
                 return eager(), gathered
-            flags = values[len(values) - len(entry.program.recording.flags) :]
-            if flags and any(linalg.host(flags)):  # likewise
-                return eager(), gathered
-            made = filled_in(entry.template, values, engine, plan, gathered)
-        self.replayed += 1
+            recording = entry.program.recording
+            looked = values[len(values) - len(recording.looked) :]
+            read = engine.read(looked) if recording.expected else linalg.host(looked)
+            told = _as_expected(recording, read)
+            found: Prepared | None = None
+            if told is not None:
+                found = filled_in(entry.template, values, told, recording, engine, plan, gathered)
+        if found is not None:
+            self.replayed += 1
+            entry.missed = 0
+            return found, gathered
+        made = eager()  # likewise, or by other decisions
+        if recording.expected:
+            entry.missed += 1
+            if entry.missed > MISSED:
+                reason = "what the step reads comes out otherwise at every step"
+                self._refuse(engine, plan, entry, reason)
         return made, gathered
 
-    def _seen_once(self, engine: Engine, plan: Plan, made: Prepared) -> None:
+    def _seen_once(self, engine: Engine, plan: Plan, made: Prepared, asked: Asked) -> None:
         """Says so where a step's key never comes again, for a part that counts in Python."""
-        reason = counting(engine.state_, made.new)
+        reason = counting(engine.state_, made.new, asked.counts)
         if reason is not None:
             self._counting += 1
-            if self._counting == PATIENCE:
+            if self._counting == self.patience:
                 self._refuse(engine, plan, None, reason)
-
-    def _entry(self, asked: Asked) -> _Entry:
-        entry = self._entries.get(asked.key)
-        if entry is None:
-            entry = self._entries[asked.key] = _Entry(asked.holds)
-            if len(self._entries) > KEPT:
-                self._entries.popitem(last=False)
-        self._entries.move_to_end(asked.key)
-        return entry
 
     def _recorded(
         self,
@@ -189,20 +175,23 @@ class Programs:
         clock: Clock,
         prepare: Prepare,
         asked: Asked,
-        entry: _Entry,
+        entry: Entry,
     ) -> Prepared | Exception:
         """A step made as ever, and noted; at the second time a program, if it may be one.
 
         What was raised, where it failed while it was noted.
         """
         before = entry.recording
-        recorder = Recorder(plan.k, asked.tensors, asked.writable, _names(engine), before)
+        recorder = Recorder(
+            plan.k, asked.tensors, asked.writable, _names(engine), before, asked.counts
+        )
         try:
             with recorder:
                 made = prepare(engine, plan, drawn, gathered, clock, watched(plan.k))
         except Exception as error:
             return error
         recording = recorder.finish()
+        self._known.file(asked, entry, recording.held)
         reason = next(iter(recording.refusals), None)
         states = made.new.part_states
         if any(isinstance(leaf, Step) for _, leaf in trees.leaves(states)):
@@ -212,22 +201,23 @@ class Programs:
             record=replace(made.record, step=plan.k),
             new=replace(made.new, part_states=states),
         )
-        reason = reason or counting(engine.state_, made.new)
+        reason = reason or counting(engine.state_, made.new, asked.counts)
         if reason is None and recording.unclear is not None:
             entry.unclear += 1
             reason = recording.unclear if entry.unclear > PATIENCE else None
-            entry.recording = None
         if reason is not None:
-            self._refuse(engine, plan, entry, reason)
-        elif recording.unclear is not None:
-            pass  # the next step's may tell
+            self._refuse(engine, plan, entry, reason, recording.held)
+        elif recording.unclear is not None or made.back:
+            entry.recording = None  # the next step's may tell
         elif before is None:
             entry.recording = recording
         else:
             entry.recording = None
             entry.template, outputs = template(recorder, made, engine.state_)
-            entry.program = Program(recording, [*outputs, *recording.flags])
+            entry.program = Program(recording, [*outputs, *recording.looked])
             self._tried(engine, plan, gathered, asked, entry, made)
+            if not entry.refused:
+                self.refusals.pop(_due(plan), None)
         return made
 
     def _tried(
@@ -236,7 +226,7 @@ class Programs:
         plan: Plan,
         gathered: StepMoments,
         asked: Asked,
-        entry: _Entry,
+        entry: Entry,
         made: Prepared,
     ) -> None:
         """A replay of the step just made has to give the same, or there is no program."""
@@ -244,12 +234,11 @@ class Programs:
         kept = [t.clone() for t in asked.writable]
         for tensor in asked.writable:
             tensor.fill_(float("nan"))
+        values = entry.program(asked.tensors, plan.k, asked.numbers)
+        told = entry.program.recording.told
+        read = linalg.host(values[len(values) - len(told) :]) if told else []
         found = filled_in(
-            entry.template,
-            entry.program(asked.tensors, plan.k, asked.numbers),
-            engine,
-            plan,
-            gathered,
+            entry.template, values, read, entry.program.recording, engine, plan, gathered
         )
         written = all(identical(a, b) for a, b in zip(kept, asked.writable, strict=True))
         if kept:
@@ -260,16 +249,18 @@ class Programs:
                 engine, plan, entry, f"a replay gives other numbers than the step ({other})"
             )
 
-    def _values(self, engine: Engine, entry: _Entry, asked: Asked, k: int) -> list[Tensor]:
-        """What a program gives at step k: by one launch where there is a way to capture it."""
-        program = entry.program
+    def _values(self, engine: Engine, entry: Entry, asked: Asked, plan: Plan) -> list[Tensor]:
+        """What a program gives: by one launch where there is a way to capture it, but for a
+        refresh, whose library calls keep memory of their own.
+        """
+        program, k = entry.program, plan.k
         assert program is not None
         # A launch has its numbers for good: as long as ε moves its calls are made one by one.
         numbers, before = program.numbers(asked.numbers), entry.numbers
         entry.numbers = numbers
         if entry.captured is not None and entry.captured.numbers != numbers:
             entry.captured = None
-        steady = not numbers or numbers == before
+        steady = (not numbers or numbers == before) and not plan.due.inverse
         if self.capture is not None and entry.captured is None and steady:
             spare = {id(t) for t in asked.writable}
             writable = [n for n, t in enumerate(asked.tensors) if id(t) in spare]
@@ -294,22 +285,31 @@ class Programs:
 
     def _uncaptured(self, engine: Engine, what: str) -> None:
         self.capture = None
-        for entry in self._entries.values():
+        for entry in self._known.entries():
             entry.captured = None
         engine.warnings.say("capture", f"programs are replayed call by call: {what}", stacklevel=9)
 
-    def _refuse(self, engine: Engine, plan: Plan, entry: _Entry | None, reason: str) -> None:
+    def _refuse(
+        self,
+        engine: Engine,
+        plan: Plan,
+        entry: Entry | None,
+        reason: str,
+        held: Sequence[Any] = (),
+    ) -> None:
+        """No program for steps like this one, which decide by k as it does."""
         if entry is not None:
             entry.refused, entry.recording, entry.program = True, None, None
             entry.captured = entry.template = None
-        due = ", ".join(name for name, flag in plan.due._asdict().items() if flag) or "nothing"
+        due = _due(plan)
         if due not in self.refusals:
             self.refusals[due] = reason
-            engine.warnings.say(
-                f"program {due}",
-                f"step {plan.k} and those like it ({due} due) are made call by call: {reason}",
-                stacklevel=7,
-            )
+            if not held:  # or it may be otherwise later on
+                engine.warnings.say(
+                    f"program {reason}",
+                    f"step {plan.k} and those like it ({due} due) are made call by call: {reason}",
+                    stacklevel=7,
+                )
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy begins with none: programs hold the places of this engine's tensors."""
@@ -322,11 +322,11 @@ class Programs:
 
     def programs(self) -> list[Program]:
         """Those that there are."""
-        return [e.program for e in self._entries.values() if e.program is not None]
+        return [e.program for e in self._known.entries() if e.program is not None]
 
     def nbytes(self) -> int:
         """Bytes that the programs keep."""
-        captured = (e.captured.nbytes() for e in self._entries.values() if e.captured is not None)
+        captured = (e.captured.nbytes() for e in self._known.entries() if e.captured is not None)
         return sum(program.nbytes() for program in self.programs()) + sum(captured)
 
     def told(self) -> str:
@@ -337,6 +337,18 @@ class Programs:
         for due, reason in self.refusals.items():
             text += f"; with {due} due call by call: {reason}"
         return text
+
+
+def _as_expected(recording: Recording, read: list[float]) -> list[float] | None:
+    """What a replay tells, given what it has to look at; None where the step is another one."""
+    flags, number = len(recording.flags), len(recording.expected)
+    if any(read[:flags]) or read[flags : flags + number] != [v for _, v in recording.expected]:
+        return None
+    return read[flags + number :]
+
+
+def _due(plan: Plan) -> str:
+    return ", ".join(name for name, flag in plan.due._asdict().items() if flag) or "nothing"
 
 
 def _names(engine: Engine) -> dict[int, str]:

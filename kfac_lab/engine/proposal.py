@@ -21,6 +21,7 @@ from kfac_lab.core import linalg
 from kfac_lab.core.clock import Clock
 from kfac_lab.core.moments import Table
 from kfac_lab.core.passes import Evaluated
+from kfac_lab.core.program import counting, expected
 from kfac_lab.core.protocols import Layer
 from kfac_lab.core.state import DampingStrength, Due, State
 from kfac_lab.core.traits import PreconditionerTraits, traits
@@ -143,7 +144,8 @@ def modelled(
             else:
                 direction = -preconditioner.apply(evaluated.gradient)
             space = Space(evaluated, preconditioner, strength, parts["collective"])
-            part_state = state.part_states["momentum"]
+            counts = parts.declares("momentum").counts
+            part_state = counting(state.part_states["momentum"], counts, "momentum")
             basis = tuple(momentum.basis(space, direction, state.previous, part_state))
         with clock("model"):
             restriction = parts["quadratic_model"].restrict(evaluated, basis)
@@ -316,7 +318,7 @@ class Search:
             flags = attempt.flags()
             asked = [] if self.spread is None else [self.spread]
             numbers = [best, sound, given, self.calm, *flags, *added.values(), *asked]
-            read = self.read(numbers)
+            read = expected(numbers, self.read, told=len(asked))
             self._seen = read.pop() if asked else None
             self.exploded = not read[3]
             if self.guarded and self.exploded:
@@ -346,7 +348,7 @@ class Search:
                 raise not_finite(self.k, self.loss, state.strength)
             raise attempt.error(failed, lam, gamma)
         trial = self.trial(state.strength, state.inverse)
-        if not self.read([all_finite(trial.scalars())])[0]:
+        if not expected([all_finite(trial.scalars())], self.read)[0]:
             raise not_finite(self.k, self.loss, state.strength)
         return Outcome(trial, [trial], state.factored, block_states, state.kept_inverse + 1, {})
 

@@ -19,6 +19,7 @@ from kfac_lab.core.cases import tensors_of
 from kfac_lab.core.clock import Clock
 from kfac_lab.core.passes import Evaluated, LayerRows, WatchedPasses
 from kfac_lab.core.problem import Drawn
+from kfac_lab.core.program import counting
 from kfac_lab.core.state import DampingStrength, Due, State, StepRecord
 from kfac_lab.core.vector import Vec
 from kfac_lab.engine import commit, guard, proposal, statistics
@@ -396,6 +397,7 @@ def _judged(
 
 def _remembered(engine: Engine, coefficients: Tensor, record: StepRecord) -> Mapping[str, Any]:
     """The momentum's part_state after this step."""
-    part_state: Mapping[str, Any] = engine.state_.part_states["momentum"]
-    update = engine.parts.declares("momentum").update
+    declared = engine.parts.declares("momentum")
+    known = engine.state_.part_states["momentum"]
+    part_state, update = counting(known, declared.counts, "momentum"), declared.update
     return part_state if update is None else update(part_state, coefficients, record) or {}

@@ -220,7 +220,7 @@ class Steered(Tied):
         self, strength: DampingStrength, part_state: PartState, record: StepRecord, tries: int
     ) -> DampingStrength | None:
         """Another λ while the step is steered and its reduction lies outside the band."""
-        if record.step > self.steps:
+        if branch(lambda k: k > self.steps, record.step):
             return None
         length = record.lam * record.norm_squared
         loss, shape, curvature, *flat = linalg.host(
@@ -230,7 +230,7 @@ class Steered(Tied):
         if not loss > 0:
             return None
         tried = [(lam, -value / loss) for lam, value in zip(flat[::2], flat[1::2], strict=True)]
-        wanted = self._first(tried) if record.step == 1 else self._later(tried)
+        wanted = self._first(tried) if branch(lambda k: k == 1, record.step) else self._later(tried)
         if wanted is None or not 1e-12 < wanted < 1e12:
             return None
         if wanted < tried[-1][0] and shape < self.share * curvature:

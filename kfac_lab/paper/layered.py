@@ -7,14 +7,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from kfac_lab.core.parameters import parameter
+from kfac_lab.core.program import branch, counted
 from kfac_lab.core.protocols import Space, SubspaceModel
 from kfac_lab.core.state import DampingStrength, StepRecord
+from kfac_lab.core.traits import MomentumTraits
 from kfac_lab.core.vector import Part, Vec
 
 __all__ = ["Layered"]
@@ -54,6 +56,8 @@ class Layered:
         200, section="7", low=0, help="the least batch for which δ0 takes part after that"
     )
 
+    traits: ClassVar[MomentumTraits] = MomentumTraits(counts=("made",))
+
     def init(self) -> PartState:
         """No step made yet."""
         return {"made": 0}
@@ -62,7 +66,7 @@ class Layered:
         self, space: Space, direction: Vec, previous: Vec | None, part_state: PartState
     ) -> tuple[Vec, ...]:
         """The parts of Δ, or Δ; and δ0 where there is one."""
-        early = part_state["made"] < self.steps
+        early = branch(lambda made: made < self.steps, part_state["made"])
         count = min(self.groups, len(direction)) if early else 1
         wanted = previous is not None and (early or space.predictions >= self.cases)
         last = (previous,) if wanted and previous is not None else ()
@@ -92,4 +96,4 @@ class Layered:
 
     def update(self, part_state: PartState, coefficients: Tensor, record: StepRecord) -> PartState:
         """One more step made, as far as that counts."""
-        return {"made": min(part_state["made"] + 1, self.steps)}
+        return {"made": counted(lambda made: min(made + 1, self.steps), part_state["made"])}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import kfac_lab as kl
 from kfac_lab.engine import Engine
-from kfac_lab.engine.programs import KEPT
+from kfac_lab.engine.known import KEPT
 
 TRAJECTORIES = Path(__file__).parents[1] / "trajectories"
 sys.path.insert(0, str(TRAJECTORIES))
@@ -36,10 +36,7 @@ QUICK = {
     "low_rank", "diagonal",
 }  # fmt: skip
 #: what makes every step call by call, and why
-EAGER = {
-    "heskes": "every step inverts", "heskes float32": "every step inverts",
-    "schedule every_step": "every step inverts", "odd model": "dropout draws",
-}  # fmt: skip
+EAGER = {"odd model": "dropout draws"}
 
 
 @pytest.fixture
@@ -166,7 +163,7 @@ def test_a_batch_that_grows_makes_no_program_for_a_size_that_does_not_come_again
     sizes = len({float(m) for m in mine.history["batch"]})
     assert sizes > 25 and mine.stepper.programs.replayed > 10
     programs = mine.stepper.programs
-    assert len(programs.programs()) <= KEPT and len(programs._entries) <= KEPT
+    assert len(programs.programs()) <= KEPT and len(programs._known.entries()) <= KEPT
     pairs = zip(mine.problem.model.parameters(), theirs.problem.model.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
 

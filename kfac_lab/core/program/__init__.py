@@ -13,7 +13,17 @@ What a step's inputs are, and when a program serves, is the engine's (``engine/p
 from kfac_lab.core.program.calls import Recording, Slot, identical
 from kfac_lab.core.program.program import Capture, Captured, CudaGraphs, Program
 from kfac_lab.core.program.recorder import Recorder
-from kfac_lab.core.program.stepwise import branch, filled, numbers, supplied, unusual, watched
+from kfac_lab.core.program.stepwise import (
+    branch,
+    counted,
+    counting,
+    expected,
+    filled,
+    numbers,
+    supplied,
+    unusual,
+    watched,
+)
 
 __all__ = [
     "Capture",
@@ -24,6 +34,9 @@ __all__ = [
     "Recording",
     "Slot",
     "branch",
+    "counted",
+    "counting",
+    "expected",
     "filled",
     "identical",
     "numbers",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 __all__ = [
     "Call",
+    "Held",
     "Number",
     "Recording",
     "Slot",
@@ -46,13 +47,20 @@ class Call(NamedTuple):
     several: bool  # whether the call gives a list of them
 
 
+Held = tuple[Callable[[int], Any], Any, tuple[str, str] | None]
+
+
 @dataclass(eq=False)
 class Recording:
     """The calls of a step. Slots 0 to n−1 are the inputs; then come fills, constants, results.
 
     Attributes:
         fills: tensors that are functions of k, made anew for each replay.
-        held: functions of k with the values that they had: the recording serves where they agree.
+        held: functions of k, or of a count, with the values that they had and whose they are: the
+            recording serves where they agree.
+        counts: what counts in parts' states are after the step.
+        expected: what the step has read, and what came of it: a replay serves where it does again.
+        told: what it has read besides, and handed on.
         flags: 0 in every step like the recorded one.
         constants: tensors that neither an input nor a call has given.
         supplied: the name of each number that a replay is given, by its label.
@@ -64,17 +72,21 @@ class Recording:
     inputs: int
     calls: list[Call] = field(default_factory=list)
     fills: list[tuple[Slot, Callable[[int], Tensor]]] = field(default_factory=list)
-    held: list[tuple[Callable[[int], Any], Any]] = field(default_factory=list)
+    held: list[Held] = field(default_factory=list)
+    counts: dict[tuple[str, str], Callable[[int], int]] = field(default_factory=dict)
     constants: list[tuple[Slot, Tensor]] = field(default_factory=list)
+    expected: list[tuple[Slot, float]] = field(default_factory=list)
+    told: list[Slot] = field(default_factory=list)
     flags: list[Slot] = field(default_factory=list)
     supplied: dict[Hashable, str] = field(default_factory=dict)
     refusals: list[str] = field(default_factory=list)
     unclear: str | None = None
     slots: int = 0
 
-    def serves(self, k: int) -> bool:
-        """Whether step k decides as the recorded one did."""
-        return all(choose(k) == value for choose, value in self.held)
+    @property
+    def looked(self) -> list[Slot]:
+        """What a replay has to look at: the flags, what is expected, what is told."""
+        return [*self.flags, *(slot for slot, _ in self.expected), *self.told]
 
 
 def identical(a: Any, b: Any) -> bool:

@@ -36,10 +36,6 @@ class Program:
     def __repr__(self) -> str:
         return f"Program({len(self.recording.calls)} calls, {self.replays} replays)"
 
-    def serves(self, k: int) -> bool:
-        """Whether step k decides as the recorded step did."""
-        return self.recording.serves(k)
-
     def fills(self, k: int) -> list[Tensor]:
         """The tensors of step k that are functions of k."""
         return [make(k) for _, make in self.recording.fills]

@@ -33,7 +33,7 @@ from kfac_lab.core.program.calls import (
     storage,
     tensors,
 )
-from kfac_lab.core.program.stepwise import RECORDING, Taker
+from kfac_lab.core.program.stepwise import RECORDING, Source, Step, Taker
 from kfac_lab.core.program.supplied import Supplied, bare
 
 __all__ = ["Call", "Recorder", "Recording", "Slot", "identical"]
@@ -50,6 +50,7 @@ class Recorder(TorchDispatchMode, Taker):
         writable: those of them that the step may write into: its spare memory.
         parts: objects by the text that a refusal calls them by.
         expected: a recording of an earlier step, whose calls have to be these.
+        counts: Python counts of parts' states, by slot and name.
     """
 
     def __init__(
@@ -59,11 +60,13 @@ class Recorder(TorchDispatchMode, Taker):
         writable: Iterable[Tensor],
         parts: Mapping[int, str],
         expected: Recording | None = None,
+        counts: Mapping[tuple[str, str], int] | None = None,
     ) -> None:
         super().__init__()
         self.k, self._parts, self._expected = k, parts, expected
         self.recording = Recording(k, len(inputs), slots=len(inputs))
         self._known: dict[int, tuple[TensorWeakRef, Slot]] = {}
+        self._counts = counts or {}
         self._busy = False  # while the recorder itself is at work
         self._passed: list[Supplied] = []  # numbers of the torch function that is being called
         self._arrived: list[str] = []  # the expressions of those of them that a call was given
@@ -105,11 +108,17 @@ class Recorder(TorchDispatchMode, Taker):
         self.recording.fills.append((slot, make))
         return made
 
-    def hold(self, choose: Callable[[int], Any]) -> Any:
+    def hold(self, choose: Callable[[int], Any], source: Source) -> Any:
         """See ``Taker``."""
-        value = choose(self.k)
-        self.recording.held.append((choose, value))
+        value = choose(self.k if source is None else self._counts[source])
+        self.recording.held.append((choose, value, source))
         return value
+
+    def count(self, change: Callable[[int], int], source: Source) -> Any:
+        """See ``Taker``."""
+        assert source is not None
+        self.recording.counts[source] = change
+        return Step(change(self._counts[source]), self, source)
 
     def expect_false(self, flags: Sequence[Tensor]) -> list[float]:
         """See ``Taker``."""
@@ -121,6 +130,27 @@ class Recorder(TorchDispatchMode, Taker):
             self._busy = before
         if any(values):
             self.refuse("is no step like any other")
+        return values
+
+    def expect(
+        self, tensors: Sequence[Tensor], read: Callable[[Sequence[Tensor]], list[float]], told: int
+    ) -> list[float]:
+        """See ``Taker``."""
+        slots = [self._slot(tensor) for tensor in tensors]
+        before, self._busy = self._busy, True
+        try:
+            values = read(tensors)
+        finally:
+            self._busy = before
+        number, recording = len(slots) - told, self.recording
+        first = len(recording.expected)
+        recording.expected += zip(slots[:number], values[:number], strict=True)
+        recording.told += slots[number:]
+        if self._expected is not None:
+            earlier = self._expected.expected[first : first + number]
+            if recording.expected[first:] != earlier:  # by which it may have decided otherwise
+                recording.unclear = "what the step reads comes out otherwise at every step"
+                self._expected = None
         return values
 
     def supply(self, label: Hashable, value: float) -> Any:

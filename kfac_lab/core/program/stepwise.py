@@ -6,8 +6,11 @@ them from ``step`` in Python, where they would be frozen, but asks here:
 - :func:`numbers`: some Python numbers of k, as a tensor;
 - :func:`filled`: any other tensor that is a function of k (the step's uniforms);
 - :func:`supplied`: a Python number that a call takes as one (β and α of a product);
+- :func:`expected`: numbers that a step reads and decides by, which mostly come out the same;
 - :func:`unusual`: flags that end a step where they are not 0, and mean nothing else;
-- :func:`branch`: a Python value of k that decides which calls are made (``step > self.steps``).
+- :func:`branch`: a Python value of k that decides which calls are made (``step > self.steps``), or
+  of a count in a part's state that its traits declare (``counts``);
+- :func:`counted`: what such a count is after the step.
 
 While nothing is recorded each does what it says and no more. Whatever else a part does with
 ``step`` while one is recorded is noticed (:class:`Step`), and its steps are not recorded.
@@ -16,7 +19,7 @@ While nothing is recorded each does what it says and no more. Whatever else a pa
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar
 
@@ -25,9 +28,20 @@ from torch import Tensor
 
 from kfac_lab.core import linalg
 
-__all__ = ["RECORDING", "Step", "branch", "filled", "numbers", "supplied", "unusual", "watched"]
+__all__ = [
+    "RECORDING",
+    "Step",
+    "branch",
+    "expected",
+    "filled",
+    "numbers",
+    "supplied",
+    "unusual",
+    "watched",
+]
 
 T = TypeVar("T")
+Source = tuple[str, str] | None  # slot and name of a count; None: k itself
 
 
 class Taker(Protocol):
@@ -39,8 +53,12 @@ class Taker(Protocol):
         """``make(k)``, as an input that every replay makes anew."""
         ...
 
-    def hold(self, choose: Callable[[int], Any]) -> Any:
-        """``choose(k)``; what is recorded serves the steps with the same value."""
+    def hold(self, choose: Callable[[int], Any], source: Source) -> Any:
+        """``choose(k)``, or of a count; what is recorded serves the steps with the same value."""
+        ...
+
+    def count(self, change: Callable[[int], int], source: Source) -> Any:
+        """A count after the step; a replay changes the one that the state has then."""
         ...
 
     def supply(self, label: Hashable, value: float) -> Any:
@@ -49,6 +67,14 @@ class Taker(Protocol):
 
     def expect_false(self, flags: Sequence[Tensor]) -> list[float]:
         """The flags, read; a replay in which one is not 0 is made call by call."""
+        ...
+
+    def expect(
+        self, tensors: Sequence[Tensor], read: Callable[[Sequence[Tensor]], list[float]], told: int
+    ) -> list[float]:
+        """``read(tensors)``; a replay in which one is another is made call by call, but for the
+        last ``told``, which are what the step gives.
+        """
         ...
 
     def refuse(self, reason: str) -> None:
@@ -77,12 +103,35 @@ def numbers(values: Callable[[int], Sequence[float]], step: Any, like: Tensor) -
 
 
 def branch(choose: Callable[[int], T], step: Any) -> T:
-    """``choose(step)``, for a decision in Python: a program serves steps that decide alike."""
+    """``choose(step)``, for a decision in Python: a program serves steps that decide alike.
+
+    ``step`` is what the part was handed, or a count of its state.
+    """
     taker = RECORDING.get()
     if taker is None:
         return choose(plain(step))
-    chosen: T = taker.hold(choose)
+    if not isinstance(step, Step):
+        taker.refuse("takes a branch by a number that is neither the step nor a declared count")
+        return choose(step)
+    chosen: T = taker.hold(choose, step.source)
     return chosen
+
+
+def counted(change: Callable[[int], int], count: Any) -> Any:
+    """``change(count)``: a count in a part's state after the step."""
+    taker = RECORDING.get()
+    if taker is None or not isinstance(count, Step) or count.source is None:
+        return change(plain(count))
+    return taker.count(change, count.source)
+
+
+def counting(part_state: Mapping[str, Any], names: Sequence[str], slot: str) -> Mapping[str, Any]:
+    """A part's state to be handed to it: while a step is recorded its counts tell of any use."""
+    taker = RECORDING.get()
+    if taker is None or not names:
+        return part_state
+    own = {name: Step(part_state[name], taker, (slot, name)) for name in names}
+    return {**part_state, **own}
 
 
 def supplied(label: Hashable, value: float) -> float:
@@ -107,6 +156,16 @@ def unusual(flags: Sequence[Tensor]) -> list[float]:
     return linalg.host(flags) if taker is None else taker.expect_false(flags)
 
 
+def expected(
+    tensors: Sequence[Tensor], read: Callable[[Sequence[Tensor]], list[float]], told: int = 0
+) -> list[float]:
+    """``read(tensors)``, for numbers by which Python decides: a program serves where they come out
+    as they did. By the last ``told`` nothing is decided: they are handed on.
+    """
+    taker = RECORDING.get()
+    return read(tensors) if taker is None else taker.expect(tensors, read, told)
+
+
 def watched(step: int) -> Any:
     """``step``, to be handed to parts: while a step is recorded, one that tells of any use."""
     taker = RECORDING.get()
@@ -119,18 +178,19 @@ def plain(step: Any) -> int:
 
 
 class Step:
-    """k while a step is recorded. It answers as the number does, and every answer is told.
+    """k, or a count, while a step is recorded. It answers as the number does, which is told.
 
     It is no ``int``: what takes numbers by C alone has to ask it, or takes it not at all.
     """
 
-    __slots__ = ("_taker", "number")
+    __slots__ = ("_taker", "number", "source")
 
-    def __init__(self, number: int, taker: Taker) -> None:
-        self.number, self._taker = number, taker
+    def __init__(self, number: int, taker: Taker, source: Source = None) -> None:
+        self.number, self._taker, self.source = number, taker, source
 
     def _told(self) -> int:
-        self._taker.refuse("makes a Python number of the step, which a program would freeze")
+        what = "the step" if self.source is None else f"the count {self.source[1]!r}"
+        self._taker.refuse(f"makes a Python number of {what}, which a program would freeze")
         return self.number
 
     def __repr__(self) -> str:

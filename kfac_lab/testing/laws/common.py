@@ -12,6 +12,7 @@
 * ``forwards_traits``: a part that wraps another of its slot forwards what binds it.
 * ``round_trip``: text, TOML and JSON give an equal component back.
 * ``trains``: some steps in its slot, the others the paper's, with finite numbers.
+* ``replays``: a step that is replayed from its recording is the step (``replays.py``).
 * ``resumes``: saved without pickle and loaded half way, the run goes on bit for bit.
 
 A slot says how it is tried by a :class:`Trial`.
@@ -37,6 +38,7 @@ from kfac_lab.testing.attaching import engine_for, first_memo, first_state, own_
 from kfac_lab.testing.judging import exempt_unless, hidden, near, same_to_the_bit, scale_of
 from kfac_lab.testing.keep import kept
 from kfac_lab.testing.law import Broken, Case, law
+from kfac_lab.testing.laws.replays import replaying_law
 from kfac_lab.testing.laws.wrapping import forwarding_law
 from kfac_lab.testing.reads import Mixed, Read, no_reads, on_meta
 from kfac_lab.testing.subjects import Subject, tiny_problem
@@ -234,6 +236,8 @@ def common_laws(trial: Trial) -> None:
         )
         def resumes(case: Case) -> None:
             _resumes(case, attached)
+
+        replaying_law(slot, attached, cheap)
 
 
 def _whole(trial: Trial) -> Run:

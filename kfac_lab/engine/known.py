@@ -1,0 +1,76 @@
+"""What is known of steps with a key: how often they came, their recording, their program."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence, ValuesView
+from dataclasses import dataclass, field
+from typing import Any
+
+from kfac_lab.core.program import Captured, Program, Recording
+from kfac_lab.core.program.calls import Held
+from kfac_lab.engine.asked import Asked
+
+__all__ = ["KEPT", "Entry", "Known"]
+
+KEPT = 16  # programs and keys of an engine; the one that was not used for longest goes first
+
+
+@dataclass(eq=False)
+class Entry:
+    """What is known of a key."""
+
+    holds: Any  # objects whose identity is in the key
+    seen: int = 0
+    recording: Recording | None = None
+    program: Program | None = None
+    captured: Captured | None = None
+    launches: int = 0
+    numbers: list[float] | None = None  # of the last replay
+    missed: int = 0  # replays in a row whose reads came out otherwise
+    unclear: int = 0  # recordings that did not tell numbers apart
+    template: Any = None
+    refused: bool = False
+
+
+@dataclass(eq=False)
+class Known:
+    """The entries of an engine, by key and by what steps decide."""
+
+    _entries: OrderedDict[Any, Entry] = field(default_factory=OrderedDict)
+    _choices: dict[Any, dict[tuple[Any, ...], Any]] = field(default_factory=dict)
+
+    def entries(self) -> ValuesView[Entry]:
+        """All of them."""
+        return self._entries.values()
+
+    def of(self, asked: Asked, k: int) -> Entry:
+        """What is known of steps with this key that decide by k and by counts as this one does."""
+        choices = self._choices.get(asked.key, {})
+        decided: tuple[Any, ...] = ()
+        while decided in choices:
+            choose, of = choices[decided]
+            decided = (*decided, choose(k if of is None else asked.counts[of]))
+        known = asked.key, decided
+        entry = self._entries.get(known)
+        if entry is None:
+            entry = self._entries[known] = Entry(asked.holds)
+            if len(self._entries) > KEPT:
+                self._entries.popitem(last=False)
+                living = {key for key, _ in self._entries}
+                self._choices = {key: own for key, own in self._choices.items() if key in living}
+        self._entries.move_to_end(known)
+        return entry
+
+    def file(self, asked: Asked, entry: Entry, held: Sequence[Held]) -> None:
+        """Puts what is known where steps with the same decisions find it: each depends on those
+        before it alone.
+        """
+        choices = self._choices.setdefault(asked.key, {})
+        decided: tuple[Any, ...] = ()
+        for choose, value, of in held:
+            choices[decided] = choose, of
+            decided = (*decided, value)
+        for known in [known for known, own in self._entries.items() if own is entry]:
+            del self._entries[known]
+        self._entries[asked.key, decided] = entry

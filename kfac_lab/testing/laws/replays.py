@@ -1,0 +1,54 @@
+"""``replays``: a step with the component comes out right when a program replays it.
+
+A program has what Python decided and computed while it was recorded. So a part asks for what
+depends on k by ``core.program.numbers`` and ``branch``, keeps counts as tensors, draws by what it
+is handed, and reads nothing on a step without a refresh.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from kfac_lab.engine import Engine
+from kfac_lab.engine.programs import Programs
+from kfac_lab.testing.law import Broken, Case, law
+
+__all__ = ["replaying_law"]
+
+#: every kind of step of the laws' schedule is seen, recorded twice, compared, and replayed
+STEPS = 11
+#: what may make a step be made call by call without any fault of a part's
+_FAIR = ("what the step reads comes out otherwise", "which number of")
+
+
+def replaying_law(
+    slot: str, attached: Callable[[Case, Any], Engine], needs: tuple[str, ...]
+) -> None:
+    """Makes the law of this file for a slot whose components train."""
+
+    @law(
+        slot,
+        "A step that is replayed from its recording is the step: no Python number of k or of a "
+        "moment's weight, no Python count in its state, no draw of its own, no read but on a "
+        "refresh.",
+        needs=(*needs, "trains", "instances_share_nothing"),
+    )
+    def replays(case: Case) -> None:
+        eager, engine = (attached(case, case.make()) for _ in range(2))
+        eager.programs, engine.programs = Programs(False), Programs(True, patience=3)
+        where = f"{STEPS} steps, recorded and replayed"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for _ in range(STEPS):
+                eager.step(), engine.step()
+        for due, reason in engine.programs.refusals.items():
+            refresh = "inverse" in due and " reads a" in reason
+            if not refresh and not reason.startswith(_FAIR):
+                raise Broken(f"{where}, {due} due", "a step that a program can replay", reason)
+        theirs, mine = (dict(e.problem.model.state_dict()) for e in (eager, engine))
+        for name, value in theirs.items():
+            if not bool((value == mine[name]).all()):
+                gap = float((value - mine[name]).abs().max())
+                raise Broken(where, "θ as call by call, bit for bit", f"{gap:.3g} off in {name}")
