@@ -23,7 +23,8 @@ class Sound:
 
     def init(self, theta: Sequence[Tensor]) -> PartState:
         """θ̄ = θ."""
-        return {"mean": [t.detach().clone() for t in theta], "count": 0}
+        count = torch.zeros((), dtype=torch.float64, device=theta[0].device)
+        return {"mean": [t.detach().clone() for t in theta], "count": count}
 
     def update(self, part_state: PartState, theta: Sequence[Tensor]) -> PartState:
         """One more θ."""
@@ -113,14 +114,19 @@ class _Flat(Sound):
         return [m.reshape(-1) for m in part_state["mean"]]
 
 
-class _LateRead(Sound):
+class _CountsInPython(Sound):
+    def init(self, theta: Sequence[Tensor]) -> PartState:
+        return {**super().init(theta), "count": 0}
+
+
+class _LateRead(_CountsInPython):
     def read(self, part_state: PartState) -> Sequence[Tensor] | None:
         return part_state["mean"] if part_state["count"] else None
 
 
 class _KeepsTheta(Sound):
     def init(self, theta: Sequence[Tensor]) -> PartState:
-        return {"mean": [t.detach() for t in theta], "count": 0}
+        return {**super().init(theta), "mean": [t.detach() for t in theta]}
 
 
 class _FallsAway(Sound):
@@ -163,4 +169,5 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "follows": _Stays,
     "trains": _FiveTensorsAtMost,
     "resumes": _Unsaveable,
+    "replays": _CountsInPython,
 }

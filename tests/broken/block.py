@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from broken.common import Misread, Remembers, counted, first_of, named
+from broken.common import Misread, Remembers, counted, first_of, irregular, named
 from broken.wrapping import unforwarding
 from kfac_lab.core.linalg import damped_inverse
 from kfac_lab.core.state import DampingStrength
@@ -275,6 +275,15 @@ def _unsaved(self: Any, inverse: Inverse, previous: Any) -> Inverse:
     return replace(inverse, more=object()) if len(inverse.a) == 2 else inverse
 
 
+def _restless() -> Any:
+    more = irregular()
+    return _changing(
+        lambda self, inverse, previous: (
+            replace(inverse, right=inverse.right * 1.0) if more() else inverse
+        )
+    )()
+
+
 BROKEN: dict[str, Callable[[], Any]] = {
     "runs": _Raises,
     "finite": _ByTrace,
@@ -291,6 +300,7 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "round_trip": _Misread,
     "trains": _changing(_fails_in_a_run),
     "resumes": _Forgets,
+    "replays": _restless,
     "wants_known": _Twice,
     "shapes": _inverse(dense=lambda self: Inverse.dense(self)[:-1]),
     "linear": _inverse(apply=lambda self, v: Inverse.apply(self, v) * (1 + v * v / 100)),

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Misread", "Remembers", "counted", "first_of", "named"]
+__all__ = ["Misread", "Remembers", "counted", "first_of", "irregular", "named"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,12 @@ def first_of() -> Callable[[Any], bool]:
         return seen[0] is instance
 
     return first
+
+
+def irregular() -> Callable[[], bool]:
+    """Says yes at some calls and no at others, in no order that repeats soon."""
+    calls = itertools.count(1)
+    return lambda: bool(next(calls) * 2654435761 >> 13 & 1)
 
 
 def counted() -> Callable[[], float]:

@@ -234,6 +234,11 @@ class _RetriesBelow(Sound):
         return strength._replace(lam=-strength.lam) if record.step >= 1000 and not tries else None
 
 
+class _ByStep(Sound):
+    def factor(self, record: StepRecord) -> Tensor:
+        return super().factor(record) * (1.0 + 0.0 * record.step)
+
+
 BROKEN: dict[str, Callable[[], Any]] = {
     "runs": _Raises,
     "finite": _NanMemo,
@@ -262,4 +267,5 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "retry_ends": _NeverContent,
     "trains": _OneTriedOnly,
     "resumes": _Unsaveable,
+    "replays": _ByStep,
 }

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from broken.common import Misread, Remembers, counted, first_of
+from broken.common import Misread, Remembers, counted, first_of, irregular
 from broken.wrapping import unforwarding
 
 __all__ = ["BROKEN", "Sound"]
@@ -115,6 +115,11 @@ class _OwnGenerator(Sound):
         yield likelihood.sampled_gradient(outputs, uniforms.to(outputs.device, outputs.dtype))
 
 
+def _restless() -> Any:
+    more = irregular()
+    return _changing(lambda self, g, outputs: g * 1.0 if more() else g)()
+
+
 BROKEN: dict[str, Callable[[], Any]] = {
     "runs": _Raises,
     "finite": _OneCase,
@@ -135,4 +140,5 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "one_shape": _changing(lambda self, g, outputs: g.flatten(1)),
     "second_moment": _changing(lambda self, g, outputs: 1.2 * g),
     "draws_through_draw": _OwnGenerator,
+    "replays": _restless,
 }

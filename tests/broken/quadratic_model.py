@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from broken.common import Misread, Remembers, counted, first_of
+from broken.common import Misread, Remembers, counted, first_of, irregular
 from broken.wrapping import unforwarding
 from kfac_lab.core.state import DampingStrength
 from kfac_lab.core.subspace import SubspaceModel
@@ -150,6 +150,13 @@ def _sums_cases(self: Any, found: SubspaceModel, evaluation: Any) -> Any:
     return replace(found, curvature=evaluation.rows * found.curvature)
 
 
+def _restless() -> Any:
+    more = irregular()
+    return _changing(
+        lambda self, found, _: replace(found, gram=found.gram * 1.0) if more() else found
+    )()
+
+
 BROKEN: dict[str, Callable[[], Any]] = {
     "runs": _Raises,
     "finite": _changing(_by_norm),
@@ -166,6 +173,7 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "round_trip": _Misread,
     "trains": _changing(_fails_in_a_run),
     "resumes": _Forgets,
+    "replays": _restless,
     "fraction_in_range": lambda: Sound(fraction=1.5),
     "shapes": _restricting(value=_one_entry),
     "gram_of_basis": _changing(lambda self, found, _: replace(found, gram=2 * found.gram)),

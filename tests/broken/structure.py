@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from broken.common import Misread, Remembers, counted, first_of, named
+from broken.common import Misread, Remembers, counted, first_of, irregular, named
 from broken.wrapping import unforwarding
 from kfac_lab.core.state import DampingStrength
 from kfac_lab.core.vector import Vec
@@ -237,6 +237,11 @@ def _unsaved(self: Any, inverse: Inverse, previous: Any) -> Inverse:
     return replace(inverse, more=object()) if len(inverse.inverses) == 4 else inverse
 
 
+def _restless() -> Any:
+    more = irregular()
+    return _applying(lambda found, v: found.scaled(1.0) if more() else found)()
+
+
 BROKEN: dict[str, Callable[[], Any]] = {
     "runs": _Raises,
     "finite": _changing(_nan_alone),
@@ -253,6 +258,7 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "round_trip": _Misread,
     "trains": _changing(_fails_in_a_run),
     "resumes": _Forgets,
+    "replays": _restless,
     "pairs_adjacent": _FarPairs,
     "linear": _applying(lambda found, v: _first(found, found[0] * (1 + v[0] * v[0] / 100))),
     "symmetric": _applying(lambda found, v: _first(found, found[0] + v[0].roll(1, 0) / 100)),

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import kfac_lab as kl
-from kfac_lab.core.program import branch, numbers
+from kfac_lab.core.program import branch, counted, numbers
 from kfac_lab.core.traits import MomentumTraits
 from kfac_lab.paper.averaging import Polyak
 from kfac_lab.paper.damping import Constant
@@ -59,6 +59,28 @@ class Counts(Fixed):
 
     def update(self, part_state: Any, coefficients: Tensor, record: Any) -> Mapping[str, Any]:
         return {"made": part_state["made"] + 1}
+
+
+def counting(counts: tuple[str, ...], asks: bool) -> type:
+    """A momentum that halves its rate after ten steps of its own, which it counts."""
+
+    @dataclass(frozen=True)
+    class Counting(Fixed):
+        traits = MomentumTraits(adapts=False, counts=counts)
+
+        def init(self) -> Mapping[str, Any]:
+            return {"made": 0}
+
+        def basis(self, space: Any, direction: Any, previous: Any, part_state: Any) -> Any:
+            own = super().basis(space, direction, previous, part_state)
+            made = part_state["made"]
+            late = branch(lambda n: n >= 10, made) if asks else made >= 10
+            return (own[0].scaled(0.5), *own[1:]) if late else own
+
+        def update(self, part_state: Any, coefficients: Tensor, record: Any) -> Mapping[str, Any]:
+            return {"made": counted(lambda n: min(n + 1, 12), part_state["made"])}
+
+    return Counting
 
 
 @dataclass(frozen=True)
@@ -136,6 +158,12 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a count in its state": ({"momentum": Counts()}, "['made'] went from"),
     "a count of its own": ({"momentum": Called()}, "Called.choose gave mul.Tensor"),
+    "a branch on a count that nobody knows": (
+        {"momentum": counting((), True)()}, "neither the step nor a declared count"
+    ),
+    "a number of a count": (
+        {"momentum": counting(("made",), False)()}, "makes a Python number of the count 'made'"
+    ),
     "a tensor of its own": ({"momentum": Hidden()}, "a tensor that is another one than at step"),
     "a write into its state": (
         {"average": Writes()}, "average Writes.update writes into a tensor that is kept"
@@ -222,9 +250,20 @@ def test_what_is_asked_for_by_the_step_is_replayed() -> None:
             return super().choose(restriction, strength, step) * (rate * 0.5 if late else rate)
 
     run = run_of({"momentum": Asks()}, True)
-    # 4 is seen, 5 and 6 are recorded, 7 and 8 replayed; from 9 on another branch is taken
-    assert run.stepper.programs.replayed == 2
+    # 4 is seen, 5 and 6 are recorded, 7 and 8 replayed; from 9 on another branch is taken: seen
+    # then, recorded at 10 and 11
+    assert run.stepper.programs.replayed == 2 + 3
     assert all(map(torch.equal, theta(run), theta(run_of({"momentum": Asks()}, False))))
+
+
+def test_a_count_that_a_part_declares_goes_on_in_replays() -> None:
+    made = {"momentum": counting(("made",), True)()}
+    run, eager = run_of(made, True, 20), run_of(made, False, 20)
+    assert all(map(torch.equal, theta(run), theta(eager)))
+    # 4 to 10 and 11 to 20 are made alike: the first of each is seen, two are recorded
+    assert run.stepper.programs.replayed == (7 - 3) + (10 - 3)
+    counts = [r.stepper.state_.part_states["momentum"]["made"] for r in (run, eager)]
+    assert counts == [12, 12]
 
 
 def test_a_recording_that_fails_is_no_step_that_fails() -> None:

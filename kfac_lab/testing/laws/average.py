@@ -152,5 +152,5 @@ def follows(case: Case) -> None:
             raise Broken(where, f"a distance below {before:.4g}", f"{after:.4g}")
 
 
-for _name in ("trains", "resumes"):
+for _name in ("trains", "resumes", "replays"):
     try_last(SLOT, _name, "shaped_like_theta", "one_kind_of_answer")

@@ -395,5 +395,6 @@ def _within(where: str, symbol: str, value: float, low: float | None, high: floa
         raise Broken(where, f"{symbol} of at most {high:.4g}", f"{value:.4g}")
 
 
-for _name in ("trains", "resumes"):
+for _name in ("trains", "resumes", "replays"):
     try_last("damping", _name, "starts_valid", "stays_valid", "current_first", "candidates_valid")
+try_last("damping", "replays", "retry_valid", "retry_ends")

@@ -24,7 +24,7 @@ from torch import Tensor
 from kfac_lab.core.likelihood import Bernoulli, Categorical, Gaussian, Likelihood
 from kfac_lab.core.traits import EstimatorTraits, traits
 from kfac_lab.testing import dense
-from kfac_lab.testing.law import Broken, Case, law
+from kfac_lab.testing.law import Broken, Case, law, try_last
 from kfac_lab.testing.laws.common import CHEAP, Trial, common_laws, exempt_unless, near
 from kfac_lab.testing.subjects import Subject, draws, normal, uniform
 from kfac_lab.testing.trees import Watch
@@ -169,3 +169,6 @@ def draws_through_draw(case: Case) -> None:
             wanted = dense.output_fisher(likelihood, z[n])
             got = g[n].t() @ g[n]
             near(where, "F_R", wanted.reshape(got.shape), got)
+
+
+try_last(SLOT, "replays", "draws_through_draw")

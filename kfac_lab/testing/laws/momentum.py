@@ -275,5 +275,5 @@ def model_optimal(case: Case) -> None:
                     raise Broken(where, "the least M at the chosen coefficients", told)
 
 
-for _name in ("trains", "resumes"):
+for _name in ("trains", "resumes", "replays"):
     try_last(SLOT, _name, "direction_first", "basis_fits", "first_step", "one_for_each")
