@@ -19,7 +19,7 @@ from kfac_lab.engine.statistics import StepMoments
 if TYPE_CHECKING:
     from kfac_lab.engine.engine import Engine
 
-__all__ = ["Asked"]
+__all__ = ["Asked", "names_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +32,8 @@ class Asked:
     writable: list[Tensor]
     numbers: Mapping[Hashable, float]  # that a replay is given
     counts: Mapping[tuple[str, str], int]  # of parts' states
+    sizes: Mapping[str, int]  # of the batch
+    family: Any = None  # the key but for the sizes; None where other sizes are another step
 
     @staticmethod
     def of(
@@ -53,17 +55,17 @@ class Asked:
         for side in sides:
             tensors += [side[key] for key in store.keys]
         tensors += [*engine.network.tensors, *problem.model.buffers()]
+        number = len(tensors)  # those of the batch follow
         if drawn is not None:
             tensors += [*tensors_of(drawn.inputs), *tensors_of(drawn.targets)]
             tensors += [drawn.order] if drawn.order is not None else []
         first: dict[int, int] = {}
         same = tuple(first.setdefault(id(t), n) for n, t in enumerate(tensors))
-        shapes = tuple((t.dtype, t.shape, t.stride()) for t in tensors if not t.is_sparse)
-        key = (
+        shapes = _shapes(tensors[:number])
+        common = (
             id(engine.parts),
             id(state.bound),
             plan.due,
-            (plan.m, plan.s1, plan.s2),
             (engine.lr, engine.tf32, problem.l2),
             str(spec),
             same,
@@ -74,8 +76,35 @@ class Asked:
             (type(drawn and drawn.inputs), type(drawn and drawn.targets)),
             (torch.is_autocast_enabled(), torch.get_default_dtype(), torch.is_grad_enabled()),
         )
+        sizes = {"m": plan.m, "s1": plan.s1, "s2": plan.s2}
+        key = (common, tuple(sizes.values()), _shapes(tensors[number:]))
+        family = None
+        if drawn is not None and given is None and not engine.passes.function.couples():
+            chunk = engine.passes.function.chunk
+            family = common, _pattern(sizes, chunk), _shapes(tensors[number:], plan.m)
         writable = list(store.spare.values()) if gathered.fresh else []
-        return Asked(key, holds, tensors, writable, gathered.weights(state.block_ages), counts)
+        numbers = gathered.weights(state.block_ages)
+        numbers.update(sizes)
+        return Asked(key, holds, tensors, writable, numbers, counts, sizes, family)
+
+
+def _shapes(tensors: list[Tensor], rows: int | None = None) -> tuple[Any, ...]:
+    """Types, shapes and strides; without the leading side of what has so many ``rows``."""
+    found: list[Any] = []
+    for tensor in tensors:
+        if tensor.is_sparse:
+            continue
+        shape = tuple(tensor.shape)
+        if rows is not None and shape[:1] == (rows,):
+            shape = shape[1:]
+        found.append((tensor.dtype, shape, tensor.stride()))
+    return tuple(found)
+
+
+def _pattern(sizes: Mapping[str, int], chunk: int) -> tuple[Any, ...]:
+    """What the passes decide by sizes: which are equal, how many chunks each is, what is kept."""
+    m, s1, s2 = sizes.values()
+    return (m == s1, m == s2, s1 == s2, *(-(-n // chunk) for n in (m, s1, s2)), s2 <= 2 * chunk)
 
 
 def _flat(value: Any, tensors: list[Tensor], holds: list[Any]) -> Any:
@@ -117,3 +146,14 @@ def _attributes(value: Any, holds: list[Any]) -> tuple[Any, ...]:
             holds.append(own)
             found.append((name, id(own)))
     return tuple(found)
+
+
+def names_of(engine: Engine) -> dict[int, str]:
+    """Parts, likelihood and modules by what a refusal calls them."""
+    named = {id(m): path or type(m).__name__ for path, m in engine.problem.model.named_modules()}
+    for block in engine.parts.blocks:
+        named[id(block)] = f"block {type(block).__name__}"
+    for slot, part in engine.parts.items():
+        named[id(part)] = f"{slot} {type(part).__name__}"
+    named[id(engine.problem.likelihood)] = f"likelihood {type(engine.problem.likelihood).__name__}"
+    return named

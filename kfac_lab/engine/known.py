@@ -11,8 +11,9 @@ from kfac_lab.core.program import Captured, Program, Recording
 from kfac_lab.core.program.calls import Held
 from kfac_lab.engine.asked import Asked
 
-__all__ = ["KEPT", "Entry", "Known"]
+__all__ = ["AGAIN", "KEPT", "Entry", "Known"]
 
+AGAIN = 500  # replays of a program between two that are tried against the step itself
 KEPT = 16  # programs and keys of an engine; the one that was not used for longest goes first
 
 
@@ -37,6 +38,7 @@ class Entry:
 class Known:
     """The entries of an engine, by key and by what steps decide."""
 
+    kind: type[Entry] = Entry
     _entries: OrderedDict[Any, Entry] = field(default_factory=OrderedDict)
     _choices: dict[Any, dict[tuple[Any, ...], Any]] = field(default_factory=dict)
 
@@ -54,7 +56,7 @@ class Known:
         known = asked.key, decided
         entry = self._entries.get(known)
         if entry is None:
-            entry = self._entries[known] = Entry(asked.holds)
+            entry = self._entries[known] = self.kind(asked.holds)
             if len(self._entries) > KEPT:
                 self._entries.popitem(last=False)
                 living = {key for key, _ in self._entries}

@@ -181,7 +181,8 @@ def filled_in(
         part_states[slot] = {**part_states[slot], name: new}
     if told:  # the spread of the cases' losses
         (own["spread"],) = told
-    record = replace(tree.pop("record"), step=plan.k)
+    batch = plan.m * engine.parts.processes
+    record = replace(tree.pop("record"), step=plan.k, batch=batch)
     return Prepared(record=record, new=replace(counted(state, gathered), **own), **tree)
 
 

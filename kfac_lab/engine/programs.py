@@ -3,12 +3,15 @@
 A step but for its commit is a function of the tensors of the State, θ, the buffers and the batch,
 and of tensors that are functions of k (the uniforms, a part's rates). All else that it depends on
 makes its *key*: what is due, the shapes and every Python number but the weights that ε makes, which
-a program is given anew. A step whose key comes
-for the second time is recorded while it is made; at the third it is recorded again, the two
-recordings have to make the same calls with the same numbers, and a replay has to give what the step
-gave, bit for bit; from then on steps with this key are replays. A refresh reads, and decides by it:
-a replay reads the same, and where it comes out otherwise the step is made call by call. So is one
-whose replay would not be right: that is said once.
+a program is given anew. A step whose key comes for the second time is recorded while it is made; at
+the third it is recorded again, the two recordings have to make the same calls with the same
+numbers, and a replay has to give what the step gave, bit for bit; from then on steps with this key
+are replays. A refresh reads, and decides by it: a replay reads the same, and where it comes out
+otherwise the step is made call by call. So is one whose replay would not be right: that is said
+once. A size that comes for the first time may be served too (``engine/sized.py``).
+
+At most ``KEPT`` programs are kept for keys, and as many for sizes: each has its text and a few
+constants, 30 to 250 kB; what is computed on the way is let go of after its last use.
 """
 
 from __future__ import annotations
@@ -34,8 +37,8 @@ from kfac_lab.core.program import (
 )
 from kfac_lab.core.program.stepwise import Step
 from kfac_lab.engine import statistics
-from kfac_lab.engine.asked import Asked
-from kfac_lab.engine.known import Entry, Known
+from kfac_lab.engine.asked import Asked, names_of
+from kfac_lab.engine.known import AGAIN, Entry, Known
 from kfac_lab.engine.prepared import (
     Plan,
     Prepare,
@@ -45,6 +48,7 @@ from kfac_lab.engine.prepared import (
     filled_in,
     template,
 )
+from kfac_lab.engine.sized import Sized
 from kfac_lab.engine.statistics import StepMoments
 from kfac_lab.errors import RecipeError
 
@@ -53,10 +57,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Programs", "wanted"]
 
-PATIENCE = 60  # steps that a part may count in Python before that is said: it may come to an end
+PATIENCE = 60  # steps that a part may count in Python before that is said: it may end
 TRIED = 2  # launches of a captured program that are compared with its calls one by one
+FAILS = RuntimeError, IndexError, ValueError  # what calls raise that are not for these inputs
 MISSED = 3  # replays in a row that may read something else before no more are tried
-AGAIN = 500  # replays of a program between two that are tried against the step itself
 
 
 def wanted(graphs: Any, device: torch.device) -> bool:
@@ -89,6 +93,7 @@ class Programs:
     capture: Capture | None = None  # what makes one launch of a program
     _counting: int = 0  # steps that a part has counted in Python
     _known: Known = field(default_factory=Known)
+    _sized: Sized = field(default_factory=Sized)
 
     def step(
         self,
@@ -118,6 +123,11 @@ class Programs:
         if entry.refused:
             return eager(), gathered
         if entry.program is None and entry.seen == 1:
+            if drawn is not None:
+                found = self._sized.step(self, engine, plan, drawn, gathered, clock, prepare, asked)
+                if found is not None:
+                    return found, gathered
+            gathered = statistics.begun(engine.parts, store, plan.due, engine.state_, plan.s1)
             made = eager()
             self._seen_once(engine, plan, made, asked)
             return made, gathered
@@ -128,35 +138,47 @@ class Programs:
             gathered = statistics.begun(engine.parts, store, plan.due, engine.state_, plan.s1)
             made = eager()  # raises too, unless what failed was the recording
             what = str(noted).splitlines()[0] if str(noted) else type(noted).__name__
-            self._refuse(engine, plan, entry, f"while it was recorded it failed: {what}")
+            self.refuse(engine, plan, entry, f"while it was recorded it failed: {what}")
             return made, gathered
         if entry.program.replays % AGAIN == AGAIN - 1:
             made = eager()
-            self._tried(engine, plan, gathered, asked, entry, made)
+            self.tried(engine, plan, gathered, asked, entry, made)
             return made, gathered
+        return self.replayed_step(engine, plan, gathered, asked, entry, clock) or eager(), gathered
+
+    def replayed_step(
+        self,
+        engine: Engine,
+        plan: Plan,
+        gathered: StepMoments,
+        asked: Asked,
+        entry: Entry,
+        clock: Clock,
+    ) -> Prepared | None:
+        """The step by its program; None where it is to be made call by call: bad targets, which
+        the step itself tells of, or a read that comes out otherwise.
+        """
+        program = entry.program
+        assert program is not None
         with clock("program"):
             try:
                 values = self._values(engine, entry, asked, plan)
-            except (RuntimeError, IndexError):  # bad targets; the step itself says what is wrong
-                return eager(), gathered
-            recording = entry.program.recording
+            except FAILS:
+                return None
+            recording = program.recording
             looked = values[len(values) - len(recording.looked) :]
             read = engine.read(looked) if recording.expected else linalg.host(looked)
-            told = _as_expected(recording, read)
-            found: Prepared | None = None
+            told = recording.seen(read)
             if told is not None:
-                found = filled_in(entry.template, values, told, recording, engine, plan, gathered)
-        if found is not None:
-            self.replayed += 1
-            entry.missed = 0
-            return found, gathered
-        made = eager()  # likewise, or by other decisions
+                self.replayed += 1
+                entry.missed = 0
+                return filled_in(entry.template, values, told, recording, engine, plan, gathered)
         if recording.expected:
             entry.missed += 1
             if entry.missed > MISSED:
                 reason = "what the step reads comes out otherwise at every step"
-                self._refuse(engine, plan, entry, reason)
-        return made, gathered
+                self.refuse(engine, plan, entry, reason)
+        return None
 
     def _seen_once(self, engine: Engine, plan: Plan, made: Prepared, asked: Asked) -> None:
         """Says so where a step's key never comes again, for a part that counts in Python."""
@@ -164,7 +186,42 @@ class Programs:
         if reason is not None:
             self._counting += 1
             if self._counting == self.patience:
-                self._refuse(engine, plan, None, reason)
+                self.refuse(engine, plan, None, reason)
+
+    def noted(
+        self,
+        engine: Engine,
+        plan: Plan,
+        drawn: Drawn | None,
+        gathered: StepMoments,
+        clock: Clock,
+        prepare: Prepare,
+        asked: Asked,
+        before: Recording | None,
+    ) -> tuple[Prepared, Recorder, Recording] | Exception:
+        """A step made as ever, and its recording, which should be like ``before``; or what was
+        raised.
+        """
+        names = names_of(engine)
+        recorder = Recorder(plan.k, asked.tensors, asked.writable, names, before, asked.counts)
+        try:
+            with recorder:
+                made = prepare(engine, plan, drawn, gathered, clock, watched(plan.k))
+        except Exception as error:
+            return error
+        recording = recorder.finish()
+        states = made.new.part_states
+        if any(isinstance(leaf, Step) for _, leaf in trees.leaves(states)):
+            states = trees.mapped(states, lambda step: step.number, kind=Step)
+        made = replace(
+            made,
+            record=replace(made.record, step=plan.k),
+            new=replace(made.new, part_states=states),
+        )
+        reason = counting(engine.state_, made.new, asked.counts)
+        if reason is not None:
+            recording.refusals.append(reason)
+        return made, recorder, recording
 
     def _recorded(
         self,
@@ -182,31 +239,17 @@ class Programs:
         What was raised, where it failed while it was noted.
         """
         before = entry.recording
-        recorder = Recorder(
-            plan.k, asked.tensors, asked.writable, _names(engine), before, asked.counts
-        )
-        try:
-            with recorder:
-                made = prepare(engine, plan, drawn, gathered, clock, watched(plan.k))
-        except Exception as error:
-            return error
-        recording = recorder.finish()
+        noted = self.noted(engine, plan, drawn, gathered, clock, prepare, asked, before)
+        if isinstance(noted, Exception):
+            return noted
+        made, recorder, recording = noted
         self._known.file(asked, entry, recording.held)
         reason = next(iter(recording.refusals), None)
-        states = made.new.part_states
-        if any(isinstance(leaf, Step) for _, leaf in trees.leaves(states)):
-            states = trees.mapped(states, lambda step: step.number, kind=Step)
-        made = replace(
-            made,
-            record=replace(made.record, step=plan.k),
-            new=replace(made.new, part_states=states),
-        )
-        reason = reason or counting(engine.state_, made.new, asked.counts)
         if reason is None and recording.unclear is not None:
             entry.unclear += 1
             reason = recording.unclear if entry.unclear > PATIENCE else None
         if reason is not None:
-            self._refuse(engine, plan, entry, reason, recording.held)
+            self.refuse(engine, plan, entry, reason, recording.held)
         elif recording.unclear is not None or made.back:
             entry.recording = None  # the next step's may tell
         elif before is None:
@@ -215,12 +258,10 @@ class Programs:
             entry.recording = None
             entry.template, outputs = template(recorder, made, engine.state_)
             entry.program = Program(recording, [*outputs, *recording.looked])
-            self._tried(engine, plan, gathered, asked, entry, made)
-            if not entry.refused:
-                self.refusals.pop(_due(plan), None)
+            self.tried(engine, plan, gathered, asked, entry, made)
         return made
 
-    def _tried(
+    def tried(
         self,
         engine: Engine,
         plan: Plan,
@@ -228,26 +269,36 @@ class Programs:
         asked: Asked,
         entry: Entry,
         made: Prepared,
-    ) -> None:
-        """A replay of the step just made has to give the same, or there is no program."""
+    ) -> bool:
+        """A replay of the step just made has to give the same, or there is no program.
+
+        Whether it has; where it reads something else it tells nothing.
+        """
         assert entry.program is not None
         kept = [t.clone() for t in asked.writable]
         for tensor in asked.writable:
             tensor.fill_(float("nan"))
-        values = entry.program(asked.tensors, plan.k, asked.numbers)
-        told = entry.program.recording.told
-        read = linalg.host(values[len(values) - len(told) :]) if told else []
-        found = filled_in(
-            entry.template, values, read, entry.program.recording, engine, plan, gathered
-        )
-        written = all(identical(a, b) for a, b in zip(kept, asked.writable, strict=True))
+        recording, other = entry.program.recording, None
+        told: Sequence[float] | None = []
+        try:
+            values = entry.program(asked.tensors, plan.k, asked.numbers)
+        except FAILS as error:
+            other, told = str(error).splitlines()[0], None
+        else:
+            looked = values[len(values) - len(recording.looked) :]
+            told = recording.seen(linalg.host(looked)) if looked else []
+        if told is not None:
+            found = filled_in(entry.template, values, told, recording, engine, plan, gathered)
+            written = all(identical(a, b) for a, b in zip(kept, asked.writable, strict=True))
+            other = differs(found, made) or (None if written else "moments")
         if kept:
             torch._foreach_copy_(asked.writable, kept)
-        other = differs(found, made) or (None if written else "moments")
         if other is not None:
-            self._refuse(
-                engine, plan, entry, f"a replay gives other numbers than the step ({other})"
-            )
+            reason = f"a replay gives other numbers than the step ({other})"
+            self.refuse(engine, plan, entry, reason)
+        elif told is not None:
+            self.refusals.pop(_due(plan), None)
+        return other is None and told is not None
 
     def _values(self, engine: Engine, entry: Entry, asked: Asked, plan: Plan) -> list[Tensor]:
         """What a program gives: by one launch where there is a way to capture it, but for a
@@ -289,7 +340,7 @@ class Programs:
             entry.captured = None
         engine.warnings.say("capture", f"programs are replayed call by call: {what}", stacklevel=9)
 
-    def _refuse(
+    def refuse(
         self,
         engine: Engine,
         plan: Plan,
@@ -322,7 +373,8 @@ class Programs:
 
     def programs(self) -> list[Program]:
         """Those that there are."""
-        return [e.program for e in self._known.entries() if e.program is not None]
+        every = (*self._known.entries(), *self._sized.known.entries())
+        return [entry.program for entry in every if entry.program is not None]
 
     def nbytes(self) -> int:
         """Bytes that the programs keep."""
@@ -339,24 +391,5 @@ class Programs:
         return text
 
 
-def _as_expected(recording: Recording, read: list[float]) -> list[float] | None:
-    """What a replay tells, given what it has to look at; None where the step is another one."""
-    flags, number = len(recording.flags), len(recording.expected)
-    if any(read[:flags]) or read[flags : flags + number] != [v for _, v in recording.expected]:
-        return None
-    return read[flags + number :]
-
-
 def _due(plan: Plan) -> str:
     return ", ".join(name for name, flag in plan.due._asdict().items() if flag) or "nothing"
-
-
-def _names(engine: Engine) -> dict[int, str]:
-    """Parts, likelihood and modules by what a refusal calls them."""
-    named = {id(m): path or type(m).__name__ for path, m in engine.problem.model.named_modules()}
-    for block in engine.parts.blocks:
-        named[id(block)] = f"block {type(block).__name__}"
-    for slot, part in engine.parts.items():
-        named[id(part)] = f"{slot} {type(part).__name__}"
-    named[id(engine.problem.likelihood)] = f"likelihood {type(engine.problem.likelihood).__name__}"
-    return named

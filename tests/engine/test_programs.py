@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 import kfac_lab as kl
 from kfac_lab.engine import Engine
-from kfac_lab.engine.known import KEPT
 
 TRAJECTORIES = Path(__file__).parents[1] / "trajectories"
 sys.path.insert(0, str(TRAJECTORIES))
@@ -152,20 +151,6 @@ def test_a_preconditioner(estimator: str) -> None:
     (mine, replayed), (theirs, _) = ends(True), ends(False)
     assert all(map(torch.equal, mine, theirs))
     assert replayed > 5
-
-
-def test_a_batch_that_grows_makes_no_program_for_a_size_that_does_not_come_again() -> None:
-    def run(graphs: bool) -> kl.Run:
-        recipe = kl.Recipe.named("paper").replace(batch="exponential(start=10, full_at=40)", **SOON)
-        return kl.Run(known.problem(), recipe, seed=1, graphs=graphs).advance(60)
-
-    mine, theirs = run(True), run(False)
-    sizes = len({float(m) for m in mine.history["batch"]})
-    assert sizes > 25 and mine.stepper.programs.replayed > 10
-    programs = mine.stepper.programs
-    assert len(programs.programs()) <= KEPT and len(programs._known.entries()) <= KEPT
-    pairs = zip(mine.problem.model.parameters(), theirs.problem.model.parameters(), strict=True)
-    assert all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_a_copy_of_an_engine_begins_without_programs() -> None:

@@ -139,12 +139,12 @@ class Passes:
         """This process's rows of the step's uniforms; those of the whole S1 are drawn."""
         whole, device, dtype = (shape[0] * self.processes, *shape[1:]), like.device, like.dtype
 
-        def drawn(k: int) -> Tensor:
+        def drawn(k: int, whole: Sequence[int]) -> Tensor:
             seed = self._place().seed
             return seeds.uniforms(seed, purpose, k, whole, device, dtype)
 
         place = self._place()
-        return filled(drawn, step)[place.rank :: place.processes]
+        return filled(drawn, step, whole)[place.rank :: place.processes]
 
     def share(self, drawn: Drawn) -> Drawn:
         """This process's cases of a batch that every process has drawn: every P-th of P processes.

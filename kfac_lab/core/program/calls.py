@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -47,6 +47,7 @@ class Call(NamedTuple):
     several: bool  # whether the call gives a list of them
 
 
+Fill = tuple[Slot, Callable[..., Tensor], Any]  # and the shape; None: of k alone
 Held = tuple[Callable[[int], Any], Any, tuple[str, str] | None]
 
 
@@ -55,7 +56,7 @@ class Recording:
     """The calls of a step. Slots 0 to n−1 are the inputs; then come fills, constants, results.
 
     Attributes:
-        fills: tensors that are functions of k, made anew for each replay.
+        fills: tensors that are functions of k, or of k and a shape, made anew for each replay.
         held: functions of k, or of a count, with the values that they had and whose they are: the
             recording serves where they agree.
         counts: what counts in parts' states are after the step.
@@ -71,7 +72,7 @@ class Recording:
     k: int
     inputs: int
     calls: list[Call] = field(default_factory=list)
-    fills: list[tuple[Slot, Callable[[int], Tensor]]] = field(default_factory=list)
+    fills: list[Fill] = field(default_factory=list)
     held: list[Held] = field(default_factory=list)
     counts: dict[tuple[str, str], Callable[[int], int]] = field(default_factory=dict)
     constants: list[tuple[Slot, Tensor]] = field(default_factory=list)
@@ -87,6 +88,13 @@ class Recording:
     def looked(self) -> list[Slot]:
         """What a replay has to look at: the flags, what is expected, what is told."""
         return [*self.flags, *(slot for slot, _ in self.expected), *self.told]
+
+    def seen(self, read: Sequence[float]) -> Sequence[float] | None:
+        """What a replay tells, by what it has looked at; None where the step is another one."""
+        flags, end = len(self.flags), len(self.flags) + len(self.expected)
+        if any(read[:flags]) or list(read[flags:end]) != [value for _, value in self.expected]:
+            return None
+        return read[end:]
 
 
 def identical(a: Any, b: Any) -> bool:

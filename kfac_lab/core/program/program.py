@@ -29,16 +29,18 @@ class Program:
 
     def __init__(self, recording: Recording, outputs: Sequence[Slot]) -> None:
         self.recording = recording
-        self._run, self.text = _compiled(recording, outputs)
+        self._run, self._shapes, self.text = _compiled(recording, outputs)
         self._constants = [tensor for _, tensor in recording.constants]
         self.replays = 0
 
     def __repr__(self) -> str:
         return f"Program({len(self.recording.calls)} calls, {self.replays} replays)"
 
-    def fills(self, k: int) -> list[Tensor]:
-        """The tensors of step k that are functions of k."""
-        return [make(k) for _, make in self.recording.fills]
+    def fills(self, k: int, numbers: Sequence[float] = ()) -> list[Tensor]:
+        """The tensors of step k that are functions of k, and of sizes among its numbers."""
+        shapes = self._shapes(*numbers)
+        made = zip(self.recording.fills, shapes, strict=True)
+        return [make(k) if shape is None else make(k, shape) for (_, make, _), shape in made]
 
     def numbers(self, known: Mapping[Hashable, float]) -> list[float]:
         """Those of the numbers, by their labels, that it is given."""
@@ -49,7 +51,8 @@ class Program:
     ) -> list[Tensor]:
         """The outputs at step k, with the numbers of the step by their labels."""
         self.replays += 1
-        return self.run(inputs, self.fills(k), self.numbers(known))
+        numbers = self.numbers(known)
+        return self.run(inputs, self.fills(k, numbers), numbers)
 
     def run(
         self, inputs: Sequence[Tensor], fills: Sequence[Tensor], numbers: Sequence[float]
@@ -94,7 +97,7 @@ class Captured:
         self.program, self._writable = program, tuple(writable)
         self.numbers = list(numbers)
         self._inputs = [_place(t) for t in inputs]
-        self._fills = program.fills(k)
+        self._fills = program.fills(k, self.numbers)
         self._outputs: list[Tensor] = []
 
         def launched() -> None:
@@ -108,7 +111,7 @@ class Captured:
         written = set(self._writable)
         read = [n for n in range(len(inputs)) if n not in written]
         _copied([self._inputs[n] for n in read], [inputs[n].detach() for n in read])
-        _copied(self._fills, self.program.fills(k))
+        _copied(self._fills, self.program.fills(k, self.numbers))
         self._launch()
         _copied([inputs[n] for n in self._writable], [self._inputs[n] for n in self._writable])
         given: list[Tensor] = [torch.empty_like(t) if t.dim() else t for t in self._outputs]
@@ -168,8 +171,9 @@ def _copied(places: list[Tensor], values: list[Tensor]) -> None:
 
 def _compiled(
     recording: Recording, outputs: Sequence[Slot]
-) -> tuple[Callable[..., list[Tensor]], str]:
-    """The recording as a Python function of inputs, fills and constants, and its text.
+) -> tuple[Callable[..., list[Tensor]], Callable[..., tuple[Any, ...]], str]:
+    """The recording as a Python function of inputs, fills, constants and numbers, the shapes of its
+    fills as one of numbers, and the text of both.
 
     A tensor is let go of after its last use. Operations are names of their own: looking each up by
     its path costs as much as calling it.
@@ -200,7 +204,8 @@ def _compiled(
         return bound(value, "c")
 
     given = [Slot(n) for n in range(recording.inputs)]
-    given += [slot for slot, _ in (*recording.fills, *recording.constants)]
+    given += [fill[0] for fill in recording.fills]
+    given += [slot for slot, _ in recording.constants]
     last = dict.fromkeys(given, -1)  # the call that needs it last
     for place, call in enumerate(recording.calls):
         last |= {slot: place for slot in (*call.results, *_slots(call)) if slot is not None}
@@ -226,8 +231,10 @@ def _compiled(
             lines.append(f"    del {', '.join(ends[place])}")
     lines.append(f"    return [{', '.join(map(shown, outputs))}]")
     text = "\n".join(lines)
+    shapes = "".join(f"{shown(shape)}, " for _, _, shape in recording.fills)
+    text += f"\ndef shapes({', '.join(recording.supplied.values())}):\n    return ({shapes})"
     exec(compile(text, "<program>", "exec"), names)
-    return names["run"], text
+    return names["run"], names["shapes"], text
 
 
 def _slots(value: Any) -> Iterator[Slot]:

@@ -96,16 +96,16 @@ class Recorder(TorchDispatchMode, Taker):
 
     # --- what parts ask for (``stepwise``) --------------------------------------------------------
 
-    def fill(self, make: Callable[[int], Tensor]) -> Tensor:
+    def fill(self, make: Callable[..., Tensor], shape: Sequence[int] | None) -> Tensor:
         """See ``Taker``."""
         before, self._busy = self._busy, True
         try:
-            made = make(self.k)
+            made = make(self.k) if shape is None else make(self.k, shape)
         finally:
             self._busy = before
         slot = self._new()
         self._know(made, slot)
-        self.recording.fills.append((slot, make))
+        self.recording.fills.append((slot, make, None if shape is None else tuple(shape)))
         return made
 
     def hold(self, choose: Callable[[int], Any], source: Source) -> Any:

@@ -49,8 +49,8 @@ class Taker(Protocol):
 
     k: int
 
-    def fill(self, make: Callable[[int], Tensor]) -> Tensor:
-        """``make(k)``, as an input that every replay makes anew."""
+    def fill(self, make: Callable[..., Tensor], shape: Sequence[int] | None) -> Tensor:
+        """``make(k)`` or ``make(k, shape)``, as an input that every replay makes anew."""
         ...
 
     def hold(self, choose: Callable[[int], Any], source: Source) -> Any:
@@ -85,10 +85,16 @@ class Taker(Protocol):
 RECORDING: ContextVar[Taker | None] = ContextVar("kfac_lab_recording", default=None)
 
 
-def filled(make: Callable[[int], Tensor], step: Any) -> Tensor:
-    """``make(step)``: a tensor whose values depend on the step, its shape and dtype do not."""
+def filled(make: Callable[..., Tensor], step: Any, shape: Sequence[int] | None = None) -> Tensor:
+    """``make(step)``: a tensor whose values depend on the step, its dtype does not.
+
+    Nor does its shape, unless it is given: it may be another for another size of the batch, and
+    the tensor is ``make(step, shape)``.
+    """
     taker = RECORDING.get()
-    return make(plain(step)) if taker is None else taker.fill(make)
+    if taker is not None:
+        return taker.fill(make, shape)
+    return make(plain(step)) if shape is None else make(plain(step), shape)
 
 
 def numbers(values: Callable[[int], Sequence[float]], step: Any, like: Tensor) -> Tensor:

@@ -1,0 +1,201 @@
+"""Batches that grow: one program for every size, where a size does not come again.
+
+Two steps at different sizes are recorded, and what differs between them has to be made of sizes
+(``core/program/sizes.py``). A part may still decide by a size in Python, so a program serves
+between sizes at which it was tried and has given the step's own numbers bit for bit: what goes by a
+bound would have shown at one of them. Before it serves larger batches it is tried on one of twice
+the size, whose cases are the batch's own twice over; nothing of that step is kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from kfac_lab.core.clock import Clock
+from kfac_lab.core.problem import Drawn
+from kfac_lab.core.program import Program, Recording
+from kfac_lab.core.program.sizes import Unlike, unified
+from kfac_lab.engine import statistics
+from kfac_lab.engine.asked import Asked
+from kfac_lab.engine.known import AGAIN, Entry, Known
+from kfac_lab.engine.prepared import Plan, Prepare, Prepared, template
+from kfac_lab.engine.statistics import StepMoments
+
+if TYPE_CHECKING:
+    from kfac_lab.engine.engine import Engine
+    from kfac_lab.engine.programs import Programs
+
+__all__ = ["Sized"]
+
+OTHERS = 3  # sizes that come once before a step is recorded for all of them
+
+
+@dataclass(eq=False)
+class Family(Entry):
+    """What is known of steps that differ in the sizes of their batches alone."""
+
+    first: tuple[Recording, dict[str, int]] | None = None
+    low: tuple[int, ...] = ()
+    high: tuple[int, ...] = ()
+
+    def spans(self, sizes: tuple[int, ...]) -> bool:
+        """Whether the program was tried at smaller sizes and at larger ones."""
+        ends = zip(self.low, sizes, self.high, strict=True)
+        return all(low <= size <= high for low, size, high in ends)
+
+    def stretched(self, sizes: tuple[int, ...]) -> None:
+        """It was tried at these too."""
+        self.low = tuple(map(min, self.low or sizes, sizes))
+        self.high = tuple(map(max, self.high or sizes, sizes))
+
+
+@dataclass(eq=False)
+class Sized:
+    """The programs of an engine that serve every size."""
+
+    known: Known = field(default_factory=lambda: Known(Family))
+
+    def step(
+        self,
+        programs: Programs,
+        engine: Engine,
+        plan: Plan,
+        drawn: Drawn,
+        gathered: StepMoments,
+        clock: Clock,
+        prepare: Prepare,
+        asked: Asked,
+    ) -> Prepared | None:
+        """A step whose size has come for the first time, or None: it is to be made call by call."""
+        if asked.family is None:
+            return None
+        asked = replace(asked, key=asked.family)
+        family = self.known.of(asked, plan.k)
+        assert isinstance(family, Family)
+        family.seen += 1
+        if family.refused or family.seen <= OTHERS:
+            return None
+        if family.program is None:
+            return self._recorded(
+                programs, engine, plan, drawn, gathered, clock, prepare, asked, family
+            )
+        sizes = tuple(asked.sizes.values())
+        if not family.spans(sizes):
+            own = engine, plan, drawn, gathered, clock, prepare, asked
+            made = self._stretched(programs, *own, family)
+            if made is not None or family.program is None or not family.spans(sizes):
+                return made
+        if family.program.replays % AGAIN == AGAIN - 1:
+            made = prepare(engine, plan, drawn, gathered, clock, plan.k)
+            programs.tried(engine, plan, gathered, asked, family, made)
+            return made
+        return programs.replayed_step(engine, plan, gathered, asked, family, clock)
+
+    def _recorded(
+        self,
+        programs: Programs,
+        engine: Engine,
+        plan: Plan,
+        drawn: Drawn,
+        gathered: StepMoments,
+        clock: Clock,
+        prepare: Prepare,
+        asked: Asked,
+        family: Family,
+    ) -> Prepared | None:
+        """A step made as ever, and noted; with one of another size a program."""
+        noted = programs.noted(engine, plan, drawn, gathered, clock, prepare, asked, None)
+        if isinstance(noted, Exception):
+            family.refused = True  # the step itself says what is wrong, if anything is
+            return None
+        made, recorder, recording = noted
+        self.known.file(asked, family, recording.held)
+        if recording.refusals:
+            programs.refuse(engine, plan, family, recording.refusals[0], recording.held)
+            return made
+        if recording.unclear is not None or made.back:
+            return made
+        first = family.first
+        if first is not None and all(a != b for a, b in _apart(first[1], asked.sizes)):
+            family.first = None
+            try:
+                whole = unified(first[0], recording, (first[1], asked.sizes))
+            except Unlike as error:
+                reason = f"at another size of the batch it makes other calls: {error}"
+                programs.refuse(engine, plan, family, reason)
+                return made
+            family.template, outputs = template(recorder, made, engine.state_)
+            family.program = Program(whole, [*outputs, *whole.looked])
+            family.stretched(tuple(first[1].values()))
+            family.stretched(tuple(asked.sizes.values()))
+            programs.tried(engine, plan, gathered, asked, family, made)
+        elif first is None:
+            family.first = recording, dict(asked.sizes)
+        return made
+
+    def _stretched(
+        self,
+        programs: Programs,
+        engine: Engine,
+        plan: Plan,
+        drawn: Drawn,
+        gathered: StepMoments,
+        clock: Clock,
+        prepare: Prepare,
+        asked: Asked,
+        family: Family,
+    ) -> Prepared | None:
+        """Tries the program beyond the sizes that it serves: on a batch of twice the size, by the
+        spare side of the moments, or on the step itself where there is no larger one.
+        """
+        known, limit = plan.m, engine.problem.available
+        chunk = engine.passes.function.chunk
+        m = max(known, min(2 * known, limit or known, -(-known // chunk) * chunk))
+        if known < family.high[0]:
+            m = known
+        if m == known:
+            made = prepare(engine, plan, drawn, gathered, clock, plan.k)
+            if programs.tried(engine, plan, gathered, asked, family, made):
+                family.stretched(tuple(asked.sizes.values()))
+            return made
+        spread = engine.state_.spread
+        s1, s2 = (
+            engine.passes.subset(engine.parts[slot], m, spread)
+            for slot in ("estimator", "quadratic_model")
+        )
+        larger = replace(plan, m=m, s1=s1, s2=s2)
+        with clock("program"):
+            cases = _repeated(drawn, known, m)
+            store = engine.store
+            assert store is not None
+            gathered = statistics.begun(engine.parts, store, plan.due, engine.state_, s1)
+            own = Asked.of(engine, larger, cases, gathered, None)
+            if own.family != asked.key:  # all of the batch is S1 there, say
+                return None
+            try:
+                made = prepare(engine, larger, cases, gathered, Clock(), plan.k)
+            except Exception:  # what is wrong with it is no matter of the step's
+                return None
+            own = replace(own, key=own.family)
+            if programs.tried(engine, larger, gathered, own, family, made):
+                family.stretched(tuple(own.sizes.values()))
+                family.stretched(tuple(asked.sizes.values()))
+        return None
+
+
+def _apart(one: dict[str, int], other: Any) -> list[tuple[int, int]]:
+    return [(one[name], other[name]) for name in one]
+
+
+def _repeated(drawn: Drawn, known: int, m: int) -> Drawn:
+    """A batch of m cases made of those of one of ``known``, whose leading ones are the same."""
+    device = drawn.inputs.device
+    rows = torch.arange(m, device=device) % known
+    order = drawn.order
+    if order is not None:
+        order = torch.cat([order, torch.arange(known, m, device=order.device)])
+    inputs, targets = (t.index_select(0, rows) for t in (drawn.inputs, drawn.targets))
+    return Drawn(inputs, targets, order)
