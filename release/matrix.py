@@ -119,10 +119,11 @@ def main() -> int:
     for folder in (options.env, options.dist):
         folder.mkdir(parents=True, exist_ok=True)
     built(options.dist)
-    outcome = {
-        row: tried(row, options.dist, options.env.resolve(), options) for row in options.row or ROWS
-    }
-    print(*(f"{row:12}  {told}" for row, told in outcome.items()), sep="\n")
+    outcome = {}
+    for row in options.row or ROWS:
+        outcome[row] = tried(row, options.dist, options.env.resolve(), options)
+        print(f"{row:12}  {outcome[row]}", flush=True)
+    print("", *(f"{row:12}  {told}" for row, told in outcome.items()), sep="\n")
     return 0 if not any(told.startswith(("FAILED", "could")) for told in outcome.values()) else 1
 
 

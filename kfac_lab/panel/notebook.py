@@ -8,7 +8,7 @@ from typing import Any
 
 from kfac_lab.panel.compare import Table
 
-__all__ = ["Cell", "after_cells", "answer_beside"]
+__all__ = ["Cell", "after_cells", "answer_beside", "forget"]
 
 
 class _Tables:
@@ -100,6 +100,28 @@ def after_cells(call: Callable[[], None]) -> None:
             alive()
 
     shell.events.register("post_run_cell", after)
+
+
+def forget(value: Any) -> None:
+    """Takes an object out of the outputs that IPython keeps: ``Out[n]``, ``_n``, ``_``.
+
+    What a cell shows lives there for as long as the kernel does. Names that people gave it stay.
+    """
+    shell = _kernel()
+    if shell is None:
+        return
+    kept = shell.user_ns.get("_oh", {})
+    for n in [n for n, each in kept.items() if each is value]:
+        del kept[n]
+        for names in (shell.user_ns, shell.user_ns_hidden):
+            if names.get(f"_{n}") is value:
+                del names[f"_{n}"]
+    for last in ("_", "__", "___"):
+        for names in (shell.user_ns, shell.user_ns_hidden):
+            if names.get(last) is value:
+                names[last] = ""
+        if getattr(shell.displayhook, last, "") is value:
+            setattr(shell.displayhook, last, "")
 
 
 def _kernel() -> Any:

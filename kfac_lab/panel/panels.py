@@ -7,6 +7,8 @@ import itertools
 import weakref
 from typing import Any
 
+from kfac_lab.panel.notebook import forget
+
 __all__ = ["add", "named", "others", "replaced"]
 
 _PANELS: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -36,6 +38,7 @@ def replaced(panel: Any) -> str:
         trained = other.controller.going
         name = other.controller.label
         other.close()
+        forget(other)  # and its runs, which it holds, with it
         told.append(f"its run {name!r} stops" if trained else f"{name!r} was not training")
     if not told:
         return ""

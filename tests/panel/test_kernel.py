@@ -1,0 +1,60 @@
+"""Panels of cells in a kernel: what is left of one when its cell runs again."""
+
+import gc
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from kfac_lab.panel.panel import Panel
+from kfac_lab.run import Run
+
+CELL = """
+import kfac_lab as kl
+run = kl.Run("digits", recipe="robust", seed=0, device="cpu")
+panel = kl.Panel(run)
+panel
+"""
+
+
+@pytest.fixture
+def execute() -> Iterator[Any]:
+    """Runs a cell in a kernel within this process."""
+    from ipykernel.inprocess.manager import InProcessKernelManager
+
+    manager = InProcessKernelManager()
+    manager.start_kernel()
+    client = manager.client()
+    client.start_channels()
+    shell = manager.kernel.shell
+    try:
+        yield lambda code: (client.execute(code), shell)[1]
+    finally:
+        client.stop_channels()
+        shell.reset()
+        type(shell).clear_instance()
+        type(manager.kernel).clear_instance()
+
+
+def alive(kind: type) -> int:
+    """How many objects of a type there are; ``__class__``, which some make up, is not asked."""
+    gc.collect()
+    return sum(issubclass(type(each), kind) for each in gc.get_objects())
+
+
+def test_a_cell_that_runs_again_leaves_one_panel_and_one_run(execute: Any) -> None:
+    before = alive(Panel), alive(Run)
+    for _ in range(4):
+        shell = execute(CELL)
+    assert (alive(Panel) - before[0], alive(Run) - before[1]) == (1, 1)
+    assert [*shell.user_ns["_oh"].values()] == [shell.user_ns["panel"]]
+    assert shell.user_ns["_"] is shell.user_ns["panel"] and not shell.user_ns["panel"].closed
+
+
+def test_a_panel_with_a_name_of_its_own_stays(execute: Any) -> None:
+    execute(CELL)
+    execute("first = panel\nfirst.run.advance(1)\nOut[70] = 'text'")
+    shell = execute(CELL)
+    first = shell.user_ns["first"]
+    assert first.closed and first.run.step == 1
+    assert shell.user_ns["_oh"][70] == "text" and first not in shell.user_ns["_oh"].values()
