@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PROJECTS = (ROOT, *sorted(p.parent for p in ROOT.glob("plugins/*/pyproject.toml")))
 #: what the tests of all six import, beside what the distributions bring
-TOOLS = ("pytest>=8.2", "hypothesis>=6.100", "pytest-xdist>=3.6", "nbval>=0.11", "nbformat>=5")
+TOOLS = ("pytest>=8.2", "hypothesis>=6.100", "pytest-xdist>=3.6", "nbval>=0.11", "nbformat>=5.10")
 #: tests of the checkout and of its tools (style, pages, notebooks, mutants), of a browser, and of
 #: other people's architectures: they have no say about a wheel
 OF_THE_CHECKOUT = (
