@@ -7,7 +7,6 @@ nothing.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 
@@ -18,14 +17,15 @@ from kfac_lab.core.layers import dense
 from kfac_lab.core.limits import memory_of, shown
 from kfac_lab.core.program import supplied
 from kfac_lab.core.protocols import Layer
-from kfac_lab.core.rows import Grouped, UnassignedRows
+from kfac_lab.core.row_products import parts, reduced, sums, symmetric_update
+from kfac_lab.core.rows import Grouped
 from kfac_lab.core.traits import LayerTraits, traits
 from kfac_lab.errors import CoverageError, RecipeError
 
 __all__ = ["Accumulation", "Ledger", "MomentLayout", "MomentStore", "Table"]
 
 Key = tuple[str, int, int]  # name, layer, layer; both equal but for cross moments
-WIDE, STRIPS = 128, 4  # on a CPU: from which side on a moment is updated by strips
+WIDE = 128  # on a CPU: from which side on a moment is updated by strips
 NAMES = ("A", "G", "A.diagonal", "G.diagonal", "A.mean", "A.reduced", "G.reduced")
 
 
@@ -160,13 +160,13 @@ class Accumulation:
             old, new = self._weights(key)
             if name.endswith(".reduced"):
                 groups = self._store.groups[i]
-                left = right = _reduced(left, groups, mean=kind == "G")
+                left = right = reduced(left, groups, mean=kind == "G")
                 positions = groups
             new = new / self._cases if kind == "A" else new / self._cases / positions
             if name.endswith(".diagonal"):
-                self._add(key, _sums(left, squared=True), old, new)
+                self._add(key, sums(left, squared=True), old, new)
             elif name.endswith(".mean"):
-                self._add(key, _sums(left, squared=False), old, new / math.sqrt(positions))
+                self._add(key, sums(left, squared=False), old, new / math.sqrt(positions))
             else:
                 left, right = dense(left).flatten(0, 1), dense(right).flatten(0, 1)
                 self._product(key, left, right, old, new)
@@ -209,7 +209,7 @@ class Accumulation:
         self._started.add(key)
         wide = left.device.type == "cpu" and left.shape[1] >= WIDE
         if wide and key[1] == key[2]:
-            _symmetric(spare, current, left, old, new)
+            symmetric_update(spare, current, left, old, new)
         else:
             torch.addmm(current, left.t(), right, beta=old, alpha=new, out=spare)
 
@@ -228,51 +228,6 @@ class Accumulation:
             if key not in self._started:
                 self._store.spare[key].copy_(self._store.current[key])
         return [self._store.spare[key] for key in self._store.keys]
-
-
-def parts(rows: Grouped) -> tuple[UnassignedRows, ...]:
-    """Rows one by one, whatever they came as."""
-    return rows if isinstance(rows, tuple) else (UnassignedRows(dense(rows), 1),)
-
-
-def _sums(rows: Tensor, squared: bool) -> Tensor:
-    """Sums over cases and positions ``[d]``; sparse rows are not made dense."""
-    if rows.is_sparse:
-        columns, values = rows._indices()[-1], rows._values()
-        values = values * values if squared else values
-        return values.new_zeros(rows.shape[-1]).index_add_(0, columns, values)
-    flat = rows.flatten(0, 1)
-    return torch.sum(flat * flat, 0) if squared else flat.sum(0)
-
-
-def _reduced(rows: Tensor, groups: int, mean: bool) -> Tensor:
-    """KFAC-reduce: rows ``[n, S·groups, d]`` summed or averaged over S (Eschenhagen et al. 2023).
-
-    Rows of other groups are of other units: each group keeps a position of its own.
-    """
-    apart = dense(rows).reshape(rows.shape[0], -1, groups, rows.shape[-1])
-    return apart.mean(1) if mean else apart.sum(1)
-
-
-def _symmetric(out: Tensor, current: Tensor, rows: Tensor, old: float, new: float) -> None:
-    """out ← old·current + new·rowsᵀrows by strips of the upper triangle, then mirrored.
-
-    Four strips do 10/16 of the products; with the mirroring a third of the time is saved.
-    """
-    side = rows.shape[1]
-    edges = [round(side * n / STRIPS) for n in range(STRIPS + 1)]
-    for low, high in itertools.pairwise(edges):
-        strip = out[low:high, low:]
-        torch.addmm(
-            current[low:high, low:],
-            rows[:, low:high].t(),
-            rows[:, low:],
-            beta=old,
-            alpha=new,
-            out=strip,
-        )
-        if high < side:
-            out[high:, low:high].copy_(strip[:, high - low :].t())
 
 
 def _check_room(layers: Sequence[Layer], wants: Sequence[Sequence[str]], like: Tensor) -> None:
