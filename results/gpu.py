@@ -8,9 +8,11 @@ Three parts, each with a share of the time, each written to results/gpu/DEVICE.j
 known, so that a script that is cut off has kept what it found:
 
 * ``tests``: the suites with every tensor of theirs on the device (`pytest --device`);
-* ``steps``: milliseconds of a steady step, K-FAC call by call and as a program, and SGD with
-  momentum call by call and captured; on CUDA how long its kernels are busy, and how many they are;
-* ``curves``: the training-set error by seconds of training, K-FAC and the tuned baselines.
+* ``steps``: milliseconds of a steady step, K-FAC and the baselines call by call and as programs,
+  and SGD with momentum as a loop of one's own and captured; on CUDA how long its kernels are busy,
+  and how many they are;
+* ``curves``: the training-set error by seconds of training, K-FAC and the tuned baselines,
+  whose steps are replayed.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ import torch
 
 import kfac_lab as kl
 from kfac_lab.baselines import tuned
+from kfac_lab.core.program import CudaGraphs, Repeated
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 8 * 60.0  # seconds of all
@@ -145,9 +148,28 @@ def steps(device: str, small: bool, seconds: float) -> list[dict[str, Any]]:
         line["SGD"] = timed(sgd.step, device, each)
         if device == "cuda":
             line["SGD, captured"] = timed(sgd.captured(), device, each)
+        for method in BASELINES:
+            for label, replays in ((method, False), (f"{method}, program", True)):
+                run = baseline(method, problem, m, device, replays)
+                run.advance(5)
+                line[label] = timed(run.step_once, device, each / 4)
         lines.append(line)
         print(line, flush=True)
     return lines
+
+
+def baseline(method: str, problem: str, m: int, device: str, replays: bool) -> kl.Run:
+    """A run of a baseline on batches of m."""
+    recipe = kl.Recipe.named("adam").replace(method=method, batch=f"constant(size={m})")
+    run = kl.Run(problem, recipe, seed=0, device=device)
+    if replays:
+        repeat(run, device)
+    return run
+
+
+def repeat(run: kl.Run, device: str) -> None:
+    """Has a baseline's gradient and update replayed, on CUDA as two launches."""
+    run.stepper.repeated = Repeated(CudaGraphs() if device == "cuda" else None)
 
 
 def timed(step: Callable[[], object], device: str, seconds: float) -> dict[str, float]:
@@ -228,6 +250,8 @@ def curves(device: str, small: bool, seconds: float) -> list[dict[str, Any]]:
                 if method in BASELINES:
                     recipe = kl.Recipe.of(tuned(method, problem, seconds=horizon))
                 run = kl.Run(problem, recipe, seed=0, device=device)
+                if method in BASELINES:
+                    repeat(run, device)
             except kl.errors.KfacLabError as error:  # no settings for it: said, not left out
                 lines.append({"problem": problem, "method": method, "error": str(error)})
                 continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from kfac_lab.core.likelihood import Criterion, Outputs
 from kfac_lab.core.parameters import component_name
 from kfac_lab.core.passes import square_norm
 from kfac_lab.core.problem import Problem
+from kfac_lab.core.program import Repeated
 from kfac_lab.core.state import Due, StepRecord
 from kfac_lab.core.trees import copied
 from kfac_lab.errors import CoverageError, NumericalError
@@ -78,6 +79,7 @@ class Baseline:
         self._buffers = bool(dict(problem.model.named_buffers()))
         self._couples = any(isinstance(m, _COUPLING) for m in problem.model.modules())
         self.batch, self._average = recipe["batch"], recipe["average"]
+        self.repeated: Repeated | None = None  # what replays the gradient and the update
         self.step_count = 0
         self.seconds = 0.0
         self.record: StepRecord | None = None  # of the last step, set by its commit
@@ -133,7 +135,7 @@ class Baseline:
         size = self.batch.size(k, self.problem.available)
         drawn = self.problem.draw(k, size, self.seed)
         self._settle()
-        loss, error, gradients, buffers = self._evaluate(drawn.inputs, drawn.targets, k)
+        loss, error, gradients, buffers = self._evaluated(drawn.inputs, drawn.targets, k)
         if loss.device.type == "cpu" and not math.isfinite(linalg.host([loss])[0]):
             raise NumericalError(
                 f"step {k}: the objective h is not finite; the step has not happened. Lower lr "
@@ -192,12 +194,12 @@ class Baseline:
         A fused kernel is one call, which needs no memory; of any other we keep what to go back to.
         """
         if not self._divisible:
-            made += [self._move(k)]
+            made += [self._updated(k)]
             return
         theta = [t.clone() for t in self._theta]
         states = [{t: copied(s) for t, s in o.state.items()} for o in self._optimisers]
         try:
-            made += [self._move(k)]
+            made += [self._updated(k)]
         except BaseException:
             if not made:
                 torch._foreach_copy_(self._theta, theta)
@@ -212,6 +214,53 @@ class Baseline:
         It may be called again: what must not be done twice is noted in ``made``, which has one
         entry, for the update, at first.
         """
+
+    def _evaluated(
+        self, inputs: Any, targets: Any, k: int
+    ) -> tuple[Tensor, Tensor, list[Tensor], dict[str, Tensor]]:
+        """:meth:`_evaluate`, or a replay of it where the model has nothing but parameters."""
+        plain = isinstance(inputs, Tensor) and isinstance(targets, Tensor) and not self._buffers
+        if self.repeated is None or not plain:
+            return self._evaluate(inputs, targets, k)
+
+        def function() -> list[Tensor]:
+            loss, error, gradients, _ = self._evaluate(inputs, targets, k)
+            return [loss, error, *gradients]
+
+        key = "gradient", self.problem.l2, self.problem.model.training
+        made, _ = self.repeated(key, function, [inputs, targets], self._parameters, {})
+        loss, error, *gradients = made
+        return loss, error, gradients, {}
+
+    def _updated(self, k: int) -> bool:
+        """:meth:`_move`, or a replay of it; True: it has been made."""
+        owned = (v for o in self._optimisers for own in o.state.values() for v in own.values())
+        memory = [v for v in owned if isinstance(v, Tensor)]
+        if self.repeated is None or not memory or not self._repeats():
+            return self._move(k)
+
+        def function() -> list[Tensor]:
+            self._move(k)
+            return []
+
+        settings = [{**g, "params": None} for o in self._optimisers for g in o.param_groups]
+        gradients = [t.grad for t in self._theta if t.grad is not None]
+        key, lasting = str(settings), [*self._theta, *memory]
+        _, replayed = self.repeated(key, function, gradients, lasting, self._numbers(), True)
+        if replayed:
+            self._counted()
+        return True
+
+    def _repeats(self) -> bool:
+        """Whether the next update writes into the tensors that the optimisers hold, and no more."""
+        return True
+
+    def _numbers(self) -> Mapping[Hashable, float]:
+        """The numbers of the next update that a replay is given."""
+        return {}
+
+    def _counted(self) -> None:
+        """What an optimiser counts in Python, after a replay."""
 
     def _evaluate(
         self, inputs: Any, targets: Any, k: int

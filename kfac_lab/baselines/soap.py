@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from kfac_lab.baselines.base import Baseline, fused_where_possible
 from kfac_lab.baselines.ends import end_seconds, end_steps, one_end
 from kfac_lab.core.parameters import parameter
 from kfac_lab.core.problem import Problem
+from kfac_lab.core.program import supplied
 
 __all__ = ["Soap", "SoapOptimizer"]
 
@@ -95,12 +96,12 @@ class SoapOptimizer(torch.optim.Optimizer):
         state["first"].lerp_(gradient, 1 - beta1)
         inside = _rotated(gradient, left, right)
         state["second"].mul_(beta2).addcmul_(inside, inside, value=1 - beta2)
-        scale = (state["second"] / (1 - beta2**k)).sqrt_().add_(group["eps"])
+        scale = (state["second"] / supplied("bias2", 1 - beta2**k)).sqrt_().add_(group["eps"])
         update = _rotated(state["first"], left, right).div_(scale)
         back = _rotated(
             update, None if left is None else left.t(), None if right is None else right.t()
         )
-        p.add_(back, alpha=-group["lr"] / (1 - beta1**k))
+        p.add_(back, alpha=-group["lr"] / supplied("bias1", 1 - beta1**k))
 
     def _turn(self, state: dict[str, Any], gradient: Tensor, group: dict[str, Any]) -> None:
         """The factors of both sides with this gradient in them, and the bases where due."""
@@ -158,6 +159,25 @@ class _SoapStepper(Baseline):
         for optimiser, lr in zip(self._optimisers, self._lrs, strict=True):
             optimiser.param_groups[0]["lr"] = lr * faded
         return self.method.lr * faded, self.method.beta1
+
+    def _seen(self) -> int:
+        """Gradients that the factors have seen."""
+        every = (own for o in self._optimisers for own in o.state.values())
+        return max((own.get("k", 0) for own in every), default=0)
+
+    def _repeats(self) -> bool:
+        seen = self._seen()  # with new bases the optimiser holds new tensors
+        return bool(seen) and (seen + 1) % self.method.every != 0
+
+    def _numbers(self) -> Mapping[Hashable, float]:
+        seen = self._seen()
+        return {"bias1": 1 - self.method.beta1**seen, "bias2": 1 - self.method.beta2**seen}
+
+    def _counted(self) -> None:
+        for optimiser in self._optimisers:
+            for own in optimiser.state.values():
+                if "k" in own:
+                    own["k"] += 1
 
     def _mover(self, tensor: Tensor) -> str:
         return "soap" if id(tensor) in self._matrices else "adam"

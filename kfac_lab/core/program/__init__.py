@@ -5,6 +5,8 @@
 - ``calls.py``: what a recording is made of.
 - ``recorder.py``: notes every ATen call of a step while it is made as ever, and what of it would
   not come out right in a replay: a read, a draw, a Python number of k, a write into what is kept.
+- ``repeated.py``: any function of tensors, recorded and replayed: a baseline's step.
+- ``sizes.py``: two recordings at different sizes as one program for all.
 - ``program.py``: the calls as a function of their inputs, run one by one, or as one CUDA graph.
 
 What a step's inputs are, and when a program serves, is the engine's (``engine/programs.py``).
@@ -13,6 +15,7 @@ What a step's inputs are, and when a program serves, is the engine's (``engine/p
 from kfac_lab.core.program.calls import Recording, Slot, identical
 from kfac_lab.core.program.program import Capture, Captured, CudaGraphs, Program
 from kfac_lab.core.program.recorder import Recorder
+from kfac_lab.core.program.repeated import Repeated
 from kfac_lab.core.program.stepwise import (
     branch,
     counted,
@@ -32,6 +35,7 @@ __all__ = [
     "Program",
     "Recorder",
     "Recording",
+    "Repeated",
     "Slot",
     "branch",
     "counted",

@@ -83,6 +83,7 @@ class Captured:
         k: the step.
         numbers: of the step; a launch has them for good.
         capture: notes what a function launches, and gives what launches it again.
+        fixed: which inputs have memory that stays: they are read and written where they are.
     """
 
     def __init__(
@@ -93,10 +94,13 @@ class Captured:
         k: int,
         numbers: Sequence[float],
         capture: Capture,
+        fixed: Sequence[int] = (),
     ) -> None:
         self.program, self._writable = program, tuple(writable)
         self.numbers = list(numbers)
-        self._inputs = [_place(t) for t in inputs]
+        self._fixed = frozenset(fixed)
+        own = enumerate(inputs)
+        self._inputs = [t.detach() if n in self._fixed else _place(t) for n, t in own]
         self._fills = program.fills(k, self.numbers)
         self._outputs: list[Tensor] = []
 
@@ -108,7 +112,7 @@ class Captured:
     def __call__(self, inputs: Sequence[Tensor], k: int) -> list[Tensor]:
         """The outputs at step k, in tensors of their own."""
         self.program.replays += 1
-        written = set(self._writable)
+        written = {*self._writable, *self._fixed}
         read = [n for n in range(len(inputs)) if n not in written]
         _copied([self._inputs[n] for n in read], [inputs[n].detach() for n in read])
         _copied(self._fills, self.program.fills(k, self.numbers))

@@ -211,6 +211,8 @@ class Recorder(TorchDispatchMode, Taker):
             self._busy = False
 
     def _called(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if func.namespace == "profiler":  # a label around calls
+            return func(*args, **kwargs)
         if func is _ATEN.detach.default:
             result = func(*args)
             self._know(result, self._slot(args[0]))
