@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kfac_lab.core import seeds
+from kfac_lab.core.ahead import Ahead
 from kfac_lab.core.cases import Unlabelled, Weighed, as_cases, call_arguments, tensors_of
 from kfac_lab.core.likelihood import Joint, Likelihood, Outputs, Selector, examined, resolve
 from kfac_lab.errors import DataError, RecipeError
@@ -139,6 +140,7 @@ class Problem:
         self.test = test
         self.name = name
         self.title = title or name
+        self._ahead = Ahead()
 
     def __repr__(self) -> str:
         return f"Problem({self.name!r}, {self.available or 'unbounded'} cases, l2={self.l2})"
@@ -175,7 +177,9 @@ class Problem:
         if whole and size >= available:
             chosen = torch.arange(available)
         else:
-            chosen = seeds.permutation(seed, "batch", step, available)[: min(size, available)]
+            # An accelerator is at work meanwhile: the next step's is drawn ahead.
+            drawn_by = seeds if self.device.type == "cpu" else self._ahead
+            chosen = drawn_by.permutation(seed, "batch", step, available)[: min(size, available)]
         if self.inputs is not None and self.targets is not None:
             inputs = self.inputs.index_select(0, _sent(chosen, self.inputs.device))
             every = self._labelled(self.targets)
