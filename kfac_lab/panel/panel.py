@@ -188,6 +188,9 @@ class Panel(Layout):
             self.controller.stop()
         self.live.close()
         self.closed = True
+        if self.chart is not None and not self.painter.heard:
+            # what runs notebooks without a page keeps the last state of closed widgets, too
+            self.chart._esm = self.chart._css = ""
         close(self.widget)
         self._shared.close()
 

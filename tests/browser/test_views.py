@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from browser.driver import Lab, Page, notebook, opened, wait
+from kfac_lab.cli import main
 
 CELL = """
 import kfac_lab as kl
@@ -149,3 +150,20 @@ def test_an_open_view_of_curvature_is_drawn_anew_while_it_trains(page: Page) -> 
     page.kernel.do("panel.stop()")
     page.kernel.until("not panel.live.running")
     assert max(seen) <= page.kernel.ask("run.step")
+
+
+# ---- a view that somebody wrote ------------------------------------------------------------------
+
+
+def test_the_view_that_new_plugin_writes_is_drawn(page: Page, tmp_path: Path) -> None:
+    assert main(["new-plugin", "lab-traces", "--slot", "view", "--into", str(tmp_path)]) == 0
+    folder = tmp_path / "lab-traces"
+    page.kernel.do(f"import sys; sys.path.insert(0, {str(folder)!r})")
+    page.kernel.do("import lab_traces; kl.lab.load_module(lab_traces); panel.refresh()")
+    turn_to(page, "traces")
+    assert page.chart("chart.plots[0].title") == "How fast it falls"
+    page.kernel.do("panel.start(20); await panel.live")
+    losses = page.kernel.ask("[float(v) for v in run.history['loss']]")
+    expected = [b / a for a, b in zip(losses, losses[5:], strict=False)]
+    wait(lambda: page.chart(f"{FIRST}.made.found[0].p.y.length") == len(expected), "other points")
+    np.testing.assert_allclose(page.chart(f"{FIRST}.made.found[0].p.y"), expected, rtol=1e-5)

@@ -58,3 +58,18 @@ def test_a_panel_with_a_name_of_its_own_stays(execute: Any) -> None:
     first = shell.user_ns["first"]
     assert first.closed and first.run.step == 1
     assert shell.user_ns["_oh"][70] == "text" and first not in shell.user_ns["_oh"].values()
+
+
+def test_a_closed_panel_leaves_no_module_behind_where_there_is_no_page(execute: Any) -> None:
+    """What runs a notebook without a page never forgets the state of a widget that is closed."""
+    chart = execute(CELL).user_ns["panel"].chart
+    assert len(chart._esm) > 10_000
+    seen = []
+    chart.observe(lambda change: seen.append((change["name"], chart.comm is not None)))
+    execute("panel.close()")
+    assert chart._esm == chart._css == ""
+    assert {("_esm", True), ("_css", True)} <= set(seen), "sent while it could be"
+    heard = execute(CELL).user_ns["panel"]
+    heard.painter.heard = True
+    execute("panel.close()")
+    assert len(heard.chart._esm) > 10_000, "a page would load it anew"
