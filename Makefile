@@ -37,10 +37,14 @@ test: lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 	$(BIN)/python -m pytest -n 2 --dist worksteal --device emulated $(ACCELERATOR)
 	$(BIN)/python -m pytest $(PYTEST_ARGS) plugins  # on their own: here entry points do load
-	$(BIN)/python -m pytest $(PYTEST_ARGS) --nbval notebooks $(wildcard plugins/*/*.ipynb)
+	$(BIN)/python -m pytest $(PYTEST_ARGS) --nbval $(NOTEBOOKS)
 
 # what is tried on an accelerator too, emulated where there is none
 ACCELERATOR := tests/accelerator tests/trajectories
+
+# the two longest first, one for each worker
+NOTEBOOKS := notebooks/09_claims.ipynb notebooks/01_tour.ipynb
+NOTEBOOKS += $(filter-out $(NOTEBOOKS),$(wildcard notebooks/*.ipynb plugins/*/*.ipynb))
 
 # what tells most in two minutes
 QUICK := tests/trajectories tests/core tests/engine tests/paper tests/hooks tests/oracles tests/test_layout.py tests/test_public_names.py

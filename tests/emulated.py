@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 __all__ = ["DEVICE", "DefaultDevice", "emulated", "prepare", "transfers"]
 
@@ -87,49 +86,63 @@ class _There(Tensor):
         return self.raw.data_ptr()
 
 
-def _host(value: Any) -> Any:
-    return value.raw if isinstance(value, _There) else value
-
-
 def _there(value: Any) -> Any:
     return _There(value) if isinstance(value, Tensor) and not isinstance(value, _There) else value
 
 
+def _host(value: Any, there: list[_There], here: list[Tensor]) -> Any:
+    """An argument on the host; its tensors of the device and of the host go into the two lists."""
+    if isinstance(value, _There):
+        there.append(value)
+        return value.raw
+    if isinstance(value, Tensor):
+        here.append(value)
+    elif isinstance(value, (list, tuple)):
+        return [_host(v, there, here) for v in value]
+    return value
+
+
 def _call(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     name = func._schema.name
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    there = [t for t in tensors if isinstance(t, _There)]
+    there: list[_There] = []
+    here: list[Tensor] = []
+    hosts = [_host(value, there, here) for value in args]
+    named = {key: _host(value, there, here) for key, value in kwargs.items()}
     device = kwargs.get("device")
     if device is not None and torch.device(device).type == DEVICE:
-        kwargs = {k: v for k, v in kwargs.items() if k != "pin_memory"} | {"device": _HOST}
-        made = func(*tree_map(_host, args), **tree_map(_host, kwargs))
-        if tensors and made.data_ptr() == _host(tensors[0]).data_ptr():
+        named.pop("pin_memory", None)
+        made = func(*hosts, **{**named, "device": _HOST})
+        if (there or here) and made.data_ptr() == hosts[0].data_ptr():
             made = made.clone()  # a move is a copy
         return _there(made)
     if not there:
         return func(*args, **kwargs)
     if name == "aten::_local_scalar_dense" or (name == "aten::_to_copy" and device is not None):
         transfers.append(name)
-        return func(*tree_map(_host, args), **kwargs)
+        return func(*hosts, **named)
     if name == "aten::copy_":
         if not isinstance(args[0], _There):
             transfers.append(name)
-        _host(args[0]).copy_(_host(args[1]))
+        hosts[0].copy_(hosts[1])
         return args[0]
-    if name not in _INDEXED:
-        for tensor in tensors:
-            if not isinstance(tensor, _There) and tensor.dim():
+    if name in _INDEXED:
+        if name == "aten::index" and any(
+            isinstance(at, Tensor) and at.dtype == torch.bool for at in args[1]
+        ):
+            transfers.append(name)
+    else:
+        for tensor in here:
+            if tensor.dim():
                 raise RuntimeError(
                     f"{name}: a tensor {tuple(tensor.shape)} on the CPU beside tensors on {DEVICE}"
                 )
-    masked = name in _INDEXED and any(
-        t.dtype == torch.bool for t in tree_leaves(args[1]) if isinstance(t, Tensor)
-    )
-    if name in _SIZED or (masked and name == "aten::index"):
+    if name in _SIZED:
         transfers.append(name)
-    made = func(*tree_map(_host, args), **tree_map(_host, kwargs))
+    made = func(*hosts, **named)
     given = {id(t.raw): t for t in there}  # what an operation in place gives back is what it got
-    return tree_map(lambda value: given[id(value)] if id(value) in given else _there(value), made)
+    if isinstance(made, (list, tuple)):
+        return type(made)(given[id(v)] if id(v) in given else _there(v) for v in made)
+    return given[id(made)] if id(made) in given else _there(made)
 
 
 class _Factories(TorchDispatchMode):

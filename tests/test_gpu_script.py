@@ -1,19 +1,17 @@
 """`make gpu` where there is no GPU: the same script, small, on the CPU."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import torch
+import warm
 
 SCRIPT = Path(__file__).parents[1] / "results" / "gpu.py"
 
 
 def script(*arguments):
-    return subprocess.run(
-        [sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True
-    )
+    return warm.run([sys.executable, str(SCRIPT), *map(str, arguments)])
 
 
 def test_it_times_steps_call_by_call_and_as_programs(tmp_path):

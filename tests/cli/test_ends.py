@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import warm
 
 import kfac_lab as kl
 from kfac_lab.cli import main
@@ -194,7 +195,7 @@ def test_killed_at_any_call_it_goes_on(tmp_path) -> None:
     while True:
         lives += 1
         words = [sys.executable, "-c", KILLED, str(at)]
-        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        done = warm.run(words, tmp_path, environment)
         if done.returncode == 0:
             break
         assert done.returncode == -signal.SIGKILL, done.stderr

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import warm
 from torch import Tensor
 
 import kfac_lab as kl
@@ -91,7 +92,7 @@ def _process(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
         "OMP_NUM_THREADS": "1",
     }
     words = (sys.executable, "-W", "error::UserWarning", *words)
-    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
+    return warm.run(words, folder, environment)
 
 
 def test_each_passes_its_own_tests_at_once(seven: Path) -> None:

@@ -21,6 +21,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import warm
+
 from kfac_lab.cli import parser
 
 if sys.version_info >= (3, 11):
@@ -121,9 +123,7 @@ def _close(one: str, other: str) -> bool:
 
 
 def _ran(words: list[str], folder: Path, extra: list[Path]) -> str:
-    done = subprocess.run(
-        words, cwd=folder, env=environment(folder, extra), capture_output=True, text=True
-    )
+    done = warm.run(words, folder, environment(folder, extra))
     assert done.returncode == 0, (
         f"{shlex.join(words)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import os
 import random
-import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+import warm
 
 import kfac_lab as kl
 from invariants.grid import PARTS
@@ -275,12 +275,7 @@ def test_also_in_a_new_process(seed: int, tmp_path: Path) -> None:
     play(run, what, done=True)
     code = f"from invariants.test_random_swaps import go_on; go_on({seed}, {str(path)!r})"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        env={**environment, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+    done = warm.run([sys.executable, "-W", "ignore", "-c", code], env=environment)
     assert done.returncode == 0, done.stderr
     there = torch.load(path.with_suffix(".end"), weights_only=True)
     same(there, plain(image(run)))

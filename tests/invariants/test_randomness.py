@@ -1,10 +1,10 @@
 """Randomness is a function of (seed, purpose, step): every way to go on gives the same run."""
 
-import subprocess
 import sys
 
 import pytest
 import torch
+import warm
 
 import kfac_lab as kl
 from invariants.helpers import numbers, problem_of, recipe_of, run_of, same, same_run, state_of
@@ -131,7 +131,7 @@ for path in sys.argv[2:]:
 def test_a_run_loaded_by_another_process_goes_on_bit_for_bit(straight, saved):
     files = {name: str(saved(name)[1]) for name in KFAC + BASELINES}
     command = [sys.executable, "-c", SCRIPT, str(MORE), *files.values()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = warm.run(command)
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr  # nothing differs that a continuation depends on
     for name, path in files.items():

@@ -1,8 +1,12 @@
-"""A notebook with a wrong key number fails under nbval; without real data all pass as they are."""
+"""A notebook with a wrong key number fails; without real data all pass as they are.
 
+All of them in one process and without kernels (`cells.py`), which compares what nbval compares; one
+of them under nbval itself.
+"""
+
+import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -47,14 +51,34 @@ DATA = (
 )
 
 
-def validated(*paths: Path, **environment: str) -> subprocess.CompletedProcess:
-    """The outcome of nbval on some notebooks, in a process of its own."""
-    env = {k: v for k, v in os.environ.items() if k not in ("KFAC_LAB_DATA", "KFAC_LAB_PLUGINS")}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "--nbval", *map(str, paths)]
-    options = ["-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT)]
-    whole = [*command, *options]
-    env |= environment
-    return subprocess.run(whole, env=env, cwd=ROOT, capture_output=True, text=True)
+#: what the cell does in which the wrong number is found
+FOUND = {"printed", "AssertionError"}
+#: the one that nbval itself is asked about
+UNDER_NBVAL = "notebooks/06_invariance.ipynb"
+
+
+def environment() -> dict[str, str]:
+    """Of a reader without real data, with every plugin."""
+    return {k: v for k, v in os.environ.items() if k not in ("KFAC_LAB_DATA", "KFAC_LAB_PLUGINS")}
+
+
+def outcomes(requests: list[tuple[str, str, str, int | None]]) -> dict[str, tuple[int, str]]:
+    """For each notebook how many cells passed, of so many at most, and what the next one did."""
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("cells.py"))],
+        input=json.dumps([(str(ROOT / name), *more) for name, *more in requests]),
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    names = [name for name, *_ in requests]
+    return dict(zip(names, map(tuple, json.loads(done.stdout)), strict=True))
+
+
+@pytest.fixture(scope="module")
+def perturbed() -> dict[str, tuple[int, str]]:
+    return outcomes([(name, *both, None) for name, both in WRONG.items()])
 
 
 def test_every_notebook_has_a_key_number():
@@ -62,18 +86,31 @@ def test_every_notebook_has_a_key_number():
 
 
 @pytest.mark.parametrize("name", list(WRONG))
-def test_a_wrong_key_number_fails(name, tmp_path):
-    right, wrong = WRONG[name]
-    text = (ROOT / name).read_text(encoding="utf-8")
-    assert right in text, "the key number is somewhere else now"
-    folder = tmp_path / "notebooks"
-    folder.mkdir()
-    shutil.copytree(ROOT / "results", tmp_path / "results")
-    changed = folder / Path(name).name
+def test_a_wrong_key_number_fails(name, perturbed):
+    passed, found = perturbed[name]
+    assert found in FOUND, f"after {passed} cells: {found}"
+
+
+def test_as_they_are_they_pass_there(perturbed):
+    """Nothing but the wrong number is found: the same cells, up to the one that found it."""
+    as_they_are = outcomes([(name, "", "", n + 1) for name, (n, _) in perturbed.items()])
+    assert as_they_are == {name: (n + 1, "passed") for name, (n, _) in perturbed.items()}
+
+
+def test_nbval_says_the_same(tmp_path, perturbed):
+    """Its cells that pass, and the one that fails."""
+    right, wrong = WRONG[UNDER_NBVAL]
+    changed = tmp_path / Path(UNDER_NBVAL).name
+    text = (ROOT / UNDER_NBVAL).read_text(encoding="utf-8")
     changed.write_text(text.replace(right, wrong), encoding="utf-8")
-    done = validated(changed)
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--nbval", str(changed)]
+    options = ["-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT)]
+    done = subprocess.run(
+        [*command, *options], env=environment(), cwd=ROOT, capture_output=True, text=True
+    )
+    passed, _ = perturbed[UNDER_NBVAL]
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "FAILED" in done.stdout
+    assert f"1 failed, {passed} passed" in done.stdout and f"::Cell {passed}" in done.stdout
 
 
 def reads_data(path):
@@ -90,7 +127,7 @@ def test_without_real_data_the_notebooks_that_use_them_pass_as_they_are():
 
     The others are the same cells in the same environment: once is enough.
     """
-    some = [path for path in NOTEBOOKS if reads_data(path)]
+    some = {name_of(path): len(code_of(path)) for path in NOTEBOOKS if reads_data(path)}
     assert 2 <= len(some) < len(NOTEBOOKS)
-    done = validated(*some)
-    assert done.returncode == 0, done.stdout[-3000:]
+    found = outcomes([(name, "", "", None) for name in some])
+    assert found == {name: (cells, "passed") for name, cells in some.items()}

@@ -1,19 +1,8 @@
 """What nbval overlooks: the digits behind "≈", and nothing else of what a notebook says."""
 
-import configparser
-import re
-from pathlib import Path
-
 import pytest
 
-RULES = configparser.RawConfigParser()
-RULES.read(Path(__file__).with_name("sanitize.cfg"), encoding="utf-8")
-
-
-def masked(text):
-    for name in RULES.sections():
-        text = re.sub(RULES[name]["regex"], RULES[name]["replace"], text)
-    return text
+from .cells import masked
 
 
 @pytest.mark.parametrize(

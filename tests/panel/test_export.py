@@ -3,11 +3,11 @@
 import ast
 import csv
 import dataclasses
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import warm
 
 import kfac_lab as kl
 from kfac_lab.panel.export import export, first_recipe, script
@@ -39,9 +39,7 @@ def test_the_script_makes_the_same_numbers(tmp_path: Path) -> None:
     run = swapped()
     paths = export(run, tmp_path / "out")
     assert [path.name for path in paths] == ["recipe.toml", "history.csv", "run.py"]
-    done = subprocess.run(
-        [sys.executable, "run.py"], cwd=tmp_path / "out", capture_output=True, text=True
-    )
+    done = warm.run([sys.executable, "run.py"], tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert "the same last loss" in done.stdout and "True" in done.stdout.splitlines()[-1]
     again = rows(tmp_path / "out" / "history_again.csv")
@@ -54,10 +52,8 @@ def test_a_script_without_its_swaps_makes_other_numbers(tmp_path: Path) -> None:
     kept = [line for line in lines if not line.startswith("run.swap")]
     assert len(lines) - len(kept) == 4
     (tmp_path / "run.py").write_text("\n".join(kept))
-    done = subprocess.run(
-        [sys.executable, "run.py"], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    assert "False" in done.stdout.splitlines()[-1]
+    done = warm.run([sys.executable, "run.py"], tmp_path)
+    assert done.returncode == 0 and "False" in done.stdout.splitlines()[-1]
 
 
 def test_the_recipe_of_the_start_and_of_now(tmp_path: Path) -> None:
@@ -72,7 +68,7 @@ def test_the_recipe_of_the_start_and_of_now(tmp_path: Path) -> None:
 def test_a_problem_made_from_objects_says_what_to_bring(tmp_path: Path) -> None:
     text = script(run_of().advance(2))
     compile(text, "run.py", "exec")
-    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True)
+    done = warm.run([sys.executable, "-c", text])
     assert done.returncode == 1 and "build the Problem of this run first" in done.stderr
 
 

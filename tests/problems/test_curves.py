@@ -2,12 +2,12 @@
 
 import hashlib
 import os
-import subprocess
 import sys
 import time
 
 import pytest
 import torch
+import warm
 from oracles.pca import pca_error
 from torch import nn
 
@@ -52,9 +52,7 @@ def test_another_process_draws_the_same_images(tmp_path):
         "print(*(hashlib.sha256(x.numpy().data).hexdigest() for x in curves_data()))"
     )
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}  # nothing cached there
-    there = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
-    ).stdout.split()
+    there = warm.run([sys.executable, "-c", program], env=environment).stdout.split()
     assert there == [hashlib.sha256(x.numpy().data).hexdigest() for x in curves_data()]
 
 
