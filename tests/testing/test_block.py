@@ -63,23 +63,19 @@ class Rotated:
     keep: float = dataclasses.field(default=1.0, metadata={"low": 0.0, "high": 1.0})
 
     def init(self):
-        return {"count": 0}
+        return {"keep": self.keep}
 
     def wants(self):
         return ["A", "G"]
 
     def observe(self, part_state, rows, cotangents, weight):
         if "q_a" not in part_state:
-            return {**part_state, "count": part_state["count"] + 1}
+            return dict(part_state)
         gradients = torch.einsum("cnso,nsi->cnoi", cotangents, rows)
         turned = part_state["q_g"].t() @ gradients @ part_state["q_a"]
         new = (turned * turned).sum(0).mean(0)
-        kept = (1 - weight) * self.keep
-        return {
-            **part_state,
-            "count": part_state["count"] + 1,
-            "s": kept * part_state["s"] + (1 - kept) * new,
-        }
+        kept = (1 - weight) * part_state["keep"]
+        return {**part_state, "s": kept * part_state["s"] + (1 - kept) * new}
 
     def factorise(self, moments, part_state):
         a, q_a = torch.linalg.eigh(moments["A"])

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import kfac_lab as kl
+from kfac_lab.core.program import numbers
 from kfac_lab.core.vector import Vec
 from kfac_lab.paper.block_tridiagonal import BlockTridiagonal
 
@@ -58,7 +59,8 @@ class Warmed:
         return (direction,)
 
     def choose(self, restriction, strength, step):
-        return restriction.minimiser(strength) * min(1.0, step / self.over)
+        (share,) = numbers(lambda k: [min(1.0, k / self.over)], step, restriction.slope)
+        return restriction.minimiser(strength) * share
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,8 @@ def kfac_register_averages(register: Register) -> None:
     ```python
     import dataclasses
 
+    import torch
+
     import kfac_lab as kl
 
 
@@ -51,11 +53,13 @@ def kfac_register_averages(register: Register) -> None:
         start: int = dataclasses.field(default=100, metadata={"section": "13", "low": 1})
 
         def init(self, theta):
-            return {"count": 0, "mean": [t.detach().clone() for t in theta]}
+            # A tensor: a count of Python's would be frozen where steps are replayed.
+            count = torch.zeros((), dtype=torch.float64, device=theta[0].device)
+            return {"count": count, "mean": [t.detach().clone() for t in theta]}
 
         def update(self, part_state, theta):
             count = part_state["count"] + 1
-            weight = 1 / max(1, count - self.start + 1)
+            weight = 1 / torch.clamp(count - self.start + 1, min=1)
             mean = [m + weight * (t - m) for m, t in zip(part_state["mean"], theta)]
             return {"count": count, "mean": mean}
 
