@@ -21,6 +21,7 @@ PAGES = {
     "project/architecture.md": "ARCHITECTURE.md",
     "project/contributing.md": "CONTRIBUTING.md",
     "project/changelog.md": "CHANGELOG.md",
+    "results/clock.md": "results/clock.md",
     "results/tuning.md": "results/tuning.md",
     "results/digits.md": "plugins/kfac-lab-conv/benchmarks/digits.md",
 }
