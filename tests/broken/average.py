@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from broken.half import common_half
 
 __all__ = ["BROKEN", "Sound"]
 
@@ -37,64 +38,9 @@ class Sound:
         return mean
 
 
-class _Raises(Sound):
-    def update(self, part_state: PartState, theta: Sequence[Tensor]) -> PartState:
-        raise ValueError("no")
-
-
-class _NanMemo(Sound):
-    def update(self, part_state: PartState, theta: Sequence[Tensor]) -> PartState:
-        return {**super().update(part_state, theta), "last": theta[0] * float("nan")}
-
-
-class _Counts(Sound):
-    _calls: ClassVar[Any] = itertools.count(1)
-
-    def update(self, part_state: PartState, theta: Sequence[Tensor]) -> PartState:
-        return {**super().update(part_state, theta), "count": next(self._calls)}
-
-
-class _OneForAll(Sound):
-    _first: ClassVar[list[int]] = []
-
-    def update(self, part_state: PartState, theta: Sequence[Tensor]) -> PartState:
-        self._first.append(id(self))
-        return {**super().update(part_state, theta), "mine": self._first[0] == id(self)}
-
-
-class _WritesMemo(Sound):
-    def update(self, part_state: PartState, theta: Sequence[Tensor]) -> PartState:
-        for mean, tensor in zip(part_state["mean"], theta, strict=True):
-            mean.lerp_(tensor, self.share)
-        return part_state
-
-
-class _Draws(Sound):
-    def update(self, part_state: PartState, theta: Sequence[Tensor]) -> PartState:
-        torch.rand(1)
-        return super().update(part_state, theta)
-
-
 class _Doubles(Sound):
     def init(self, theta: Sequence[Tensor]) -> PartState:
         return super().init([t.double() for t in theta])
-
-
-class _Reads(Sound):
-    def update(self, part_state: PartState, theta: Sequence[Tensor]) -> PartState:
-        float(theta[0].sum())
-        return super().update(part_state, theta)
-
-
-class _OnTheCpu(Sound):
-    def update(self, part_state: PartState, theta: Sequence[Tensor]) -> PartState:
-        scaled = [t * torch.tensor(1.0) for t in theta]
-        return super().update(part_state, scaled)
-
-
-@dataclass(frozen=True)
-class _ListField(Sound):
-    steps: Any = field(default_factory=lambda: [1, 2])
 
 
 class _FiveTensorsAtMost(Sound):
@@ -102,11 +48,6 @@ class _FiveTensorsAtMost(Sound):
         if len(theta) == 5:
             raise ValueError("five is too many")
         return super().update(part_state, theta)
-
-
-class _Unsaveable(Sound):
-    def update(self, part_state: PartState, theta: Sequence[Tensor]) -> PartState:
-        return {**super().update(part_state, theta), "seen": {1, 2}}
 
 
 class _Flat(Sound):
@@ -151,16 +92,8 @@ class _Stays(Sound):
 
 
 BROKEN: dict[str, Callable[[], Any]] = {
-    "runs": _Raises,
-    "finite": _NanMemo,
-    "deterministic": _Counts,
-    "instances_share_nothing": _OneForAll,
-    "inputs_not_written": _WritesMemo,
-    "global_state_kept": _Draws,
+    **common_half(Sound, "update"),
     "dtype_follows": _Doubles,
-    "no_host_read": _Reads,
-    "device_follows": _OnTheCpu,
-    "round_trip": _ListField,
     "shaped_like_theta": _Flat,
     "one_kind_of_answer": _LateRead,
     "owns_its_tensors": _KeepsTheta,
@@ -168,6 +101,5 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "between_what_it_saw": _Extrapolates,
     "follows": _Stays,
     "trains": _FiveTensorsAtMost,
-    "resumes": _Unsaveable,
     "replays": _CountsInPython,
 }

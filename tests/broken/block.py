@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from broken.common import Misread, Remembers, counted, first_of, irregular, named
+from broken.common import Remembers, irregular, named
+from broken.half import common_half
 from broken.wrapping import unforwarding
 from kfac_lab.core.linalg import damped_inverse
 from kfac_lab.core.state import DampingStrength
@@ -99,50 +100,11 @@ def _inverse(**methods: Any) -> Callable[[], Any]:
     return _changing(lambda self, inverse, previous: kind(**vars(inverse)))
 
 
-class _Raises(Sound):
-    def factorise(self, moments: Any, part_state: PartState) -> tuple[Any, PartState]:
-        if len(moments["G"]) == 1:
-            raise ValueError("one row is not enough")
-        return super().factorise(moments, part_state)
-
-
-class _ByTrace(Sound):
-    def factorise(self, moments: Any, part_state: PartState) -> tuple[Any, PartState]:
-        a, g = moments["A"], moments["G"]
-        return (a * (a.trace() / a.trace()), g.clone()), part_state
-
-
-def _counting() -> Any:
-    more = counted()
-    return _changing(lambda self, inverse, previous: replace(inverse, scale=more()))()
-
-
-def _sharing() -> Any:
-    first = first_of()
-    return _changing(
-        lambda self, inverse, previous: replace(inverse, scale=1.0 if first(self) else 2.0)
-    )()
-
-
 class _Writes(Sound):
     def factorise(self, moments: Any, part_state: PartState) -> tuple[Any, PartState]:
         found = super().factorise(moments, part_state)
         moments["A"].mul_(0.5)
         return found
-
-
-def _draws(self: Any, inverse: Inverse, previous: Any) -> Inverse:
-    torch.rand(1)
-    return inverse
-
-
-def _reads(self: Any, inverse: Inverse, previous: Any) -> Inverse:
-    return inverse if float(inverse.a.sum()) < 1e9 else replace(inverse, scale=2.0)
-
-
-@dataclass(frozen=True)
-class _Misread(Misread, Sound):
-    pass
 
 
 def _fails_in_a_run(self: Any, inverse: Inverse, previous: Any) -> Inverse:
@@ -285,19 +247,10 @@ def _restless() -> Any:
 
 
 BROKEN: dict[str, Callable[[], Any]] = {
-    "runs": _Raises,
-    "finite": _ByTrace,
-    "deterministic": _counting,
-    "instances_share_nothing": _sharing,
+    **common_half(Sound, "changed", lambda inverse, factor: replace(inverse, scale=factor)),
     "inputs_not_written": _Writes,
-    "global_state_kept": _changing(_draws),
     "dtype_follows": _inverse(apply=lambda self, v: Inverse.apply(self, v).double()),
-    "no_host_read": _changing(_reads),
-    "device_follows": _inverse(
-        apply=lambda self, v: Inverse.apply(self, v) * torch.ones(1, dtype=v.dtype)
-    ),
     "forwards_traits": unforwarding("block", "kronecker"),
-    "round_trip": _Misread,
     "trains": _changing(_fails_in_a_run),
     "resumes": _Forgets,
     "replays": _restless,

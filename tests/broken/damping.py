@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from broken.half import common_half
 from broken.wrapping import unforwarding
 from kfac_lab.core.state import DampingStrength, Due, StepRecord
 
@@ -55,83 +55,12 @@ class Sound:
         return strength._replace(lam=lam), {"count": count + 1}
 
 
-class _Raises(Sound):
-    def candidates(self, strength: DampingStrength, due: Due) -> tuple[DampingStrength, ...]:
-        if due.gamma:
-            raise ValueError("no search here")
-        return (strength,)
-
-
-class _NanMemo(Sound):
-    def adapt(
-        self, strength: DampingStrength, part_state: PartState, record: StepRecord
-    ) -> tuple[DampingStrength, PartState]:
-        return super().adapt(strength, part_state, record)[0], {
-            "count": part_state["count"] * float("nan")
-        }
-
-
-class _Counts(Sound):
-    _calls: ClassVar[Any] = itertools.count(1)
-
-    def factor(self, record: StepRecord) -> Tensor:
-        return super().factor(record) * (1 - 1e-6 / next(self._calls))
-
-
-class _OneForAll(Sound):
-    _first: ClassVar[list[int]] = []
-
-    def factor(self, record: StepRecord) -> Tensor:
-        self._first.append(id(self))
-        same = self._first[0] == id(self)
-        return super().factor(record) * (1.0 if same else 0.9)
-
-
-class _WritesMemo(Sound):
-    def adapt(
-        self, strength: DampingStrength, part_state: PartState, record: StepRecord
-    ) -> tuple[DampingStrength, PartState]:
-        part_state["count"].add_(1)
-        return super().adapt(strength, part_state, record)[0], part_state
-
-
-class _Draws(Sound):
-    def init(self, problem: Any) -> tuple[DampingStrength, PartState]:
-        torch.rand(1)
-        return super().init(problem)
-
-
-class _Reads(Sound):
-    def factor(self, record: StepRecord) -> Tensor:
-        if record.rho > 0.75:
-            return torch.full_like(record.rho, 0.5)
-        return torch.full_like(record.rho, 1.0 if record.rho > 0.25 else 2.0)
-
-
-class _OnTheCpu(Sound):
-    def factor(self, record: StepRecord) -> Tensor:
-        return super().factor(record) * torch.tensor(1.0)
-
-
-@dataclass(frozen=True)
-class _ListField(Sound):
-    factors: Any = field(default_factory=lambda: [0.5, 2.0])
-
-
 class _OneTriedOnly(Sound):
     def adapt(
         self, strength: DampingStrength, part_state: PartState, record: StepRecord
     ) -> tuple[DampingStrength, PartState]:
         ((_lam, _gamma, _value),) = record.candidates
         return super().adapt(strength, part_state, record)
-
-
-class _Unsaveable(Sound):
-    def adapt(
-        self, strength: DampingStrength, part_state: PartState, record: StepRecord
-    ) -> tuple[DampingStrength, PartState]:
-        adapted, new = super().adapt(strength, part_state, record)
-        return adapted, {**new, "seen": {1, 2}}
 
 
 class _StartsBelow(Sound):
@@ -240,16 +169,8 @@ class _ByStep(Sound):
 
 
 BROKEN: dict[str, Callable[[], Any]] = {
-    "runs": _Raises,
-    "finite": _NanMemo,
-    "deterministic": _Counts,
-    "instances_share_nothing": _OneForAll,
-    "inputs_not_written": _WritesMemo,
-    "global_state_kept": _Draws,
-    "no_host_read": _Reads,
-    "device_follows": _OnTheCpu,
+    **common_half(Sound, "adapt"),
     "forwards_traits": unforwarding("damping", "levenberg_marquardt"),
-    "round_trip": _ListField,
     "starts_valid": _StartsBelow,
     "stays_valid": _NegativeAtNan,
     "scalars_double": _Single,
@@ -266,6 +187,5 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "retry_valid": _RetriesBelow,
     "retry_ends": _NeverContent,
     "trains": _OneTriedOnly,
-    "resumes": _Unsaveable,
     "replays": _ByStep,
 }

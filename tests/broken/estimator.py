@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from broken.common import Misread, Remembers, counted, first_of, irregular
+from broken.common import Remembers, irregular
+from broken.half import common_half
 from broken.wrapping import unforwarding
 
 __all__ = ["BROKEN", "Sound"]
@@ -40,45 +41,9 @@ def _changing(change: Callable[[Any, Tensor, Tensor], Tensor]) -> Callable[[], A
     return lambda: type("BrokenEstimator", (Sound,), {"changed": change})()
 
 
-class _Raises(Sound):
-    def changed(self, cotangent: Tensor, outputs: Tensor) -> Tensor:
-        if outputs.dim() > 2:
-            raise ValueError("positions are too much")
-        return cotangent
-
-
-class _OneCase(Sound):
-    def changed(self, cotangent: Tensor, outputs: Tensor) -> Tensor:
-        return cotangent * float("nan") if len(outputs) == 1 else cotangent
-
-
-def _counting() -> Any:
-    more = counted()
-    return _changing(lambda self, cotangent, outputs: cotangent * more())()
-
-
-def _sharing() -> Any:
-    first = first_of()
-    return _changing(lambda self, g, outputs: g if first(self) else -g)()
-
-
 def _writes(self: Any, cotangent: Tensor, outputs: Tensor) -> Tensor:
     outputs.mul_(1.0001)
     return cotangent
-
-
-def _draws_globally(self: Any, cotangent: Tensor, outputs: Tensor) -> Tensor:
-    torch.rand(1)
-    return cotangent
-
-
-def _reads(self: Any, cotangent: Tensor, outputs: Tensor) -> Tensor:
-    return cotangent if float(outputs.sum()) < 1e9 else -cotangent
-
-
-@dataclass(frozen=True)
-class _Misread(Misread, Sound):
-    pass
 
 
 class _FailsInARun(Sound):
@@ -121,17 +86,10 @@ def _restless() -> Any:
 
 
 BROKEN: dict[str, Callable[[], Any]] = {
-    "runs": _Raises,
-    "finite": _OneCase,
-    "deterministic": _counting,
-    "instances_share_nothing": _sharing,
+    **common_half(Sound, "changed", lambda cotangent, factor: cotangent * factor),
     "inputs_not_written": _changing(_writes),
-    "global_state_kept": _changing(_draws_globally),
     "dtype_follows": _changing(lambda self, g, outputs: g.float()),
-    "no_host_read": _changing(_reads),
-    "device_follows": _changing(lambda self, g, outputs: g * torch.ones(1, dtype=g.dtype)),
     "forwards_traits": unforwarding("estimator", "sampled"),
-    "round_trip": _Misread,
     "trains": _FailsInARun,
     "resumes": _Forgets,
     "fraction_in_range": lambda: Sound(fraction=1.5),

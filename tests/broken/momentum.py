@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from broken.half import common_half
 from broken.wrapping import unforwarding
 from kfac_lab.core.protocols import Space, SubspaceModel
 from kfac_lab.core.state import DampingStrength, StepRecord
@@ -46,65 +46,9 @@ class Sound:
         return {"last": coefficients + 0}
 
 
-class _Raises(Sound):
-    def choose(self, restriction: SubspaceModel, strength: DampingStrength, step: int) -> Tensor:
-        raise ValueError("no idea")
-
-
-class _NanMemo(Sound):
-    def update(self, part_state: PartState, coefficients: Tensor, record: StepRecord) -> PartState:
-        return {
-            **super().update(part_state, coefficients, record),
-            "ratio": coefficients * float("nan"),
-        }
-
-
-class _Counts(Sound):
-    _calls: ClassVar[Any] = itertools.count(1)
-
-    def update(self, part_state: PartState, coefficients: Tensor, record: StepRecord) -> PartState:
-        return {"count": next(self._calls)}
-
-
-class _OneForAll(Sound):
-    _first: ClassVar[list[int]] = []
-
-    def update(self, part_state: PartState, coefficients: Tensor, record: StepRecord) -> PartState:
-        self._first.append(id(self))
-        return {"count": part_state.get("count", 0) + (2 if self._first[0] == id(self) else 1)}
-
-
-class _WritesMemo(Sound):
-    def update(self, part_state: PartState, coefficients: Tensor, record: StepRecord) -> PartState:
-        part_state["count"] = 1  # type: ignore[index]
-        return part_state
-
-
-class _Draws(Sound):
-    def choose(self, restriction: SubspaceModel, strength: DampingStrength, step: int) -> Tensor:
-        torch.rand(1)
-        return super().choose(restriction, strength, step)
-
-
 class _Singles(Sound):
     def choose(self, restriction: SubspaceModel, strength: DampingStrength, step: int) -> Tensor:
         return restriction.minimiser(strength).float()
-
-
-class _Reads(Sound):
-    def choose(self, restriction: SubspaceModel, strength: DampingStrength, step: int) -> Tensor:
-        best = restriction.minimiser(strength)
-        return best if best[0] > 0 else best * 1.0
-
-
-class _OnTheCpu(Sound):
-    def choose(self, restriction: SubspaceModel, strength: DampingStrength, step: int) -> Tensor:
-        return restriction.minimiser(strength) * torch.tensor(1.0)
-
-
-@dataclass(frozen=True)
-class _ListField(Sound):
-    steps: Any = field(default_factory=lambda: [1, 2])
 
 
 class _NeedsRho(Sound):
@@ -112,11 +56,6 @@ class _NeedsRho(Sound):
         if isinstance(record.rho, float):  # NaN, where it is not due
             raise ValueError("I need ρ at every step")
         return super().update(part_state, coefficients, record)
-
-
-class _Unsaveable(Sound):
-    def update(self, part_state: PartState, coefficients: Tensor, record: StepRecord) -> PartState:
-        return {**super().update(part_state, coefficients, record), "seen": {1, 2}}
 
 
 class _PreviousFirst(Sound):
@@ -213,17 +152,9 @@ class _ByStep(Sound):
 
 
 BROKEN: dict[str, Callable[[], Any]] = {
-    "runs": _Raises,
-    "finite": _NanMemo,
-    "deterministic": _Counts,
-    "instances_share_nothing": _OneForAll,
-    "inputs_not_written": _WritesMemo,
-    "global_state_kept": _Draws,
+    **common_half(Sound, "update"),
     "dtype_follows": _Singles,
-    "no_host_read": _Reads,
-    "device_follows": _OnTheCpu,
     "forwards_traits": unforwarding("momentum", "optimal"),
-    "round_trip": _ListField,
     "direction_first": _PreviousFirst,
     "basis_fits": _FlatVectors,
     "first_step": _NeedsPrevious,
@@ -235,6 +166,5 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "signs_right": _Backwards,
     "model_optimal": _Cautious,
     "trains": _NeedsRho,
-    "resumes": _Unsaveable,
     "replays": _ByStep,
 }

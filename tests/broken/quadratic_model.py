@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from broken.common import Misread, Remembers, counted, first_of, irregular
+from broken.common import Remembers, irregular
+from broken.half import common_half
 from broken.wrapping import unforwarding
 from kfac_lab.core.state import DampingStrength
 from kfac_lab.core.subspace import SubspaceModel
@@ -50,49 +51,9 @@ def _restricting(**methods: Any) -> Callable[[], Any]:
     return _changing(lambda self, found, evaluation: kind(**vars(found)))
 
 
-class _Raises(Sound):
-    def restrict(self, evaluation: Any, basis: Sequence[Vec]) -> Any:
-        if len(basis) == 3:
-            raise ValueError("three are too many")
-        return super().restrict(evaluation, basis)
-
-
-def _by_norm(self: Any, found: SubspaceModel, evaluation: Any) -> Any:
-    one = found.gram.diagonal() / found.gram.diagonal()
-    return replace(found, slope=found.slope * one)
-
-
-def _counting() -> Any:
-    more = counted()
-    return _changing(lambda self, found, _: replace(found, curvature=more() * found.curvature))()
-
-
-def _sharing() -> Any:
-    first = first_of()
-    return _changing(
-        lambda self, found, _: replace(
-            found, curvature=found.curvature * (1.0 if first(self) else 2.0)
-        )
-    )()
-
-
 def _writes(self: Any, found: SubspaceModel, evaluation: Any) -> Any:
     evaluation.gradient[0].mul_(1.01)
     return found
-
-
-def _draws(self: Any, found: SubspaceModel, evaluation: Any) -> Any:
-    torch.rand(1)
-    return found
-
-
-def _reads(self: Any, found: SubspaceModel, evaluation: Any) -> Any:
-    return found if float(evaluation.loss) < 1e9 else replace(found, slope=-found.slope)
-
-
-@dataclass(frozen=True)
-class _Misread(Misread, Sound):
-    pass
 
 
 def _fails_in_a_run(self: Any, found: SubspaceModel, evaluation: Any) -> Any:
@@ -158,19 +119,12 @@ def _restless() -> Any:
 
 
 BROKEN: dict[str, Callable[[], Any]] = {
-    "runs": _Raises,
-    "finite": _changing(_by_norm),
-    "deterministic": _counting,
-    "instances_share_nothing": _sharing,
-    "inputs_not_written": _changing(_writes),
-    "global_state_kept": _changing(_draws),
-    "dtype_follows": _changing(lambda self, found, _: replace(found, gram=found.gram.float())),
-    "no_host_read": _changing(_reads),
-    "device_follows": _changing(
-        lambda self, found, _: replace(found, slope=found.slope * torch.ones(1).double())
+    **common_half(
+        Sound, "changed", lambda found, by: replace(found, curvature=found.curvature * by)
     ),
+    "inputs_not_written": _changing(_writes),
+    "dtype_follows": _changing(lambda self, found, _: replace(found, gram=found.gram.float())),
     "forwards_traits": unforwarding("quadratic_model", "exact_fisher"),
-    "round_trip": _Misread,
     "trains": _changing(_fails_in_a_run),
     "resumes": _Forgets,
     "replays": _restless,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
-import torch
-
+from broken.half import common_half
 from broken.wrapping import unforwarding
 from kfac_lab.core.state import Due, Signals
 
@@ -36,51 +34,6 @@ class Sound:
         return Due(True, now, now, now and step > 1, step % 5 == 0), new
 
 
-class _Raises(Sound):
-    def due(self, step: int, part_state: PartState, signals: Signals) -> tuple[Due, PartState]:
-        raise ValueError("not today")
-
-
-class _NanMemo(Sound):
-    def due(self, step: int, part_state: PartState, signals: Signals) -> tuple[Due, PartState]:
-        due, new = super().due(step, part_state, signals)
-        return due, {**new, "mean": torch.full((), float("nan"))}
-
-
-class _Counts(Sound):
-    _calls: ClassVar[Any] = itertools.count(1)
-
-    def due(self, step: int, part_state: PartState, signals: Signals) -> tuple[Due, PartState]:
-        return super().due(step, part_state, signals)[0], {"refreshes": next(self._calls)}
-
-
-class _OneForAll(Sound):
-    _first: ClassVar[list[int]] = []
-
-    def due(self, step: int, part_state: PartState, signals: Signals) -> tuple[Due, PartState]:
-        self._first.append(id(self))
-        due, new = super().due(step, part_state, signals)
-        return due, {**new, "mine": self._first[0] == id(self)}
-
-
-class _WritesMemo(Sound):
-    def due(self, step: int, part_state: PartState, signals: Signals) -> tuple[Due, PartState]:
-        due, new = super().due(step, part_state, signals)
-        part_state.update(new)  # type: ignore[attr-defined]
-        return due, part_state
-
-
-class _Draws(Sound):
-    def due(self, step: int, part_state: PartState, signals: Signals) -> tuple[Due, PartState]:
-        torch.rand(1)
-        return super().due(step, part_state, signals)
-
-
-@dataclass(frozen=True)
-class _ListField(Sound):
-    steps: Any = field(default_factory=lambda: [1, 2])
-
-
 class _HundredthsOnly(Sound):
     """Looks a drift up in a table of hundredths; a measured one is not in it."""
 
@@ -89,12 +42,6 @@ class _HundredthsOnly(Sound):
         if 1e-9 < drift < 100 and round(drift, 2) != drift:
             raise KeyError(drift)
         return super().due(step, part_state, signals)
-
-
-class _Unsaveable(Sound):
-    def due(self, step: int, part_state: PartState, signals: Signals) -> tuple[Due, PartState]:
-        due, new = super().due(step, part_state, signals)
-        return due, {**new, "seen": {1, 2}}
 
 
 class _Numbers(Sound):
@@ -140,14 +87,8 @@ class _NoPeriod(Sound):
 
 
 BROKEN: dict[str, Callable[[], Any]] = {
-    "runs": _Raises,
-    "finite": _NanMemo,
-    "deterministic": _Counts,
-    "instances_share_nothing": _OneForAll,
-    "inputs_not_written": _WritesMemo,
-    "global_state_kept": _Draws,
+    **common_half(Sound, "due"),
     "forwards_traits": unforwarding("schedule", "periodic"),
-    "round_trip": _ListField,
     "flags_are_bools": _Numbers,
     "statistics_first": _Late,
     "gamma_implies_inverse": _GammaAlone,
@@ -157,5 +98,4 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "check_is_a_period": _NoPeriod,
     "drift_is_measured": lambda: Sound(check=None),
     "trains": _HundredthsOnly,
-    "resumes": _Unsaveable,
 }

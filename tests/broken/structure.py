@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from broken.common import Misread, Remembers, counted, first_of, irregular, named
+from broken.common import Remembers, irregular, named
+from broken.half import common_half
 from broken.wrapping import unforwarding
 from kfac_lab.core.state import DampingStrength
 from kfac_lab.core.vector import Vec
@@ -84,29 +85,6 @@ def _first(found: Vec, matrix: Tensor) -> Vec:
     return Vec([matrix, *list(found)[1:]])
 
 
-class _Raises(Sound):
-    def pairs(self, chains: Sequence[Sequence[int]]) -> Sequence[tuple[int, int]]:
-        if len(chains) == 2:
-            raise ValueError("two chains are too many")
-        return ()
-
-
-def _nan_alone(self: Any, inverse: Inverse, previous: Any) -> Inverse:
-    return replace(inverse, scale=float("nan")) if len(inverse.inverses) == 1 else inverse
-
-
-def _counting() -> Any:
-    more = counted()
-    return _changing(lambda self, inverse, previous: replace(inverse, scale=more()))()
-
-
-def _sharing() -> Any:
-    first = first_of()
-    return _changing(
-        lambda self, inverse, previous: replace(inverse, scale=1.0 if first(self) else 2.0)
-    )()
-
-
 class _Writes(Sound):
     def factorise(
         self, layers: Sequence[Any], blocks: Sequence[Any], moments: Any, part_states: Sequence[Any]
@@ -114,24 +92,6 @@ class _Writes(Sound):
         found = super().factorise(layers, blocks, moments, part_states)
         moments[0]["A"].mul_(0.5)
         return found
-
-
-def _draws(self: Any, inverse: Inverse, previous: Any) -> Inverse:
-    torch.rand(1)
-    return inverse
-
-
-class _Reads(Sound):
-    def damped(
-        self, factored: Any, part_states: Sequence[Any], strength: DampingStrength, previous: Any
-    ) -> Any:
-        found = super().damped(factored, part_states, strength, previous)
-        return found if float(strength.gamma) < 1e9 else replace(found, scale=2.0)
-
-
-@dataclass(frozen=True)
-class _Misread(Misread, Sound):
-    pass
 
 
 def _fails_in_a_run(self: Any, inverse: Inverse, previous: Any) -> Inverse:
@@ -243,19 +203,10 @@ def _restless() -> Any:
 
 
 BROKEN: dict[str, Callable[[], Any]] = {
-    "runs": _Raises,
-    "finite": _changing(_nan_alone),
-    "deterministic": _counting,
-    "instances_share_nothing": _sharing,
+    **common_half(Sound, "changed", lambda inverse, factor: replace(inverse, scale=factor)),
     "inputs_not_written": _Writes,
-    "global_state_kept": _changing(_draws),
     "dtype_follows": _applying(lambda found, v: Vec([m.double() for m in found])),
-    "no_host_read": _Reads,
-    "device_follows": _applying(
-        lambda found, v: Vec([m * torch.ones(1, dtype=m.dtype) for m in found])
-    ),
     "forwards_traits": unforwarding("structure", "block_diagonal"),
-    "round_trip": _Misread,
     "trains": _changing(_fails_in_a_run),
     "resumes": _Forgets,
     "replays": _restless,
