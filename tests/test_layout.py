@@ -205,6 +205,56 @@ def test_a_circle_is_found_in_every_form(tmp_path: Path, monkeypatch) -> None:
     assert circles(modules_in("pkg")) == wrong
 
 
+# ---- what ARCHITECTURE.md says is so -------------------------------------------------------------
+
+
+def named_files(text: str) -> list[tuple[str, Path | None]]:
+    """Every file in backquotes and where it is: named from the root, the package or a folder.
+
+    A bare name is looked for in the folders that its line names before it.
+    """
+    found = []
+    for line in text.splitlines():
+        folders = [ROOT, ROOT / "kfac_lab", ROOT / "tests"]
+        for name in re.findall(r"`([\w./-]+)`", line):
+            if name.endswith("/"):
+                folders.append(ROOT / "kfac_lab" / name)
+            elif re.search(r"\.(py|js|json|md|toml)$", name):
+                there = [f / name for f in folders if (f / name).is_file()]
+                found.append((name, there[-1] if there else None))
+                if there and "/" in name:
+                    folders.append(there[-1].parent)
+    return found
+
+
+def test_every_file_that_architecture_names_is_there() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    named = named_files(text)
+    assert len(named) > 100
+    assert [name for name, path in named if path is None] == []
+
+
+def test_architecture_describes_every_folder() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    folders = {path.parent for path in python_files("kfac_lab")} - {ROOT / "kfac_lab"}
+    said = {f"{folder.relative_to(ROOT / 'kfac_lab')}/" for folder in folders}
+    assert said - set(re.findall(r"`([\w/]+/)`", text)) == set()
+
+
+def test_every_file_of_engine_run_and_optim_is_named() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    text += (ROOT / "kfac_lab/engine/__init__.py").read_text(encoding="utf-8")
+    files = [p for f in ("engine", "run", "optim") for p in (ROOT / "kfac_lab" / f).glob("*.py")]
+    names = [p.stem for p in files if p.stem != "__init__"]
+    assert [n for n in names if not re.search(rf"\b{n}(\.py`|  )", text)] == []
+
+
+def test_a_file_that_is_not_there_is_noticed() -> None:
+    named = dict(named_files("`core/` has `state.py`, `gone.py`\n`engine/step.py`, `swap.py`"))
+    assert [name for name, path in named.items() if path is None] == ["gone.py"]
+    assert named["state.py"] == ROOT / "kfac_lab/core/state.py"
+
+
 # ---- what `import kfac_lab` loads ----------------------------------------------------------------
 
 

@@ -8,7 +8,9 @@
     boundary    what is due, drift, reads, warnings
     statistics  observe: moments and the blocks' part_states
     proposal    invert, propose, model, choose: candidates, the ladder, retries
-    programs    a step recorded once and replayed
+    programs    a step recorded once and replayed: which program serves it
+    asked       what such a step is asked with, and its key
+    prepared    such a step before its commit
     guard       a step after which h explodes is taken back
     commit      move, average: one exchange of what is held
     swap        other parts at a step boundary
