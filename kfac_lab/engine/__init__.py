@@ -10,6 +10,7 @@
     proposal    invert, propose, model, choose: candidates, the ladder, retries
     programs    a step recorded once and replayed: which program serves it
     asked       what such a step is asked with, and its key
+    known       what is known of steps with a key: how often they came, their program
     prepared    such a step before its commit
     guard       a step after which h explodes is taken back
     commit      move, average: one exchange of what is held

@@ -186,6 +186,24 @@ class Tied(_Rule):
         return strength._replace(lam=lam, gamma=torch.sqrt(lam + strength.eta)), part_state
 
 
+def _quick() -> Any:
+    """ω1 of the rules that move λ by more than the paper's."""
+    return parameter(
+        0.5, symbol="ω1", section="6.5", low=0.01, high=1.0, help="λ factor per adaptation"
+    )
+
+
+def _floor() -> Any:
+    """The share below which λ no longer shapes the model, and stops shrinking."""
+    return parameter(
+        0.01,
+        section="6.5",
+        low=0.0,
+        high=1.0,
+        help="λ shrinks only while λ‖δ‖² is at least this share of δᵀ(F+λ+η)δ",
+    )
+
+
 @dataclass(frozen=True)
 class Steered(Tied):
     """``tied``, with λ steered through the first steps by the predicted relative reduction.
@@ -196,16 +214,8 @@ class Steered(Tied):
     with a quicker factor, and a floor: once λ no longer shapes the model it stops shrinking.
     """
 
-    omega1: float = parameter(
-        0.5, symbol="ω1", section="6.5", low=0.01, high=1.0, help="λ factor per adaptation"
-    )
-    share: float = parameter(
-        0.01,
-        section="6.5",
-        low=0.0,
-        high=1.0,
-        help="λ shrinks only while λ‖δ‖² is at least this share of δᵀ(F+λ+η)δ",
-    )
+    omega1: float = _quick()
+    share: float = _floor()
     steps: int = parameter(20, section="6.5", low=0, help="how many steps are steered")
     low: float = parameter(0.06, section="6.5", low=0.0, high=1.0, help="least relative reduction")
     high: float = parameter(0.2, section="6.5", low=0.0, high=1.0, help="most relative reduction")
@@ -284,16 +294,8 @@ class Promised(Tied):
     ``tied``'s, with a quicker factor and the floor of ``share``.
     """
 
-    omega1: float = parameter(
-        0.5, symbol="ω1", section="6.5", low=0.01, high=1.0, help="λ factor per adaptation"
-    )
-    share: float = parameter(
-        0.01,
-        section="6.5",
-        low=0.0,
-        high=1.0,
-        help="λ shrinks only while λ‖δ‖² is at least this share of δᵀ(F+λ+η)δ",
-    )
+    omega1: float = _quick()
+    share: float = _floor()
     steps: int = parameter(20, section="6.5", low=0, help="steps that move λ by their promise")
     low: float = parameter(
         0.06, section="6.5", low=1e-6, high=1.0, help="λ falls while less of h is promised"

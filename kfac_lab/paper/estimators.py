@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -17,6 +18,26 @@ __all__ = ["Empirical", "Exact", "Sampled"]
 Draw = Callable[[str], Tensor]
 
 
+def least_rows() -> Any:
+    """The field ``minimum`` of whatever takes the leading rows of a batch."""
+    return parameter(0, section="8", low=0, help="at least this many rows, or the whole batch")
+
+
+def told_to() -> Any:
+    """The field ``noise`` of the same."""
+    return parameter(
+        0.0,
+        section="8",
+        low=0.0,
+        help="as many rows as tell h to this share of it, by the spread of its cases; 0: no matter",
+    )
+
+
+def rows_of(fraction: float, minimum: int, m: int) -> int:
+    """How many of m."""
+    return max(math.ceil(fraction * m), min(m, minimum))
+
+
 @dataclass(frozen=True)
 class _Estimator:
     fraction: float = parameter(
@@ -25,16 +46,8 @@ class _Estimator:
     limit: float = parameter(
         0.95, symbol="ε", section="5", low=0.0, high=0.9999, help="ε = min(1 − 1/k, limit)"
     )
-    minimum: int = parameter(
-        0, section="8", low=0, help="at least this many rows, or the whole batch"
-    )
-
-    noise: float = parameter(
-        0.0,
-        section="8",
-        low=0.0,
-        help="as many rows as tell h to this share of it, by the spread of its cases; 0: no matter",
-    )
+    minimum: int = least_rows()
+    noise: float = told_to()
 
     @property
     def traits(self) -> EstimatorTraits:
@@ -47,7 +60,7 @@ class _Estimator:
 
     def rows(self, m: int) -> int:
         """|S1| for a batch of m."""
-        return max(math.ceil(self.fraction * m), min(m, self.minimum))
+        return rows_of(self.fraction, self.minimum, m)
 
     def spread_rows(self, m: int, spread: float) -> int:
         """|S1| where the cases' losses have a standard deviation of ``spread`` times their mean."""

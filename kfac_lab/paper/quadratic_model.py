@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,15 +14,11 @@ from kfac_lab.core.protocols import Evaluation
 from kfac_lab.core.subspace import SubspaceModel
 from kfac_lab.core.traits import ModelTraits
 from kfac_lab.core.vector import Vec
-from kfac_lab.paper.estimators import told_by
+from kfac_lab.paper.estimators import least_rows, rows_of, told_by, told_to
 
 __all__ = ["ApproximateFisher", "ExactFisher", "NoModel"]
 
 CASES = 32  # of one product of tangents
-
-
-def _rows(fraction: float, minimum: int, m: int) -> int:
-    return max(math.ceil(fraction * m), min(m, minimum))
 
 
 def _linear(evaluation: Evaluation, basis: Sequence[Vec]) -> tuple[Tensor, Tensor]:
@@ -37,15 +32,8 @@ class ExactFisher:
     fraction: float = parameter(
         0.25, symbol="τ2", section="8", low=1e-6, high=1.0, help="share of the batch for vᵀFv"
     )
-    minimum: int = parameter(
-        0, section="8", low=0, help="at least this many rows, or the whole batch"
-    )
-    noise: float = parameter(
-        0.0,
-        section="8",
-        low=0.0,
-        help="as many rows as tell h to this share of it, by the spread of its cases; 0: no matter",
-    )
+    minimum: int = least_rows()
+    noise: float = told_to()
 
     @property
     def traits(self) -> ModelTraits:
@@ -54,7 +42,7 @@ class ExactFisher:
 
     def rows(self, m: int) -> int:
         """|S2| for a batch of m."""
-        return _rows(self.fraction, self.minimum, m)
+        return rows_of(self.fraction, self.minimum, m)
 
     def spread_rows(self, m: int, spread: float) -> int:
         """|S2| where the cases' losses have a standard deviation of ``spread`` times their mean."""

@@ -79,13 +79,16 @@ class RunState:
         """Where the run computes."""
         return self.problem.device
 
-    def _alone(self, work: Callable[[], Any]) -> Any:
-        """What ``work`` gives, with the run's lock held; given back whatever is raised where."""
+    def _alone(self, work: Callable[[], Any], waits: bool = True) -> Any:
+        """What ``work`` gives, with the run's lock held; given back whatever is raised where.
+
+        Without ``waits`` it is None, and nothing was done, where another thread has the lock.
+        """
         taken: list[bool | None] = []  # noted on the lines that take the lock and give it back
         try:
             try:
-                taken.append(self._lock.acquire())
-                return work()
+                taken.append(self._lock.acquire(blocking=waits))
+                return work() if taken[0] else None
             finally:
                 if taken == [True]:
                     taken.append(self._lock.release())  # type: ignore[func-returns-value]

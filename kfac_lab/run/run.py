@@ -244,20 +244,12 @@ class Run(Kept):
         """Applies what waits where no other thread makes steps, or wants to; whether it was so."""
         if self._wanted - {threading.get_ident()}:
             return False
-        taken: list[bool | None] = []  # noted on the lines that take the lock and give it back
-        try:
-            try:
-                taken.append(self._lock.acquire(blocking=False))
-                if taken[0]:
-                    self._apply_queue()
-                return bool(taken[0])
-            finally:
-                if taken == [True]:
-                    taken.append(self._lock.release())  # type: ignore[func-returns-value]
-        except BaseException:
-            if taken == [True]:  # what was raised may have been raised in the lines above
-                self._lock.release()
-            raise
+
+        def applied() -> bool:
+            self._apply_queue()
+            return True
+
+        return self._alone(applied, waits=False) is True
 
     def _apply_queue(self) -> None:
         """Applies the swaps that wait now; those that come meanwhile have the next boundary."""

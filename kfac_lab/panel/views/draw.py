@@ -318,28 +318,7 @@ def _marks(place: mpl.Axes, axes: Axes, marks: Sequence[Any], runs: Sequence[str
         colour = style.style_of(list(runs).index(mark.run)).colour if several else style.GREY
         place.axvline(x, color=colour, linewidth=1.0, linestyle=(0, (4, 2.5)), zorder=2, gid="mark")
         found.append((x, n, colour))
-    found.sort()
-    groups: list[list[tuple[float, int, str]]] = []
-    for one in found:
-        if groups and one[0] - groups[-1][-1][0] < 0.045 * (high - low):
-            groups[-1].append(one)
-        else:
-            groups.append([one])
-    for group in groups:
-        numbers = sorted(n for _, n, _ in group)
-        row = numbers[-1] - numbers[0] == len(numbers) - 1 and len(numbers) > 2
-        place.annotate(
-            f"{numbers[0]}–{numbers[-1]}" if row else ",".join(map(str, numbers)),
-            (sum(x for x, _, _ in group) / len(group), 1.0),
-            xycoords=("data", "axes fraction"),
-            xytext=(0, 2),
-            textcoords="offset points",
-            ha="center",
-            va="bottom",
-            fontsize=8.5,
-            color=group[0][2],
-            weight="bold",
-        )
+    style.numbers(place, found, high - low)
 
 
 def _footnotes(figure: Figure, marks: Sequence[Mark], several: bool) -> float:

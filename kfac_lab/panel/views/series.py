@@ -100,33 +100,7 @@ def marks(axes: Axes, histories: Mapping[str, History], against: str = "step") -
         colour = style_of(order.index(label)).colour if len(order) > 1 else GREY
         axes.axvline(x, color=colour, linewidth=1.0, linestyle=(0, (4, 2.5)), zorder=2, gid="mark")
         placed.append((x, n, colour))
-    placed.sort()
-    groups: list[list[tuple[float, int, str]]] = []
-    for one in placed:
-        if groups and one[0] - groups[-1][-1][0] < 0.045 * (high - low):
-            groups[-1].append(one)
-        else:
-            groups.append([one])
-    for group in groups:
-        numbers = sorted(n for _, n, _ in group)
-        run = numbers[-1] - numbers[0] == len(numbers) - 1
-        text = (
-            f"{numbers[0]}–{numbers[-1]}"
-            if run and len(numbers) > 2
-            else ",".join(map(str, numbers))
-        )
-        axes.annotate(
-            text,
-            (sum(x for x, _, _ in group) / len(group), 1.0),
-            xycoords=("data", "axes fraction"),
-            xytext=(0, 2),
-            textcoords="offset points",
-            ha="center",
-            va="bottom",
-            fontsize=8.5,
-            color=group[0][2],
-            weight="bold",
-        )
+    style.numbers(axes, placed, high - low)
 
 
 def _seconds_at(history: History, step: int) -> float:

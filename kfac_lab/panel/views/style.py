@@ -321,3 +321,31 @@ def _symmetric_ticks(low: float, high: float, threshold: float) -> list[float]:
             every = max(1, math.ceil(len(exponents) / 4))
             ticks += [sign * 10.0**e for e in list(exponents)[::-1][::every]]
     return sorted(ticks)
+
+
+def numbers(axes: Any, placed: list[tuple[float, int, str]], width: float) -> None:
+    """The numbers of marks above axes that are so wide; close ones as one, "2–4".
+
+    ``placed`` has x, number and colour of each.
+    """
+    groups: list[list[tuple[float, int, str]]] = []
+    for one in sorted(placed):
+        if groups and one[0] - groups[-1][-1][0] < 0.045 * width:
+            groups[-1].append(one)
+        else:
+            groups.append([one])
+    for group in groups:
+        told = sorted(n for _, n, _ in group)
+        row = told[-1] - told[0] == len(told) - 1 and len(told) > 2
+        axes.annotate(
+            f"{told[0]}–{told[-1]}" if row else ",".join(map(str, told)),
+            (sum(x for x, _, _ in group) / len(group), 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 2),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            fontsize=8.5,
+            color=group[0][2],
+            weight="bold",
+        )
