@@ -19,7 +19,7 @@ from kfac_lab.engine.statistics import StepMoments
 if TYPE_CHECKING:
     from kfac_lab.engine.engine import Engine
 
-__all__ = ["Asked", "names_of"]
+__all__ = ["Asked", "names_of", "size_pattern"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +81,11 @@ class Asked:
         family = None
         if drawn is not None and given is None and not engine.passes.function.couples():
             chunk = engine.passes.function.chunk
-            family = common, _pattern(sizes, chunk), _shapes(tensors[number:], plan.m)
+            family = (
+                common,
+                size_pattern(tuple(sizes.values()), chunk),
+                _shapes(tensors[number:], plan.m),
+            )
         writable = list(store.spare.values()) if gathered.fresh else []
         numbers = gathered.weights(state.block_ages)
         numbers.update(sizes)
@@ -101,9 +105,9 @@ def _shapes(tensors: list[Tensor], rows: int | None = None) -> tuple[Any, ...]:
     return tuple(found)
 
 
-def _pattern(sizes: Mapping[str, int], chunk: int) -> tuple[Any, ...]:
+def size_pattern(sizes: tuple[int, ...], chunk: int) -> tuple[Any, ...]:
     """What the passes decide by sizes: which are equal, how many chunks each is, what is kept."""
-    m, s1, s2 = sizes.values()
+    m, s1, s2 = sizes
     return (m == s1, m == s2, s1 == s2, *(-(-n // chunk) for n in (m, s1, s2)), s2 <= 2 * chunk)
 
 

@@ -19,7 +19,7 @@ from kfac_lab.core.problem import Drawn
 from kfac_lab.core.program import Program, Recording
 from kfac_lab.core.program.sizes import Unlike, unified
 from kfac_lab.engine import statistics
-from kfac_lab.engine.asked import Asked
+from kfac_lab.engine.asked import Asked, size_pattern
 from kfac_lab.engine.known import AGAIN, Entry, Known
 from kfac_lab.engine.prepared import Plan, Prepare, Prepared, template
 from kfac_lab.engine.statistics import StepMoments
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Sized"]
 
+STILL = 3  # steps after which a size that has not moved is taken for a constant
+LARGER = 2.0, 1.5, 1.2, 1.05  # how many times the cases a program is tried on
+BOUNDS = 4  # of sizes, by which parts may go
 OTHERS = 3  # sizes that come once before a step is recorded for all of them
 
 
@@ -38,6 +41,9 @@ class Family(Entry):
     """What is known of steps that differ in the sizes of their batches alone."""
 
     first: tuple[Recording, dict[str, int]] | None = None
+    still: int = 0  # steps in a row at which some size has not moved
+    waits: int = 0  # no recording for fewer cases
+    failed: int = 0  # how often larger batches have given other numbers
     low: tuple[int, ...] = ()
     high: tuple[int, ...] = ()
 
@@ -77,6 +83,8 @@ class Sized:
         assert isinstance(family, Family)
         family.seen += 1
         if family.refused or family.seen <= OTHERS:
+            return None
+        if family.program is None and plan.m < family.waits:
             return None
         if family.program is None:
             return self._recorded(
@@ -119,8 +127,11 @@ class Sized:
         if recording.unclear is not None or made.back:
             return made
         first = family.first
-        if first is not None and all(a != b for a, b in _apart(first[1], asked.sizes)):
-            family.first = None
+        moved = [] if first is None else [a != b for a, b in _apart(first[1], asked.sizes)]
+        # A size that has not moved would be a constant: some may be one.
+        family.still = family.still + 1 if first is not None and not all(moved) else 0
+        if first is not None and (all(moved) or (moved[0] and family.still > STILL)):
+            family.first, family.still = None, 0
             try:
                 whole = unified(first[0], recording, (first[1], asked.sizes))
             except Unlike as error:
@@ -148,30 +159,20 @@ class Sized:
         asked: Asked,
         family: Family,
     ) -> Prepared | None:
-        """Tries the program beyond the sizes that it serves: on a batch of twice the size, by the
+        """Tries the program beyond the sizes that it serves: on a larger batch, by the
         spare side of the moments, or on the step itself where there is no larger one.
         """
-        known, limit = plan.m, engine.problem.available
-        chunk = engine.passes.function.chunk
-        m = max(known, min(2 * known, limit or known, -(-known // chunk) * chunk))
-        if known < family.high[0]:
-            m = known
-        if m == known:
+        known, larger = plan.m, None if plan.m < family.high[0] else _larger(engine, plan)
+        if larger is None:
             made = prepare(engine, plan, drawn, gathered, clock, plan.k)
             if programs.tried(engine, plan, gathered, asked, family, made):
                 family.stretched(tuple(asked.sizes.values()))
             return made
-        spread = engine.state_.spread
-        s1, s2 = (
-            engine.passes.subset(engine.parts[slot], m, spread)
-            for slot in ("estimator", "quadratic_model")
-        )
-        larger = replace(plan, m=m, s1=s1, s2=s2)
         with clock("program"):
-            cases = _repeated(drawn, known, m)
+            cases = _repeated(drawn, known, larger.m)
             store = engine.store
             assert store is not None
-            gathered = statistics.begun(engine.parts, store, plan.due, engine.state_, s1)
+            gathered = statistics.begun(engine.parts, store, plan.due, engine.state_, larger.s1)
             own = Asked.of(engine, larger, cases, gathered, None)
             if own.family != asked.key:  # all of the batch is S1 there, say
                 return None
@@ -180,10 +181,39 @@ class Sized:
             except Exception:  # what is wrong with it is no matter of the step's
                 return None
             own = replace(own, key=own.family)
-            if programs.tried(engine, larger, gathered, own, family, made):
+            if programs.tried(engine, larger, gathered, own, family, made, final=False):
                 family.stretched(tuple(own.sizes.values()))
                 family.stretched(tuple(asked.sizes.values()))
+            else:
+                self._forgotten(programs, engine, plan, family)
         return None
+
+    def _forgotten(self, programs: Programs, engine: Engine, plan: Plan, family: Family) -> None:
+        """Larger batches are made otherwise: a part goes by a bound. Beyond it there may be another
+        program.
+        """
+        family.failed += 1
+        family.program = family.first = None
+        family.low = family.high = ()
+        family.waits = plan.m + plan.m // 2
+        if family.failed > BOUNDS:
+            reason = "at larger sizes of the batch it gives other numbers, again and again"
+            programs.refuse(engine, plan, family, reason)
+
+
+def _larger(engine: Engine, plan: Plan) -> Plan | None:
+    """The step on as much as twice the cases, so that its sizes are to each other as they are."""
+    chunk, limit = engine.passes.function.chunk, engine.problem.available or plan.m
+    pattern = size_pattern((plan.m, plan.s1, plan.s2), chunk)
+    for share in LARGER:
+        m = min(int(share * plan.m), limit)
+        s1, s2 = (
+            engine.passes.subset(engine.parts[slot], m, engine.state_.spread)
+            for slot in ("estimator", "quadratic_model")
+        )
+        if m > plan.m and size_pattern((m, s1, s2), chunk) == pattern:
+            return replace(plan, m=m, s1=s1, s2=s2)
+    return None
 
 
 def _apart(one: dict[str, int], other: Any) -> list[tuple[int, int]]:
