@@ -160,7 +160,7 @@ def test_the_view_that_new_plugin_writes_is_drawn(page: Page, tmp_path: Path) ->
     folder = tmp_path / "lab-traces"
     page.kernel.do(f"import sys; sys.path.insert(0, {str(folder)!r})")
     page.kernel.do("import lab_traces; kl.lab.load_module(lab_traces); panel.refresh()")
-    turn_to(page, "traces")
+    turn_to(page, "lab_traces")
     assert page.chart("chart.plots[0].title") == "How fast it falls"
     page.kernel.do("panel.start(20); await panel.live")
     losses = page.kernel.ask("[float(v) for v in run.history['loss']]")
