@@ -82,7 +82,7 @@ def test_components_keep_their_names_and_fields(lab):
 
 
 #: recipes that are better now: what is new in them
-BETTER = {"robust": {"damping": "steered(lam=150.0, guard=5.0)"}}
+BETTER = {"robust": {"damping": "steered(lam=150.0, guard=5.0)", "momentum": "confirmed"}}
 
 
 @pytest.mark.parametrize("name", RECORD["recipes"])

@@ -27,8 +27,14 @@ _GATED = (
 
 
 def gated(ok: Tensor, new: Sequence[Tensor], old: Sequence[Tensor]) -> list[Tensor]:
-    """``new`` where ``ok``, else ``old``, tensor by tensor; nothing is read by the host."""
-    return [torch.where(ok, a, b) for a, b in zip(new, old, strict=True)]
+    """``new`` where ``ok``, else ``old``, tensor by tensor; nothing is read by the host.
+
+    A sparse buffer, which no ``where`` takes, is an adjacency and no running statistic: it is new.
+    """
+    return [
+        torch.where(ok, a, b) if a.layout == torch.strided else a
+        for a, b in zip(new, old, strict=True)
+    ]
 
 
 def gated_state(ok: Tensor, new: State, old: State) -> State:

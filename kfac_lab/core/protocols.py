@@ -261,7 +261,10 @@ class Momentum(Protocol):
         ...
 
     # Optional (``MomentumTraits``): init() -> part_state; and at commit
-    #   update(part_state, coefficients, record) -> part_state. adapts=False where the coefficients
+    #   update(part_state, coefficients, record) -> part_state; before the candidates
+    #   length(part_state, space, previous) -> (part_state, factor): the step is ``factor`` times
+    #   what ``choose`` says, None for 1 (``space`` has no preconditioner yet). adapts=False where
+    #   the coefficients
     #   are not the model's minimiser (ρ has no ground); minimises=True where they always are: then
     #   the kit holds ``choose`` to it
 

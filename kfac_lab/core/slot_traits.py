@@ -188,6 +188,7 @@ class MomentumTraits(Traits):
     counts: tuple[str, ...] = _flag((), OWN)
     init: Method | None = _method()  # () -> its first part_state
     update: Method | None = _method()  # (part_state, coefficients, record) -> part_state, at commit
+    length: Method | None = _method()  # (part_state, space, previous) -> (part_state, factor)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from kfac_lab.core import trees
 from kfac_lab.core.problem import Problem
 from kfac_lab.core.state import DampingStrength, State
 from kfac_lab.engine.parts import Parts, fresh_state, number, strength_of
@@ -21,7 +22,10 @@ def beginnings(
     strength, part_state = parts["damping"].init(problem)
     return strength, {
         "damping": part_state or {},
-        **{slot: fresh_state(parts.declares(slot)) for slot in ("momentum", "schedule")},
+        **{
+            slot: trees.moved(fresh_state(parts.declares(slot)), theta[0].device)
+            for slot in ("momentum", "schedule")
+        },
         "average": parts["average"].init(theta),
     }
 

@@ -37,6 +37,7 @@ __all__ = [
     "all_finite",
     "modelled",
     "not_finite",
+    "remembered_by",
 ]
 
 
@@ -85,8 +86,9 @@ class Space:
 class Candidate:
     """One strength tried: its preconditioner, basis, coefficients and M(δ)−M(0).
 
-    ``value`` is of the step as it will be made, ``promise`` of the chosen one before ``lr`` scales
-    it: candidates are compared, and λ is steered, by what the strength has to offer.
+    ``value`` is of the step as it will be made, ``promise`` of the chosen one before ``lr`` or the
+    momentum's ``length`` scales it: candidates are compared, and λ is steered, by what the strength
+    has to offer.
     """
 
     strength: DampingStrength
@@ -127,9 +129,19 @@ class Outcome:
 
 
 def modelled(
-    parts: Parts, state: State, k: int, lr: float, evaluated: Evaluated, clock: Clock
+    parts: Parts,
+    state: State,
+    k: int,
+    lr: float,
+    evaluated: Evaluated,
+    clock: Clock,
+    remembered: tuple[Any, Any],
 ) -> Trial:
-    """How a step of the whole algorithm makes a candidate: propose, model, choose."""
+    """How a step of the whole algorithm makes a candidate: propose, model, choose.
+
+    ``remembered`` is the momentum's, by :func:`remembered_by`.
+    """
+    part_state, factor = remembered
 
     def trial(strength: DampingStrength, preconditioner: Any) -> Candidate:
         momentum = parts["momentum"]
@@ -144,8 +156,6 @@ def modelled(
             else:
                 direction = -preconditioner.apply(evaluated.gradient)
             space = Space(evaluated, preconditioner, strength, parts["collective"])
-            counts = parts.declares("momentum").counts
-            part_state = counting(state.part_states["momentum"], counts, "momentum")
             basis = tuple(momentum.basis(space, direction, state.previous, part_state))
         with clock("model"):
             restriction = parts["quadratic_model"].restrict(evaluated, basis)
@@ -154,8 +164,8 @@ def modelled(
         with clock("choose"):
             coefficients = momentum.choose(restriction, strength, k)
             value = promise = restriction.value(coefficients, strength)
-            if lr != 1.0:
-                coefficients = coefficients * lr
+            if lr != 1.0 or factor is not None:
+                coefficients = coefficients * (lr if factor is None else lr * factor)
                 value = restriction.value(coefficients, strength)
         return Candidate(
             strength,
@@ -183,6 +193,17 @@ def _pulling(preconditioner: Any, evaluated: Evaluated) -> Any:
     passes = evaluated.passes
     decay = passes.network.pack([t * passes.l2 for t in evaluated.theta])
     return pulling(decay, evaluated.inputs.shape[0])
+
+
+def remembered_by(parts: Parts, state: State, evaluated: Evaluated) -> tuple[Any, Any]:
+    """The momentum's part_state for this step, and the factor on its length, None for 1."""
+    declared = parts.declares("momentum")
+    part_state = counting(state.part_states["momentum"], declared.counts, "momentum")
+    if declared.length is None:
+        return part_state, None
+    space = Space(evaluated, None, state.strength, parts["collective"])
+    found: tuple[Any, Any] = declared.length(part_state, space, state.previous)
+    return found
 
 
 def preconditioned(gradient: Vec, clock: Clock) -> Trial:

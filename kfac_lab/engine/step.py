@@ -17,9 +17,9 @@ from torch import Tensor
 
 from kfac_lab.core.cases import tensors_of
 from kfac_lab.core.clock import Clock
+from kfac_lab.core.commit import gated
 from kfac_lab.core.passes import Evaluated, LayerRows, WatchedPasses
 from kfac_lab.core.problem import Drawn
-from kfac_lab.core.program import counting
 from kfac_lab.core.state import DampingStrength, Due, State, StepRecord
 from kfac_lab.core.vector import Vec
 from kfac_lab.engine import commit, guard, proposal, statistics
@@ -96,7 +96,8 @@ def _prepared(
     with torch.no_grad():
         # for each γ: damped inverse, Δ, M on the basis, (α, μ); the least M(δ)
         state = engine.state_
-        trial = proposal.modelled(parts, state, k, engine.lr, evaluated, clock)
+        remembered = proposal.remembered_by(parts, state, evaluated)
+        trial = proposal.modelled(parts, state, k, engine.lr, evaluated, clock, remembered)
         search = _search(
             engine, k, due, gathered, evaluated.loss, trial, m, evaluated, clock, verdict
         )
@@ -116,7 +117,7 @@ def _prepared(
         with clock("average"):
             part_states = {
                 "damping": damping_state,
-                "momentum": _remembered(engine, chosen.coefficients, record),
+                "momentum": _remembered(engine, remembered[0], chosen.coefficients, record),
                 "schedule": plan.schedule,
                 "average": parts["average"].update(state.part_states["average"], moved) or {},
             }
@@ -138,9 +139,10 @@ def _prepared(
             assert state.before is not None
             go = ~verdict.exploded
             new, record = guard.taken_back(verdict, state, new, record)
-            moved = [torch.where(go, a, b) for a, b in zip(moved, state.before, strict=True)]
+            moved = gated(go, moved, state.before)
             own = dict(engine.problem.model.named_buffers()) if buffers else {}
-            buffers = {name: torch.where(go, buffers[name], own[name]) for name in buffers}
+            kept = gated(go, list(buffers.values()), [own[name] for name in buffers])
+            buffers = dict(zip(buffers, kept, strict=True))
             ok = ok | verdict.exploded
         return Prepared(
             record,
@@ -395,9 +397,9 @@ def _judged(
         return record, engine._strength(strength), part_state or {}
 
 
-def _remembered(engine: Engine, coefficients: Tensor, record: StepRecord) -> Mapping[str, Any]:
+def _remembered(
+    engine: Engine, part_state: Mapping[str, Any], coefficients: Tensor, record: StepRecord
+) -> Mapping[str, Any]:
     """The momentum's part_state after this step."""
-    declared = engine.parts.declares("momentum")
-    known = engine.state_.part_states["momentum"]
-    part_state, update = counting(known, declared.counts, "momentum"), declared.update
+    update = engine.parts.declares("momentum").update
     return part_state if update is None else update(part_state, coefficients, record) or {}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from kfac_lab.core import trees
 from kfac_lab.core.state import DampingStrength, State
 from kfac_lab.engine.boundary import reference_of
 from kfac_lab.engine.parts import Parts, fresh_state, number, strength_of
@@ -87,7 +88,7 @@ def _inherited(
         part_states["damping"] = part_state or {}
     for slot in ("momentum", "schedule"):
         if slot in named:
-            part_states[slot] = fresh_state(parts.declares(slot))
+            part_states[slot] = trees.moved(fresh_state(parts.declares(slot)), device)
     if "average" in named:
         part_states["average"] = parts["average"].init(engine._theta)
     return strength, part_states

@@ -14,6 +14,7 @@ from kfac_lab.paper import (
     averaging,
     block_diagonal,
     block_tridiagonal,
+    confirmed,
     damping,
     diagonal,
     estimators,
@@ -113,6 +114,12 @@ def kfac_register_dampings(register: Any) -> None:
 def kfac_register_momentums(register: Any) -> None:
     """From proposal to update."""
     register("optimal", momentum.Optimal, summary="αΔ + μδ0, both from M", reference=S + "7")
+    register(
+        "confirmed",
+        confirmed.Confirmed,
+        summary="as optimal, on small batches as long as other cases confirm",
+        reference=S + "7",
+    )
     register("rescaled", momentum.Rescaled, summary="αΔ, α from M", reference=S + "6.4")
     register(
         "conjugate_gradient",

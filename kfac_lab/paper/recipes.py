@@ -63,7 +63,7 @@ RECIPES: dict[str, tuple[str, str, str]] = {
             estimator="sampled(fraction=0.125, minimum=1000)",
             quadratic_model="exact_fisher(fraction=0.25, minimum=1000)",
             damping="steered(lam=150.0, guard=5.0)",
-            momentum="optimal(cases=500)",
+            momentum="confirmed",
             schedule="periodic(T1=5, T2=5, T3=5, burn_in=20)",
         ),
         "steers its first steps, γ tied to λ; needs no λ0 and no batch size by hand",

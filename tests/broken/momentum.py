@@ -151,6 +151,15 @@ class _ByStep(Sound):
         return restriction.minimiser(strength) * (1.0 + 0.0 * step)
 
 
+class _Lengthens(Sound):
+    """Twice the step that the model asks for."""
+
+    def length(
+        self, part_state: PartState, space: Space, previous: Vec | None
+    ) -> tuple[PartState, Tensor]:
+        return part_state, torch.full((), 2.0, dtype=torch.float64)
+
+
 BROKEN: dict[str, Callable[[], Any]] = {
     **common_half(Sound, "update"),
     "dtype_follows": _Singles,
@@ -165,6 +174,7 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "descends": _Overshoots,
     "signs_right": _Backwards,
     "model_optimal": _Cautious,
+    "shortens": _Lengthens,
     "trains": _NeedsRho,
     "replays": _ByStep,
 }

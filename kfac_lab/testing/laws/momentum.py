@@ -2,7 +2,7 @@
 
 Beside the common ones: ``direction_first``, ``basis_fits``, ``first_step``, ``one_for_each``,
 ``finite_when_singular``, ``finite_at_a_minimum``, ``starts_downhill``, ``descends``,
-``signs_right``, ``model_optimal``.
+``signs_right``, ``model_optimal``, ``shortens``.
 
 ``descends`` and ``signs_right`` are asked of all that do not say ``adapts=False``;
 ``model_optimal`` only of those that say ``minimises=True``: one may hold a coefficient back on
@@ -273,6 +273,35 @@ def model_optimal(case: Case) -> None:
                     where = f"{subject.where}, {len(basis)} vectors"
                     told = f"M={value:.9g} at {chosen.tolist()}, M={other:.9g} at {moved.tolist()}"
                     raise Broken(where, "the least M at the chosen coefficients", told)
+
+
+@law(
+    SLOT,
+    "Where there is a ``length``, its factor is None or lies in (0, 1], and what it remembers has "
+    "the form of before.",
+    needs=(*_OWN,),
+    applies=exempt_unless(
+        lambda component: traits(component, MomentumTraits).length is not None,
+        "it has no length",
+    ),
+)
+def shortens(case: Case) -> None:
+    declared = traits(case.component, MomentumTraits)
+    for subject in (*subjects(case), bowl("∇h = 0", slope=0.0), bowl("δ0 = 0", earlier=0.0)):
+        space, part_state = Bowl(subject), first_state(case.component, "momentum")
+        for n, previous in enumerate((None, *3 * [subject["previous"]])):
+            assert declared.length is not None
+            part_state, factor = declared.length(part_state, space, previous)
+            if factor is not None and not (factor.ndim == 0 and 0 < float(factor) <= 1):
+                raise Broken(f"{subject.where}, step {n + 1}", "a factor in (0, 1]", f"{factor}")
+            if declared.update is not None:
+                given: StepRecord = moved(subject["record"], lambda t: t.double())
+                nothing = torch.zeros(1, dtype=torch.float64)
+                after = declared.update(part_state, nothing, given) or {}
+                if set(after) != set(part_state):
+                    told = f"{sorted(part_state)}", f"{sorted(after)}"
+                    raise Broken(f"{subject.where}, step {n + 1}", *told)
+                part_state = after
 
 
 for _name in ("trains", "resumes", "replays"):
