@@ -153,6 +153,22 @@ def test_a_preconditioner(estimator: str) -> None:
     assert replayed > 5
 
 
+def test_a_compiled_model_is_replayed_too() -> None:
+    def ends(graphs: bool) -> list[Tensor]:
+        model = known.chain(*known.WIDE)
+        x, y = known.data("categorical", known.WIDE[0], known.WIDE[-1], 40)
+        recipe = kl.Recipe.named("no_momentum").replace(**SOON)
+        opt = kl.KFAC(
+            torch.compile(model, backend="eager"), "categorical", recipe, seed=2, graphs=graphs
+        )
+        for _ in range(10):
+            opt.step(x, y)
+        assert opt._engine.programs.replayed > 3 or not graphs
+        return [p.detach() for p in model.parameters()]
+
+    assert all(map(torch.equal, ends(True), ends(False)))
+
+
 def test_a_copy_of_an_engine_begins_without_programs() -> None:
     recipe = kl.Recipe.named("paper").replace(**SOON)
     run = kl.Run(known.problem(), recipe, seed=1, graphs=True).advance(12)
