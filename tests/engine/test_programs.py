@@ -161,7 +161,7 @@ def test_a_compiled_model_is_replayed_too() -> None:
         opt = kl.KFAC(
             torch.compile(model, backend="eager"), "categorical", recipe, seed=2, graphs=graphs
         )
-        for _ in range(10):
+        for _ in range(16):
             opt.step(x, y)
         assert opt._engine.programs.replayed > 3 or not graphs
         return [p.detach() for p in model.parameters()]
