@@ -250,51 +250,65 @@ def chart(
         level: where to draw a dotted horizontal line.
     """
     margin = 7
-    columns = max(width - margin - 1, 10)
-    cells = [[0] * columns for _ in range(height)]
-    colours: list[list[int | None]] = [[None] * columns for _ in range(height)]
+    dots = _Dots(max(width - margin - 1, 10), height)
     low, high = math.log(y[0]), math.log(y[1])
 
     def across(value: float) -> int:
-        return round((value - x[0]) / (x[1] - x[0]) * (2 * columns - 1))
+        return round((value - x[0]) / (x[1] - x[0]) * (2 * dots.columns - 1))
 
     def down(value: float) -> int:
         share = (high - math.log(max(value, 1e-300))) / (high - low)
         return round(share * (4 * height - 1))
 
-    def dot(column: int, row: int, colour: int | None) -> None:
-        if 0 <= column < 2 * columns and 0 <= row < 4 * height:
-            cells[row // 4][column // 2] |= _DOTS[row % 4][column % 2]
-            colours[row // 4][column // 2] = colour
-
     if level is not None:
-        for column in range(0, 2 * columns, 4):
-            dot(column, down(level), 244)
+        for column in range(0, 2 * dots.columns, 4):
+            dots.dot(column, down(level), 244)
     for points, colour in series:
         finite = [(a, b) for a, b in points if math.isfinite(a) and math.isfinite(b) and b > 0]
         for (a, b), (c, d) in itertools.pairwise(finite):
-            start, end = (across(a), down(b)), (across(c), down(d))
-            steps = max(abs(end[0] - start[0]), abs(end[1] - start[1]), 1)
-            for i in range(steps + 1):
-                t = i / steps
-                at = start[0] + t * (end[0] - start[0]), start[1] + t * (end[1] - start[1])
-                dot(round(at[0]), round(at[1]), colour)
+            dots.line((across(a), down(b)), (across(c), down(d)), colour)
     labels = {down(tick) // 4: tick for tick in ticks(*y)}
     lines = []
     for row in range(height):
         label = (
             f"{number(labels[row]):>{margin - 2}} ┤" if row in labels else " " * (margin - 1) + "│"
         )
-        row_cells = zip(cells[row], colours[row], strict=True)
-        text = "".join(
-            paint("".join(chr(0x2800 + cell) for cell, _ in run), colour)
-            for colour, run in itertools.groupby(row_cells, key=lambda pair: pair[1])
-        )
-        lines.append(label + text)
+        lines.append(label + dots.text(row))
     ends = f"{x[0]:g}", f"{x[1]:g} s"
-    rule = "─" * (columns - len(ends[0]) - len(ends[1]) - 2)
+    rule = "─" * (dots.columns - len(ends[0]) - len(ends[1]) - 2)
     lines.append(" " * (margin - 1) + f"└{ends[0]} {rule} {ends[1]}")
     return lines
+
+
+class _Dots:
+    """Braille cells of 2 × 4 dots each, and the colour of the last dot in a cell."""
+
+    def __init__(self, columns: int, height: int) -> None:
+        self.columns, self.height = columns, height
+        self._cells = [[0] * columns for _ in range(height)]
+        self._colours: list[list[int | None]] = [[None] * columns for _ in range(height)]
+
+    def dot(self, column: int, row: int, colour: int | None) -> None:
+        """One dot; outside it is none."""
+        if 0 <= column < 2 * self.columns and 0 <= row < 4 * self.height:
+            self._cells[row // 4][column // 2] |= _DOTS[row % 4][column % 2]
+            self._colours[row // 4][column // 2] = colour
+
+    def line(self, start: tuple[int, int], end: tuple[int, int], colour: int | None) -> None:
+        """The dots from one to another."""
+        steps = max(abs(end[0] - start[0]), abs(end[1] - start[1]), 1)
+        for i in range(steps + 1):
+            t = i / steps
+            at = start[0] + t * (end[0] - start[0]), start[1] + t * (end[1] - start[1])
+            self.dot(round(at[0]), round(at[1]), colour)
+
+    def text(self, row: int) -> str:
+        """A row of cells, painted."""
+        pairs = zip(self._cells[row], self._colours[row], strict=True)
+        return "".join(
+            paint("".join(chr(0x2800 + cell) for cell, _ in run), colour)
+            for colour, run in itertools.groupby(pairs, key=lambda pair: pair[1])
+        )
 
 
 def ticks(low: float, high: float, of: Sequence[float] = (1, 2, 5)) -> list[float]:

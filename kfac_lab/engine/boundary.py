@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from kfac_lab.core import linalg
+from kfac_lab.core.cases import tensors_of
+from kfac_lab.core.problem import Drawn
 from kfac_lab.core.state import Due, Signals, State
 from kfac_lab.engine.parts import Parts
 from kfac_lab.engine.statistics import updates_of
@@ -27,6 +29,7 @@ __all__ = [
     "examined",
     "reference_of",
     "skipped_error",
+    "sound",
 ]
 
 SKIPPED, MADE, BACK, EXPLODED = range(4)  # the flags of ``core.state.Unread``
@@ -187,3 +190,18 @@ def skipped_error(steps: Sequence[int]) -> NumericalError:
     )
     error.skipped = tuple(steps)
     return error
+
+
+def sound(parts: Parts, drawn: Drawn, device: torch.device) -> Tensor:
+    """Whether the numbers of a batch are finite, over all processes, 0-dim."""
+    values = [
+        v.sum(dtype=torch.float64)
+        for v in [*tensors_of(drawn.inputs), *tensors_of(drawn.targets)]
+        if v.is_floating_point()
+    ]
+    if not values:
+        return torch.ones((), dtype=torch.bool, device=device)
+    flag = torch.isfinite(torch.stack(values)).all().to(torch.float64)
+    if parts.processes > 1:
+        parts["collective"].mean_([flag])
+    return flag == 1

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kfac_lab.core.cases import tensors_of
 from kfac_lab.core.clock import Clock
 from kfac_lab.core.commit import gated
 from kfac_lab.core.passes import Evaluated, LayerRows, WatchedPasses
@@ -23,7 +22,7 @@ from kfac_lab.core.problem import Drawn
 from kfac_lab.core.state import DampingStrength, Due, State, StepRecord
 from kfac_lab.core.vector import Vec
 from kfac_lab.engine import commit, guard, proposal, statistics
-from kfac_lab.engine.boundary import ascertained, due_at
+from kfac_lab.engine.boundary import ascertained, due_at, sound
 from kfac_lab.engine.parts import Parts
 from kfac_lab.engine.prepared import Plan, Prepared
 from kfac_lab.engine.record import record_of
@@ -88,7 +87,7 @@ def _prepared(
             parts.declares("damping"),
             engine.state_,
             evaluated.loss,
-            lambda: _sound(parts, drawn, evaluated.loss.device),
+            lambda: sound(parts, drawn, evaluated.loss.device),
         )
         table = gathered.table
         evaluated.approximate = lambda v: statistics.approximate(parts, table, block_states, v)
@@ -197,21 +196,6 @@ def _back(
         **guard.remembered(parts.declares("damping"), state, before),
     )
     return Prepared(record, new, evaluated.loss, verdict.exploded, before, {}, verdict, back=True)
-
-
-def _sound(parts: Parts, drawn: Drawn, device: torch.device) -> Tensor:
-    """Whether the numbers of a batch are finite, over all processes, 0-dim."""
-    values = [
-        v.sum(dtype=torch.float64)
-        for v in [*tensors_of(drawn.inputs), *tensors_of(drawn.targets)]
-        if v.is_floating_point()
-    ]
-    if not values:
-        return torch.ones((), dtype=torch.bool, device=device)
-    flag = torch.isfinite(torch.stack(values)).all().to(torch.float64)
-    if parts.processes > 1:
-        parts["collective"].mean_([flag])
-    return flag == 1
 
 
 def preconditioned(

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +25,29 @@ from kfac_lab.core.traits import EstimatorTraits, traits
 from kfac_lab.core.vector import Vec
 
 __all__ = ["Passes", "subset"]
+
+
+class Served(NamedTuple):
+    """Whom the main pass serves beside the gradient: so many leading rows of S1 and of S2.
+
+    Rows that all take part need no order, and share that pass; the others have one of their own.
+    """
+
+    s1: int
+    s2: int
+    own_s1: bool
+    own_s2: bool
+
+    @classmethod
+    def of(cls, order: Tensor | None, m: int, s1: int, s2: int, back: BackEnd, most: int) -> Served:
+        """Of a batch of m; tangents on more than ``most`` rows are not kept."""
+        own_s1, own_s2 = (order is not None and 0 < rows < m for rows in (s1, s2))
+        return cls(
+            s1 if back.shares and not own_s1 else 0,
+            s2 if not own_s2 and s2 <= most else 0,
+            own_s1,
+            own_s2,
+        )
 
 
 class Passes(Known):
@@ -57,13 +80,10 @@ class Passes(Known):
         gather = None
         if statistics is not None:
             gather = self._statistics(batch, statistics, observe, step)
-        s1 = 0 if gather is None else gather.cases
-        # Rows that all take part need no order, and share the main pass.
-        own_s1, own_s2 = (order is not None and 0 < rows < m for rows in (s1, model_rows))
-        order = order.to(inputs.device) if order is not None and (own_s1 or own_s2) else None
-        shared = s1 if back.shares and not own_s1 else 0
-        keep = tangents and back.shares and not own_s2 and model_rows <= 2 * self.function.chunk
-        leading = max(shared, model_rows if keep else 0)
+        most = 2 * self.function.chunk if tangents and back.shares else 0
+        served = Served.of(order, m, 0 if gather is None else gather.cases, model_rows, back, most)
+        if order is not None and (served.own_s1 or served.own_s2):
+            order = order.to(inputs.device)
         objective = Objective(batch, self.l2, spread)
         total: list[Tensor] = []
         kept: list[Trace] = []
@@ -71,9 +91,8 @@ class Passes(Known):
         for part in self.function.chunks(m):
             x, y = inputs[part], targets[part]
             trace = back.forward(x, buffers, step, part.start)
-            criterion = batch.of(self.likelihood)
             objective.add(trace.outputs, y, errors=True)
-            cotangent = criterion.gradient(trace.outputs, y)
+            cotangent = batch.of(self.likelihood).gradient(trace.outputs, y)
             cases = trace.by_case(cotangent) if by_case and m <= self.function.chunk else None
             if cases is not None:
                 grads = self.network.unpack(Vec([g.t() @ a for a, g in cases]))
@@ -83,15 +102,15 @@ class Passes(Known):
                 torch._foreach_add_(total, grads)
             else:
                 total = grads
-            if leading > part.start:
-                head = trace.head(leading - part.start)
-                if gather is not None and shared > part.start:
-                    gather.take(head.head(shared - part.start), y, part.start)
-                if keep and model_rows > part.start:
-                    kept.append(head.head(model_rows - part.start))
+            if max(served.s1, served.s2) > part.start:
+                head = trace.head(max(served.s1, served.s2) - part.start)
+                if gather is not None and served.s1 > part.start:
+                    gather.take(head.head(served.s1 - part.start), y, part.start)
+                if served.s2 > part.start:
+                    kept.append(head.head(served.s2 - part.start))
             del trace  # and its graph, before the next
-        if gather is not None and not shared:
-            self._observe(back, gather, inputs, targets, order if own_s1 else None, step)
+        if gather is not None and not served.s1:
+            self._observe(back, gather, inputs, targets, order if served.own_s1 else None, step)
         with torch.no_grad():
             torch._foreach_div_(total, float(m))
             if self.l2:
@@ -103,7 +122,7 @@ class Passes(Known):
             criterion=batch,
             inputs=inputs,
             targets=targets,
-            order=order if own_s2 else None,
+            order=order if served.own_s2 else None,
             step=step,
             rows=model_rows,
             loss=objective.value(theta, m),
