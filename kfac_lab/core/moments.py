@@ -16,6 +16,7 @@ from torch import Tensor
 from kfac_lab.core.layers import dense
 from kfac_lab.core.limits import memory_of, shown
 from kfac_lab.core.program import supplied
+from kfac_lab.core.program.supplied import called
 from kfac_lab.core.protocols import Layer
 from kfac_lab.core.row_products import parts, reduced, sums, symmetric_update
 from kfac_lab.core.rows import Grouped
@@ -211,14 +212,14 @@ class Accumulation:
         if wide and key[1] == key[2]:
             symmetric_update(spare, current, left, old, new)
         else:
-            torch.addmm(current, left.t(), right, beta=old, alpha=new, out=spare)
+            called(torch.addmm, current, left.t(), right, beta=old, alpha=new, out=spare)
 
     def _add(self, key: Key, sums: Tensor, old: float, new: float) -> None:
         spare = self._store.spare[key]
         if key not in self._started:
             torch.mul(self._store.current[key], old, out=spare)
             self._started.add(key)
-        spare.add_(sums, alpha=new)
+        called(Tensor.add_, spare, sums, alpha=new)
 
     def finish(self) -> list[Tensor]:
         """The spare side's tensors; moments that got nothing new decay nothing and are kept."""

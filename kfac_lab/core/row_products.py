@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kfac_lab.core.layers import dense
+from kfac_lab.core.program.supplied import called
 from kfac_lab.core.rows import Grouped, UnassignedRows
 
 __all__ = ["parts", "reduced", "sums", "symmetric_update"]
@@ -48,7 +49,8 @@ def symmetric_update(out: Tensor, current: Tensor, rows: Tensor, old: float, new
     edges = [round(side * n / STRIPS) for n in range(STRIPS + 1)]
     for low, high in itertools.pairwise(edges):
         strip = out[low:high, low:]
-        torch.addmm(
+        called(
+            torch.addmm,
             current[low:high, low:],
             rows[:, low:high].t(),
             rows[:, low:],

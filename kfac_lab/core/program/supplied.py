@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-__all__ = ["Supplied", "bare"]
+__all__ = ["Supplied", "bare", "called"]
 
 
 class Caller(Protocol):
@@ -121,6 +121,16 @@ _OPERATIONS: Mapping[str, Callable[[float, float], float]] = {
 def bare(value: Any) -> Any:
     """A number as it is in this step."""
     return value.value if isinstance(value, Supplied) else value
+
+
+def called(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """``func(…)`` of torch's, some of whose numbers may be supplied.
+
+    Of what takes a number alone, as β and α are taken, torch 2.4 does not ask such a number.
+    """
+    if any(isinstance(value, Supplied) for value in kwargs.values()):
+        return Supplied.__torch_function__(func, (), args, kwargs)
+    return func(*args, **kwargs)
 
 
 def _text(value: Any) -> str:
