@@ -42,7 +42,7 @@ WITHOUT = {
     },
     "P∇h by cases": {"structure": "block_diagonal"},
     "G of the last layer exact and diagonal": {
-        "estimator": "sampled(fraction=0.125, minimum=125, noise=0.025)"
+        "estimator": "sampled(fraction=0.125, minimum=125, noise=0.03)"
     },
 }
 

@@ -76,18 +76,6 @@ def test_lambda_falls_by_what_a_step_promised_too_little() -> None:
     assert adapted(10.0, float("nan"), 0.03) == 4.0
 
 
-def test_lambda_falls_where_it_holds_a_good_step_back() -> None:
-    """ρ > 5/4, and λ‖δ‖² at least half of δᵀ(F+λ+η)δ: whatever was promised."""
-
-    def after(rho: float, share: float) -> float:
-        seen = record(rho, 10.0, loss=2.0, predicted=-0.2)
-        seen = replace(seen, norm_squared=-share * seen.slope / 10.0)
-        return float(Promised().adapt(strength(10.0), {}, seen)[0].lam) / 10.0
-
-    assert after(1.3, 0.51) == 0.25
-    assert after(1.2, 0.51) == after(1.3, 0.49) == after(0.9, 0.9) == 1.0
-
-
 def test_after_its_steps_the_rule_is_tieds() -> None:
     assert adapted(10.0, 0.9, 0.0006, step=21) == 0.5
     assert adapted(10.0, 0.1, 0.0006, step=21) == 2.0
