@@ -67,14 +67,16 @@ def main() -> None:
     last: dict[tuple[Any, ...], dict[str, Any]] = {}
     for text in (HERE / "clock.jsonl").read_text().splitlines():
         line = json.loads(text)
-        key = line["problem"], line["horizon"], line["seed"], line["method"], "note" in line
+        key = line["problem"], line["horizon"], line["seed"], line["method"]
         last[key] = line
     page = [HEAD]
-    races = dict.fromkeys((k[0], k[1]) for k in last if not k[4])
+    races = dict.fromkeys(k[:2] for k in last)
     for problem, horizon in races:
-        own = [x for k, x in last.items() if k[:2] == (problem, horizon) and not k[4]]
+        own = [x for k, x in last.items() if k[:2] == (problem, horizon)]
         own.sort(key=lambda x: (x["seed"], "without" in x["method"]))
         page += [f"## {problem.upper()}, horizon {horizon:g} s", "", *table(own), ""]
+        notes = dict.fromkeys(x["note"] for x in own if "note" in x)
+        page += [part for note in notes for part in (note, "")]
     (HERE / "clock.md").write_text("\n".join(page).rstrip() + "\n")
 
 
