@@ -382,10 +382,10 @@ def not_finite(k: int, loss: Tensor | None, strength: DampingStrength) -> Numeri
         lam, gamma = linalg.host([strength.lam, strength.gamma])
         return NumericalError(
             f"step {k}: the model's outputs, the statistics or the preconditioned gradient are not "
-            f"finite (λ={lam:g}, γ={gamma:g}); nothing has changed. Where the loop's loss grew "
-            "before, its steps are too long: lower the rate, give kl_clip=1e-3, or a likelihood "
-            "on the scale of your loss (nn.MSELoss is a mean over the outputs, and a loss summed "
-            "over D of them is D times as steep)"
+            f"finite (λ={lam:g}, γ={gamma:g}); nothing has changed, and if the loop's loss grew "
+            "before, give kl_clip=1e-3, a lower rate, or the likelihood of just the loss that you "
+            "call backward() of (nn.MSELoss() is a mean over the outputs; of a loss that sums "
+            "them it is nn.MSELoss(reduction='sum'))"
         )
     values = linalg.host([loss, strength.lam, strength.gamma])
     where = (
