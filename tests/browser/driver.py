@@ -93,6 +93,7 @@ def server(folder: Path, theme: str = "") -> Iterator[Lab]:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
     command += [f"--port={port}", "--ServerApp.token=", "--ServerApp.password="]
+    command += ["--ServerApp.disable_check_xsrf=True"]  # a test may end a kernel
     command += [f"--notebook-dir={folder}", f"--LabApp.workspaces_dir={home / 'workspaces'}"]
     command += [f"--LabApp.user_settings_dir={home / 'user'}"]
     log = home / "server.log"
@@ -275,7 +276,10 @@ class Page:
         lab: the server.
         name: the notebook's file.
         kernel: the notebook's kernel, asked directly.
+        soon: seconds within which a control has its effect, for checks of one.
     """
+
+    soon = 5.0
 
     def __init__(self, lab: Lab, tab: Any, name: str, kernel: str) -> None:
         self.lab, self.tab, self.name = lab, tab, name
@@ -300,8 +304,20 @@ class Page:
         self._kernel = None
 
     def close(self) -> None:
+        """Closes the page and ends its kernel, which would stay, and its panels with it."""
         self.forget_kernel()
         self.tab.close()
+        sessions = f"{self.lab.address}/api/sessions"
+        with urllib.request.urlopen(sessions, timeout=20) as answer:
+            mine = [session["id"] for session in json.load(answer) if session["path"] == self.name]
+        for session in mine:
+            asked = urllib.request.Request(f"{sessions}/{session}", method="DELETE")
+            urllib.request.urlopen(asked, timeout=20).close()
+
+    def hasten(self, hasty: bool = True) -> None:
+        """Waits a moment only: for a control that does nothing."""
+        self.soon = 1.5 if hasty else type(self).soon
+        self.tab.set_default_timeout(1000 * (self.soon if hasty else PATIENCE))
 
     # --- cells ----------------------------------------------------------------------------------
 

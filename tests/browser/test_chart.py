@@ -63,9 +63,9 @@ def whole(page: Page) -> None:
     settled(page)
 
 
-def soon(condition: Callable[[], bool], complaint: str) -> None:
+def soon(page: Page, condition: Callable[[], bool], complaint: str) -> None:
     """Waits for what a control does; a control without effect is found out by then."""
-    wait(condition, complaint, 3)
+    wait(condition, complaint, page.soon)
 
 
 def middle(page: Page, across: float = 0.5, down: float = 0.5) -> tuple[float, float]:
@@ -97,11 +97,12 @@ def test_several_updates_a_second_and_none_without_training(page: Page) -> None:
     before = page.frames()
     page.tab.wait_for_timeout(700)
     assert page.frames() == before
-    page.kernel.do("panel.start(seconds=4.0)")
+    page.kernel.do("panel.start(seconds=30.0)")
     page.kernel.until("panel.run.step > 81")
     first, step = page.frames(), page.kernel.ask("panel.run.step")
     page.tab.wait_for_timeout(2000)
     made, steps = page.frames() - first, page.kernel.ask("panel.run.step") - step
+    page.kernel.do("panel.stop()")
     page.kernel.until("not panel.live.running")
     settled(page)
     assert made >= min(6, steps - 1), f"{made} frames in two seconds, of {steps} steps"
@@ -112,13 +113,13 @@ def test_several_updates_a_second_and_none_without_training(page: Page) -> None:
 
 def test_the_clock_goes_on_during_a_long_step(page: Page) -> None:
     page.kernel.do("""
-slow = Slow('digits', 'paper', seed=0, device='cpu'); Slow.wait = 8.0
+slow = Slow('digits', 'paper', seed=0, device='cpu'); Slow.wait = 4.0
 panel.controller.roster.add('slow', slow); panel.select('slow'); await panel.live
 panel.start(1)""")
     try:
         seen: set[str] = set()
         clock = page.tab.locator(".kl-time")
-        wait(lambda: seen.add(clock.inner_text()) or len(seen) >= 6, "it stands still", 8)
+        wait(lambda: seen.add(clock.inner_text()) or len(seen) >= 6, "it stands still", 4)
         assert page.kernel.ask("slow.step") == 0, "all of it within one step"
     finally:
         page.kernel.until("not panel.live.running")
@@ -131,7 +132,7 @@ panel.start(1)""")
 
 def hover(page: Page) -> None:
     page.tab.mouse.move(*middle(page, 0.4))
-    page.tab.locator(".kl-tip").wait_for(timeout=2000)
+    page.tab.locator(".kl-tip").wait_for(timeout=1000 * page.soon)
     told = page.tab.locator(".kl-tip").inner_text().split()
     step = int(float(told[1]))
     loss = page.kernel.ask(f"run.history['loss'][{step - 1}]")
@@ -147,15 +148,15 @@ def drag(page: Page) -> None:
     page.tab.mouse.down()
     page.tab.mouse.move(*middle(page, 0.6), steps=4)
     page.tab.mouse.up()
-    soon(lambda: 5 < len(drawn(page)) < 60, "no zoom")
+    soon(page, lambda: 5 < len(drawn(page)) < 60, "no zoom")
     page.tab.mouse.dblclick(*middle(page, 0.5))
-    soon(lambda: len(drawn(page)) == 80, "not the whole")
+    soon(page, lambda: len(drawn(page)) == 80, "not the whole")
 
 
 def wheel(page: Page) -> None:
     page.tab.mouse.move(*middle(page, 0.5))
     page.tab.mouse.wheel(0, -300)
-    soon(lambda: 5 < len(drawn(page)) < 60, "no zoom")
+    soon(page, lambda: 5 < len(drawn(page)) < 60, "no zoom")
 
 
 def keys(page: Page) -> None:
@@ -163,11 +164,11 @@ def keys(page: Page) -> None:
     page.tab.keyboard.press("Home")
     page.tab.keyboard.press("ArrowRight")
     said = page.tab.locator(".kl-sr")
-    soon(lambda: said.inner_text().startswith("iteration 2: paper "), "the point is not said")
+    soon(page, lambda: said.inner_text().startswith("iteration 2: paper "), "the point is not said")
     page.tab.keyboard.press("+")
-    soon(lambda: len(drawn(page)) < 80, "no zoom")
+    soon(page, lambda: len(drawn(page)) < 80, "no zoom")
     page.tab.keyboard.press("0")
-    soon(lambda: len(drawn(page)) == 80, "not the whole")
+    soon(page, lambda: len(drawn(page)) == 80, "not the whole")
 
 
 def against(page: Page) -> None:
@@ -176,16 +177,16 @@ def against(page: Page) -> None:
     select = page.tab.get_by_label("horizontal axis")
     for name, expected in (("seconds of training", seconds), ("cases", cases)):
         select.select_option(label=name)
-        soon(lambda e=expected: np.array_equal(drawn(page)[:, 0], e), f"not against {name}")
+        soon(page, lambda e=expected: np.array_equal(drawn(page)[:, 0], e), f"not against {name}")
     select.select_option(label="epochs")
     epochs = np.array(cases) / page.kernel.ask("run.problem.available")
-    soon(lambda: np.allclose(drawn(page)[:, 0], epochs), "not against epochs")
+    soon(page, lambda: np.allclose(drawn(page)[:, 0], epochs), "not against epochs")
 
 
 def scale(page: Page) -> None:
     assert page.chart("chart.cells[0].made.sy.log")
     page.tab.get_by_label("vertical scale").select_option(label="linear")
-    soon(lambda: not page.chart("chart.cells[0].made.sy.log"), "not linear")
+    soon(page, lambda: not page.chart("chart.cells[0].made.sy.log"), "not linear")
 
 
 def smooth(page: Page) -> None:
@@ -196,43 +197,43 @@ def smooth(page: Page) -> None:
         mean, weight = 0.9 * mean + 0.1 * value, 0.9 * weight + 0.1
         expected.append(mean / weight)
     smoothed = "chart.cells[1].made.found[0].p.y"
-    soon(lambda: np.allclose(page.chart(smoothed), expected), "not smoothed")
+    soon(page, lambda: np.allclose(page.chart(smoothed), expected), "not smoothed")
     assert np.array_equal(drawn(page, name="error", k=1)[:, 1], raw), "the points stay themselves"
 
 
 def hide(page: Page) -> None:
     page.tab.get_by_label("hide paper", exact=True).click()
-    page.kernel.until("panel.controller.roster['paper'].hidden", patience=5)
+    page.kernel.until("panel.controller.roster['paper'].hidden", patience=page.soon)
     seen = "chart.seen(chart.cells[0]).map(s => s.run)"
-    soon(lambda: page.chart(seen) == ["other"], "it is drawn")
+    soon(page, lambda: page.chart(seen) == ["other"], "it is drawn")
     page.tab.get_by_label("show paper", exact=True).click()
-    page.kernel.until("not panel.controller.roster['paper'].hidden", patience=5)
+    page.kernel.until("not panel.controller.roster['paper'].hidden", patience=page.soon)
 
 
 def isolate(page: Page) -> None:
     page.tab.get_by_label("isolate other", exact=True).click()
-    page.kernel.until("panel.controller.roster['paper'].hidden", patience=5)
+    page.kernel.until("panel.controller.roster['paper'].hidden", patience=page.soon)
     page.tab.get_by_label("isolate other", exact=True).click()
-    page.kernel.until("not panel.controller.roster['paper'].hidden", patience=5)
+    page.kernel.until("not panel.controller.roster['paper'].hidden", patience=page.soon)
 
 
 def rename(page: Page) -> None:
     page.tab.get_by_label("rename other", exact=True).click()
     page.tab.get_by_label("new name of other").fill("the fork")
     page.tab.keyboard.press("Enter")
-    page.kernel.until("'the fork' in panel.runs", patience=5)
-    page.tab.get_by_label("hide the fork", exact=True).wait_for(timeout=3000)
+    page.kernel.until("'the fork' in panel.runs", patience=page.soon)
+    page.tab.get_by_label("hide the fork", exact=True).wait_for(timeout=1000 * page.soon)
     page.kernel.do("panel.controller.rename('the fork', 'other'); panel.push()")
-    page.tab.get_by_label("hide other", exact=True).wait_for(timeout=3000)
+    page.tab.get_by_label("hide other", exact=True).wait_for(timeout=1000 * page.soon)
 
 
 def mark(page: Page) -> None:
     page.tab.locator(".kl-mark").first.click()
     pop = page.tab.locator(".kl-pop")
-    pop.wait_for(timeout=2000)
+    pop.wait_for(timeout=1000 * page.soon)
     assert "damping → tied" in pop.inner_text() and "before: damping = leven" in pop.inner_text()
     pop.get_by_role("button", name="Rewind to here").click()
-    page.tab.get_by_text("The 40 steps after it are thrown away").wait_for(timeout=3000)
+    page.tab.get_by_text("The 40 steps after it are thrown away").wait_for(timeout=1000 * page.soon)
     page.button("No").click()
     assert page.kernel.ask("run.step") == 80
 
@@ -240,13 +241,13 @@ def mark(page: Page) -> None:
 def table(page: Page) -> None:
     page.tab.get_by_text("Table of the visible points").click()
     rows = page.tab.locator(".kl-table table").first.locator("tbody tr")
-    wait(lambda: rows.count() >= 80, "no rows", 3)
+    soon(page, lambda: rows.count() >= 80, "no rows")
     page.tab.get_by_text("Table of the visible points").click()
 
 
 def saved(page: Page) -> None:
     for kind, begins in (("png", b"\x89PNG"), ("svg", b"<svg"), ("csv", b"axis,run")):
-        with page.tab.expect_download(timeout=4000) as download:
+        with page.tab.expect_download(timeout=1000 * page.soon) as download:
             page.tab.get_by_label("save what is seen").select_option(value=kind)
         content = Path(download.value.path()).read_bytes()
         assert content.startswith(begins) and len(content) > 1500
@@ -258,7 +259,7 @@ def saved(page: Page) -> None:
 def nudge(page: Page) -> None:
     now = page.kernel.ask("run.history['lam'][-1]")
     page.tab.get_by_label("λ now ×2").click()
-    page.kernel.until("len(run.history.marks) == 2 and not panel.live.running", patience=5)
+    page.kernel.until("len(run.history.marks) == 2 and not panel.live.running", patience=page.soon)
     assert f"lam={2 * now!r}" in page.kernel.ask("run.recipe.text_of('damping')")
     page.kernel.do("panel.start(1); await panel.live")
     assert page.kernel.ask("run.history['lam'][-1]") == 2 * now
@@ -297,12 +298,12 @@ def test_a_control_without_effect_is_found_out(check: Callable[[Page], None], pa
     same = f"(() => ['iteration', {names}])"
     nothing = same if method == "choice" else "(() => undefined)"
     page.chart(f"void ({who}.{method} = {nothing})")
-    page.tab.set_default_timeout(3000)
+    page.hasten()
     try:
         with pytest.raises(Exception):  # noqa: B017 - whatever the check is made of
             check(page)
     finally:
-        page.tab.set_default_timeout(60000)
+        page.hasten(False)
         page.tab.keyboard.press("Escape")
         page.chart(f"void (delete {who}.{method}, {who}.editing = false, chart.table.open = false)")
         page.chart(

@@ -84,7 +84,7 @@ def test_a_stop_or_an_interrupt_ends_the_loop_cleanly(page: Page) -> None:
         assert "KeyboardInterrupt" in page.output(1)
     steps, losses = page.kernel.ask("[opt.step_count, list(opt.history['loss'])]")
     assert steps == len(losses)
-    wait(lambda: len(points(page)) == steps, "the last points did not come", 10)
+    wait(lambda: len(points(page)) == steps, "the last points did not come")
     assert np.array_equal(points(page)[:, 1], losses)
     assert bool(page.kernel.ask("len(opt.history.marks)")) == page.seven
 

@@ -1,8 +1,6 @@
 """The tour, opened and run as a reader would; then its panel, button by button, on one run."""
 
-import configparser
 import csv
-import re
 import shutil
 import subprocess
 import sys
@@ -11,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from notebooks.cells import masked
 
 from browser.driver import Lab, Page, opened
 
 TOUR = Path(__file__).parents[2] / "notebooks" / "01_tour.ipynb"
-SANITIZER = Path(__file__).parents[1] / "notebooks" / "sanitize.cfg"
 
 
 @pytest.fixture(scope="module")
@@ -34,22 +32,13 @@ def numbers(path: Path) -> list[dict[str, str]]:
         ]
 
 
-def masked(texts: list[str]) -> list[str]:
-    """What nbval compares: without the digits that may differ between machines."""
-    rules = configparser.RawConfigParser()
-    rules.read(SANITIZER, encoding="utf-8")
-    for rule in map(rules.__getitem__, rules.sections()):
-        texts = [re.sub(rule["regex"], rule["replace"], text) for text in texts]
-    return texts
-
-
 def test_the_tour_runs_and_says_what_it_says_in_print(page: Page) -> None:
     printed = page.printed()
     page.run_all(patience=300)
     outputs = page.saved()
     kinds = {output["output_type"] for cell in outputs for output in cell}
     assert "error" not in kinds
-    assert masked(page.printed()) == masked(printed)
+    assert list(map(masked, page.printed())) == list(map(masked, printed))
     assert page.tab.locator('[data-mime-type="application/vnd.jupyter.stderr"]').count() == 0
 
 

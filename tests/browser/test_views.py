@@ -81,7 +81,7 @@ def hover(page: Page) -> None:
     box = page.tab.locator(".kl-cell canvas").first.bounding_box()
     x, y = box["x"] + spot["x"] + spot["w"] / 2, box["y"] + spot["y"] + spot["h"] / 2
     page.tab.mouse.move(x, y)
-    page.tab.locator(".kl-tip").wait_for(timeout=3000)
+    page.tab.locator(".kl-tip").wait_for(timeout=1000 * page.soon)
     name, value = page.tab.locator(".kl-tip div").all_inner_texts()
     assert name == "0, 2"
     assert float(value) == pytest.approx(page.kernel.ask("numbers('inverse')")[1], rel=1e-3)
@@ -92,19 +92,19 @@ def keys(page: Page) -> None:
     for key in ("Home", "ArrowRight"):
         page.tab.keyboard.press(key)
     said = page.tab.locator(".kl-sr")
-    wait(lambda: said.inner_text().startswith("0, 2: "), "the cell is not said", 3)
+    wait(lambda: said.inner_text().startswith("0, 2: "), "the cell is not said", page.soon)
 
 
 def table(page: Page) -> None:
     page.tab.get_by_text("Table of the visible points").click()
     rows = page.tab.locator(".kl-table table").first.locator("tbody tr")
-    wait(lambda: rows.count() == 36, "no rows", 3)
+    wait(lambda: rows.count() == 36, "no rows", page.soon)
     page.tab.get_by_text("Table of the visible points").click()
 
 
 def saved(page: Page) -> None:
     for kind, begins in (("png", b"\x89PNG"), ("svg", b"<svg"), ("csv", b"axis,run")):
-        with page.tab.expect_download(timeout=4000) as download:
+        with page.tab.expect_download(timeout=1000 * page.soon) as download:
             page.tab.get_by_label("save what is seen").select_option(value=kind)
         content = Path(download.value.path()).read_bytes()
         assert content.startswith(begins)
@@ -132,12 +132,12 @@ def test_a_check_finds_out_what_does_nothing(check: Callable[[Page], None], page
     turn_to(page, "inverse")
     page.chart("void (chart.hover(null), chart.live.textContent = '')")
     page.chart(f"void (chart.{CHECKS[check]} = () => undefined)")
-    page.tab.set_default_timeout(3000)
+    page.hasten()
     try:
         with pytest.raises(Exception):  # noqa: B017 - whatever the check is made of
             check(page)
     finally:
-        page.tab.set_default_timeout(60000)
+        page.hasten(False)
         page.chart(f"void (delete chart.{CHECKS[check]}, chart.table.open = false)")
 
 

@@ -1,9 +1,9 @@
 """The command line's grammar, and how it fails."""
 
-import subprocess
 import sys
 
 import pytest
+import warm
 
 from kfac_lab.cli import main, parser
 
@@ -56,6 +56,6 @@ def test_help_needs_neither_torch_plots_nor_training(words: list[str]) -> None:
         "except SystemExit as stopped: assert stopped.code == 0\n"
         "assert 'matplotlib' not in sys.modules and 'kfac_lab.engine' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = warm.run([sys.executable, "-c", code])
     assert done.returncode == 0, done.stderr
     assert "kfac-lab" in done.stdout

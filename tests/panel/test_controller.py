@@ -2,11 +2,11 @@
 
 import dataclasses
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import warm
 from invariants.helpers import problem_of, recipe_of, same_run
 
 import kfac_lab as kl
@@ -432,13 +432,15 @@ def test_the_controller_needs_neither_widgets_nor_plots() -> None:
         "import kfac_lab.panel.controller, kfac_lab.panel.live, kfac_lab.panel.compare, sys;"
         "assert not {'ipywidgets', 'matplotlib', 'IPython'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = warm.run([sys.executable, "-c", code])
+    assert done.returncode == 0, done.stderr
 
 
 def test_import_kfac_lab_loads_no_widgets() -> None:
     code = "import kfac_lab as kl, sys; assert 'Panel' in kl.__all__; "
     code += "assert 'ipywidgets' not in sys.modules; kl.Panel; assert 'ipywidgets' in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = warm.run([sys.executable, "-c", code])
+    assert done.returncode == 0, done.stderr
 
 
 def test_status_has_a_fixed_width() -> None:

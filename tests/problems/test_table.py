@@ -1,9 +1,9 @@
 """The table of problems: every name builds, and reading it loads nothing heavy."""
 
-import subprocess
 import sys
 
 import pytest
+import warm
 
 from kfac_lab.core.problem import Problem
 from kfac_lab.problems import PROBLEMS
@@ -43,7 +43,5 @@ def test_reading_the_table_loads_no_data_module():
         "print([m for m in sys.modules if m.startswith('kfac_lab.problems.')], "
         "'sklearn' in sys.modules)"
     )
-    printed = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    ).stdout
+    printed = warm.run([sys.executable, "-c", program]).stdout
     assert printed.strip() == "[] False"

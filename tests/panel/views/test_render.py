@@ -3,12 +3,12 @@
 import gc
 import io
 import struct
-import subprocess
 import sys
 import threading
 
 import numpy as np
 import pytest
+import warm
 from matplotlib.artist import Artist
 
 from kfac_lab.errors import KfacLabError
@@ -203,5 +203,5 @@ def test_registering_and_seeing_load_no_matplotlib() -> None:
         "views[0].summary({'a': run.history}, None)\n"
         "print(len(views), [m for m in sys.modules if m.startswith(('matplotlib', 'ipywidgets'))])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = warm.run([sys.executable, "-c", code])
     assert done.stdout.strip().endswith("12 []"), done.stderr
