@@ -8,6 +8,7 @@
     boundary    what is due, drift, reads, warnings
     statistics  observe: moments and the blocks' part_states
     proposal    invert, propose, model, choose: candidates, the ladder, retries
+    candidate   what is tried, and what was chosen
     programs    a step recorded once and replayed: which program serves it
     asked       what such a step is asked with, and its key
     known       what is known of steps with a key: how often they came, their program

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from kfac_lab.core.protocols import Layer
 from kfac_lab.core.state import DampingStrength, Due, State
 from kfac_lab.core.traits import PreconditionerTraits, traits
 from kfac_lab.core.vector import Vec
+from kfac_lab.engine.candidate import Candidate, Outcome, Trial
 from kfac_lab.engine.parts import Parts
 from kfac_lab.errors import NumericalError, RecipeError
 
@@ -80,52 +81,6 @@ class Space:
         if self.evaluated.passes.processes > 1:
             self.collective.mean_(product.matrices)
         return product
-
-
-@dataclass(eq=False)
-class Candidate:
-    """One strength tried: its preconditioner, basis, coefficients and M(δ)−M(0).
-
-    ``value`` is of the step as it will be made, ``promise`` of the chosen one before ``lr`` or the
-    momentum's ``length`` scales it: candidates are compared, and λ is steered, by what the strength
-    has to offer.
-    """
-
-    strength: DampingStrength
-    preconditioner: Any
-    basis: tuple[Vec, ...]
-    coefficients: Tensor
-    value: Tensor
-    promise: Tensor
-    slope: Tensor  # ∇hᵀv per vector of the basis
-    gram: Tensor
-    curvature: Tensor
-
-    def scalars(self) -> list[Tensor]:
-        """Finite where the candidate is."""
-        parts = [self.curvature.reshape(-1), self.gram.reshape(-1), self.slope, self.coefficients]
-        return [self.value, torch.cat(parts).sum()]
-
-
-class Trial(Protocol):
-    """Makes a candidate of a strength and its preconditioner."""
-
-    def __call__(self, strength: DampingStrength, preconditioner: Any) -> Candidate:
-        """The candidate."""
-        ...
-
-
-@dataclass(eq=False)
-class Outcome:
-    """The candidate chosen, all that were tried, and what the refresh has made."""
-
-    chosen: Candidate
-    tried: list[Candidate]
-    factored: Any
-    block_states: tuple[Any, ...]
-    kept: int
-    jitter: dict[str, float]
-    spread: float | None = None  # of the cases' losses, where the refresh has read it
 
 
 def modelled(

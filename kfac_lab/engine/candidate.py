@@ -1,0 +1,60 @@
+"""What is tried: a strength with its basis and coefficients; and which of them was chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from kfac_lab.core.state import DampingStrength
+from kfac_lab.core.vector import Vec
+
+__all__ = ["Candidate", "Outcome", "Trial"]
+
+
+@dataclass(eq=False)
+class Candidate:
+    """One strength tried: its preconditioner, basis, coefficients and M(δ)−M(0).
+
+    ``value`` is of the step as it will be made, ``promise`` of the chosen one before ``lr`` or the
+    momentum's ``length`` scales it: candidates are compared, and λ is steered, by what the strength
+    has to offer.
+    """
+
+    strength: DampingStrength
+    preconditioner: Any
+    basis: tuple[Vec, ...]
+    coefficients: Tensor
+    value: Tensor
+    promise: Tensor
+    slope: Tensor  # ∇hᵀv per vector of the basis
+    gram: Tensor
+    curvature: Tensor
+
+    def scalars(self) -> list[Tensor]:
+        """Finite where the candidate is."""
+        parts = [self.curvature.reshape(-1), self.gram.reshape(-1), self.slope, self.coefficients]
+        return [self.value, torch.cat(parts).sum()]
+
+
+class Trial(Protocol):
+    """Makes a candidate of a strength and its preconditioner."""
+
+    def __call__(self, strength: DampingStrength, preconditioner: Any) -> Candidate:
+        """The candidate."""
+        ...
+
+
+@dataclass(eq=False)
+class Outcome:
+    """The candidate chosen, all that were tried, and what the refresh has made."""
+
+    chosen: Candidate
+    tried: list[Candidate]
+    factored: Any
+    block_states: tuple[Any, ...]
+    kept: int
+    jitter: dict[str, float]
+    spread: float | None = None  # of the cases' losses, where the refresh has read it
