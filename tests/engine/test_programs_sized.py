@@ -116,7 +116,7 @@ def step_of(m: int, k: int = 1) -> tuple[Any, list[Tensor], list[Tensor]]:
     with recorder:
         noise = filled(lambda k, shape: torch.full(shape, 0.5 * k), k, (m, 3))
         shown = (x + noise).reshape(m * 3)[: 3 * m - 2].sum() / m
-        tail = x[m - 2 :].view(2, 3) * float(m) + (1 / m)
+        tail = x[m - 2 :].view(2, 3) * float(m) + (1 / m) - (m / 500) ** 0.5
         out = torch.cat([tail.flatten(), shown.reshape(1), x[half].reshape(-1)])
     recording = recorder.finish()
     return (recording, recorder.slot_of(out)), [x], [out]

@@ -112,6 +112,10 @@ class _Unified:
                 return f"z{n}" if type(b) is int else f"float(z{n})"
             if type(b) is float and (a, b) == (1 / x, 1 / y):
                 return f"(1 / z{n})"
+            if type(b) is float and a > 0:  # the root of a share of some number of cases
+                whole = round(x / a**2)
+                if whole and (a, b) == ((x / whole) ** 0.5, (y / whole) ** 0.5):
+                    return f"((z{n} / {whole}) ** 0.5)"
         if type(b) is int:
             for n, (x, y) in enumerate(self._pairs):
                 if a % x == b % y == 0 and a // x == b // y:
