@@ -25,7 +25,7 @@ PartState = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Confirmed(Optimal):
-    """``optimal``, shortened on a batch of less than ``cases`` to what other cases confirm.
+    """``optimal``, shortened on a batch of less than ``small`` to what other cases confirm.
 
     α minimises the model of a batch's own noise as well: of ∇hᵀP∇h, on which it rests, S is there
     for other cases too, and tr(PΣ)/m, of the gradient's covariance Σ, is not. The share of S is
@@ -41,9 +41,8 @@ class Confirmed(Optimal):
     smaller than √(m / ``cases``): then the noise in δ is that of a step on ``cases`` cases.
     """
 
-    cases: int = parameter(
-        500, section="7", low=0, help="the least batch for which δ0 takes part, and δ is whole"
-    )
+    cases: int = parameter(500, section="7", low=0, help="the least batch for which δ0 takes part")
+    small: int = parameter(128, section="7", low=0, help="the least batch whose δ is whole")
     keep: float = parameter(
         0.8, section="7", low=0.0, high=0.9999, help="of the share so far, per step"
     )
@@ -61,7 +60,7 @@ class Confirmed(Optimal):
         self, part_state: PartState, space: Space, previous: Vec | None
     ) -> tuple[PartState, Tensor | None]:
         """The share, this batch's word of the last step included; None on a large batch."""
-        if space.predictions >= self.cases or previous is None:
+        if space.predictions >= min(self.small, self.cases) or previous is None:
             return part_state, None
         end = space.gradient.dot(previous).double()
         share, curved, slope = (
