@@ -13,7 +13,7 @@ def test_every_slot_is_in_one_group():
 
 @pytest.mark.parametrize("slot", LAWS)
 def test_nothing_is_broken_that_is_no_law(slot):
-    assert list(broken_for(slot)) == list(LAWS[slot])
+    assert set(broken_for(slot)) == set(LAWS[slot])  # the common half is generated: any order
 
 
 @pytest.mark.parametrize("slot", LAWS)
