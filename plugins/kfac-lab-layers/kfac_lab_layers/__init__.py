@@ -21,6 +21,7 @@ from kfac_lab_layers.bare import bare
 from kfac_lab_layers.elementwise import Elementwise, elementwise
 from kfac_lab_layers.embedding import Embedding
 from kfac_lab_layers.lookup import Lookup, lookup
+from kfac_lab_layers.per_gate import PerGate
 from kfac_lab_layers.recurrent import Gates
 from kfac_lab_layers.scale_shift import ScaleShift
 from kfac_lab_layers.structure import affine
@@ -34,8 +35,10 @@ __all__ = [
     "InProjection",
     "Lookup",
     "OutProjection",
+    "PerGate",
     "ScaleShift",
     "kfac_claim_layer",
+    "kfac_register_blocks",
 ]
 
 CLAIMS: dict[type[nn.Module], Callable[[Any, str], Any]] = {
@@ -66,3 +69,14 @@ def kfac_claim_layer(module: nn.Module, path: str) -> Any:
             return ByStructure(layer)
     alone = bare(module, path)
     return ByStructure(alone) if alone else None
+
+
+@hookimpl
+def kfac_register_blocks(register: Callable[..., None]) -> None:
+    """The block of a recurrent layer's gates."""
+    register(
+        "per_gate",
+        PerGate,
+        summary="Ā ⊗ G_j for each gate of an LSTM or a GRU",
+        reference="Martens, Ba & Johnson 2018",
+    )

@@ -9,7 +9,7 @@ torch's. Of each layer and direction there are two maps:
 
 and a third, hr, where an LSTM projects its states. Steps are positions (arXiv:2311.00636). A
 gate's own Kronecker block is Ā with its H × H part of the diagonal of G; the parts beside it, which
-couple the gates of a step, are kept too.
+couple the gates of a step, are kept too; the block ``per_gate`` leaves them out.
 """
 
 from __future__ import annotations
