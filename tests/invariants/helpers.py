@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,10 +11,19 @@ from torch import Tensor, nn
 
 import kfac_lab as kl
 from kfac_lab.core.state import from_tree, to_tree
+from kfac_lab.paper.kronecker import Kronecker
 
 # Everything is due at an even step: statistics, factors, inverse, γ and λ.
 BUSY = "periodic(T1=2, T2=2, T3=2, burn_in=1)"
 COUNT = 24
+CONTAINERS = (Tensor, Mapping, list, tuple)
+
+
+@dataclass(frozen=True)
+class Unmultiplied(Kronecker):
+    """A block without the product that ``approximate_fisher`` asks for: the engine refuses both."""
+
+    product = None
 
 
 def cases(count: int = COUNT, inputs: int = 6, outputs: int = 4) -> tuple[Tensor, Tensor]:
@@ -118,6 +127,8 @@ def differences(a: Any, b: Any, path: str = "") -> Iterator[str]:
     elif isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b):
         for n, (x, y) in enumerate(zip(a, b, strict=True)):
             yield from differences(x, y, f"{path}/{n}")
+    elif isinstance(a, CONTAINERS) or isinstance(b, CONTAINERS):
+        yield f"{path}: {type(a).__name__} and {type(b).__name__}, of other keys or lengths"
     elif not (a == b or (a != a and b != b)):
         yield f"{path}: {a!r} and {b!r}"
 

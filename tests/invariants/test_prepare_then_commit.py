@@ -4,6 +4,8 @@ At every verb, before it and after it has done its work; and at the n-th tensor 
 for every n.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -13,6 +15,7 @@ from invariants.helpers import image, recipe_of, run_of, same, same_run
 from kfac_lab.core import linalg, moments, passes, traits
 from kfac_lab.core.likelihood import Bernoulli
 from kfac_lab.core.problem import Problem
+from kfac_lab.core.slot_traits import BlockTraits
 from kfac_lab.core.vector import Vec
 from kfac_lab.engine import commit as engine_commit
 from kfac_lab.paper import (
@@ -73,7 +76,7 @@ class Injected(RuntimeError):
     """What the tests raise."""
 
 
-def inject(patch, verb, error, late):
+def inject(patch, run, verb, error, late):
     """From now on the verb raises: at once, or where ``late`` after its work is done."""
     patch.setattr(traits, "_KNOWN", {})  # what a part has is read once
     owner, name = VERBS[verb]
@@ -90,6 +93,10 @@ def inject(patch, verb, error, late):
 
     fired = []
     patch.setattr(owner, name, staticmethod(failing) if static else failing, raising=False)
+    parts = run.stepper.parts  # so are the blocks' traits and what other parts declare
+    again = tuple(traits.traits(block, BlockTraits) for block in parts.blocks)
+    held = replace(run.stepper.held, parts=replace(parts, block_traits=again))
+    patch.setattr(run.stepper, "held", held)
     return fired
 
 
@@ -104,7 +111,7 @@ def test_an_exception_at_any_verb_changes_nothing(kind, late):
     for verb in VERBS:
         for error in (Injected("at " + verb), KeyboardInterrupt()):
             with pytest.MonkeyPatch.context() as patch:
-                fired = inject(patch, verb, error, late)
+                fired = inject(patch, run, verb, error, late)
                 with pytest.raises((type(error), *TOLD.get(verb, ()))):
                     run.step_once()
                 assert fired, f"{verb} was not played"
@@ -119,7 +126,7 @@ def test_an_exception_at_any_verb_of_the_first_step_changes_nothing():
     before = image(run)
     for verb in VERBS:
         with pytest.MonkeyPatch.context() as patch:
-            inject(patch, verb, Injected(verb), late=True)
+            inject(patch, run, verb, Injected(verb), late=True)
             if "judge" in verb:
                 continue  # λ is not due yet
             with pytest.raises((Injected, *TOLD.get(verb, ()))):

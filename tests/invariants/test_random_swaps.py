@@ -22,7 +22,7 @@ import warm
 
 import kfac_lab as kl
 from invariants.grid import PARTS
-from invariants.helpers import amend, numbers, problem_of, run_of, same, state_of
+from invariants.helpers import Unmultiplied, amend, numbers, problem_of, run_of, same, state_of
 from kfac_lab.core.state import DampingStrength
 from kfac_lab.engine import Engine, commit
 from kfac_lab.paper import damping
@@ -39,7 +39,7 @@ TEXTS: dict[str, list[Any]] = {
     "collective": ["single_process"],
 }
 REFUSED = (
-    {"structure": "block_diagonal(low_rank=True)"},  # by the engine, for the ℓ2 term
+    {"quadratic_model": "approximate_fisher", "block": Unmultiplied()},  # by the engine
     {"damping": "tied(lam=-1.0)"},
     {"momentum": "rescaled", "schedule": "periodic(T2=7, T3=5)"},
 )

@@ -8,7 +8,16 @@ import pytest
 import torch
 
 import kfac_lab as kl
-from invariants.helpers import image, numbers, problem_of, recipe_of, run_of, same, same_run
+from invariants.helpers import (
+    Unmultiplied,
+    image,
+    numbers,
+    problem_of,
+    recipe_of,
+    run_of,
+    same,
+    same_run,
+)
 from kfac_lab.core.state import DampingStrength
 from kfac_lab.engine.proposal import Search
 from kfac_lab.paper import averaging, damping
@@ -416,7 +425,9 @@ def test_a_swap_during_a_step_waits_for_its_end(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "parts", [{"structure": "block_diagonal(low_rank=True)"}, {"fallback": None}], ids=str
+    "parts",
+    [{"quadratic_model": "approximate_fisher", "block": Unmultiplied()}, {"fallback": None}],
+    ids=["block", "fallback"],
 )
 def test_what_the_engine_refuses_is_refused_where_it_is_typed_also_during_a_step(parts):
     """The thread that trains would meet the error at the next boundary, and nobody else."""

@@ -1,5 +1,6 @@
 """Panels of cells in a kernel: what is left of one when its cell runs again."""
 
+import builtins
 import gc
 from collections.abc import Iterator
 from typing import Any
@@ -18,10 +19,11 @@ panel
 
 
 @pytest.fixture
-def execute() -> Iterator[Any]:
+def execute(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Runs a cell in a kernel within this process."""
     from ipykernel.inprocess.manager import InProcessKernelManager
 
+    monkeypatch.delattr(builtins, "_", raising=False)  # with it IPython keeps no ``_`` of its own
     manager = InProcessKernelManager()
     manager.start_kernel()
     client = manager.client()

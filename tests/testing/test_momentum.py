@@ -50,7 +50,7 @@ def test_one_that_forgets_lambda_is_not_optimal():
 def test_the_box_obeys(text):
     found = tried("momentum", text)
     assert found.passed, str(found)
-    adapts = text.partition("(")[0] in ("optimal", "rescaled", "conjugate_gradient")
+    adapts = text.partition("(")[0] in ("optimal", "rescaled", "conjugate_gradient", "confirmed")
     assert status(found, "model_optimal") == ("obeyed" if adapts else "exempt")
 
 

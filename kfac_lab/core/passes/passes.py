@@ -91,8 +91,9 @@ class Passes(Known):
         for part in self.function.chunks(m):
             x, y = inputs[part], targets[part]
             trace = back.forward(x, buffers, step, part.start)
+            criterion = batch.of(self.likelihood)  # outputs of this pass may have other shapes
             objective.add(trace.outputs, y, errors=True)
-            cotangent = batch.of(self.likelihood).gradient(trace.outputs, y)
+            cotangent = criterion.gradient(trace.outputs, y)
             cases = trace.by_case(cotangent) if by_case and m <= self.function.chunk else None
             if cases is not None:
                 grads = self.network.unpack(Vec([g.t() @ a for a, g in cases]))
