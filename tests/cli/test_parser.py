@@ -49,7 +49,7 @@ def test_nonsense_is_refused_with_a_reason(
 
 
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["--version"]])
-def test_help_needs_neither_torch_plots_nor_training(words: list[str]) -> None:
+def test_help_needs_neither_plots_nor_training(words: list[str]) -> None:
     code = (
         "import sys; from kfac_lab.cli import main\n"
         f"try: main({words!r})\n"
