@@ -11,10 +11,8 @@ from torch import Tensor, nn
 
 from kfac_lab.core import trees
 from kfac_lab.core.cases import tensors_of
-from kfac_lab.core.problem import Drawn
 from kfac_lab.core.vector import Vec
-from kfac_lab.engine.prepared import Plan, carried, counts_of
-from kfac_lab.engine.statistics import StepMoments
+from kfac_lab.engine.prepared import Begun, carried, counts_of
 
 if TYPE_CHECKING:
     from kfac_lab.engine.engine import Engine
@@ -36,10 +34,9 @@ class Asked:
     family: Any = None  # the key but for the sizes; None where other sizes are another step
 
     @staticmethod
-    def of(
-        engine: Engine, plan: Plan, drawn: Drawn | None, gathered: StepMoments, given: Any
-    ) -> Asked:
+    def of(begun: Begun) -> Asked:
         """Of a step that is about to be made."""
+        engine, plan, drawn, gathered = begun.engine, begun.plan, begun.drawn, begun.gathered
         state, store, problem = engine.state_, gathered.store, engine.problem
         tensors: list[Tensor] = []
         holds: list[Any] = [engine.parts, state.bound, problem.likelihood]
@@ -50,7 +47,7 @@ class Asked:
             for slot, part_state in state.part_states.items()
             if slot != "schedule"
         }
-        spec = [_flat(own, tensors, holds), _flat(given, tensors, holds)]
+        spec = [_flat(own, tensors, holds), _flat(begun.given, tensors, holds)]
         sides = store.current, store.spare
         for side in sides:
             tensors += [side[key] for key in store.keys]
@@ -79,7 +76,7 @@ class Asked:
         sizes = {"m": plan.m, "s1": plan.s1, "s2": plan.s2}
         key = (common, tuple(sizes.values()), _shapes(tensors[number:]))
         family = None
-        if drawn is not None and given is None and not engine.passes.function.couples():
+        if drawn is not None and begun.given is None and not engine.passes.function.couples():
             chunk = engine.passes.function.chunk
             family = (
                 common,

@@ -5,17 +5,19 @@ A program gives tensors; what a step gives is a tree of them, whose counts are m
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from kfac_lab.core import trees
 from kfac_lab.core.clock import Clock
+from kfac_lab.core.problem import Drawn
 from kfac_lab.core.program import Recorder, Recording, Slot, identical
 from kfac_lab.core.state import Due, State, StepRecord
 from kfac_lab.core.vector import Vec
+from kfac_lab.engine import statistics
 from kfac_lab.engine.commit import counted
 from kfac_lab.engine.guard import Verdict
 from kfac_lab.engine.parts import Parts
@@ -24,7 +26,16 @@ from kfac_lab.engine.statistics import StepMoments
 if TYPE_CHECKING:
     from kfac_lab.engine.engine import Engine
 
-__all__ = ["Plan", "Prepare", "Prepared", "carried", "counting", "differs", "filled_in", "template"]
+__all__ = [
+    "Begun",
+    "Plan",
+    "Prepared",
+    "carried",
+    "counting",
+    "differs",
+    "filled_in",
+    "template",
+]
 
 # Fields of State that are no numbers of a step's: counts on the host, and what it does not read.
 _COUNTS = frozenset(
@@ -68,20 +79,46 @@ class Prepared:
     back: bool = False
 
 
-class Prepare(Protocol):
-    """Makes a step but for its commit; ``k`` is what parts are told of the step's number."""
+@dataclass(frozen=True, eq=False)
+class Begun:
+    """A step that is about to be made: what was decided of it, its batch, where its moments go.
 
-    def __call__(
-        self,
+    ``prepare`` makes it, but for its commit, of this and of what parts are told of k. ``given``
+    are tensors that it depends on besides those of the State, θ and the batch.
+    """
+
+    engine: Engine
+    plan: Plan
+    drawn: Drawn | None
+    gathered: StepMoments
+    clock: Clock
+    prepare: Callable[[Begun, Any], Prepared]
+    given: Any = None
+
+    @staticmethod
+    def of(
         engine: Engine,
         plan: Plan,
-        drawn: Any,
-        gathered: StepMoments,
+        drawn: Drawn | None,
         clock: Clock,
-        k: Any,
-    ) -> Prepared:
-        """The step."""
-        ...
+        prepare: Callable[[Begun, Any], Prepared],
+        given: Any = None,
+    ) -> Begun:
+        """Of a step that has gathered no moments yet."""
+        return Begun(engine, plan, drawn, _gathering(engine, plan), clock, prepare, given)
+
+    def again(self) -> Begun:
+        """The same step, with nothing gathered."""
+        return replace(self, gathered=_gathering(self.engine, self.plan))
+
+    def made(self) -> Prepared:
+        """The step, call by call."""
+        return self.prepare(self, self.plan.k)
+
+
+def _gathering(engine: Engine, plan: Plan) -> StepMoments:
+    assert engine.store is not None
+    return statistics.begun(engine.parts, engine.store, plan.due, engine.state_, plan.s1)
 
 
 def carried(state: State) -> list[str]:
@@ -161,11 +198,10 @@ def filled_in(
     values: Sequence[Tensor],
     told: Sequence[float],
     recording: Recording,
-    engine: Engine,
-    plan: Plan,
-    gathered: StepMoments,
+    begun: Begun,
 ) -> Prepared:
     """A step of what a program gave and told, and of what is counted on the host."""
+    engine, plan = begun.engine, begun.plan
     tree = trees.mapped(tree, lambda place: values[place.index], kind=_Place)
     own, state = tree.pop("new"), engine.state_
     if "part_states" in own:
@@ -183,7 +219,7 @@ def filled_in(
         (own["spread"],) = told
     batch = plan.m * engine.parts.processes
     record = replace(tree.pop("record"), step=plan.k, batch=batch)
-    return Prepared(record=record, new=replace(counted(state, gathered), **own), **tree)
+    return Prepared(record=record, new=replace(counted(state, begun.gathered), **own), **tree)
 
 
 def differs(found: Prepared, made: Prepared) -> str | None:

@@ -24,8 +24,6 @@ import torch
 from torch import Tensor
 
 from kfac_lab.core import linalg, trees
-from kfac_lab.core.clock import Clock
-from kfac_lab.core.problem import Drawn
 from kfac_lab.core.program import (
     Capture,
     Captured,
@@ -36,12 +34,12 @@ from kfac_lab.core.program import (
     watched,
 )
 from kfac_lab.core.program.stepwise import Step
-from kfac_lab.engine import statistics
+from kfac_lab.core.program.watched_number import bare
 from kfac_lab.engine.asked import Asked, names_of
 from kfac_lab.engine.known import AGAIN, Entry, Known
 from kfac_lab.engine.prepared import (
+    Begun,
     Plan,
-    Prepare,
     Prepared,
     counting,
     differs,
@@ -95,74 +93,48 @@ class Programs:
     _known: Known = field(default_factory=Known)
     _sized: Sized = field(default_factory=Sized)
 
-    def step(
-        self,
-        engine: Engine,
-        plan: Plan,
-        drawn: Drawn | None,
-        clock: Clock,
-        prepare: Prepare,
-        given: Any = None,
-    ) -> tuple[Prepared, StepMoments]:
-        """The step but for its commit, by a program where there is one.
-
-        ``given`` are further tensors that it depends on.
-        """
-        store = engine.store
-        assert store is not None
-        gathered = statistics.begun(engine.parts, store, plan.due, engine.state_, plan.s1)
-
-        def eager() -> Prepared:
-            return prepare(engine, plan, drawn, gathered, clock, plan.k)
-
+    def step(self, begun: Begun) -> tuple[Prepared, StepMoments]:
+        """The step but for its commit, by a program where there is one; and its moments."""
+        engine, plan = begun.engine, begun.plan
         if not self.on or engine.parts.processes > 1:  # processes that agree read
-            return eager(), gathered
-        asked = Asked.of(engine, plan, drawn, gathered, given)
+            return begun.made(), begun.gathered
+        asked = Asked.of(begun)
         entry = self._known.of(asked, plan.k)
         entry.seen += 1
         if entry.refused:
-            return eager(), gathered
+            return begun.made(), begun.gathered
         if entry.program is None and entry.seen == 1:
-            if drawn is not None:
-                found = self._sized.step(self, engine, plan, drawn, gathered, clock, prepare, asked)
-                if found is not None:
-                    return found, gathered
-            gathered = statistics.begun(engine.parts, store, plan.due, engine.state_, plan.s1)
-            made = eager()
-            self._seen_once(engine, plan, made, asked)
-            return made, gathered
+            found = self._sized.step(self, begun, asked)
+            if found is not None:
+                return found, begun.gathered
+            begun = begun.again()
+            made = begun.made()
+            self._seen_once(begun, made, asked)
+            return made, begun.gathered
         if entry.program is None:
-            noted = self._recorded(engine, plan, drawn, gathered, clock, prepare, asked, entry)
+            noted = self._recorded(begun, asked, entry)
             if isinstance(noted, Prepared):
-                return noted, gathered
-            gathered = statistics.begun(engine.parts, store, plan.due, engine.state_, plan.s1)
-            made = eager()  # raises too, unless what failed was the recording
+                return noted, begun.gathered
+            begun = begun.again()
+            made = begun.made()  # raises too, unless what failed was the recording
             what = str(noted).splitlines()[0] if str(noted) else type(noted).__name__
-            self.refuse(engine, plan, entry, f"while it was recorded it failed: {what}")
-            return made, gathered
+            self.refuse(begun, entry, f"while it was recorded it failed: {what}")
+            return made, begun.gathered
         if entry.program.replays % AGAIN == AGAIN - 1:
-            made = eager()
-            self.tried(engine, plan, gathered, asked, entry, made)
-            return made, gathered
-        return self.replayed_step(engine, plan, gathered, asked, entry, clock) or eager(), gathered
+            made = begun.made()
+            self.tried(begun, asked, entry, made)
+            return made, begun.gathered
+        return self.replayed_step(begun, asked, entry) or begun.made(), begun.gathered
 
-    def replayed_step(
-        self,
-        engine: Engine,
-        plan: Plan,
-        gathered: StepMoments,
-        asked: Asked,
-        entry: Entry,
-        clock: Clock,
-    ) -> Prepared | None:
+    def replayed_step(self, begun: Begun, asked: Asked, entry: Entry) -> Prepared | None:
         """The step by its program; None where it is to be made call by call: bad targets, which
         the step itself tells of, or a read that comes out otherwise.
         """
-        program = entry.program
+        program, engine = entry.program, begun.engine
         assert program is not None
-        with clock("program"):
+        with begun.clock("program"):
             try:
-                values = self._values(engine, entry, asked, plan)
+                values = self._values(begun, asked, entry)
             except FAILS:
                 return None
             recording = program.recording
@@ -172,47 +144,40 @@ class Programs:
             if told is not None:
                 self.replayed += 1
                 entry.missed = 0
-                return filled_in(entry.template, values, told, recording, engine, plan, gathered)
+                return filled_in(entry.template, values, told, recording, begun)
         if recording.expected:
             entry.missed += 1
             if entry.missed > MISSED:
                 reason = "what the step reads comes out otherwise at every step"
-                self.refuse(engine, plan, entry, reason)
+                self.refuse(begun, entry, reason)
         return None
 
-    def _seen_once(self, engine: Engine, plan: Plan, made: Prepared, asked: Asked) -> None:
+    def _seen_once(self, begun: Begun, made: Prepared, asked: Asked) -> None:
         """Says so where a step's key never comes again, for a part that counts in Python."""
-        reason = counting(engine.state_, made.new, asked.counts)
+        reason = counting(begun.engine.state_, made.new, asked.counts)
         if reason is not None:
             self._counting += 1
             if self._counting == self.patience:
-                self.refuse(engine, plan, None, reason)
+                self.refuse(begun, None, reason)
 
     def noted(
-        self,
-        engine: Engine,
-        plan: Plan,
-        drawn: Drawn | None,
-        gathered: StepMoments,
-        clock: Clock,
-        prepare: Prepare,
-        asked: Asked,
-        before: Recording | None,
+        self, begun: Begun, asked: Asked, before: Recording | None
     ) -> tuple[Prepared, Recorder, Recording] | Exception:
         """A step made as ever, and its recording, which should be like ``before``; or what was
         raised.
         """
+        engine, plan = begun.engine, begun.plan
         names = names_of(engine)
         recorder = Recorder(plan.k, asked.tensors, asked.writable, names, before, asked.counts)
         try:
             with recorder:
-                made = prepare(engine, plan, drawn, gathered, clock, watched(plan.k))
+                made = begun.prepare(begun, watched(plan.k))
         except Exception as error:
             return error
         recording = recorder.finish()
         states = made.new.part_states
         if any(isinstance(leaf, Step) for _, leaf in trees.leaves(states)):
-            states = trees.mapped(states, lambda step: step.number, kind=Step)
+            states = trees.mapped(states, bare, kind=Step)
         made = replace(
             made,
             record=replace(made.record, step=plan.k),
@@ -223,23 +188,13 @@ class Programs:
             recording.refusals.append(reason)
         return made, recorder, recording
 
-    def _recorded(
-        self,
-        engine: Engine,
-        plan: Plan,
-        drawn: Drawn | None,
-        gathered: StepMoments,
-        clock: Clock,
-        prepare: Prepare,
-        asked: Asked,
-        entry: Entry,
-    ) -> Prepared | Exception:
+    def _recorded(self, begun: Begun, asked: Asked, entry: Entry) -> Prepared | Exception:
         """A step made as ever, and noted; at the second time a program, if it may be one.
 
         What was raised, where it failed while it was noted.
         """
         before = entry.recording
-        noted = self.noted(engine, plan, drawn, gathered, clock, prepare, asked, before)
+        noted = self.noted(begun, asked, before)
         if isinstance(noted, Exception):
             return noted
         made, recorder, recording = noted
@@ -249,27 +204,20 @@ class Programs:
             entry.unclear += 1
             reason = recording.unclear if entry.unclear > PATIENCE else None
         if reason is not None:
-            self.refuse(engine, plan, entry, reason, recording.held)
+            self.refuse(begun, entry, reason, recording.held)
         elif recording.unclear is not None or made.back:
             entry.recording = None  # the next step's may tell
         elif before is None:
             entry.recording = recording
         else:
             entry.recording = None
-            entry.template, outputs = template(recorder, made, engine.state_)
+            entry.template, outputs = template(recorder, made, begun.engine.state_)
             entry.program = Program(recording, [*outputs, *recording.looked])
-            self.tried(engine, plan, gathered, asked, entry, made)
+            self.tried(begun, asked, entry, made)
         return made
 
     def tried(
-        self,
-        engine: Engine,
-        plan: Plan,
-        gathered: StepMoments,
-        asked: Asked,
-        entry: Entry,
-        made: Prepared,
-        final: bool = True,
+        self, begun: Begun, asked: Asked, entry: Entry, made: Prepared, final: bool = True
     ) -> bool:
         """A replay of the step just made has to give the same, or where that is ``final`` there is
         no program. Whether it has; where it reads something else it tells nothing.
@@ -281,37 +229,37 @@ class Programs:
         recording, other = entry.program.recording, None
         told: Sequence[float] | None = []
         try:
-            values = entry.program(asked.tensors, plan.k, asked.numbers)
+            values = entry.program(asked.tensors, begun.plan.k, asked.numbers)
         except FAILS as error:
             other, told = str(error).splitlines()[0], None
         else:
             looked = values[len(values) - len(recording.looked) :]
             told = recording.seen(linalg.host(looked)) if looked else []
         if told is not None:
-            found = filled_in(entry.template, values, told, recording, engine, plan, gathered)
+            found = filled_in(entry.template, values, told, recording, begun)
             written = all(identical(a, b) for a, b in zip(kept, asked.writable, strict=True))
             other = differs(found, made) or (None if written else "moments")
         if kept:
             torch._foreach_copy_(asked.writable, kept)
         if other is not None and final:
             reason = f"a replay gives other numbers than the step ({other})"
-            self.refuse(engine, plan, entry, reason)
+            self.refuse(begun, entry, reason)
         elif other is None and told is not None:
-            self.refusals.pop(_due(plan), None)
+            self.refusals.pop(_due(begun.plan), None)
         return other is None and told is not None
 
-    def _values(self, engine: Engine, entry: Entry, asked: Asked, plan: Plan) -> list[Tensor]:
+    def _values(self, begun: Begun, asked: Asked, entry: Entry) -> list[Tensor]:
         """What a program gives: by one launch where there is a way to capture it, but for a
         refresh, whose library calls keep memory of their own.
         """
-        program, k = entry.program, plan.k
+        program, k = entry.program, begun.plan.k
         assert program is not None
         # A launch has its numbers for good: as long as ε moves its calls are made one by one.
         numbers, before = program.numbers(asked.numbers), entry.numbers
         entry.numbers = numbers
         if entry.captured is not None and entry.captured.numbers != numbers:
             entry.captured = None
-        steady = (not numbers or numbers == before) and not plan.due.inverse
+        steady = (not numbers or numbers == before) and not begun.plan.due.inverse
         if self.capture is not None and entry.captured is None and steady:
             spare = {id(t) for t in asked.writable}
             writable = [n for n, t in enumerate(asked.tensors) if id(t) in spare]
@@ -320,7 +268,7 @@ class Programs:
                     program, asked.tensors, writable, k, numbers, self.capture
                 )
             except RuntimeError as error:
-                self._uncaptured(engine, str(error).splitlines()[0])
+                self._uncaptured(begun.engine, str(error).splitlines()[0])
         if entry.captured is None or self.capture is None:
             return program(asked.tensors, k, asked.numbers)
         found = entry.captured(asked.tensors, k)
@@ -330,7 +278,7 @@ class Programs:
             values = program(asked.tensors, k, asked.numbers)
             pairs = zip((*found, *written), (*values, *asked.writable), strict=True)
             if not all(identical(a, b) for a, b in pairs):
-                self._uncaptured(engine, "a launch gives other numbers than its calls")
+                self._uncaptured(begun.engine, "a launch gives other numbers than its calls")
             return values
         return found
 
@@ -341,24 +289,20 @@ class Programs:
         engine.warnings.say("capture", f"programs are replayed call by call: {what}", stacklevel=9)
 
     def refuse(
-        self,
-        engine: Engine,
-        plan: Plan,
-        entry: Entry | None,
-        reason: str,
-        held: Sequence[Any] = (),
+        self, begun: Begun, entry: Entry | None, reason: str, held: Sequence[Any] = ()
     ) -> None:
         """No program for steps like this one, which decide by k as it does."""
         if entry is not None:
             entry.refused, entry.recording, entry.program = True, None, None
             entry.captured = entry.template = None
-        due = _due(plan)
+        due = _due(begun.plan)
         if due not in self.refusals:
             self.refusals[due] = reason
             if not held:  # or it may be otherwise later on
-                engine.warnings.say(
+                begun.engine.warnings.say(
                     f"program {reason}",
-                    f"step {plan.k} and those like it ({due} due) are made call by call: {reason}",
+                    f"step {begun.plan.k} and those like it ({due} due) are made call by call: "
+                    f"{reason}",
                     stacklevel=7,
                 )
 

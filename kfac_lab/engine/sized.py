@@ -18,11 +18,9 @@ from kfac_lab.core.clock import Clock
 from kfac_lab.core.problem import Drawn
 from kfac_lab.core.program import Program, Recording
 from kfac_lab.core.program.sizes import Unlike, unified
-from kfac_lab.engine import statistics
 from kfac_lab.engine.asked import Asked, size_pattern
 from kfac_lab.engine.known import AGAIN, Entry, Known
-from kfac_lab.engine.prepared import Plan, Prepare, Prepared, template
-from kfac_lab.engine.statistics import StepMoments
+from kfac_lab.engine.prepared import Begun, Plan, Prepared, template
 
 if TYPE_CHECKING:
     from kfac_lab.engine.engine import Engine
@@ -64,21 +62,12 @@ class Sized:
 
     known: Known = field(default_factory=lambda: Known(Family))
 
-    def step(
-        self,
-        programs: Programs,
-        engine: Engine,
-        plan: Plan,
-        drawn: Drawn,
-        gathered: StepMoments,
-        clock: Clock,
-        prepare: Prepare,
-        asked: Asked,
-    ) -> Prepared | None:
+    def step(self, programs: Programs, begun: Begun, asked: Asked) -> Prepared | None:
         """A step whose size has come for the first time, or None: it is to be made call by call."""
         if asked.family is None:
             return None
         asked = replace(asked, key=asked.family)
+        plan = begun.plan
         family = self.known.of(asked, plan.k)
         assert isinstance(family, Family)
         family.seen += 1
@@ -87,42 +76,30 @@ class Sized:
         if family.program is None and plan.m < family.waits:
             return None
         if family.program is None:
-            return self._recorded(
-                programs, engine, plan, drawn, gathered, clock, prepare, asked, family
-            )
+            return self._recorded(programs, begun, asked, family)
         sizes = tuple(asked.sizes.values())
         if not family.spans(sizes):
-            own = engine, plan, drawn, gathered, clock, prepare, asked
-            made = self._stretched(programs, *own, family)
+            made = self._stretched(programs, begun, asked, family)
             if made is not None or family.program is None or not family.spans(sizes):
                 return made
         if family.program.replays % AGAIN == AGAIN - 1:
-            made = prepare(engine, plan, drawn, gathered, clock, plan.k)
-            programs.tried(engine, plan, gathered, asked, family, made)
+            made = begun.made()
+            programs.tried(begun, asked, family, made)
             return made
-        return programs.replayed_step(engine, plan, gathered, asked, family, clock)
+        return programs.replayed_step(begun, asked, family)
 
     def _recorded(
-        self,
-        programs: Programs,
-        engine: Engine,
-        plan: Plan,
-        drawn: Drawn,
-        gathered: StepMoments,
-        clock: Clock,
-        prepare: Prepare,
-        asked: Asked,
-        family: Family,
+        self, programs: Programs, begun: Begun, asked: Asked, family: Family
     ) -> Prepared | None:
         """A step made as ever, and noted; with one of another size a program."""
-        noted = programs.noted(engine, plan, drawn, gathered, clock, prepare, asked, None)
+        noted = programs.noted(begun, asked, None)
         if isinstance(noted, Exception):
             family.refused = True  # the step itself says what is wrong, if anything is
             return None
         made, recorder, recording = noted
         self.known.file(asked, family, recording.held)
         if recording.refusals:
-            programs.refuse(engine, plan, family, recording.refusals[0], recording.held)
+            programs.refuse(begun, family, recording.refusals[0], recording.held)
             return made
         if recording.unclear is not None or made.back:
             return made
@@ -136,69 +113,60 @@ class Sized:
                 whole = unified(first[0], recording, (first[1], asked.sizes))
             except Unlike as error:
                 reason = f"at another size of the batch it makes other calls: {error}"
-                programs.refuse(engine, plan, family, reason)
+                programs.refuse(begun, family, reason)
                 return made
-            family.template, outputs = template(recorder, made, engine.state_)
+            family.template, outputs = template(recorder, made, begun.engine.state_)
             family.program = Program(whole, [*outputs, *whole.looked])
             family.stretched(tuple(first[1].values()))
             family.stretched(tuple(asked.sizes.values()))
-            programs.tried(engine, plan, gathered, asked, family, made)
+            programs.tried(begun, asked, family, made)
         elif first is None:
             family.first = recording, dict(asked.sizes)
         return made
 
     def _stretched(
-        self,
-        programs: Programs,
-        engine: Engine,
-        plan: Plan,
-        drawn: Drawn,
-        gathered: StepMoments,
-        clock: Clock,
-        prepare: Prepare,
-        asked: Asked,
-        family: Family,
+        self, programs: Programs, begun: Begun, asked: Asked, family: Family
     ) -> Prepared | None:
         """Tries the program beyond the sizes that it serves: on a larger batch, by the
         spare side of the moments, or on the step itself where there is no larger one.
         """
-        known, larger = plan.m, None if plan.m < family.high[0] else _larger(engine, plan)
+        engine, plan = begun.engine, begun.plan
+        larger = None if plan.m < family.high[0] else _larger(engine, plan)
         if larger is None:
-            made = prepare(engine, plan, drawn, gathered, clock, plan.k)
-            if programs.tried(engine, plan, gathered, asked, family, made):
+            made = begun.made()
+            if programs.tried(begun, asked, family, made):
                 family.stretched(tuple(asked.sizes.values()))
             return made
-        with clock("program"):
-            cases = _repeated(drawn, known, larger.m)
-            store = engine.store
-            assert store is not None
-            gathered = statistics.begun(engine.parts, store, plan.due, engine.state_, larger.s1)
-            own = Asked.of(engine, larger, cases, gathered, None)
+        with begun.clock("program"):
+            assert begun.drawn is not None  # or there would be no family
+            cases = _repeated(begun.drawn, plan.m, larger.m)
+            trial = Begun.of(engine, larger, cases, Clock(), begun.prepare)
+            own = Asked.of(trial)
             if own.family != asked.key:  # all of the batch is S1 there, say
                 return None
             try:
-                made = prepare(engine, larger, cases, gathered, Clock(), plan.k)
+                made = trial.made()
             except Exception:  # what is wrong with it is no matter of the step's
                 return None
             own = replace(own, key=own.family)
-            if programs.tried(engine, larger, gathered, own, family, made, final=False):
+            if programs.tried(trial, own, family, made, final=False):
                 family.stretched(tuple(own.sizes.values()))
                 family.stretched(tuple(asked.sizes.values()))
             else:
-                self._forgotten(programs, engine, plan, family)
+                self._forgotten(programs, begun, family)
         return None
 
-    def _forgotten(self, programs: Programs, engine: Engine, plan: Plan, family: Family) -> None:
+    def _forgotten(self, programs: Programs, begun: Begun, family: Family) -> None:
         """Larger batches are made otherwise: a part goes by a bound. Beyond it there may be another
         program.
         """
         family.failed += 1
         family.program = family.first = None
         family.low = family.high = ()
-        family.waits = plan.m + plan.m // 2
+        family.waits = begun.plan.m + begun.plan.m // 2
         if family.failed > BOUNDS:
             reason = "at larger sizes of the batch it gives other numbers, again and again"
-            programs.refuse(engine, plan, family, reason)
+            programs.refuse(begun, family, reason)
 
 
 def _larger(engine: Engine, plan: Plan) -> Plan | None:

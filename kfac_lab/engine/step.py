@@ -24,7 +24,7 @@ from kfac_lab.core.vector import Vec
 from kfac_lab.engine import commit, guard, proposal, statistics
 from kfac_lab.engine.boundary import ascertained, due_at, sound
 from kfac_lab.engine.parts import Parts
-from kfac_lab.engine.prepared import Plan, Prepared
+from kfac_lab.engine.prepared import Begun, Plan, Prepared
 from kfac_lab.engine.record import record_of
 from kfac_lab.errors import RecipeError
 
@@ -48,22 +48,18 @@ def whole(engine: Engine, drawn: Drawn, clock: Clock) -> StepRecord:
     s1, s2 = (passes.subset(parts[slot], m, spread) for slot in ("estimator", "quadratic_model"))
     engine.warnings.small(parts, m * processes, s1 * processes, s2 * processes)
     plan = Plan(k, due, schedule_state, m, s1, s2)
-    made, gathered = engine.programs.step(engine, plan, drawn, clock, _prepared)
+    made, gathered = engine.programs.step(Begun.of(engine, plan, drawn, clock, _prepared))
     return _settled(engine, made, gathered, clock)
 
 
-def _prepared(
-    engine: Engine,
-    plan: Plan,
-    drawn: Drawn,
-    gathered: statistics.StepMoments,
-    clock: Clock,
-    k: Any,
-) -> Prepared:
+def _prepared(begun: Begun, k: Any) -> Prepared:
     """All of a step but its commit; ``k`` is what parts are told of ``plan.k``.
 
     It writes into new tensors and the store's spare side: this is what a program records.
     """
+    engine, plan, drawn = begun.engine, begun.plan, begun.drawn
+    gathered, clock = begun.gathered, begun.clock
+    assert drawn is not None
     parts, passes, due, m = engine.parts, engine.passes, plan.due, plan.m
     # h, ∇h; Ā and G on S1
     with clock("evaluate"):
@@ -228,34 +224,24 @@ def preconditioned(
             rows = seen.taken(drawn.order, s1, scale)
     plan = Plan(k, due, schedule_state, m, s1, 0)
 
-    def prepared(
-        engine: Engine,
-        plan: Plan,
-        drawn: Drawn | None,
-        gathered: statistics.StepMoments,
-        clock: Clock,
-        k: Any,
-    ) -> Prepared:
-        return _preconditioned(engine, plan, gradient, drawn, rows, gathered, clock, k)
-
-    given = (gradient, rows)
-    made, gathered = engine.programs.step(engine, plan, drawn, clock, prepared, given)
+    begun = Begun.of(
+        engine,
+        plan,
+        drawn,
+        clock,
+        lambda own, k: _preconditioned(own, k, gradient, rows),
+        (gradient, rows),
+    )
+    made, gathered = engine.programs.step(begun)
     record = _settled(engine, made, gathered, clock)
     assert made.direction is not None
     return made.direction, record
 
 
-def _preconditioned(
-    engine: Engine,
-    plan: Plan,
-    gradient: Vec,
-    drawn: Drawn | None,
-    rows: LayerRows | None,
-    gathered: statistics.StepMoments,
-    clock: Clock,
-    k: Any,
-) -> Prepared:
+def _preconditioned(begun: Begun, k: Any, gradient: Vec, rows: LayerRows | None) -> Prepared:
     """All of a preconditioner's step but its commit; see :func:`_prepared`."""
+    engine, plan, drawn = begun.engine, begun.plan, begun.drawn
+    gathered, clock = begun.gathered, begun.clock
     parts, due, observed = engine.parts, plan.due, None
     with clock("observe"):
         if drawn is not None and gathered.accumulation is not None:

@@ -2,6 +2,7 @@
 
 - ``stepwise.py``: what a part uses whose numbers depend on k, so that a program asks for them anew.
 - ``supplied.py``: Python numbers that a call takes as such and a replay is given anew.
+- ``watched_number.py``: what both kinds of numbers owe: to tell when Python uses them.
 - ``calls.py``: what a recording is made of.
 - ``recorder.py``: notes every ATen call of a step while it is made as ever, and what of it would
   not come out right in a replay: a read, a draw, a Python number of k, a write into what is kept.

@@ -34,7 +34,8 @@ from kfac_lab.core.program.calls import (
     tensors,
 )
 from kfac_lab.core.program.stepwise import RECORDING, Source, Step, Taker
-from kfac_lab.core.program.supplied import Supplied, bare
+from kfac_lab.core.program.supplied import Supplied
+from kfac_lab.core.program.watched_number import bare
 
 __all__ = ["Call", "Recorder", "Recording", "Slot", "identical"]
 

@@ -18,7 +18,6 @@ While nothing is recorded each does what it says and no more. Whatever else a pa
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar
@@ -27,6 +26,7 @@ import torch
 from torch import Tensor
 
 from kfac_lab.core import linalg
+from kfac_lab.core.program.watched_number import WatchedNumber, answering, bare
 
 __all__ = [
     "RECORDING",
@@ -94,7 +94,7 @@ def filled(make: Callable[..., Tensor], step: Any, shape: Sequence[int] | None =
     taker = RECORDING.get()
     if taker is not None:
         return taker.fill(make, shape)
-    return make(plain(step)) if shape is None else make(plain(step), shape)
+    return make(bare(step)) if shape is None else make(bare(step), shape)
 
 
 def numbers(values: Callable[[int], Sequence[float]], step: Any, like: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ def branch(choose: Callable[[int], T], step: Any) -> T:
     """
     taker = RECORDING.get()
     if taker is None:
-        return choose(plain(step))
+        return choose(bare(step))
     if not isinstance(step, Step):
         taker.refuse("takes a branch by a number that is neither the step nor a declared count")
         return choose(step)
@@ -127,7 +127,7 @@ def counted(change: Callable[[int], int], count: Any) -> Any:
     """``change(count)``: a count in a part's state after the step."""
     taker = RECORDING.get()
     if taker is None or not isinstance(count, Step) or count.source is None:
-        return change(plain(count))
+        return change(bare(count))
     return taker.count(change, count.source)
 
 
@@ -178,63 +178,21 @@ def watched(step: int) -> Any:
     return step if taker is None else Step(step, taker)
 
 
-def plain(step: Any) -> int:
-    """The number of a step."""
-    return step.number if isinstance(step, Step) else step
+class Step(WatchedNumber):
+    """k, or a count, while a step is recorded."""
 
-
-class Step:
-    """k, or a count, while a step is recorded. It answers as the number does, which is told.
-
-    It is no ``int``: what takes numbers by C alone has to ask it, or takes it not at all.
-    """
-
-    __slots__ = ("_taker", "number", "source")
+    __slots__ = ("_taker", "source")
 
     def __init__(self, number: int, taker: Taker, source: Source = None) -> None:
-        self.number, self._taker, self.source = number, taker, source
+        self.value, self._taker, self.source = number, taker, source
 
     def _told(self) -> int:
         what = "the step" if self.source is None else f"the count {self.source[1]!r}"
         self._taker.refuse(f"makes a Python number of {what}, which a program would freeze")
-        return self.number
-
-    def __repr__(self) -> str:
-        return repr(self._told())
-
-    def __format__(self, spec: str) -> str:
-        return format(self._told(), spec)
-
-    def __hash__(self) -> int:
-        return hash(self._told())
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._told(), name)
-
-
-def _answers(name: str) -> Callable[..., Any]:
-    function = getattr(operator, name, None) or getattr(int, name)
-
-    def answer(self: Step, *others: Any) -> Any:
-        own = [plain(other) for other in others]
-        return function(self._told(), *own)
-
-    return answer
-
-
-def _answers_reversed(name: str) -> Callable[..., Any]:
-    function = getattr(operator, f"__{name}__", None) or getattr(int, f"__{name}__")
-
-    def answer(self: Step, other: Any) -> Any:
-        return function(plain(other), self._told())
-
-    return answer
+        number: int = self.value
+        return number
 
 
 _BINARY = "add sub mul truediv floordiv mod divmod pow and or xor lshift rshift".split()
-_OTHER = "eq ne lt le gt ge neg pos abs invert index".split()
-_OF_INT = "int float bool round trunc floor ceil".split()
-for _name in (*_BINARY, *_OTHER, *_OF_INT):
-    setattr(Step, f"__{_name}__", _answers(f"__{_name}__"))
-for _name in _BINARY:
-    setattr(Step, f"__r{_name}__", _answers_reversed(_name))
+_OTHER = "eq ne lt le gt ge neg pos abs invert index int float bool round trunc floor ceil".split()
+answering(Step, [*_BINARY, *_OTHER], reflected=_BINARY)

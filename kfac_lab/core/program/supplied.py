@@ -12,7 +12,9 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-__all__ = ["Supplied", "bare", "called"]
+from kfac_lab.core.program.watched_number import WatchedNumber, answering, bare
+
+__all__ = ["Supplied", "called"]
 
 
 class Caller(Protocol):
@@ -27,14 +29,14 @@ class Caller(Protocol):
         ...
 
 
-class Supplied:
+class Supplied(WatchedNumber):
     """A number while a step is recorded: ``value`` in this step, ``text`` for every other.
 
     It is no ``float``: what takes numbers by C alone has to ask it, which is told, or hands it to
     :meth:`__torch_function__`.
     """
 
-    __slots__ = ("_caller", "text", "value")
+    __slots__ = ("_caller", "text")
 
     def __init__(self, value: float, text: str, caller: Caller) -> None:
         self.value, self.text, self._caller = value, text, caller
@@ -97,18 +99,6 @@ class Supplied:
     def __pos__(self) -> Any:
         return self
 
-    def __repr__(self) -> str:
-        return repr(self._told())
-
-    def __format__(self, spec: str) -> str:
-        return format(self._told(), spec)
-
-    def __hash__(self) -> int:
-        return hash(self._told())
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._told(), name)
-
 
 _OPERATIONS: Mapping[str, Callable[[float, float], float]] = {
     "+": lambda a, b: a + b,
@@ -116,11 +106,6 @@ _OPERATIONS: Mapping[str, Callable[[float, float], float]] = {
     "*": lambda a, b: a * b,
     "/": lambda a, b: a / b,
 }
-
-
-def bare(value: Any) -> Any:
-    """A number as it is in this step."""
-    return value.value if isinstance(value, Supplied) else value
 
 
 def called(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -137,13 +122,8 @@ def _text(value: Any) -> str:
     return value.text if isinstance(value, Supplied) else repr(value)
 
 
-def _answers(name: str) -> Callable[..., Any]:
-    def answer(self: Supplied, *others: Any) -> Any:
-        return getattr(self._told(), name)(*map(bare, others))
-
-    return answer
-
-
-_TOLD = "eq ne lt le gt ge pow rpow mod rmod floordiv rfloordiv divmod abs int float bool round"
-for _name in (*_TOLD.split(), "trunc", "floor", "ceil"):
-    setattr(Supplied, f"__{_name}__", _answers(f"__{_name}__"))
+answering(
+    Supplied,
+    "eq ne lt le gt ge pow mod floordiv divmod abs int float bool round trunc floor ceil".split(),
+    reflected=("pow", "mod", "floordiv"),
+)
