@@ -122,6 +122,13 @@ class Baseline:
         left = self._left(self.step_count, self.seconds)
         return left / decay if left < decay else 1.0
 
+    def _fade(self, lrs: Sequence[float]) -> float:
+        """Sets each optimiser's rate, of which ``lrs`` are the full ones; gives the fraction."""
+        faded = self._faded(self.method.decay)
+        for optimiser, lr in zip(self._optimisers, lrs, strict=True):
+            optimiser.param_groups[0]["lr"] = lr * faded
+        return faded
+
     # --- the step ---------------------------------------------------------------------------------
 
     def step(self) -> StepRecord:

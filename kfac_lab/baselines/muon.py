@@ -93,10 +93,7 @@ class _MuonStepper(Baseline):
         return made
 
     def _rates(self, k: int) -> tuple[float, float]:
-        faded = self._faded(self.method.decay)
-        for optimiser, lr in zip(self._optimisers, self._lrs, strict=True):
-            optimiser.param_groups[0]["lr"] = lr * faded
-        return self.method.lr * faded, self.method.momentum
+        return self.method.lr * self._fade(self._lrs), self.method.momentum
 
     def _mover(self, tensor: Tensor) -> str:
         return "muon" if id(tensor) in self._matrices else "adam"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from kfac_lab.core.checkpoint import check_same, opened
 from kfac_lab.core.exchange import exchange
 from kfac_lab.core.parameters import component_name
 from kfac_lab.core.schema import (
@@ -23,7 +23,7 @@ from kfac_lab.core.schema import (
     text,
     whole,
 )
-from kfac_lab.core.trees import copied, decoded, encoded, moved
+from kfac_lab.core.trees import copied, encoded
 from kfac_lab.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -52,12 +52,7 @@ def saved(baseline: Baseline) -> dict[str, Any]:
 
 def restore(baseline: Baseline, state: dict[str, Any]) -> None:
     """See ``Baseline.load``; nothing has changed where it raises."""
-    if not isinstance(state, Mapping) or state.get("format") != 1:
-        known = state.get("format") if isinstance(state, Mapping) else None
-        raise CheckpointError(f"the state has format {known!r}; this version reads format 1")
-    device = baseline._theta[0].device
-    check(dict(state), record({"format": whole(), "tree": anything}), "the state")
-    values = copied(decoded(moved(state["tree"], device)))
+    _, values = opened(state, (1,), baseline._theta[0].device)
     if not isinstance(values, dict):
         raise CheckpointError("the state is damaged: it is no table")
     name = component_name(baseline.method)
@@ -68,18 +63,9 @@ def restore(baseline: Baseline, state: dict[str, Any]) -> None:
         )
     check(values, _schema(baseline), "the state")
     buffers = dict(baseline.problem.model.named_buffers())
-    for kind, saved, own in (
-        ("parameters", values["theta"], dict(zip(baseline.names, baseline._theta, strict=True))),
-        ("buffers", values["buffers"], buffers),
-    ):
-        there = {n: (tuple(t.shape), t.dtype) for n, t in saved.items()}
-        here = {n: (tuple(t.shape), t.dtype) for n, t in own.items()}
-        if there != here:
-            different = sorted(set(there.items()) ^ set(here.items()), key=str)[:3]
-            raise CheckpointError(
-                f"the state belongs to another network: {kind} differ, such as "
-                + ", ".join(f"{n} {s}" for n, s in different)
-            )
+    theta = dict(zip(baseline.names, baseline._theta, strict=True))
+    check_same("parameters", values["theta"], theta)
+    check_same("buffers", values["buffers"], buffers)
     fresh = baseline._make()
     if len(fresh) != len(values["optimisers"]):
         raise CheckpointError("the state is damaged: it has other optimisers than this method")

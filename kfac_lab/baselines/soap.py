@@ -155,10 +155,7 @@ class _SoapStepper(Baseline):
         return made
 
     def _rates(self, k: int) -> tuple[float, float]:
-        faded = self._faded(self.method.decay)
-        for optimiser, lr in zip(self._optimisers, self._lrs, strict=True):
-            optimiser.param_groups[0]["lr"] = lr * faded
-        return self.method.lr * faded, self.method.beta1
+        return self.method.lr * self._fade(self._lrs), self.method.beta1
 
     def _seen(self) -> int:
         """Gradients that the factors have seen."""

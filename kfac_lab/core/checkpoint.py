@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -29,7 +29,7 @@ from kfac_lab.core.state import Bound, DampingStrength, State
 from kfac_lab.core.vector import Vec
 from kfac_lab.errors import CheckpointError
 
-__all__ = ["cloned", "restore", "saved", "unseen"]
+__all__ = ["check_same", "cloned", "opened", "restore", "saved", "unseen"]
 
 FORMAT = 2
 _LOOSE = (  # the State's fields as format 1 had them
@@ -211,6 +211,40 @@ def unseen(state: Mapping[str, Any]) -> tuple[str, ...]:
     return found
 
 
+def opened(
+    state: Mapping[str, Any], formats: Sequence[int], device: torch.device
+) -> tuple[int, Any]:
+    """The format of a saved state, and a copy of its tree on the device; not looked into yet.
+
+    Raises:
+        CheckpointError: it has none of these formats.
+    """
+    known: Any = state.get("format") if isinstance(state, Mapping) else None
+    if known not in formats:
+        read = " and ".join(map(str, formats))
+        several = "s" * (len(formats) > 1)
+        raise CheckpointError(
+            f"the state has format {known!r}; this version reads format{several} {read}"
+        )
+    check(dict(state), record({"format": whole(), "tree": anything}), "the state")
+    return known, trees.decoded(trees.copied(trees.moved(state["tree"], device)))
+
+
+def check_same(what: str, saved: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Checks that saved tensors are those of this network, by name, shape and dtype.
+
+    Raises:
+        CheckpointError: they are others.
+    """
+    there, here = _kinds(saved), _kinds(own)
+    if there != here:
+        different = sorted(set(there.items()) ^ set(here.items()), key=str)[:3]
+        raise CheckpointError(
+            f"the state belongs to another network: {what} differ, such as "
+            + ", ".join(f"{n} {kind}" for n, kind in different)
+        )
+
+
 def restore(engine: Any, state: dict[str, Any], *, parameters: bool = True) -> None:
     """Restores what :func:`saved` gave, for the same problem and recipe.
 
@@ -245,12 +279,7 @@ def restore(engine: Any, state: dict[str, Any], *, parameters: bool = True) -> N
     if values["theta"] is not None and _kinds(named) != _kinds(values["theta"]):
         raise CheckpointError("the state's parameters are of another shape or precision")
     if values["buffers"] is not None:
-        here, there = _kinds(buffers), _kinds(values["buffers"])
-        if here != there:
-            names = sorted({str(n) for n, _ in set(here.items()) ^ set(there.items())})[:3]
-            raise CheckpointError(
-                f"the state belongs to another network: buffers differ, such as {names}"
-            )
+        check_same("buffers", values["buffers"], buffers)
     bound = engine.state_.bound
     if new.bound is not None:
         # What a batch would tell is in the state, where none was seen yet; and by which path
@@ -301,13 +330,7 @@ def _read(state: Mapping[str, Any], engine: Any) -> dict[str, Any]:
     Raises:
         CheckpointError: a format that this version does not read.
     """
-    known = state.get("format") if isinstance(state, Mapping) else None
-    if known not in (1, FORMAT):
-        raise CheckpointError(
-            f"the state has format {known!r}; this version reads formats 1 and {FORMAT}"
-        )
-    check(dict(state), record({"format": whole(), "tree": anything}), "the state")
-    values: dict[str, Any] = trees.decoded(trees.copied(trees.moved(state["tree"], engine.device)))
+    known, values = opened(state, (1, FORMAT), engine.device)
     if known == FORMAT:
         return values
     check(values, _FORMAT_1, "the state")

@@ -16,10 +16,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kfac_lab.core.problem import Problem, Split
+from kfac_lab.core.problem import Problem
 from kfac_lab.problems.cache import Arrays, cached
-from kfac_lab.problems.initialise import sparse_
-from kfac_lab.problems.networks import autoencoder
+from kfac_lab.problems.images import autoencoding
 from kfac_lab.problems.shared import shared
 
 __all__ = ["curves", "curves_data", "draw_curves"]
@@ -44,16 +43,7 @@ def curves(seed: int = 0, device: str | torch.device = "cpu") -> Problem:
         device: where model and data live.
     """
     train, test = shared("curves", device, curves_data)
-    return Problem(
-        model=sparse_(autoencoder(ENCODER, device), seed),
-        likelihood="bernoulli",
-        inputs=train,
-        targets=train,
-        l2=1e-5,
-        test=Split(test, test),
-        name="curves",
-        title="CURVES-like",
-    )
+    return autoencoding("curves", "CURVES-like", ENCODER, (train, test), seed)
 
 
 def curves_data() -> tuple[Tensor, Tensor]:

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kfac_lab.core.problem import Problem, Split
-from kfac_lab.problems.initialise import dense_, sparse_
-from kfac_lab.problems.networks import autoencoder, classifier
+from kfac_lab.core.problem import Problem
+from kfac_lab.problems.images import autoencoding, classifying
 from kfac_lab.problems.shared import shared
 
 __all__ = ["digits", "digits_classifier", "digits_data", "digits_small"]
@@ -39,16 +38,7 @@ def digits(seed: int = 0, device: str | torch.device = "cpu") -> Problem:
         device: where model and data live.
     """
     train, _, test, _ = shared("digits", device, digits_data)
-    return Problem(
-        model=sparse_(autoencoder(ENCODER, device), seed),
-        likelihood="bernoulli",
-        inputs=train,
-        targets=train,
-        l2=1e-5,
-        test=Split(test, test),
-        name="digits",
-        title="digits 8x8",
-    )
+    return autoencoding("digits", "digits 8x8", ENCODER, (train, test), seed)
 
 
 def digits_classifier(seed: int = 0, device: str | torch.device = "cpu") -> Problem:
@@ -79,16 +69,7 @@ def _classifier(
     name: str, title: str, widths: tuple[int, ...], seed: int, device: str | torch.device
 ) -> Problem:
     train, train_labels, test, test_labels = shared("digits", device, digits_data)
-    return Problem(
-        model=dense_(classifier(widths, device), seed),
-        likelihood="categorical",
-        inputs=train,
-        targets=train_labels,
-        l2=1e-5,
-        test=Split(test, test_labels),
-        name=name,
-        title=title,
-    )
+    return classifying(name, title, widths, (train, train_labels, test, test_labels), seed)
 
 
 def digits_data() -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -21,12 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kfac_lab.core.problem import Problem, Split
+from kfac_lab.core.problem import Problem
 from kfac_lab.errors import DataError
 from kfac_lab.problems import sources
 from kfac_lab.problems.cache import Arrays, cached
-from kfac_lab.problems.initialise import sparse_
-from kfac_lab.problems.networks import autoencoder
+from kfac_lab.problems.images import autoencoding
 from kfac_lab.problems.shared import shared
 
 __all__ = ["cut_patches", "faces", "faces_data"]
@@ -65,16 +64,7 @@ def faces(seed: int = 0, device: str | torch.device = "cpu") -> Problem:
             damaged.
     """
     train, test = shared("faces", device, faces_data)
-    return Problem(
-        model=sparse_(autoencoder(ENCODER, device), seed),
-        likelihood="gaussian(scale='full')",
-        inputs=train,
-        targets=train,
-        l2=1e-5,
-        test=Split(test, test),
-        name="faces",
-        title="FACES",
-    )
+    return autoencoding("faces", "FACES", ENCODER, (train, test), seed, "gaussian(scale='full')")
 
 
 def faces_data() -> tuple[Tensor, Tensor]:

@@ -19,11 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kfac_lab.core.problem import Problem, Split
+from kfac_lab.core.problem import Problem
 from kfac_lab.errors import DataError
 from kfac_lab.problems import cache, sources
-from kfac_lab.problems.initialise import sparse_
-from kfac_lab.problems.networks import autoencoder
+from kfac_lab.problems.images import autoencoding
 from kfac_lab.problems.shared import shared
 
 __all__ = ["mnist", "mnist_arrays", "mnist_data"]
@@ -67,16 +66,7 @@ def mnist(seed: int = 0, device: str | torch.device = "cpu") -> Problem:
         DataError: MNIST is neither in ``KFAC_LAB_DATA`` nor to be fetched, or is damaged.
     """
     train, test = shared("mnist", device, mnist_data)
-    return Problem(
-        model=sparse_(autoencoder(ENCODER, device), seed),
-        likelihood="bernoulli",
-        inputs=train,
-        targets=train,
-        l2=1e-5,
-        test=Split(test, test),
-        name="mnist",
-        title="MNIST",
-    )
+    return autoencoding("mnist", "MNIST", ENCODER, (train, test), seed)
 
 
 def mnist_data() -> tuple[Tensor, Tensor]:

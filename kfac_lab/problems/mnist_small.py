@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kfac_lab.core.problem import Problem, Split
-from kfac_lab.problems.initialise import dense_
+from kfac_lab.core.problem import Problem
+from kfac_lab.problems.images import classifying
 from kfac_lab.problems.mnist import mnist_arrays
-from kfac_lab.problems.networks import classifier
 from kfac_lab.problems.shared import shared
 
 __all__ = ["downscale", "mnist_small", "mnist_small_data"]
@@ -32,16 +31,8 @@ def mnist_small(seed: int = 0, device: str | torch.device = "cpu") -> Problem:
         DataError: MNIST is neither in ``KFAC_LAB_DATA`` nor to be fetched, or is damaged.
     """
     train, train_labels, test, test_labels = shared("mnist_small", device, mnist_small_data)
-    return Problem(
-        model=dense_(classifier(WIDTHS, device), seed),
-        likelihood="categorical",
-        inputs=train,
-        targets=train_labels,
-        l2=1e-5,
-        test=Split(test, test_labels),
-        name="mnist_small",
-        title="MNIST 16x16",
-    )
+    labelled = train, train_labels, test, test_labels
+    return classifying("mnist_small", "MNIST 16x16", WIDTHS, labelled, seed)
 
 
 def mnist_small_data() -> tuple[Tensor, Tensor, Tensor, Tensor]:
