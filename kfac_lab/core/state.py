@@ -98,6 +98,7 @@ class StepRecord:
     rho: Any = float("nan")  # ρ
     predicted: Any = float("nan")
     actual: Any = float("nan")  # h(θ+δ) − h(θ) where ρ was due
+    rounding: Any = 0.0  # by how much ``actual`` may be off
     norm_squared: Any = float("nan")  # ‖δ‖²
     slope: Any = float("nan")  # ∇hᵀδ
     seconds: float = float("nan")

@@ -19,6 +19,7 @@ from kfac_lab.core.clock import Clock
 from kfac_lab.core.commit import gated
 from kfac_lab.core.passes import Evaluated, LayerRows, WatchedPasses
 from kfac_lab.core.problem import Drawn
+from kfac_lab.core.rounding import difference_error
 from kfac_lab.core.state import DampingStrength, Due, State, StepRecord
 from kfac_lab.core.vector import Vec
 from kfac_lab.engine import commit, guard, proposal, statistics
@@ -361,7 +362,10 @@ def _judged(
             if parts.processes > 1:
                 parts["collective"].mean_([after])
             actual = after - record.loss
-            record = replace(record, actual=actual, rho=actual / chosen.value)
+            noise = difference_error(
+                record.loss, drawn.inputs.shape[0], parts.processes, moved[0].dtype
+            )
+            record = replace(record, actual=actual, rho=actual / chosen.value, rounding=noise)
     with clock("judge"):
         strength, part_state = parts["damping"].adapt(chosen.strength, part_state, record)
         return record, engine._strength(strength), part_state or {}

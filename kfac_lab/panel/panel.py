@@ -16,6 +16,7 @@ from kfac_lab.panel.heard import Heard
 from kfac_lab.panel.layout import BLANK, Layout
 from kfac_lab.panel.live import Live
 from kfac_lab.panel.loop import Beside, Loop
+from kfac_lab.panel.models import numbered
 from kfac_lab.panel.notebook import Cell, after_cells, answer_beside
 from kfac_lab.panel.opened import Opened
 from kfac_lab.panel.painter import WAIT, Painted, Painter
@@ -92,7 +93,12 @@ class Panel(Layout):
         self._sending = threading.Lock()
         measures = control.manages or bool(sets)
         self.heard = Heard(self)
-        self.build(control.BUTTONS, lab, chart(self.heard), control.manages, measures)
+        panels.add(self)
+        closed = panels.replaced(self)
+        if closed:
+            control.message = f"{closed} {control.message}"
+        with numbered(self.cell):
+            self.build(control.BUTTONS, lab, chart(self.heard), control.manages, measures)
         self.every.value = every or 0
         self.pressed = Pressed(self)
         self.painter = Painter(control, self.chart is not None, 1.0 if own else WAIT)
@@ -104,10 +110,6 @@ class Panel(Layout):
             self.live = Beside(control, self.painter.paint, self._show, self._changed)
         else:
             self.live = Live(control, self.painter.paint, self._show, self._changed, self._leave)
-        panels.add(self)
-        closed = panels.replaced(self)
-        if closed:
-            control.message = f"{closed} {control.message}"
         self.refresh()
         self.push()
         after_cells(self._after_cell)

@@ -28,6 +28,15 @@ def _tied(lam: Any, eta: Any) -> Any:
     return torch.sqrt(total) if isinstance(total, Tensor) else math.sqrt(total)
 
 
+def _silent(record: StepRecord, predicted: Tensor) -> Tensor:
+    """Whether ρ says nothing: rounding alone moves it by 1/4, from its best to a bound.
+
+    A converged run would inflate λ otherwise: h changes by rounding or not at all there, and both
+    read as a model that was wrong.
+    """
+    return 0.25 * predicted.abs() <= torch.as_tensor(record.rounding, device=predicted.device)
+
+
 @dataclass(frozen=True)
 class _Rule:
     """The λ rule that several strategies share (section 6.5)."""
@@ -102,8 +111,7 @@ class _Rule:
             shrink = shrink & (record.lam * record.norm_squared >= self.share * curvature)
         moved = torch.where(grow, lam / self.omega1, torch.where(shrink, lam * self.omega1, lam))
         moved = torch.clamp(moved, self.lam_min, self.lam_max)
-        # No predicted change, no verdict: a converged run would inflate λ otherwise.
-        return torch.where(predicted == 0, lam, moved)
+        return torch.where(_silent(record, predicted), lam, moved)
 
 
 @dataclass(frozen=True)
@@ -337,7 +345,7 @@ class Promised(Tied):
         moved = torch.clamp(
             strength.lam * factor, max(self.lam_min, 1e-12), min(self.lam_max, 1e12)
         )
-        lam = torch.where((predicted == 0) | ~(loss > 0), strength.lam, moved)
+        lam = torch.where(_silent(record, predicted) | ~(loss > 0), strength.lam, moved)
         return strength._replace(lam=lam, gamma=torch.sqrt(lam + strength.eta)), part_state
 
 
