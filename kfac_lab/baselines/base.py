@@ -378,9 +378,6 @@ class Baseline:
         return rows
 
 
-# --- small helpers --------------------------------------------------------------------------------
-
-
 def fused_where_possible(
     kind: Any, tensors: list[Tensor], **settings: Any
 ) -> torch.optim.Optimizer:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator
 
 __all__ = ["Clock"]
 
@@ -16,15 +14,24 @@ class Clock:
         self.verbs: dict[str, float] = {}
         self._start = time.perf_counter()
 
-    @contextlib.contextmanager
-    def __call__(self, verb: str) -> Iterator[None]:
-        """Adds the time inside the block to a verb."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.verbs[verb] = self.verbs.get(verb, 0.0) + time.perf_counter() - start
+    def __call__(self, verb: str) -> _Timed:
+        """A context: adds the time inside the block to a verb."""
+        return _Timed(self.verbs, verb)
 
     def total(self) -> float:
         """Seconds since the clock was made."""
         return time.perf_counter() - self._start
+
+
+class _Timed:
+    __slots__ = ("_start", "_verb", "_verbs")
+
+    def __init__(self, verbs: dict[str, float], verb: str) -> None:
+        self._verbs, self._verb = verbs, verb
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *raised: object) -> None:
+        took = time.perf_counter() - self._start
+        self._verbs[self._verb] = self._verbs.get(self._verb, 0.0) + took

@@ -14,9 +14,10 @@ __all__ = ["Declined", "Linear", "Recorded", "Tensors", "append_one", "dense", "
 
 def append_one(rows: Tensor) -> Tensor:
     """ā: a column of ones behind ``rows`` ``[..., d]`` (section 2.1)."""
-    result = rows.new_empty((*rows.shape[:-1], rows.shape[-1] + 1))
-    result[..., :-1] = rows
-    result[..., -1] = 1
+    width = rows.shape[-1]
+    result = rows.new_empty((*rows.shape[:-1], width + 1))
+    result.narrow(-1, 0, width).copy_(rows)
+    result.select(-1, width).fill_(1)
     return result
 
 
@@ -62,6 +63,12 @@ class Declined:
     fallback: bool = True
 
 
+def _held(module: nn.Module, name: str) -> Any:
+    """A parameter of a module, which a step asks for often: without a search, where it is one."""
+    own = module._parameters
+    return own[name] if name in own else getattr(module, name)
+
+
 @dataclass(frozen=True, eq=False)
 class Linear:
     """``nn.Linear`` with or without bias; dimensions between case and feature are positions."""
@@ -70,33 +77,43 @@ class Linear:
     path: str
 
     @property
+    def _biased(self) -> bool:
+        return _held(self.module, "bias") is not None
+
+    @property
+    def _weight(self) -> Tensor:
+        weight: Tensor = _held(self.module, "weight").detach()
+        return weight
+
+    @property
     def d_out(self) -> int:
         return self.module.out_features
 
     @property
     def d_in(self) -> int:
-        return self.module.in_features + (self.module.bias is not None)
+        return self.module.in_features + (self._biased)
 
     @property
     def names(self) -> tuple[str, ...]:
-        return ("weight",) if self.module.bias is None else ("weight", "bias")
+        return ("weight",) if not self._biased else ("weight", "bias")
 
     def rows_in(self, inputs: Tensor) -> Tensor:
         rows = inputs.reshape(inputs.shape[0], -1, inputs.shape[-1])
-        return rows if self.module.bias is None else append_one(rows)
+        return rows if not self._biased else append_one(rows)
 
     def rows_out(self, gradients: Tensor) -> Tensor:
         return gradients.reshape(gradients.shape[0], -1, gradients.shape[-1])
 
     def pack(self, tensors: Sequence[Tensor]) -> Tensor:
-        if self.module.bias is None:
+        if not self._biased:
             return tensors[0].clone()
         return torch.cat([tensors[0], tensors[1].unsqueeze(1)], dim=1)
 
     def unpack(self, matrix: Tensor) -> tuple[Tensor, ...]:
-        if self.module.bias is None:
+        if not self._biased:
             return (matrix,)
-        return matrix[:, :-1], matrix[:, -1]
+        width = matrix.shape[1] - 1
+        return matrix.narrow(1, 0, width), matrix.select(1, width)
 
     def tangent(
         self, matrices: Sequence[Tensor], inputs: Tensor, tangents: Tensor | None
@@ -105,18 +122,19 @@ class Linear:
 
         ``inputs`` are ``[n, ..., d]``; ``tangents`` ``[k, n, ..., d]``, or None where they are 0.
         """
-        shape = (len(matrices), *inputs.shape[:-1], self.d_out)
+        k, d_out, biased = len(matrices), self.d_out, self._biased
         rows = inputs.reshape(-1, inputs.shape[-1])
-        result = rows.new_empty((len(matrices), rows.shape[0], self.d_out))
-        for j, matrix in enumerate(matrices):
-            if self.module.bias is None:
-                torch.mm(rows, matrix.t(), out=result[j])
+        result = rows.new_empty((k, rows.shape[0], d_out))
+        for matrix, own in zip(matrices, result.unbind(), strict=True):
+            if not biased:
+                torch.mm(rows, matrix.t(), out=own)
             else:
-                torch.addmm(matrix[:, -1], rows, matrix[:, :-1].t(), out=result[j])
+                weight, bias = self.unpack(matrix)
+                torch.addmm(bias, rows, weight.t(), out=own)
         if tangents is not None:
             flat = tangents.reshape(-1, tangents.shape[-1])
-            result.view(-1, self.d_out).addmm_(flat, self.module.weight.detach().t())
-        return result.view(shape)
+            result.view(-1, d_out).addmm_(flat, self._weight.t())
+        return result.view((k, *inputs.shape[:-1], d_out))
 
     def partial_tangent(
         self, matrices: Sequence[Tensor | None], inputs: Tensor, tangents: Tensor | None
@@ -129,16 +147,14 @@ class Linear:
         moving = 0 if tangents is None else len(tangents)
         if tangents is not None:
             flat = tangents.reshape(-1, tangents.shape[-1])
-            torch.mm(
-                flat, self.module.weight.detach().t(), out=result[:moving].view(-1, self.d_out)
-            )
+            torch.mm(flat, self._weight.t(), out=result[:moving].view(-1, self.d_out))
         for j, matrix in enumerate(matrices):
             own = result[j]
             if matrix is None:
                 if j >= moving:
                     own.zero_()
                 continue
-            weight, bias = (matrix, None) if self.module.bias is None else self.unpack(matrix)
+            weight, bias = (matrix, None) if not self._biased else self.unpack(matrix)
             if j < moving:
                 own.addmm_(rows, weight.t())
             else:
@@ -149,7 +165,7 @@ class Linear:
 
     def pullback(self, gradients: Tensor, inputs: Tensor | None = None) -> Tensor:
         """The gradient at the inputs from that at the outputs; ``inputs`` are not needed."""
-        return gradients @ self.module.weight.detach()
+        return gradients @ self._weight
 
 
 @dataclass(frozen=True, eq=False)

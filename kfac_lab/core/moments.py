@@ -67,6 +67,7 @@ class Accumulation:
 
     def __init__(self, store: MomentStore, epsilon: float, cases: int) -> None:
         self._store, self._epsilon, self._cases = store, epsilon, cases
+        self._current, self._spare = store.current, store.spare
         self._started: set[Key] = set()
         self._sums: dict[Key, Tensor] = {}  # of rows whose number is known at the end alone
         self._counts: dict[int, int] = {}  # such rows of each layer, once for each case served
@@ -204,7 +205,7 @@ class Accumulation:
         return self._epsilon if age is None else min(self._epsilon, 1.0 - 1.0 / (age + 1))
 
     def _product(self, key: Key, left: Tensor, right: Tensor, old: float, new: float) -> None:
-        spare, current = self._store.spare[key], self._store.current[key]
+        spare, current = self._spare[key], self._current[key]
         if key in self._started:
             current, old = spare, 1.0
         self._started.add(key)
@@ -215,9 +216,9 @@ class Accumulation:
             called(torch.addmm, current, left.t(), right, beta=old, alpha=new, out=spare)
 
     def _add(self, key: Key, sums: Tensor, old: float, new: float) -> None:
-        spare = self._store.spare[key]
+        spare = self._spare[key]
         if key not in self._started:
-            torch.mul(self._store.current[key], old, out=spare)
+            torch.mul(self._current[key], old, out=spare)
             self._started.add(key)
         called(Tensor.add_, spare, sums, alpha=new)
 
@@ -227,7 +228,7 @@ class Accumulation:
             self._close(key)
         for key in self._store.keys:
             if key not in self._started:
-                self._store.spare[key].copy_(self._store.current[key])
+                self._spare[key].copy_(self._current[key])
         return [self._store.spare[key] for key in self._store.keys]
 
 
@@ -336,6 +337,7 @@ class MomentStore:
 
     Attributes:
         current: the moments as the last step left them; one of the layout's two sides.
+        spare: the side that a step accumulates into.
         ages: updates so far of moments that a swap opened: they start as a running mean.
     """
 
@@ -344,12 +346,8 @@ class MomentStore:
     ) -> None:
         self.layout, self.current, self.ages = layout, current, ages
         self.keys, self.links, self.groups = layout.keys, layout.links, layout.groups
-
-    @property
-    def spare(self) -> dict[Key, Tensor]:
-        """The side that a step accumulates into."""
-        first, second = self.layout.sides
-        return second if self.current is first else first
+        first, second = layout.sides
+        self.spare: dict[Key, Tensor] = second if current is first else first
 
     def accumulate(self, epsilon: float, cases: int) -> Accumulation:
         """Starts ε·current + (1−ε)·(mean over ``cases``) on the spare side."""
@@ -368,10 +366,10 @@ class MomentStore:
     def traces(self) -> Tensor:
         """Σ of the diagonals on the spare side: finite exactly where the increments are."""
         parts = [
-            value.diagonal().sum() if value.dim() == 2 and i == j else value.sum()
+            (value.diagonal() if value.dim() == 2 else value) if i == j else value.sum().reshape(1)
             for (_, i, j), value in self.spare.items()
         ]
-        return torch.stack(parts).sum() if parts else self.layout.nothing
+        return torch.cat(parts).sum() if parts else self.layout.nothing
 
 
 Ledger = MomentStore  # its former name

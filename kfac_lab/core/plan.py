@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from kfac_lab.core.capture import Network
 from kfac_lab.core.traits import LayerTraits, traits
-from kfac_lab.core.vector import Vec
+from kfac_lab.core.vector import Part, Vec
 
 __all__ = ["Plan"]
 
@@ -59,11 +59,14 @@ class _Leaf:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Leaves in order; ``last`` is the leaf index of the first layer, where pullbacks end."""
+    """Leaves in order, and all modules; ``first`` is the leaf of the first layer, where pullbacks
+    end.
+    """
 
     network: Network
     leaves: tuple[_Leaf, ...]
     first: int
+    modules: tuple[nn.Module, ...]
 
     @classmethod
     def of(cls, network: Network) -> Plan | None:
@@ -78,18 +81,21 @@ class Plan:
         if sorted(layered) != list(range(len(network.uses))):
             return None  # a layer twice, or one outside the sequence
         first = next(n for n, leaf in enumerate(leaves) if leaf.layer is not None)
-        return cls(network, tuple(leaves), first)
+        return cls(network, tuple(leaves), first, tuple(network.model.modules()))
 
     def usable(self) -> bool:
         """False while somebody has put forward hooks on a module: only a plain call runs them.
 
         A pre-hook with a true attribute ``passive`` changes nothing and may be left out.
         """
-        return not any(
-            m._forward_hooks
-            or any(not getattr(h, "passive", False) for h in m._forward_pre_hooks.values())
-            for m in self.network.model.modules()
-        )
+        for module in self.modules:
+            if module._forward_hooks:
+                return False
+            if module._forward_pre_hooks:
+                hooks = module._forward_pre_hooks.values()
+                if not all(getattr(hook, "passive", False) for hook in hooks):
+                    return False
+        return True
 
     def forward(self, inputs: Tensor) -> list[Tensor]:
         """[x, the output of leaf 0, …, z]; under the caller's grad mode."""
@@ -164,11 +170,15 @@ class Plan:
 
         A vector enters at the first of its ``layers`` and costs nothing before.
         """
+        partial = any(isinstance(vector, Part) for vector in basis)
         moving: Tensor | None = None
         order: list[int] = []  # which vector each row of ``moving`` belongs to
         for n, leaf in enumerate(self.leaves):
             derivative = derivatives[n]
-            if leaf.layer is not None:
+            if leaf.layer is not None and not partial:
+                layer: Any = self.network.uses[leaf.layer].layer
+                moving = layer.tangent([v.matrices[leaf.layer] for v in basis], values[n], moving)
+            elif leaf.layer is not None:
                 here = {j for j, vector in enumerate(basis) if leaf.layer in vector.layers}
                 order += [j for j in sorted(here) if j not in order]
                 if order:
@@ -182,7 +192,7 @@ class Plan:
             else:
                 moving = _push(leaf.module, values[n], moving)
         assert moving is not None
-        if order == list(range(len(basis))):
+        if not partial or order == list(range(len(basis))):
             return moving
         result = moving.new_zeros((len(basis), *moving.shape[1:]))
         for row, j in enumerate(order):

@@ -169,16 +169,17 @@ class Problem:
             DataError: a dataset or callable that gives no pair of inputs and targets.
         """
         available = self.available
+        device = self.device
         if available is None:
             source: Callable[[int, int], tuple[Any, ...]] = self.data
             inputs, targets = _pair(source(step, size), "the callable")
             order = seeds.permutation(seed, "rows", step, len(inputs))
-            return Drawn(inputs.to(self.device), targets.to(self.device), order)
+            return Drawn(inputs.to(device), targets.to(device), order)
         if whole and size >= available:
             chosen = torch.arange(available)
         else:
             # An accelerator is at work meanwhile: the next step's is drawn ahead.
-            drawn_by = seeds if self.device.type == "cpu" else self._ahead
+            drawn_by = seeds if device.type == "cpu" else self._ahead
             chosen = drawn_by.permutation(seed, "batch", step, available)[: min(size, available)]
         if self.inputs is not None and self.targets is not None:
             inputs = self.inputs.index_select(0, _sent(chosen, self.inputs.device))
@@ -186,7 +187,7 @@ class Problem:
             targets = every.index_select(0, _sent(chosen, every.device))
         else:
             inputs, targets = self._collate(chosen.tolist())
-        return Drawn(inputs.to(self.device), targets.to(self.device), None)
+        return Drawn(inputs.to(device), targets.to(device), None)
 
     def _labelled(self, targets: Any) -> Any:
         """The training targets, with the cases' weights where they have any."""

@@ -58,34 +58,33 @@ class SubspaceModel:
         free = [j for j in range(k) if j not in fixed]
         for j, value in fixed.items():
             right = right - matrix[:, j] * value
+        entries, sides = [row.unbind() for row in matrix.unbind()], right.unbind()
         # LDLᵀ of the free block, in order: the first direction is never given up for a later one.
         lower: dict[tuple[int, int], Tensor] = {}
         pivot: dict[int, Tensor] = {}
-        usable: dict[int, Tensor] = {}
+        dependent: dict[int, Tensor] = {}
         forward: dict[int, Tensor] = {}
-        zero = torch.zeros_like(right[0])
         for a, i in enumerate(free):
-            d, y = matrix[i, i], right[i]
+            d, y = entries[i][i], sides[i]
             for j in free[:a]:
-                entry = matrix[i, j]
+                entry = entries[i][j]
                 for n in free[: free.index(j)]:
                     entry = entry - lower[i, n] * lower[j, n] * pivot[n]
-                entry = torch.where(usable[j], entry / pivot[j], zero)
+                entry = (entry / pivot[j]).masked_fill(dependent[j], 0.0)
                 lower[i, j] = entry
                 d = d - entry * entry * pivot[j]
                 y = y - entry * forward[j]
             # NaN is kept (not "> 0" alone), so that a broken curvature is seen, not hidden.
-            dependent = d <= _DEPENDENT * matrix[i, i].abs()
-            usable[i] = ~dependent
-            pivot[i] = torch.where(dependent, torch.ones_like(d), d)
-            forward[i] = torch.where(dependent, zero, y)
+            dependent[i] = d <= _DEPENDENT * entries[i][i].abs()
+            pivot[i] = d.masked_fill(dependent[i], 1.0)
+            forward[i] = y.masked_fill(dependent[i], 0.0)
         solution: dict[int, Tensor] = {}
         for a in range(len(free) - 1, -1, -1):
             i = free[a]
             x = forward[i] / pivot[i]
             for j in free[a + 1 :]:
                 x = x - lower[j, i] * solution[j]
-            solution[i] = torch.where(usable[i], x, zero)
+            solution[i] = x.masked_fill(dependent[i], 0.0)
         for j, value in fixed.items():
-            solution[j] = zero + value
+            solution[j] = torch.zeros_like(sides[j]) + value
         return torch.stack([solution[j] for j in range(k)])

@@ -13,7 +13,7 @@ import hashlib
 import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,11 +31,24 @@ __all__ = [
     "mapped",
     "moved",
     "nbytes",
+    "replaced",
     "tensors",
     "where",
 ]
 
+T = TypeVar("T")
+
 _PLAIN = (int, float, bool, str, type(None), Tensor)
+
+
+def replaced(value: T, **changes: Any) -> T:
+    """A dataclass with some fields changed, as ``dataclasses.replace`` makes it: a step makes
+    several, and a State has many. Of one with slots, or with more to do than to hold its fields,
+    this is no use.
+    """
+    made: T = object.__new__(type(value))
+    made.__dict__.update(value.__dict__, **changes)
+    return made
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

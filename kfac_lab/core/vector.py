@@ -63,12 +63,14 @@ class Vec:
 
     def dot(self, other: Vec) -> Tensor:
         """Inner product as a 0-dim float64 tensor."""
-        shared = [i for i in self.layers if i in other.layers]
-        if not shared:
-            return self.matrices[0].new_zeros((), dtype=torch.float64)
-        products = torch._foreach_mul(
-            [self.matrices[i] for i in shared], [other.matrices[i] for i in shared]
-        )
+        mine, theirs = self.matrices, other.matrices
+        if isinstance(self, Part) or isinstance(other, Part):
+            shared = [i for i in self.layers if i in other.layers]
+            if not shared:
+                return mine[0].new_zeros((), dtype=torch.float64)
+            mine = tuple(mine[i] for i in shared)
+            theirs = tuple(theirs[i] for i in shared)
+        products = torch._foreach_mul(mine, theirs)
         # Rows are summed in the matrices' precision, the row sums in float64: a row is short.
         rows = torch.cat([p.flatten(1).sum(1) if p.dim() > 1 else p for p in products])
         return rows.sum(dtype=torch.float64)

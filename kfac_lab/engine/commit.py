@@ -14,6 +14,7 @@ from kfac_lab.core.clock import Clock
 from kfac_lab.core.commit import gated, gated_state
 from kfac_lab.core.exchange import exchange
 from kfac_lab.core.state import State, StepRecord, Unread
+from kfac_lab.core.trees import replaced
 from kfac_lab.engine.boundary import reference_of
 from kfac_lab.engine.guard import Verdict
 from kfac_lab.engine.proposal import Outcome, all_finite, not_finite
@@ -34,8 +35,9 @@ def next_state(
 ) -> State:
     """The state after a step: what it has gathered and chosen, and ``new`` fields besides."""
     state = engine.state_  # of now: the search's read may have counted anew
-    return replace(
-        counted(state, statistics),
+    return replaced(
+        state,
+        **counted(state, statistics),
         factored=outcome.factored,
         inverse=outcome.chosen.preconditioner,
         kept_inverse=outcome.kept,
@@ -47,20 +49,19 @@ def next_state(
     )
 
 
-def counted(state: State, statistics: StepMoments) -> State:
-    """The state with what a step counts on the host: k, ages and updates; and the side it is on."""
+def counted(state: State, statistics: StepMoments) -> dict[str, Any]:
+    """The fields that a step counts on the host: k, ages and updates; and the side it is on."""
     ages, block_ages = state.ages, state.block_ages
     if statistics.fresh:
         ages = {key: age + 1 for key, age in ages.items()}
         block_ages = tuple(None if age is None else age + 1 for age in block_ages)
-    return replace(
-        state,
-        step=state.step + 1,
-        block_ages=block_ages,
-        moments=statistics.moments,
-        ages=ages,
-        updates=updates_of(state) + statistics.fresh,
-    )
+    return {
+        "step": state.step + 1,
+        "block_ages": block_ages,
+        "moments": statistics.moments,
+        "ages": ages,
+        "updates": updates_of(state) + statistics.fresh,
+    }
 
 
 def ok_of(outcome: Outcome, loss: Tensor, statistics: StepMoments) -> Tensor:
@@ -96,7 +97,7 @@ def settled(
     """
     state = engine.state_
     own = dict(engine.problem.model.named_buffers()) if buffers else {}
-    into = [*(engine._theta if trial else []), *own.values()]
+    into = [*(engine.network.tensors if trial else []), *own.values()]
     values = [*trial, *(buffers[name] for name in own)]
     guarded = verdict is not None and verdict.strength is not None
     if engine._reads_are_free:
@@ -152,9 +153,9 @@ def carried_out(
 ) -> StepRecord:
     """The commit: ``values`` into θ and the buffers, and what the engine holds, in one exchange."""
     with clock("move"):
-        new = replace(new, seconds=engine.state_.seconds + clock.total())
+        new = replaced(new, seconds=engine.state_.seconds + clock.total())
         record = replace(record, seconds=new.seconds, verbs=clock.verbs)
-        held = replace(engine.held, state=new, record=record)
+        held = replaced(engine.held, state=new, record=record)
 
         def carry_out() -> None:
             if into:

@@ -66,8 +66,7 @@ def verdict(declared: Any, state: State, loss: Tensor, sound: Callable[[], Tenso
 
 def level_after(state: State, loss: Tensor) -> Tensor:
     """The level of h after a step: the largest of late."""
-    before = _level(state, loss)
-    return torch.where(torch.isnan(before), loss, torch.maximum(loss, FADE * before))
+    return torch.fmax(loss, FADE * _level(state, loss))  # the first level there is for a NaN
 
 
 def _level(state: State, loss: Tensor) -> Tensor:

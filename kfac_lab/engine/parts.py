@@ -105,8 +105,14 @@ class Parts(Mapping[str, Any]):
     @property
     def share(self) -> tuple[int, int]:
         """Rank of this process under the collective, and how many there are."""
-        declared = self.declares("collective")
-        return int(declared.rank), int(declared.size)
+        found = self._declared.get("share")
+        if found is None:
+            declared = self.declares("collective")
+            found = int(declared.rank), int(declared.size)
+            if "collective" in self._declared:  # the group stays as it is
+                self._declared["share"] = found
+        rank, size = found
+        return rank, size
 
 
 def fresh_state(declared: Any) -> Mapping[str, Any]:

@@ -16,6 +16,7 @@ from kfac_lab.core.clock import Clock
 from kfac_lab.core.problem import Drawn
 from kfac_lab.core.program import Recorder, Recording, Slot, identical
 from kfac_lab.core.state import Due, State, StepRecord
+from kfac_lab.core.trees import replaced
 from kfac_lab.core.vector import Vec
 from kfac_lab.engine import statistics
 from kfac_lab.engine.commit import counted
@@ -219,7 +220,8 @@ def filled_in(
         (own["spread"],) = told
     batch = plan.m * engine.parts.processes
     record = replace(tree.pop("record"), step=plan.k, batch=batch)
-    return Prepared(record=record, new=replace(counted(state, begun.gathered), **own), **tree)
+    after = replaced(state, **{**counted(state, begun.gathered), **own})
+    return Prepared(record=record, new=after, **tree)
 
 
 def differs(found: Prepared, made: Prepared) -> str | None:

@@ -103,7 +103,7 @@ def _prepared(begun: Begun, k: Any) -> Prepared:
         chosen = outcome.chosen
         with clock("move"):
             delta = Vec.combine(chosen.coefficients, chosen.basis)
-            theta = engine._theta
+            theta = evaluated.theta
             moved = list(torch._foreach_add(theta, engine.network.unpack(delta)))
         record = record_of(engine, k, due, chosen, outcome, m, gathered, evaluated)
         # λ by ρ, on the same batch
@@ -275,21 +275,23 @@ def _preconditioned(begun: Begun, k: Any, gradient: Vec, rows: LayerRows | None)
 def _settled(
     engine: Engine, made: Prepared, gathered: statistics.StepMoments, clock: Clock
 ) -> StepRecord:
-    if made.back:
-        return commit.carried_out(engine, made.record, made.new, made.moved, engine._theta, clock)
-    return commit.settled(
-        engine,
-        made.record,
-        made.new,
-        gathered,
-        made.loss,
-        made.ok,
-        made.moved,
-        made.buffers,
-        clock,
-        made.verdict,
-        made.exploded,
-    )
+    with torch.no_grad():  # it writes into the parameters themselves
+        if made.back:
+            theta = engine.network.tensors
+            return commit.carried_out(engine, made.record, made.new, made.moved, theta, clock)
+        return commit.settled(
+            engine,
+            made.record,
+            made.new,
+            gathered,
+            made.loss,
+            made.ok,
+            made.moved,
+            made.buffers,
+            clock,
+            made.verdict,
+            made.exploded,
+        )
 
 
 def _shared(parts: Parts, evaluated: Evaluated) -> None:

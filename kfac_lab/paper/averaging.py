@@ -38,15 +38,14 @@ class Polyak:
         """One more θ."""
         count = part_state["count"] + 1
         seen = count - (self.start - 1)
-        xi = torch.full_like(seen, self.xi)
+        weight = torch.full_like(seen, 1 - self.xi)
         if self.ramp:
-            xi = torch.minimum(1 - 1 / seen, xi)
-        weight = torch.where(seen < 1, torch.ones_like(xi), 1 - xi)
-        mean = tuple(
-            torch.lerp(m, t, weight.to(m.dtype))
-            for m, t in zip(part_state["mean"], theta, strict=True)
-        )
-        return {"count": count, "mean": mean}
+            weight = 1 - torch.clamp(1 - 1 / seen, max=self.xi)
+        weight = weight.masked_fill(seen < 1, 1.0)
+        mean = part_state["mean"]
+        weights = {dtype: weight.to(dtype) for dtype in {m.dtype for m in mean}}
+        mean = torch._foreach_lerp(mean, list(theta), [weights[m.dtype] for m in mean])
+        return {"count": count, "mean": tuple(mean)}
 
     def read(self, part_state: PartState) -> Sequence[Tensor] | None:
         """θ̄."""

@@ -21,6 +21,11 @@ def host(tensors: Sequence[Tensor]) -> list[float]:
 
 def transfer(tensors: Sequence[Tensor]) -> list[float]:
     """What :func:`host` does."""
+    kinds = {(tensor.device, tensor.dtype) for tensor in tensors}
+    if len(kinds) == 1:
+        stack = torch.stack([tensor.detach().reshape(()) for tensor in tensors])
+        values: list[float] = stack.to(torch.float64).tolist()
+        return values
     groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for i, tensor in enumerate(tensors):
         groups.setdefault((tensor.device, tensor.dtype), []).append(i)

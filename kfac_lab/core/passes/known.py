@@ -77,6 +77,8 @@ class Known:
         if outputs is None and not isinstance(likelihood, Joint):
             self.plan = Plan.of(network)
         self.found: Probed | None = None
+        # Whether some rows are no case's own: of parameters that no layer claims, or shared.
+        self.sums = any(not use.modules for use in network.uses)
         self.predictions = 1  # of one case
 
     @property
@@ -194,6 +196,8 @@ class Known:
             with self._randomness(0, inputs):
                 self.found = probing.probe(self.function, inputs, targets, self._device)
             self.predictions, self.function.whole = self.found.predictions, self.found.whole
+            kinds = {layout.kind for calls in self.found.layouts for layout in calls}
+            self.sums = self.sums or "shared" in kinds
             if not all(self.found.leading):
                 self.plan = None  # a walk takes leading cases
         return self.found

@@ -191,12 +191,7 @@ class Passes(Known):
         # Sums over cases: of the parameters that no layer claims, of rows that all share, and of
         # rows that have a part in other cases' outputs, as in a graph.
         own = traits(given[1], EstimatorTraits)
-        sums = (
-            self.function.whole
-            or (self.function.normalises() and not own.of_loss)
-            or any(not use.modules for use in self.network.uses)
-            or any(layout.kind == "shared" for calls in self.layouts or () for layout in calls)
-        )
+        sums = self.sums or self.function.whole or (self.function.normalises() and not own.of_loss)
         mixes = sums and not own.independent
         exact = self.output_layer if own.exact_output else None
         return Statistics(self.network, criterion, given, observe, uniforms, examine, mixes, exact)

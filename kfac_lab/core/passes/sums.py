@@ -40,14 +40,18 @@ class Objective:
 
     def value(self, theta: list[Tensor], cases: int) -> Tensor:
         """h(θ), 0-dim float64."""
-        loss = torch.stack(self._losses).sum() / cases
+        loss = _sum(self._losses) / cases
         return loss + 0.5 * self._l2 * square_norm(theta) if self._l2 else loss
 
     def moments(self, cases: int) -> Tensor:
         """Means of the cases' losses and of their squares ``[2]`` float64, where asked for."""
-        sums = torch.stack([torch.stack(s).sum() for s in (self._losses, self._squares)])
+        sums = torch.stack([_sum(self._losses), _sum(self._squares)])
         return sums / cases
 
     def error(self, cases: int) -> Tensor:
         """The mean error, 0-dim float64."""
-        return torch.stack(self._errors).sum() / cases
+        return _sum(self._errors) / cases
+
+
+def _sum(chunks: list[Tensor]) -> Tensor:
+    return chunks[0] if len(chunks) == 1 else torch.stack(chunks).sum()

@@ -113,8 +113,9 @@ def called(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
     Of what takes a number alone, as β and α are taken, torch 2.4 does not ask such a number.
     """
-    if any(isinstance(value, Supplied) for value in kwargs.values()):
-        return Supplied.__torch_function__(func, (), args, kwargs)
+    for value in kwargs.values():
+        if isinstance(value, Supplied):
+            return Supplied.__torch_function__(func, (), args, kwargs)
     return func(*args, **kwargs)
 
 
