@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,8 +99,23 @@ def _main(folder: str, rank: int) -> None:
         "owners": owners,
         "sent": sent,
     }
-    torch.save(found, Path(folder, f"found {rank}"))
-    torch.distributed.destroy_process_group()
+    torch.save(found, Path(folder, f"writing {rank}"))
+    Path(folder, f"writing {rank}").rename(Path(folder, f"found {rank}"))
+    _end(Path(folder, f"found {1 - rank}"))
+
+
+def _end(other: Path) -> None:
+    """Ends this process once the other one has all messages too, or has had time for it.
+
+    Without ``destroy_process_group``: before torch 2.8 it waits for gloo's threads with the
+    interpreter's lock held (pytorch/pytorch#154976), for ever where the collective has just
+    forgotten a tensor that such a thread still holds.
+    """
+    end = time.monotonic() + 5.0
+    while not other.exists() and time.monotonic() < end:
+        time.sleep(0.005)
+    sys.stderr.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,7 +14,11 @@ from torch import Tensor
 from kfac_lab.core.parameters import parameter
 from kfac_lab.core.traits import CollectiveTraits
 
-__all__ = ["Distributed"]
+__all__ = ["Distributed", "let_go"]
+
+#: Whether the destructor of a process group joins gloo's threads with the interpreter's lock held,
+#: as it did before torch 2.8 (pytorch/pytorch#154976).
+JOINS_WITH_LOCK = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 8)
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,7 @@ class Distributed:
         for group in self._buckets(tensors):
             flat = _flat(group)
             dist.all_reduce(flat)
+            let_go(flat)
             flat /= size
             _spread(flat, group)
 
@@ -70,6 +76,7 @@ class Distributed:
         for group in self._buckets(tensors):
             flat = _flat(group)
             dist.broadcast(flat, owner)
+            let_go(flat)
             if self.rank != owner:
                 _spread(flat, group)
 
@@ -89,6 +96,20 @@ class Distributed:
                 group.append(tensor)
                 count += size
             yield group
+
+
+def let_go(message: Tensor) -> None:
+    """Waits until no thread of gloo holds a message that has been sent; for torch before 2.8.
+
+    A thread that is the last to hold a tensor which Python has forgotten needs the interpreter's
+    lock to free it. There the destructor of a process group waits for that thread with the lock
+    held, so ``destroy_process_group`` soon after the last message would never return. Threads let
+    go within microseconds; what is held for a second is held by somebody else.
+    """
+    if JOINS_WITH_LOCK and message.device.type == "cpu":
+        end = time.monotonic() + 1.0
+        while message._use_count() > 1 and time.monotonic() < end:  # type: ignore[attr-defined]
+            time.sleep(1e-5)
 
 
 def _flat(group: Sequence[Tensor]) -> Tensor:

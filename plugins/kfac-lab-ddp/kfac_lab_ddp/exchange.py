@@ -6,6 +6,7 @@ the tensors of each process in turn. A tensor that everybody has already is not 
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from kfac_lab import KfacLabError
 from kfac_lab.core.state import from_tree, to_tree
-from kfac_lab_ddp.collective import Distributed
+from kfac_lab_ddp.collective import Distributed, let_go
 
 __all__ = ["Told", "exchanged"]
 
@@ -75,8 +76,7 @@ def exchanged(
             places = {id(t): n for n, t in enumerate(_tensors(to_tree(known[i])))}
             told.trees[i] = _named(to_tree(result), places, sent)
     told.shapes = [(tuple(t.shape), t.dtype) for t in sent]
-    everybody: list[Any] = [None] * collective.size
-    dist.all_gather_object(everybody, told)
+    everybody = _gathered(collective, told, device)
     for rank, other in enumerate(everybody):
         if other.error:
             raise KfacLabError(f"process {rank} could not build its share: {other.error}")
@@ -92,6 +92,25 @@ def exchanged(
         for i, tree in other.trees.items():
             results[i] = from_tree(_restored(tree, _tensors(to_tree(known[i])), received))
     return results, [remark for other in everybody for remark in other.remarks]
+
+
+def _gathered(collective: Distributed, told: Told, device: torch.device) -> list[Told]:
+    """What every process tells, by rank: pickled, as bytes that are sent one after the other.
+
+    Not by ``all_gather_object``, whose own messages nobody could wait for (``let_go``).
+    """
+    mine = pickle.dumps(told)
+    lengths = torch.zeros(collective.size, dtype=torch.int64, device=device)
+    lengths[collective.rank] = len(mine)
+    dist.all_reduce(lengths)
+    let_go(lengths)
+    everybody = []
+    for rank, length in enumerate(lengths.tolist()):
+        held = bytearray(mine if rank == collective.rank else length)
+        text = torch.frombuffer(held, dtype=torch.uint8).to(device)
+        collective.broadcast_([text], rank)
+        everybody.append(pickle.loads(text.cpu().numpy().tobytes()))
+    return everybody
 
 
 def _tensors(tree: Any) -> list[Tensor]:

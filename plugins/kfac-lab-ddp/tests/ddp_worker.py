@@ -1,7 +1,8 @@
 """One process of a job: runs the scenarios named and saves what each returned.
 
 ``torchrun ddp_worker.py FOLDER NAME…`` writes FOLDER/NAME.RANK.pt; with SAVE set also a run
-``saved.RANK.pt``, and where it goes on to with and without a detour through that file.
+``saved.RANK.pt``, and where it goes on to with and without a detour through that file. At last
+groups are made and ended right after a message each; ended.RANK.pt says how many.
 """
 
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 import ddp_scenarios as scenarios
 import torch
 import torch.distributed as dist
+from kfac_lab_ddp import Distributed
 
 import kfac_lab as kl
 
@@ -34,6 +36,18 @@ def main(folder: Path, names: list[str]) -> None:
         other.advance(7)
         torch.save(scenarios.numbers(other.stepper, other.history), folder / f"again.{rank}.pt")
     dist.destroy_process_group()
+    ended = [ended_at_once(folder / f"meeting {n}", rank, size) for n in range(10)]
+    torch.save(ended, folder / f"ended.{rank}.pt")
+
+
+def ended_at_once(meeting: Path, rank: int, size: int) -> float:
+    """The last number that a group receives before it ends, with nothing in between."""
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
+    number = torch.tensor([float(rank)])
+    Distributed().mean_([number])
+    Distributed().broadcast_([number], 1)
+    dist.destroy_process_group()
+    return float(number)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
 """In a single process both parts are what they stand for: the inner structure, and nothing."""
 
 import tempfile
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 from ddp_scenarios import network, numbers, run_of
-from kfac_lab_ddp import Distributed, Sharded, ShardedFactors, sharded
+from kfac_lab_ddp import Distributed, Sharded, ShardedFactors, collective, sharded
 
 import kfac_lab as kl
 from kfac_lab.core import linalg
@@ -123,6 +125,34 @@ def test_no_process_has_more_than_its_share_and_one_item():
                 sum(c for c, o in zip(costs, found, strict=True) if o == r) for r in range(size)
             ]
             assert max(loads) <= sum(costs) / size + max(costs)
+
+
+# --- messages -------------------------------------------------------------------------------------
+
+
+def held_elsewhere():
+    """A tensor, and what holds it besides, out of Python's sight: a graph that saved it."""
+    message = torch.ones(3)
+    return message, [torch.ones(3, requires_grad=True) * message]
+
+
+@pytest.mark.parametrize(("waits", "least", "most"), [(True, 0.15, 0.9), (False, 0.0, 0.1)])
+def test_a_message_is_waited_for_where_torch_needs_it(monkeypatch, waits, least, most):
+    monkeypatch.setattr(collective, "JOINS_WITH_LOCK", waits)
+    message, holders = held_elsewhere()
+    threading.Timer(0.2, holders.clear).start()
+    start = time.monotonic()
+    collective.let_go(message)
+    assert least <= time.monotonic() - start <= most
+    assert message._use_count() == (1 if waits else 2)
+
+
+def test_a_message_that_somebody_keeps_is_not_waited_for_long(monkeypatch):
+    monkeypatch.setattr(collective, "JOINS_WITH_LOCK", True)
+    message, holders = held_elsewhere()
+    start = time.monotonic()
+    collective.let_go(message)
+    assert 0.9 < time.monotonic() - start < 3.0 and holders
 
 
 # --- no device is assumed -------------------------------------------------------------------------

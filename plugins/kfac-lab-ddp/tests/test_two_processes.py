@@ -120,6 +120,11 @@ def test_messages_of_all_sorts(job):
         assert found["sent 2"].tolist() == [[2.0, 2.0]] * 2
 
 
+def test_a_group_may_end_right_after_its_last_message(job):
+    """Before torch 2.8 a message that nobody waited for let no group end (``let_go``)."""
+    assert job["ended"] == [[0.5] * 10] * 2
+
+
 def test_running_statistics_are_the_same_everywhere(job):
     first, second = job["running_statistics"]
     assert same_bits(first, second)
