@@ -73,12 +73,16 @@ def name_of(project: Path) -> str:
     return found[1].replace("-", "_")
 
 
-def built(dist: Path) -> list[Path]:
-    """Builds sdist and wheel of all six into ``dist``, each wheel from its sdist; the wheels."""
-    for old in dist.glob("*"):
-        old.unlink()
-    for project in PROJECTS:
-        run([sys.executable, "-m", "build", "--outdir", dist, project])
+def built(dist: Path, anew: bool = True) -> list[Path]:
+    """Builds sdist and wheel of all six into ``dist``, each wheel from its sdist; the wheels.
+
+    Not ``anew``: the wheels are those that are there.
+    """
+    if anew:
+        for old in dist.glob("*"):
+            old.unlink()
+        for project in PROJECTS:
+            run([sys.executable, "-m", "build", "--outdir", dist, project])
     made = sorted(dist.glob("*.whl"))
     versions = {path.name.split("-")[1] for path in made}
     if len(made) != len(PROJECTS) or len(versions) != 1:
@@ -100,7 +104,7 @@ def unpacked(dist: Path, folder: Path) -> list[Path]:
         with tarfile.open(archive) as held:
             held.extractall(folder, filter="data")
         inside = folder / archive.name.removesuffix(".tar.gz")
-        package = inside / inside.name.rpartition("-")[0]
+        package = inside / name_in(inside)
         package.rename(inside / "not_the_package")
         (inside / "kfac_lab_pytest.py").unlink(missing_ok=True)
         folders.append(inside)
@@ -127,15 +131,27 @@ def tested(python: Path, folders: Sequence[Path], only: Sequence[str], workers: 
         print("+", folder.name, *words[3:], flush=True)
         told |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
         done = subprocess.run(words, cwd=folder, env=clean() | told)
-        failed += [] if done.returncode == 0 else [folder.name.rpartition("-")[0]]
+        failed += [] if done.returncode == 0 else [name_in(folder)]
     return failed
 
 
 def choosing(parser: argparse.ArgumentParser) -> None:
     """The options that choose among the tests."""
+    parser.add_argument("--built", action="store_true", help="with what --dist has, not built anew")
+    parser.add_argument("--only", action="append", help="test this distribution: kfac_lab_conv")
     parser.add_argument("--all", action="store_true", help="the main distribution's tests, all")
     parser.add_argument("--workers", type=int, default=2, help="processes that share the tests")
     parser.add_argument("tests", nargs="*", help="some of the main distribution's tests")
+
+
+def wanted(sources: Sequence[Path], options: argparse.Namespace) -> list[Path]:
+    """The unpacked sdists that ``--only`` names; all of them without."""
+    return [s for s in sources if options.only is None or name_in(s) in options.only]
+
+
+def name_in(folder: Path) -> str:
+    """The distribution of an unpacked sdist."""
+    return folder.name.rpartition("-")[0]
 
 
 def chosen(options: argparse.Namespace) -> list[str]:

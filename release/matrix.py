@@ -1,6 +1,6 @@
 """``make matrix``: the tests on every Python that is here, with the newest and the lowest versions.
 
-    python release/matrix.py [--env FOLDER] [--row 3.10-lowest] [--plugins] [--all | TESTS ...]
+    python release/matrix.py [--row 3.10-lowest] [--plugins] [--only NAME] [--all | TESTS ...]
 
 The lowest are the bounds of ``pyproject.toml`` themselves, made into constraints: ``torch>=2.4``
 is tried as torch 2.4.0. A row whose interpreter is not here says so. Environments are kept in the
@@ -26,9 +26,11 @@ from distributions import (
     chosen,
     clean,
     environment,
+    name_in,
     run,
     tested,
     unpacked,
+    wanted,
 )
 
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
@@ -85,17 +87,17 @@ def tried(row: str, dist: Path, folder: Path, options: argparse.Namespace) -> st
         constraints.write_text("".join(f"{line}\n" for line in lowest()))
         words += ["--constraint", constraints]
     wheels = sorted(dist.glob("*.whl"))
-    wanted = [f"{w}[lab,data]" if w.name.startswith("kfac_lab-") else str(w) for w in wheels]
+    named = [f"{w}[lab,data]" if w.name.startswith("kfac_lab-") else str(w) for w in wheels]
     try:
         run([*words, "--force-reinstall", "--no-deps", *map(str, wheels)])
-        run([*words[:-1], *wanted, *TOOLS] if bounds == "newest" else [*words, *wanted, *TOOLS])
+        run([*words[:-1], *named, *TOOLS] if bounds == "newest" else [*words, *named, *TOOLS])
     except subprocess.CalledProcessError as error:
         return f"could not be installed (pip: {error.returncode})"
     source = folder / f"src-{row}"
     shutil.rmtree(source, ignore_errors=True)
-    sources = unpacked(dist, source)
+    sources = wanted(unpacked(dist, source), options)
     if bounds == "newest" and not options.plugins:
-        sources = [s for s in sources if s.name.startswith("kfac_lab-")]
+        sources = [s for s in sources if name_in(s) == "kfac_lab"]
     failed = tested(python, sources, chosen(options), options.workers)
     seen = subprocess.run([python, "-c", VERSIONS], env=clean(), capture_output=True, text=True)
     return f"{'FAILED ' + ', '.join(failed) if failed else 'passed'}: {seen.stdout.strip()}"
@@ -118,7 +120,7 @@ def main() -> int:
     options = said.parse_args()
     for folder in (options.env, options.dist):
         folder.mkdir(parents=True, exist_ok=True)
-    built(options.dist)
+    built(options.dist, not options.built)
     outcome = {}
     for row in options.row or ROWS:
         outcome[row] = tried(row, options.dist, options.env.resolve(), options)

@@ -20,9 +20,11 @@ from distributions import (
     choosing,
     chosen,
     environment,
+    name_in,
     run,
     tested,
     unpacked,
+    wanted,
 )
 
 
@@ -32,11 +34,10 @@ def main() -> int:
     said.add_argument("--dist", type=Path, default=ROOT / "dist")
     said.add_argument("--env", type=Path, help="the environment's folder; a temporary one")
     said.add_argument("--no-tests", action="store_true", help="build and install only")
-    said.add_argument("--only", action="append", help="test this distribution: kfac_lab_conv")
     choosing(said)
     options = said.parse_args()
     options.dist.mkdir(exist_ok=True)
-    wheels = built(options.dist)
+    wheels = built(options.dist, not options.built)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         python = environment(sys.executable, options.env or folder / "env")
@@ -48,11 +49,9 @@ def main() -> int:
         run([python.parent / "kfac-lab", "train", "digits", "--steps", "5"], folder)
         if options.no_tests:
             return 0
-        sources = unpacked(options.dist, folder / "src")
-        if options.only:
-            sources = [s for s in sources if s.name.rpartition("-")[0] in options.only]
+        sources = wanted(unpacked(options.dist, folder / "src"), options)
         failed = tested(python, sources, chosen(options), options.workers)
-    names = ", ".join(failed or (source.name for source in sources))
+    names = ", ".join(failed or map(name_in, sources))
     print(names, "failed" if failed else "passed from the wheels")
     return 1 if failed else 0
 

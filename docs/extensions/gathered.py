@@ -26,6 +26,7 @@ PAGES = {
     "results/digits.md": "plugins/kfac-lab-conv/benchmarks/digits.md",
 }
 OUTPUT_LINK = re.compile(r'(href=\\"\w+)\.ipynb')
+HEADING_LINK = re.compile(r'(?<=href=\\"#)([^"\\]+)')
 LINK = re.compile(r"\[([^\]]+)\]\((?!https?:|#)([^)\s]+)\)")
 
 
@@ -65,6 +66,11 @@ def relinked(text: str, page: str, file: Path, pages: dict[str, Path]) -> str:
     return LINK.sub(link, text)
 
 
+def slug(heading: str) -> str:
+    """A heading as Sphinx names it; Jupyter puts hyphens for its spaces and nothing else."""
+    return re.sub(r"[^a-z0-9]+", "-", heading.lower()).strip("-")
+
+
 def gather(app: Sphinx) -> None:
     """Writes the copies that differ from what is there."""
     pages = found()
@@ -75,6 +81,7 @@ def gather(app: Sphinx) -> None:
             text = relinked(text, page, file, pages)
         else:  # tables in outputs lead to notebooks, which are pages here
             text = OUTPUT_LINK.sub(r"\1.html", text)
+            text = HEADING_LINK.sub(lambda match: slug(match[1]), text)
         if not target.is_file() or target.read_text(encoding="utf-8") != text:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(text, encoding="utf-8")

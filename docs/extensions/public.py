@@ -1,7 +1,7 @@
 """``.. public:: MODULE [NAMES]``: the docstrings of a module's public names.
 
 A name that another page has under the package's own name (``kfac_lab.Run``) is told where. The test
-of the site (tests/docs/test_site.py) sees to it that every public name has its place.
+of the site (tests/handbook/test_site.py) sees to it that every public name has its place.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ def append_one(rows: Tensor) -> Tensor:
 
 
 def dense(rows: Tensor) -> Tensor:
-    """Rows as they are, or sparse ones made dense; also on meta, where torch's own cannot."""
+    """Rows [N, d] as they are, or sparse ones made dense; on meta too, where torch's own cannot."""
     if not rows.is_sparse:
         return rows
     values = rows._values()
@@ -71,7 +71,10 @@ def _held(module: nn.Module, name: str) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class Linear:
-    """``nn.Linear`` with or without bias; dimensions between case and feature are positions."""
+    """``nn.Linear`` with or without bias; dimensions between case and feature are positions.
+
+    Its matrix is (W b), [out, in + 1], or W alone (section 2.1).
+    """
 
     module: nn.Linear
     path: str
@@ -164,13 +167,16 @@ class Linear:
         return result.view((len(matrices), *inputs.shape[:-1], self.d_out))
 
     def pullback(self, gradients: Tensor, inputs: Tensor | None = None) -> Tensor:
-        """The gradient at the inputs from that at the outputs; ``inputs`` are not needed."""
+        """The gradient at the inputs [..., in] from that at the outputs [..., out].
+
+        ``inputs`` are not needed.
+        """
         return gradients @ self._weight
 
 
 @dataclass(frozen=True, eq=False)
 class Tensors:
-    """The fallback for a parameter that no layer claims: its entries as one column.
+    """The fallback for a parameter that no layer claims: its entries as one column [d_out, 1].
 
     Its rows are one pseudo case with input 1, so that a diagonal block sees the batch-summed
     gradient squared over N (Osawa et al. 2019).

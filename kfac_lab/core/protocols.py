@@ -150,7 +150,10 @@ class BlockInverse(Protocol):
         ...
 
     def factors(self) -> tuple[Tensor, Tensor] | None:
-        """The damped (Ā, G) where the block is their product, else None: it ends its chain."""
+        """The damped Ā [d_in, d_in] and G [d_out, d_out] where the block is their product; or None.
+
+        None ends its chain (section 4.3).
+        """
         ...
 
 
@@ -292,7 +295,10 @@ class Batch(Protocol):
 
 @runtime_checkable
 class Average(Protocol):
-    """average: iterate averaging (section 13). θ is the list of the trained tensors."""
+    """average: iterate averaging (section 13). θ is the list of the trained tensors.
+
+    θ̄ has their shapes.
+    """
 
     def init(self, theta: Sequence[Tensor]) -> PartState:
         """Before the first step."""
@@ -318,7 +324,7 @@ class Collective(Protocol):
     """
 
     def mean_(self, tensors: Sequence[Tensor]) -> None:
-        """Replaces each tensor by its mean over processes, in place."""
+        """Replaces each tensor, of any shape, by its mean over processes, in place."""
         ...
 
     def owner(self, keys: Sequence[Any], costs: Sequence[float]) -> Sequence[int]:
@@ -326,7 +332,7 @@ class Collective(Protocol):
         ...
 
     def broadcast_(self, tensors: Sequence[Tensor], owner: int) -> None:
-        """Overwrites the tensors with the owner's, in place."""
+        """Overwrites the tensors, of any shapes, with the owner's, in place."""
         ...
 
     # rank: int, size: int

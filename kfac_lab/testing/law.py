@@ -130,7 +130,11 @@ def law(
     needs: tuple[str, ...] = ("runs",),
     applies: Callable[[Case], str | None] | None = None,
 ) -> Callable[[Callable[[Case], None]], Callable[[Case], None]]:
-    """Makes a function of a Case the law of a slot; its name is the function's."""
+    """Makes a function of a Case the law of a slot; its name is the function's.
+
+    Raises:
+        ValueError: the slot has a law of this name already.
+    """
 
     def take(function: Callable[[Case], None]) -> Callable[[Case], None]:
         name, own = function.__name__, slot_name(slot)

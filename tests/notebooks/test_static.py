@@ -145,6 +145,11 @@ def test_the_claims_stand_first_and_say_what_their_cells_printed():
         (section, verdict, words.strip(), number.replace("≈ ", ""))
         for section, verdict, words, number in said
     ]
-    linked = re.findall(r'<a href="([^"]+)">', table)
-    assert len(linked) > len(rows) / 2
-    assert all((ROOT / "notebooks" / name).is_file() for name in linked)
+    linked = re.findall(r'<td><a href="([^"]+)">[^<]+</a></td></tr>', table)
+    assert len(linked) == len(rows), "a claim without a link to its evidence"
+    cells = nbformat.read(ROOT / "notebooks" / "09_claims.ipynb", as_version=4).cells
+    texts = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    headings = {heading.replace(" ", "-") for heading in re.findall("^#+ (.+)$", texts, re.M)}
+    for target in linked:
+        name, _, heading = target.partition("#")
+        assert heading in headings if not name else (ROOT / "notebooks" / name).is_file(), target

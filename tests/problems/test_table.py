@@ -23,7 +23,7 @@ def test_every_problem_has_a_line():
     }
     for name, (function, summary, reference) in PROBLEMS.items():
         assert callable(function) and function.__name__ == name
-        assert summary and reference.startswith("§")
+        assert summary and reference.startswith("section ")
 
 
 @pytest.mark.parametrize("name", sorted(PROBLEMS))

@@ -49,7 +49,7 @@ class Bernoulli:
         return tangents * p * (1 - p)
 
     def fisher_rows(self, outputs: Tensor) -> tuple[Tensor, None]:
-        """See ``LikelihoodTraits``."""
+        """(d, None) with F_R = diag(d), d of the shape of ``outputs``: see ``LikelihoodTraits``."""
         return self.fisher(outputs, torch.ones_like(outputs)), None
 
     def factor_columns(self, outputs: Tensor) -> int:

@@ -110,7 +110,7 @@ class Softmax(_Classes):
         return p - torch.zeros_like(p).scatter_(self.dim, at, 1.0)
 
     def fisher_rows(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
-        """See ``LikelihoodTraits``: diag(p) − ppᵀ."""
+        """(p, p), F_R = diag(p) − ppᵀ, of the shape of ``outputs``: see ``LikelihoodTraits``."""
         p = torch.softmax(outputs, self.dim)
         return p, p
 
@@ -167,7 +167,7 @@ class Categorical(_Classes):
         return found * torch.where(total > 0, torch.rsqrt(total), 0.0)
 
     def fisher_rows(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
-        """See ``LikelihoodTraits``: (diag(p) − ppᵀ)/T."""
+        """(p/T, p/√T), F_R = (diag(p) − ppᵀ)/T, each of the shape of ``outputs``."""
         p, count = torch.softmax(outputs, -1), self.predictions(outputs)
         return p / count, p / math.sqrt(count)
 

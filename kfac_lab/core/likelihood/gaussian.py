@@ -76,7 +76,7 @@ class Gaussian:
         return tangents * self._factor
 
     def fisher_rows(self, outputs: Tensor) -> tuple[Tensor, None]:
-        """See ``LikelihoodTraits``."""
+        """(d, None) with F_R = diag(d), d of the shape of ``outputs``: see ``LikelihoodTraits``."""
         return self.fisher(outputs, torch.ones_like(outputs)), None
 
     def factor_columns(self, outputs: Tensor) -> int:

@@ -268,7 +268,11 @@ class Joint:
         return self._flat(parts)
 
     def flaws(self, outputs: Tensor | None, targets: Any) -> Sequence[Flaw]:
-        """As of ``Examined``: those of the heads, each named."""
+        """As of ``Examined``: those of the heads, each named.
+
+        Raises:
+            DataError: targets of a head that are no tensor.
+        """
         own = self._by_head(targets, "targets")
         known: list[Any] = self._cut(outputs) if outputs is not None else [None] * len(self.heads)
         found = []

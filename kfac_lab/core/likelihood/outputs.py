@@ -36,6 +36,9 @@ class Outputs:
         likelihood: of one tensor, or one that joins several.
         selector: a name or number of the model's outputs, or a function of them; None takes them
             as they are.
+
+    Raises:
+        RecipeError: a selector of another kind.
     """
 
     def __init__(self, likelihood: Likelihood, selector: Selector = None) -> None:

@@ -47,7 +47,7 @@ class Poisson:
         return per_case(self.terms(outputs, targets) - least)
 
     def terms(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """λ − y log λ of every output."""
+        """λ − y log λ of every output: the shape of ``outputs``."""
         if self.log_rate:
             return torch.exp(outputs) - targets * outputs
         return outputs - targets * torch.log(outputs + self.eps)

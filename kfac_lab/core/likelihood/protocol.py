@@ -59,7 +59,7 @@ class Likelihood(Protocol):
         ...
 
     def factor_columns(self, outputs: Tensor) -> int:
-        """How many columns B has for one case."""
+        """How many columns B has for one case of ``outputs`` [N, ..., out]."""
         ...
 
     def factor_column(self, outputs: Tensor, column: int) -> Tensor:
@@ -80,7 +80,10 @@ class Labelled(Protocol):
     """A likelihood whose gradient is not on the scale of its sampled gradient."""
 
     def label_gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The ``sampled_gradient`` had the model drawn ``targets``: √w_p ∇ℓ_p, like ``outputs``."""
+        """The ``sampled_gradient`` had the model drawn ``targets``: √w_p ∇ℓ_p.
+
+        It has the shape of ``outputs``.
+        """
         ...
 
 
@@ -135,7 +138,7 @@ class Examined(Protocol):
     """A likelihood that can look at targets beforehand."""
 
     def flaws(self, outputs: Tensor | None, targets: Tensor) -> Sequence[Flaw]:
-        """What to look for; without ``outputs``, as far as the targets alone tell."""
+        """What to look for; without ``outputs`` [N, ..., out], as far as the targets alone tell."""
         ...
 
 
@@ -144,7 +147,7 @@ class Counted(Protocol):
     """A likelihood that makes several predictions for a case."""
 
     def predictions(self, outputs: Tensor) -> int:
-        """How many for each case."""
+        """How many for each case of ``outputs`` [N, ..., out]."""
         ...
 
 

@@ -35,7 +35,7 @@ class Given:
     """A likelihood on some cases whose targets are known: what an estimator is handed.
 
     Every prediction has its weight w: F_R is w times that of ``likelihood``, B and sampled
-    gradients are √w times its.
+    gradients are √w times its. The shapes are those of ``Likelihood``.
     """
 
     likelihood: Likelihood  # with what depends on targets
@@ -91,7 +91,7 @@ class Criterion:
         processes: how many processes share it equally.
         seen: the targets were examined before, as a Problem's tensors are; where reads are free
             nobody looks again.
-        mean: averages tensors over processes, in place.
+        mean: averages tensors over processes, in place, whatever their shapes.
 
     ``loss`` and the rest take rows of the batch, with their targets; the mean of ``loss`` over the
     batch is h. A likelihood that is not ``Weighted`` is passed through, with not one more
@@ -158,7 +158,7 @@ class Criterion:
         return self.likelihood.bare if is_weighted(self.likelihood) else self.likelihood
 
     def given(self, outputs: Tensor, targets: Any) -> Likelihood:
-        """The likelihood of some rows, whose targets may be unknown."""
+        """The likelihood of some cases, ``outputs`` [n, ..., out]; their targets may be unknown."""
         own = targets.weights if isinstance(targets, Weighed) else None
         known = labels(targets)
         if not is_weighted(self.likelihood):
@@ -184,7 +184,7 @@ class Criterion:
         return found if bad is None else torch.where(bad, float("nan"), found)
 
     def gradient(self, outputs: Tensor, targets: Any) -> Tensor:
-        """∇_z of each case's loss."""
+        """∇_z of each case's loss: the shape of ``outputs``."""
         found = self.likelihood.gradient(outputs, labels(targets))
         if isinstance(targets, Weighed):
             found = found * shaped(targets.weights, outputs)
@@ -203,14 +203,14 @@ class Criterion:
         return times(tangents, root(found.weight)) if isinstance(found, Given) else tangents
 
     def examined(self, outputs: Tensor, targets: Any) -> Tensor | None:
-        """See the function."""
+        """As of the function ``examined``: None, or a 0-dim flag."""
         if self._seen and _reads_are_free(outputs.device) and not isinstance(targets, Weighed):
             return None
         return examined(self.likelihood, outputs, targets)
 
 
 def examined(likelihood: Likelihood, outputs: Tensor | None, targets: Any) -> Tensor | None:
-    """Looks at targets: raises on the CPU; elsewhere a flag that is true where they are none.
+    """Looks at targets: raises on the CPU; elsewhere a 0-dim flag, true where they are none.
 
     Raises:
         DataError: what is wrong with them, on the CPU.

@@ -170,7 +170,7 @@ class Convolution(_Layer):
         return result
 
     def pullback(self, gradients: Tensor, inputs: Tensor) -> Tensor:
-        """The gradient at the inputs from that at the outputs."""
+        """The gradient at the inputs [N, c_in, ...] from that at the outputs [N, c_out, ...]."""
         m, native = self.module, self._native
         weight = m.weight.detach()
         of_input = _OF_INPUT[self._axes - 1]
@@ -200,7 +200,11 @@ class TransposedConvolution(_Layer):
     def record(
         self, module: nn.Module, args: tuple[Any, ...], named: Mapping[str, Any], output: Any
     ) -> Recorded:
-        """A call as recorded; one with ``output_size`` has another geometry than the module's."""
+        """A call as recorded.
+
+        Raises:
+            CoverageError: a call with an ``output_size`` of another geometry than the module's.
+        """
         call = plain_call(module, args, named, output)
         expected = self._sizes(call.inputs)
         if tuple(output.shape[2:]) != expected:

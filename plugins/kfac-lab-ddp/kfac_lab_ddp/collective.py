@@ -46,7 +46,7 @@ class Distributed:
         return dist.get_rank() if self.size > 1 else 0
 
     def mean_(self, tensors: Sequence[Tensor]) -> None:
-        """Replaces each tensor by its mean over processes, in place; bit-identical on all."""
+        """Replaces each tensor, of any shape, by its mean, in place; bit-identical on all."""
         size = self.size
         if size == 1:
             return
@@ -70,7 +70,7 @@ class Distributed:
         return owners
 
     def broadcast_(self, tensors: Sequence[Tensor], owner: int) -> None:
-        """Overwrites the tensors with those of process ``owner``, in place."""
+        """Overwrites the tensors, of any shapes, with those of process ``owner``, in place."""
         if self.size == 1:
             return
         for group in self._buckets(tensors):
