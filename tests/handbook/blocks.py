@@ -141,7 +141,7 @@ def run_command(command: str, folder: Path, extra: list[Path]) -> None:
     if words[0] == "make":
         done = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}: {done.stderr}"
-    elif words[:2] in (["pip", "install"], ["uv", "pip"]):
+    elif words[0] in ("pip", ".venv/bin/pip") and words[1] == "install":
         _installed(words[words.index("install") + 1 :], folder, extra)
     elif words[0] == "kfac-lab":
         assert parser().parse_args(words[1:]).run
@@ -167,7 +167,7 @@ def run_command(command: str, folder: Path, extra: list[Path]) -> None:
         assert words[0] in ("git", "source", "cd"), f"{command}: nobody knows how to try this"
 
 
-WITH_A_VALUE = ("--torch-backend", "--python")
+WITH_A_VALUE = ("--find-links",)
 MAIN = "import sys; from kfac_lab.cli import main; sys.exit(main())"
 
 

@@ -117,6 +117,13 @@ def guarded(
 
     A factorisation of one's own gets the same protection through this function; `prepared` and
     `finished` make its two ends.
+
+    Args:
+        operation: what an error calls it.
+        compute: one try; its outputs, of any shapes, are what is returned.
+        subject: the matrix [d, d] to be blamed, or its eigenvalues [d].
+        shift: what was added to its diagonal.
+        levels: how many rungs of the ladder may be tried.
     """
     names = _LABEL.get()
     attempt = _ATTEMPT.get()

@@ -154,7 +154,7 @@ def supplied(label: Hashable, value: float) -> float:
 
 
 def unusual(flags: Sequence[Tensor]) -> list[float]:
-    """Reads flags that are 0 in a step like any other, where a read is free.
+    """Reads flags, 0-dim, that are 0 in a step like any other, where a read is free.
 
     A replay looks at its own: where one is not 0 the step is made anew, call by call.
     """
