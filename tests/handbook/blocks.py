@@ -85,7 +85,7 @@ def environment(folder: Path, extra: list[Path]) -> dict[str, str]:
     return told | {"OMP_NUM_THREADS": "1", "COLUMNS": "120", "MPLBACKEND": "agg"}
 
 
-def run_page(page: Path, folder: Path) -> None:
+def run_page(page: Path, folder: Path, with_commands: bool = True) -> None:
     """Everything that a page tells to run, in order; an AssertionError where it does not."""
     written, extra = list(blocks(page)), [ROOT]
     python = [b for b in written if b.language == "python" and not b.file]
@@ -104,7 +104,7 @@ def run_page(page: Path, folder: Path) -> None:
     for block in written:
         if block.language == "toml":
             tomllib.loads(block.text)
-    for command in commands(page):
+    for command in commands(page) if with_commands else ():
         run_command(command, folder, extra)
 
 

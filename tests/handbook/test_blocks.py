@@ -28,6 +28,16 @@ def test_what_a_page_tells_to_run_runs(page: Path, tmp_path: Path) -> None:
     run_page(page, tmp_path)
 
 
+DISTRIBUTIONS = sorted(ROOT.glob("plugins/*/README.md"))
+
+
+@pytest.mark.parametrize("page", DISTRIBUTIONS, ids=name)
+def test_what_a_distributions_page_shows_runs(page: Path, tmp_path: Path) -> None:
+    """Its commands are those of a checkout, and CI's own."""
+    assert any(block.language == "python" for block in blocks(page))
+    run_page(page, tmp_path, with_commands=False)
+
+
 def test_every_tutorial_has_something_to_run() -> None:
     tutorials = set((ROOT / "docs" / "tutorials").glob("*.md"))
     assert tutorials - {ROOT / "docs" / "tutorials" / "index.md"} <= set(WITH_BLOCKS)
