@@ -34,6 +34,7 @@ suppress_warnings = ["config.cache"]
 
 # ---- Markdown and notebooks: shown as they were executed ---------------------------------------
 nb_execution_mode = "off"
+nb_merge_streams = True  # one box for what a cell prints, however often it flushed
 nb_ipywidgets_js = {}  # nothing from a network; a panel is shown as its text
 nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", None)]
 myst_enable_extensions = ["dollarmath", "amsmath", "deflist", "attrs_inline"]

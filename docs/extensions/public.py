@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -71,9 +72,15 @@ def kind(found: object) -> str:
     return "autofunction" if inspect.isroutine(found) else "autodata"
 
 
-def commented(module: str, name: str) -> bool:
-    """Whether a comment ``#:`` or a text below it says what a constant is."""
-    return ("", name) in ModuleAnalyzer.for_module(module).find_attr_docs()
+def comment(module: str, name: str) -> str:
+    """What a comment ``#:`` or a text below a constant says, in whichever module it is made."""
+    found = getattr(importlib.import_module(module), name)
+    for other in [module, *sorted(m for m in sys.modules if m.startswith("kfac_lab"))]:
+        if vars(sys.modules[other]).get(name) is found:
+            lines = ModuleAnalyzer.for_module(other).find_attr_docs().get(("", name))
+            if lines:
+                return " ".join(filter(None, lines))
+    return ""
 
 
 def value(found: object) -> str:
@@ -82,7 +89,7 @@ def value(found: object) -> str:
         pairs = [f"``{each}``" for each in found]
         return ", ".join(pairs)
     text = repr(found)
-    return f"``{text}``" if len(text) < 100 and " at 0x" not in text else type(found).__name__
+    return f"``{text}``" if len(text) < 100 and " at 0x" not in text else ""
 
 
 def written(module: str, *names: str) -> Iterator[str]:
@@ -97,14 +104,14 @@ def written(module: str, *names: str) -> Iterator[str]:
         directive = kind(found)
         if not directive:
             continue
-        if directive == "autodata" and not commented(module, name):
-            yield from (f".. py:data:: {module}.{name}", "", f"   {value(found)}", "")
+        if directive == "autodata":
+            told = [comment(module, name), value(found)]
+            words = ": ".join(filter(None, told))
+            yield from (f".. py:data:: {module}.{name}", "", f"   {words}", "")
             continue
         yield f".. {directive}:: {module}.{name}"
         if directive == "autoclass":
             yield from ("   :members:", "   :inherited-members: Module, tuple, Optimizer, dict")
-        if directive == "autodata":
-            yield "   :no-value:"
         yield ""
 
 

@@ -128,6 +128,15 @@ def test_shapes_and_errors_are_said() -> None:
     assert [what for each in tried for what in lacking(*each)] == []
 
 
+def test_every_constant_says_what_it_is() -> None:
+    for module in public.MODULES:
+        made = importlib.import_module(module)
+        for name in made.__all__:
+            found = getattr(made, name)
+            if public.kind(found) == "autodata":
+                assert public.comment(module, name) or public.value(found), f"{module}.{name}"
+
+
 def test_every_part_says_where_it_comes_from() -> None:
     lab = Lab()
     lab.load()

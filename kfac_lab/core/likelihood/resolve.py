@@ -24,7 +24,7 @@ from kfac_lab.errors import RecipeError
 
 __all__ = ["METHODS", "claimants", "of_torch", "resolve"]
 
-# Asked for objects that are no Likelihood themselves; the hooks put the Lab's claims here.
+#: asked for objects that are no Likelihood themselves; the hooks put the Lab's claims here
 claimants: list[Callable[[object], Likelihood | None]] = []
 
 #: what a Likelihood has

@@ -82,6 +82,7 @@ class Taker(Protocol):
         ...
 
 
+#: who records or replays the step that is being made; None where nobody does
 RECORDING: ContextVar[Taker | None] = ContextVar("kfac_lab_recording", default=None)
 
 
