@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib
 import inspect
 import math
 import re
@@ -187,7 +188,7 @@ def _hints(target: Any) -> dict[str, Any]:
     for cls in classes:
         names = dict(vars(typing))
         names.update(vars(sys.modules.get(cls.__module__, typing)))
-        for name, hint in getattr(cls, "__dict__", {}).get("__annotations__", {}).items():
+        for name, hint in _written(cls).items():
             try:
                 hints[name] = eval(hint, names) if isinstance(hint, str) else hint
             except MemoryError:
@@ -195,6 +196,21 @@ def _hints(target: Any) -> dict[str, Any]:
             except Exception:
                 hints[name] = Any
     return hints
+
+
+def _written(target: Any) -> dict[str, Any]:
+    """The annotations of a class or function itself, resolved or not.
+
+    From Python 3.14 on they are computed when asked for, and a name that is not there becomes a
+    ``ForwardRef``, which is resolved nowhere: Any.
+    """
+    try:
+        lazy = importlib.import_module("annotationlib")
+    except ImportError:
+        found: dict[str, Any] = getattr(target, "__dict__", {}).get("__annotations__", {})
+        return found
+    made = lazy.get_annotations(target, format=lazy.Format.FORWARDREF)
+    return {n: Any if isinstance(hint, lazy.ForwardRef) else hint for n, hint in made.items()}
 
 
 def _members(hint: Any) -> list[Any]:

@@ -4,13 +4,15 @@ import dataclasses
 import math
 import random
 import struct
+import sys
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, ClassVar, Literal
 
 import pytest
 
 from hooks.parts import LevenbergMarquardt
-from kfac_lab.core import parameters
+from kfac_lab.core import descriptions, parameters
 from kfac_lab.core.parameters import build, describe, parameter, parse, text, validate
 from kfac_lab.errors import NumericalError, RecipeError
 
@@ -120,6 +122,31 @@ def test_an_annotation_that_cannot_be_resolved_checks_nothing_but_the_others() -
 
     validate(Forward(odd="text"))  # type: ignore[arg-type]
     assert sentence(Forward(count="x")) == "forward: count='x' must be a whole number"  # type: ignore[arg-type]
+
+
+def test_annotations_that_are_computed_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As from Python 3.14 on, whose module answers here: the class's own dictionary has none."""
+
+    class Reference:
+        """What an unknown name becomes."""
+
+    class Later:
+        x: "Nowhere"  # type: ignore[name-defined]  # noqa: F821
+        rate: int
+
+        def __init__(self, x: Any = 1, rate: int = 2) -> None:
+            self.x, self.rate = x, rate
+
+    told = {"x": Reference(), "rate": int}
+    answers = SimpleNamespace(
+        Format=SimpleNamespace(FORWARDREF="forward references"),
+        ForwardRef=Reference,
+        get_annotations=lambda target, format: told if target is Later else {},
+    )
+    monkeypatch.setitem(sys.modules, "annotationlib", answers)
+    Later.__annotations__ = {"x": "Nowhere"}
+    assert descriptions._written(Later) == {"x": Any, "rate": int}
+    assert descriptions._hints(Later) == {"x": Any, "rate": int}
 
 
 def test_check_is_asked_after_the_fields() -> None:
