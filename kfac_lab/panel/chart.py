@@ -12,12 +12,12 @@ from typing import Any
 __all__ = ["chart"]
 
 PAGE = Path(__file__).parent / "page"
-MODULES = ("draw.js", "other.js", "chart.js", "page.js")
+MODULES = ("draw.js", "other.js", "seen.js", "chart.js", "page.js")
 
 
 @lru_cache(maxsize=1)
 def module() -> str:
-    """The four files as one module; comments and indentation stay behind."""
+    """The files as one module; comments and indentation stay behind."""
     text = "\n".join((PAGE / name).read_text(encoding="utf-8") for name in MODULES)
     text = re.sub(r"^\s*//.*\n", "", text, flags=re.MULTILINE)
     text = re.sub(r"^export (const|class) ", r"\1 ", text, flags=re.MULTILINE)

@@ -29,11 +29,7 @@ def _tied(lam: Any, eta: Any) -> Any:
 
 
 def _silent(record: StepRecord, predicted: Tensor) -> Tensor:
-    """Whether ρ says nothing: rounding alone moves it by 1/4, from its best to a bound.
-
-    A converged run would inflate λ otherwise: h changes by rounding or not at all there, and both
-    read as a model that was wrong.
-    """
+    """Whether rounding alone moves ρ by 1/4: it says nothing, and would inflate a converged λ."""
     return 0.25 * predicted.abs() <= torch.as_tensor(record.rounding, device=predicted.device)
 
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from browser.driver import IPYKERNEL6, Lab, Page, browser, server
+from browser.driver import Page, browser
+from browser.lab import IPYKERNEL6, Lab, server
 
 
 @pytest.fixture(scope="session")

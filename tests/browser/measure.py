@@ -15,9 +15,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from browser.driver import PATIENCE, Page, browser, notebook, opened, server
+from browser.driver import Page, browser, opened
+from browser.lab import PATIENCE, notebook, server
 
 OPENING = """
 import gc, os, sys, time
@@ -150,11 +153,30 @@ def memory(page: Page, few: int = 1000, many: int = 10_000) -> None:
         told(f"after {step} steps", f"{held:.0f} MiB, figures {figures[0]}, pyplot's {figures[1]}")
 
 
+def apart(page: Page) -> None:
+    """The kernel alone on the first core, server, browser and this program on the others.
+
+    So the clock tells what the panel costs the process that trains, whatever drawing costs.
+    """
+    first, *others = sorted(os.sched_getaffinity(0))
+    if not others:
+        return told("cores", "one: server and browser share it with the kernel")
+    kernel = page.kernel.ask("os.getpid()")
+    page.kernel.do("import torch; torch.set_num_threads(1)")
+    mine = psutil.Process()
+    for process in [mine, *mine.children(recursive=True)]:
+        alone = process.pid == kernel
+        for thread in os.listdir(f"/proc/{process.pid}/task"):
+            os.sched_setaffinity(int(thread), {first} if alone else others)
+    told("cores", f"the kernel on {first}, one thread; server and browser on {others}")
+
+
 def cost(page: Page, blocks: int, steps: int) -> None:
     """Steps with and without a panel, in turns, the same steps of the same run.
 
     The processor's time says more than the clock's on a machine that others use too.
     """
+    apart(page)
     page.write(1, CURVES)
     page.tab.get_by_text("Start trains").first.wait_for()
     page.kernel.until("panel.painter.heard")
@@ -243,17 +265,22 @@ def moving(page: Page, during: float) -> None:
 
 
 def frames(page: Page, during: float, what: str) -> None:
-    """New data drawn, and changes of the clock, a second."""
+    """Drawings of new data, drawings in all (the pending point moves), changes of the clock."""
     page.tab.evaluate(
         "() => { window.ticks = 0; new MutationObserver(() => window.ticks++).observe("
         "document.querySelector('.kl-time'), {childList: true, subtree: true})}"
     )
-    step, begin, seen = page.kernel.ask("panel.run.step"), time.monotonic(), page.frames()
+    step, begin = page.kernel.ask("panel.run.step"), time.monotonic()
+    before = page.chart("[chart.frames, chart.draws]")
     page.tab.wait_for_timeout(1000 * during)
     took = time.monotonic() - begin
-    drawn, ticks = page.frames() - seen, page.tab.evaluate("window.ticks")
+    fresh, drawn = (
+        now - then for now, then in zip(page.chart("[chart.frames, chart.draws]"), before, strict=True)
+    )
+    ticks = page.tab.evaluate("window.ticks")
     steps = page.kernel.ask("panel.run.step") - step
-    rates = f"{drawn / took:.1f} drawn, {ticks / took:.1f} ticks of the clock"
+    rates = f"{drawn / took:.1f} drawn ({fresh / took:.1f} with new points), "
+    rates += f"{ticks / took:.1f} ticks of the clock"
     told(f"a second of {took:.0f}, {what} ({steps / took:.2f} steps a second)", rates)
     page.kernel.do("panel.stop()")
     finish(page)

@@ -13,7 +13,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from browser.driver import BREAKING, Page, browser, notebook, opened, server, wait
+from browser.driver import BREAKING, Page, browser, opened, wait
+from browser.lab import notebook, server
 
 CELL = """
 import kfac_lab as kl

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 import kfac_lab as kl
-from browser.driver import Lab, Page, notebook, opened, wait
+from browser.driver import Page, opened, wait
+from browser.lab import Lab, notebook
 from kfac_lab.panel.controller import BUTTONS
 
 MANY = 300  # steps that take seconds: long enough to click in between

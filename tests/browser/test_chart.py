@@ -3,6 +3,7 @@
 Each control has a control experiment: the same check where the control does nothing must fail.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from browser.driver import Lab, Page, notebook, opened, wait
+from browser.driver import Page, opened, wait
+from browser.lab import Lab, notebook
 
 CELL = """
 import sys
@@ -111,17 +113,32 @@ def test_several_updates_a_second_and_none_without_training(page: Page) -> None:
     assert len(drawn(page)) == 80
 
 
-def test_the_clock_goes_on_during_a_long_step(page: Page) -> None:
+def test_clock_and_chart_go_on_during_a_long_step(page: Page) -> None:
     page.kernel.do("""
-slow = Slow('digits', 'paper', seed=0, device='cpu'); Slow.wait = 4.0
+slow = Slow('digits', 'paper', seed=0, device='cpu'); Slow.wait = 0.6
 panel.controller.roster.add('slow', slow); panel.select('slow'); await panel.live
-panel.start(1)""")
+panel.start(2); await panel.live
+Slow.wait = 4.0; panel.start(1)""")
     try:
+        page.kernel.until("panel.controller.going")
         seen: set[str] = set()
         clock = page.tab.locator(".kl-time")
         wait(lambda: seen.add(clock.inner_text()) or len(seen) >= 6, "it stands still", 4)
-        assert page.kernel.ask("slow.step") == 0, "all of it within one step"
+        slow = "chart.cells[0].made.found.find(f => f.part.run === 'slow')"
+        ends, draws, frames = set(), page.chart("chart.draws"), page.frames()
+        begun = time.monotonic()
+        while time.monotonic() < begun + 1.0:
+            ends.add(page.chart(f"{slow}.next.x"))
+            time.sleep(0.05)
+        assert page.chart("chart.draws") >= draws + 4 and page.frames() == frames
+        assert all(2 < x < 3 for x in ends), "between the last step and this one's end"
+        page.chart("void (page.ahead = () => null, chart.draw())")  # the control: nothing ahead
+        draws = page.chart("chart.draws")
+        page.tab.wait_for_timeout(600)
+        assert page.chart("chart.draws") == draws and page.chart(f"{slow}.next") is None
+        assert page.kernel.ask("slow.step") == 2, "all of it within one step"
     finally:
+        page.chart("void (delete page.ahead)")
         page.kernel.until("not panel.live.running")
         page.kernel.do("panel.select('paper'); panel.controller.remove('slow'); await panel.live")
         settled(page)

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from browser.driver import Lab, Page, notebook, opened, wait
+from browser.driver import Page, opened, wait
+from browser.lab import Lab, notebook
 from kfac_lab.panel.controller import BUTTONS
 
 CELL = """

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from browser.driver import BREAKING, Lab, Page, notebook, opened, wait
+from browser.driver import BREAKING, Page, opened, wait
+from browser.lab import Lab, notebook
 
 FIRST = """
 import kfac_lab as kl

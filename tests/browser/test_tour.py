@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from notebooks.cells import masked
 
-from browser.driver import Lab, Page, opened
+from browser.driver import Page, opened
+from browser.lab import Lab
 
 TOUR = Path(__file__).parents[2] / "notebooks" / "01_tour.ipynb"
 

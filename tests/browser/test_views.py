@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from browser.driver import Lab, Page, notebook, opened, wait
+from browser.driver import Page, opened, wait
+from browser.lab import Lab, notebook
 from kfac_lab.cli import main
 
 CELL = """

@@ -6,7 +6,9 @@ Run of which one method does nothing, and must fail.
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -273,3 +275,27 @@ WITHOUT_EFFECT = {
     "Save": NeverSaves,
     "Load": NeverLoads,
 }
+
+
+def control_of(run=None) -> Controller:
+    return Controller(run or run_of())
+
+
+def pressing(control: Controller):
+    def press(name, **arguments):
+        control.press(name, **arguments)
+        drive(control)
+
+    return press
+
+
+def threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == THREAD]
+
+
+async def until(condition, patience: float = 30.0) -> None:
+    """Waits on the loop, which stays free, until something is so."""
+    end = time.monotonic() + patience
+    while not condition():
+        assert time.monotonic() < end, "it did not come to be"
+        await asyncio.sleep(0.005)

@@ -25,15 +25,10 @@ class Column {
   at(i) { return this.data[i]; }
 }
 
-const saveAs = (blob, name) => {
-  const a = el('a', { href: URL.createObjectURL(blob), download: name });
-  a.click(); setTimeout(() => URL.revokeObjectURL(a.href), 5000);
-};
-
 export class Chart {
   constructor(root, host) {
     this.host = host;  // looks of runs, and what to do with what is clicked
-    this.store = new Map(); this.plots = []; this.cells = []; this.choices = {}; this.zooms = {}; this.view = ''; this.frames = 0; this.smooth = 0; this.scale = 'auto';
+    this.store = new Map(); this.plots = []; this.cells = []; this.choices = {}; this.zooms = {}; this.view = ''; this.frames = this.draws = 0; this.smooth = 0; this.scale = 'auto';
     this.live = el('div', { className: 'kl-sr', role: 'status', 'aria-live': 'polite' });
     this.bar = el('div', { className: 'kl-tools', role: 'toolbar', 'aria-label': 'chart' });
     this.body = el('div', { className: 'kl-plots' });
@@ -146,7 +141,7 @@ export class Chart {
   look(cell, axes) {
     return {
       x: this.choice(axes)[0], smooth: this.smooth, scale: this.scale, zoomX: this.zoomX(cell), zoomY: cell.zoomY,
-      hidden: r => r && this.host.hidden(r), ink: (r, c, i) => this.host.ink(r, c, i, this.light), size: r => this.host.size(r), from: r => this.host.from(r),
+      hidden: r => r && this.host.hidden(r), ink: (r, c, i) => this.host.ink(r, c, i, this.light), size: r => this.host.size(r), from: r => this.host.from(r), ahead: r => this.host.ahead(r),
     };
   }
 
@@ -174,6 +169,7 @@ export class Chart {
       canvas.setAttribute('aria-label', `${this.plots[cell.n].title}: ${axes.y.label || axes.title}. Left and right read the points, plus and minus zoom, 0 shows all. ${this.told || ''}`);
       canvas.title = '';
     }
+    this.draws++;
     if (this.fresh) { this.fresh = false; this.frames++; this.body.dataset.frames = this.frames; }
     if (this.table.open) this.tabulate();
   }
@@ -361,63 +357,7 @@ export class Chart {
 
   // --- what is seen, as a table and as files ---------------------------------------------------
 
-  seen(cell) {
-    const { made } = cell;
-    if (!made?.sx) return [];
-    return made.found.map(({ part, p }) => ({
-      run: part.run ? part.run : '', name: part.name,
-      points: p.x.map((x, i) => [x, p.raw[i]]).filter(([x]) => x >= made.sx.low && x <= made.sx.high),
-    }));
-  }
-
-  tabulate() {
-    const place = this.table.querySelector('div'), made = [];
-    if (!this.table.open) { place.replaceChildren(); return; }
-    const row = (name, numbers) => el('tr', {}, el('th', { scope: 'row' }, name), ...numbers.map(v => el('td', {}, v === undefined ? '' : short(v))));
-    const tabled = (caption, heads, rows) => el('table', {}, el('caption', {}, caption), el('thead', {}, el('tr', {}, ...heads.map(t => el('th', { scope: 'col' }, t)))), el('tbody', {}, ...rows));
-    for (const cell of this.cells) {
-      const axes = this.axes(cell), series = this.seen(cell), rows = new Map(), title = axes.title || axes.y.label || this.plots[cell.n].title;
-      if (cell.made?.other) {
-        const n = Math.min(cell.made.count, 200), spots = Array.from({ length: n }, (_, k) => cell.made.spot(k));
-        made.push(tabled(n < cell.made.count ? `${title}: the first ${n} of ${cell.made.count}` : title, ['', 'value'], spots.map(s => row(s.name, [s.value]))));
-      }
-      series.forEach((s, k) => s.points.forEach(([x, y]) => { if (!rows.has(x)) rows.set(x, []); rows.get(x)[k] = y; }));
-      const xs = [...rows.keys()].sort((a, b) => a - b), every = Math.ceil(xs.length / 200);
-      const shown = xs.filter((_, i) => i % every === 0 || i === xs.length - 1);
-      if (!series.length) continue;
-      made.push(tabled(every > 1 ? `${title}: every ${every}th of ${xs.length} points` : title, [this.choice(axes)[0], ...series.map(s => [s.run, s.name].filter(Boolean).join(', '))], shown.map(x => row(short(x), series.map((_, k) => rows.get(x)[k])))));
-    }
-    place.replaceChildren(...made);
-  }
-
-  save(kind) {
-    const name = `${(this.view || 'chart').replace(/\W/g, '_')}.${kind}`;
-    if (kind === 'csv') {
-      const quote = t => /[",\n]/.test(t) ? `"${t.replace(/"/g, '""')}"` : t, lines = ['axis,run,series,against,at,value'], write = (...row) => lines.push(row.map(v => quote(String(v))).join(','));
-      for (const cell of this.cells) {
-        const axes = this.axes(cell), title = axes.y.label || axes.title;
-        for (const s of this.seen(cell)) for (const [x, y] of s.points) write(title, s.run, s.name, this.choice(axes)[0], x, y);
-        for (let k = 0; k < (cell.made?.count || 0); k++) { const s = cell.made.spot(k); write(axes.title, '', s.name, '', k, s.value); }
-      }
-      return saveAs(new Blob([lines.join('\n') + '\n'], { type: 'text/csv' }), name);
-    }
-    const theme = this.colours(), sizes = this.cells.map(c => [c.place.offsetLeft, c.place.offsetTop, c.place.clientWidth, c.place.clientHeight]);
-    const width = this.frame.clientWidth, legend = this.host.legend(), height = Math.max(...sizes.map(s => s[1] + s[3]), 60) + 26;
-    const drawAll = (c, sub) => {
-      c.fillStyle = theme.paper; c.fillRect(0, 0, width, height);
-      this.cells.forEach((cell, i) => { sub(sizes[i], k => { this.paint(k, cell, this.axes(cell), sizes[i][2], sizes[i][3], theme); this.overlay(k, cell, this.axes(cell), sizes[i][2], sizes[i][3], theme, true); }); });
-      c.font = `12px ${theme.font}`; c.textAlign = 'left'; c.textBaseline = 'middle';
-      this.body.querySelectorAll('.kl-title').forEach(t => { c.fillStyle = theme.ink; c.fillText(t.textContent.trim(), 8, t.offsetTop + 9); });
-      let x = 8;
-      for (const run of legend) { c.fillStyle = this.host.ink(run, '', 0, this.light).colour; c.fillRect(x, height - 15, 12, 4); c.fillStyle = theme.ink; c.fillText(run, x + 16, height - 13); x += 32 + 7 * run.length; }
-    };
-    if (kind === 'svg') {
-      const c = new Svg(width, height);
-      drawAll(c, ([x, y], f) => { c.save(); c.translate(x, y); f(c); c.restore(); });
-      return saveAs(new Blob([c.text()], { type: 'image/svg+xml' }), name);
-    }
-    const canvas = el('canvas', { width: 2 * width, height: 2 * height }), c = canvas.getContext('2d');
-    c.scale(2, 2); drawAll(c, ([x, y], f) => { c.save(); c.translate(x, y); f(c); c.restore(); });
-    canvas.toBlob(blob => saveAs(blob, name));
-  }
+  seen(cell) { return seenIn(cell); }
+  tabulate() { this.table.querySelector('div').replaceChildren(...this.table.open ? tables(this) : []); }
+  save(kind) { const name = `${(this.view || 'chart').replace(/\W/g, '_')}.${kind}`; kind === 'csv' ? saveAs(new Blob([csv(this)], { type: 'text/csv' }), name) : savePicture(this, kind, name); }
 }

@@ -83,13 +83,21 @@ export const nearest = (p, v) => {
   return i === 0 ? 0 : i === n || v - p.x[i - 1] < p.x[i] - v ? i - 1 : i;
 };
 
+// Where a line goes on while a step is under way: as far as that has probably come, and its end.
+const coming = (part, p, look) => {
+  const ahead = look.ahead?.(part.run), n = p.x.length;
+  if (!ahead || part.shape !== 'line' || part.low || part.x.along?.iteration?.at(p.i[n - 1]) !== ahead.step) return null;
+  const last = p.x[n - 1], wide = n > 1 ? last - p.x[n - 2] : look.x === 'iteration' ? 1 : last;
+  return { x: last + ahead.share * wide, end: last + wide };
+};
+
 // Axes laid out: every visible series with its points, and the two scales.
 export const arranged = (axes, look, width, height) => {
   const found = [];
   for (const part of axes.parts) {
     if (part.kind !== 'series' || look.hidden?.(part.run)) continue;
     const p = points(axes, part, look);
-    if (p.x.length) found.push({ part, p, ink: part.shape === 'area' ? { colour: part.colour } : look.ink(part.run, part.colour, found.length) });
+    if (p.x.length) found.push({ part, p, next: coming(part, p, look), ink: part.shape === 'area' ? { colour: part.colour } : look.ink(part.run, part.colour, found.length) });
   }
   const box = { ...MARGIN };
   const key = axes.parts.filter(p => p.kind === 'series' && !p.run && p.name);
@@ -101,7 +109,8 @@ export const arranged = (axes, look, width, height) => {
   const logX = axes.x.find(a => a.label === look.x)?.log;
   const seen = v => { if (v < ly) ly = v; if (v > hy) hy = v; if (v > 0 && v < positive) positive = v; };
   const clip = axes.clip || [-Infinity, Infinity];
-  for (const { part, p } of found) {
+  for (const { part, p, next } of found) {
+    if (next && next.end > hx) hx = next.end;
     for (let k = 0; k < p.x.length; k++) {
       const u = p.x[k];
       if (u < lx) lx = u;
@@ -184,7 +193,7 @@ export const drawAxes = (c, axes, look, width, height, theme) => {
     c.strokeStyle = GREY; c.setLineDash([2, 3]); c.beginPath(); c.moveTo(box.left, sy.at(height)); c.lineTo(right, sy.at(height)); c.stroke();
     if (name) text(name, right - 4, sy.at(height) - 8, 'right');
   }
-  for (const { part, p, ink } of [...made.found].reverse()) {
+  for (const { part, p, ink, next } of [...made.found].reverse()) {
     const thin = ink.thin && !part.low;
     c.strokeStyle = c.fillStyle = ink.colour;
     if (part.low) {
@@ -203,6 +212,11 @@ export const drawAxes = (c, axes, look, width, height, theme) => {
       c.globalAlpha = 1; c.setLineDash([]);
     }
     const n = p.x.length;
+    if (next) {  // a point to come: a ring at the end of a thin line, as high as the last one
+      const X = sx.at(next.x), Y = sy.at(Math.min(Math.max(p.y[n - 1], clip[0]), clip[1]));
+      c.lineWidth = 1; c.setLineDash([2, 3]); c.beginPath(); c.moveTo(sx.at(p.x[n - 1]), Y); c.lineTo(X, Y); c.stroke(); c.setLineDash([]);
+      dot(c, '', X, Y, 3); c.lineWidth = 1.3; c.stroke();
+    }
     const every = part.shape === 'line' && n > 1 ? (thin ? n : n - 1) : part.shape === 'area' ? n : 0;
     for (let k = every; k < n; k++) {
       const edge = Math.min(Math.max(p.y[k], clip[0]), clip[1]);

@@ -94,12 +94,25 @@ class Page {
     this.tick();
   }
 
-  // The clock goes on between two steps, however long they take.
+  // Of the step that is under way: seconds since it began, and the share that it has probably done.
+  under() {
+    const t = this.status, going = t && ['running', 'pausing', 'stopping'].includes(t.state);
+    const since = going ? (performance.now() - this.since) / 1000 + t.ago : 0;
+    return { going, since, share: t?.each ? Math.min(since / t.each, 0.95) : 0 };
+  }
+
+  // The same for a run's line, where steps are so long that it would stand still.
+  ahead(label) {
+    const t = this.status, { going, since, share } = this.under();
+    return going && label === t.label && Math.max(since, t.each) > 0.5 ? { step: t.step, share } : null;
+  }
+
+  // The clock goes on between two steps, however long they take, and so does the line's end.
   tick() {
     const t = this.status;
     if (!t) return;
-    const going = ['running', 'pausing', 'stopping'].includes(t.state), since = going ? (performance.now() - this.since) / 1000 + t.ago : 0;
-    const each = t.each || 0, part = each ? Math.min(since / each, 0.95) : 0, seconds = t.seconds + since;
+    const each = t.each || 0, { going, since, share: part } = this.under(), seconds = t.seconds + since;
+    if (this.ahead(t.label)) this.chart.soon();
     const goal = t.goal && t.goal > t.step ? t.goal : 0;
     put(this.steps, t.goal ? `step ${t.step} of ${t.goal}` : `step ${t.step}`);
     put(this.time, clock(seconds) + (going && since > 1.5 ? ` · ${since.toFixed(1)} s in this step` : ''));
