@@ -221,6 +221,18 @@ def saved(page: Page) -> None:
             )
 
 
+def saved_by_nbclient() -> None:
+    """What a program that runs notebooks without a page keeps after five runs of a cell."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    cells = ["import kfac_lab as kl", *[README, "panel.start(steps=3); await panel.live; None"] * 5]
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    NotebookClient(book, timeout=300, kernel_name="python3").execute()
+    size = len(json.dumps(book.metadata.widgets)) / 1000
+    told("kept by nbclient after 5 runs of the cell", f"{size:.0f} kB of panel state")
+
+
 README = """
 run = kl.Run("curves", recipe="paper", seed=0, device="cpu")
 panel = kl.Panel(run)
@@ -254,6 +266,10 @@ def moving(page: Page, during: float) -> None:
     first, second = page.tab.evaluate(MOVING)
     told("from Start to the first point, and to the next", f"{first:.2f} s, {second:.2f} s")
     frames(page, during, "README's example on CURVES")
+
+
+def waiting(page: Page, during: float) -> None:
+    """The same of steps that take longer than an update does, and much longer."""
     for wait in (0.1, 5.0):
         page.write(1, WAITING.format(wait=wait))
         page.tab.locator(".kl-root").wait_for()
@@ -274,9 +290,8 @@ def frames(page: Page, during: float, what: str) -> None:
     before = page.chart("[chart.frames, chart.draws]")
     page.tab.wait_for_timeout(1000 * during)
     took = time.monotonic() - begin
-    fresh, drawn = (
-        now - then for now, then in zip(page.chart("[chart.frames, chart.draws]"), before, strict=True)
-    )
+    after = page.chart("[chart.frames, chart.draws]")
+    fresh, drawn = (now - then for now, then in zip(after, before, strict=True))
     ticks = page.tab.evaluate("window.ticks")
     steps = page.kernel.ask("panel.run.step") - step
     rates = f"{drawn / took:.1f} drawn ({fresh / took:.1f} with new points), "
@@ -295,7 +310,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200, help="of a block")
     parser.add_argument("--during", type=float, default=60.0, help="seconds of counting frames")
     parser.add_argument(
-        "--only", nargs="*", default=["moving", "saved", "stops", "messages", "memory", "cost"]
+        "--only",
+        nargs="*",
+        default=["moving", "waiting", "saved", "stops", "messages", "memory", "cost"],
     )
     given = parser.parse_args()
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or ""
@@ -312,7 +329,8 @@ def main() -> None:
             page.write(0, OPENING.format(tests=str(Path(__file__).parents[1])))
             works = {
                 "moving": lambda: moving(page, given.during),
-                "saved": lambda: saved(page),
+                "waiting": lambda: waiting(page, given.during),
+                "saved": lambda: (saved(page), saved_by_nbclient()),
                 "messages": lambda: messages(page),
                 "cost": lambda: cost(page, given.blocks, given.steps),
                 "memory": lambda: memory(page),
