@@ -130,9 +130,11 @@ class StructureTraits(Traits):
 class PreconditionerTraits(Traits):
     """Of what a structure's ``damped`` gives."""
 
-    # (cases, gradient) -> P∇h by the cases' rows, which lack ηθ; (ηθ, m) -> itself with P ηθ kept
+    # (cases, gradient) -> P∇h by the cases' rows, which lack ηθ; (ηθ, m) -> itself with P ηθ kept;
+    # (an earlier one) -> itself with that one's, or None where it has none that fits
     apply_cases: Method | None = _method()
     pulling: Method | None = _method()
+    pulled_as: Method | None = _method()
     inverses: tuple[Any, ...] | None = _attribute(None)  # one damped block per layer
 
 

@@ -21,7 +21,7 @@ from kfac_lab.core import linalg
 from kfac_lab.core.clock import Clock
 from kfac_lab.core.moments import Table
 from kfac_lab.core.passes import Evaluated
-from kfac_lab.core.program import counting, expected
+from kfac_lab.core.program import branch, counting, expected
 from kfac_lab.core.protocols import Layer
 from kfac_lab.core.state import DampingStrength, Due, State
 from kfac_lab.core.traits import PreconditionerTraits, traits
@@ -46,6 +46,7 @@ class Exploded(Exception):
     """Internal: the search's read has shown that the last step is to be taken back."""
 
 
+SOON = 10  # steps with the first P ηθ
 RETRIES = 60  # bound on damping.retry within one step
 KEPT = 3  # bound on refreshes in a row that fall back on the last good inverse
 
@@ -104,7 +105,7 @@ def modelled(
             own = traits(preconditioner, PreconditionerTraits)
             if evaluated.cases is not None and own.apply_cases is not None:
                 if preconditioner is not state.inverse and evaluated.passes.l2:
-                    preconditioner = _pulling(preconditioner, evaluated)
+                    preconditioner = _pulling(preconditioner, evaluated, state.inverse, k)
                     own = traits(preconditioner, PreconditionerTraits)
                 assert own.apply_cases is not None
                 direction = -own.apply_cases(evaluated.cases, evaluated.gradient)
@@ -137,9 +138,18 @@ def modelled(
     return trial
 
 
-def _pulling(preconditioner: Any, evaluated: Evaluated) -> Any:
-    """A new preconditioner with P ηθ kept in it, for gradients that come by cases."""
-    pulling = traits(preconditioner, PreconditionerTraits).pulling
+def _pulling(preconditioner: Any, evaluated: Evaluated, before: Any, k: Any) -> Any:
+    """A new preconditioner with P ηθ kept in it, for gradients that come by cases.
+
+    In the first ``SOON`` steps inverses follow fast, and the product would be dearer than what it
+    saves: the one that ``before`` has serves on.
+    """
+    own = traits(preconditioner, PreconditionerTraits)
+    if own.pulled_as is not None and branch(lambda k: k <= SOON, k):
+        served = own.pulled_as(before)
+        if served is not None:
+            return served
+    pulling = own.pulling
     if pulling is None:
         raise RecipeError(
             f"{type(preconditioner).__name__} has apply_cases for a gradient by cases, whose rows "

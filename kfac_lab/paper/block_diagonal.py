@@ -15,6 +15,7 @@ from kfac_lab.core.state import DampingStrength
 from kfac_lab.core.traits import PreconditionerTraits, StructureTraits, traits
 from kfac_lab.core.vector import Vec
 from kfac_lab.paper.kronecker import KroneckerInverse, low_rank_apply
+from kfac_lab.paper.low_rank import side
 
 __all__ = ["BlockDiagonal", "BlockDiagonalFactors", "BlockDiagonalInverse"]
 
@@ -47,13 +48,24 @@ class BlockDiagonalInverse:
         """The same with P ηθ kept, ``decay`` being ηθ, where a gradient of m cases comes by cases.
 
         ηθ is of full rank and moves by a step's share of itself, so that its product is made with
-        the inverse and serves as long.
+        the inverse and serves as long. A case's rows are exact at all times, so that Δ is wrong by
+        P ηθ − P_r ηθ_r, r being the step of that product: by no more than η‖θ‖/γ² + η‖θ_r‖/γ_r².
         """
         pulls = tuple(
             inverse.apply(matrix) if _cheaper(inverse, m, matrix) else None
             for inverse, matrix in zip(self.inverses, decay, strict=True)
         )
         return replace(self, pulls=pulls)
+
+    def pulled_as(self, before: Any) -> BlockDiagonalInverse | None:
+        """The same with the P ηθ of an inverse before; None where that has none that fits."""
+        if not isinstance(before, BlockDiagonalInverse) or before.pulls is None:
+            return None
+        if len(before.pulls) != len(self.inverses):
+            return None
+        pairs = zip(self.inverses, before.pulls, strict=True)
+        fits = all(pull is None or pull.shape == _shape(inverse) for inverse, pull in pairs)
+        return replace(self, pulls=before.pulls) if fits else None
 
     def apply_cases(self, cases: Sequence[tuple[Tensor, Tensor]], vector: Vec) -> Vec:
         """``apply`` of the gradient, by its cases' rows where that is cheaper (section 8).
@@ -73,6 +85,13 @@ class BlockDiagonalInverse:
             else:
                 results.append(inverse.apply(vector[i]))
         return Vec(results)
+
+
+def _shape(inverse: Any) -> tuple[int, int] | None:
+    """``[d_out, d_in]`` of what a Kronecker inverse is applied to."""
+    if not isinstance(inverse, KroneckerInverse):
+        return None
+    return side(inverse.G_inverse), side(inverse.A_inverse)
 
 
 def _cheaper(inverse: Any, m: int, matrix: Tensor) -> bool:

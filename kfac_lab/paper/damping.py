@@ -294,8 +294,9 @@ class Promised(Tied):
     rose, or ρ < 1/4) and doubles after one that promised ``high`` of h and did not quite keep it
     (ρ < 1/2). After one that kept its word and promised less than ``low`` it falls fourfold, or by
     the ratio of the two where that is more, a factor of 16 at most: a large λ makes steps in
-    inverse proportion. So ``lam`` is a starting guess and nothing more. Afterwards the rule is
-    ``tied``'s, with a quicker factor and the floor of ``share``.
+    inverse proportion. Fourfold too after one that gave more than it promised (ρ > 5/4), held back
+    by λ, which made half of the model's curvature. So ``lam`` is a starting guess and nothing more.
+    Afterwards the rule is ``tied``'s, with a quicker factor and the floor of ``share``.
     """
 
     omega1: float = _quick()
@@ -332,7 +333,8 @@ class Promised(Tied):
         failed = (actual > 0) | ~(rho >= 0.25)
         shaped = record.lam * record.norm_squared >= -self.share * record.slope
         promise = -predicted / torch.clamp(loss, min=1e-300)
-        timid = (rho > 0.5) & (promise < self.low) & shaped
+        held = record.lam * record.norm_squared >= -0.5 * record.slope
+        timid = (rho > 0.5) & (promise < self.low) & shaped | (rho > 1.25) & held
         bold = (rho < 0.5) & (promise > 0.999 * self.high)
         one = torch.ones_like(rho)
         lower = torch.clamp(promise / self.low, 1 / 16, 1 / 4)

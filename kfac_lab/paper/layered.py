@@ -40,10 +40,15 @@ class Layered:
     δ0 stays out on a batch of less than ``cases``, whose noise it would carry on; a case that
     predicts a class at each of T positions counts as T.
 
-    Groups are runs of layers in the order in which the model defines them.
+    Groups are runs of layers in the order in which the model defines them: pairs (``size``) where
+    that makes no more than ``groups``, longer ones in deeper models. Every α costs a product of
+    tangents, and neighbours move the outputs alike.
     """
 
-    groups: int = parameter(6, section="6.4", low=1, high=64, help="runs of layers with an α each")
+    groups: int = parameter(
+        6, section="6.4", low=1, high=64, help="runs of layers with an α each, at most"
+    )
+    size: int = parameter(2, section="6.4", low=1, help="layers that share an α, where there are")
     steps: int = parameter(40, section="6.4", low=0, help="so long; then one α for all")
     ridge: float = parameter(
         0.3, section="6.4", low=0.0, log=True, help="share of the model's diagonal added to it"
@@ -67,7 +72,7 @@ class Layered:
     ) -> tuple[Vec, ...]:
         """The parts of Δ, or Δ; and δ0 where there is one."""
         early = branch(lambda made: made < self.steps, part_state["made"])
-        count = min(self.groups, len(direction)) if early else 1
+        count = min(self.groups, -(-len(direction) // self.size)) if early else 1
         wanted = previous is not None and (early or space.predictions >= self.cases)
         last = (previous,) if wanted and previous is not None else ()
         if count == 1:

@@ -56,7 +56,10 @@ def test_groups_are_runs_of_layers_for_so_many_steps_of_its_own() -> None:
             assert [tuple(v.layers) for v in basis[:-1]] == [(0,), (1, 2)]
         assert basis[-1] is previous
         part_state = momentum.update(part_state, torch.zeros(3), record(0.9))
-    assert len(Layered(groups=9).basis(space, direction, None, momentum.init())) == 3
+    fine = Layered(groups=9, size=1).basis(space, direction, None, momentum.init())
+    assert [tuple(v.layers) for v in fine] == [(0,), (1,), (2,)]
+    pairs = Layered(groups=9).basis(space, direction, None, momentum.init())
+    assert [tuple(v.layers) for v in pairs] == [(0,), (1, 2)]
 
 
 def adapted(lam: float, rho: float, share: float, step: int = 5) -> float:
@@ -74,6 +77,18 @@ def test_lambda_falls_by_what_a_step_promised_too_little() -> None:
     assert adapted(10.0, 0.4, 0.2) == 2.0  # and had promised much
     assert adapted(10.0, 0.2, 0.03) == adapted(10.0, -1.0, 0.5) == 4.0
     assert adapted(10.0, float("nan"), 0.03) == 4.0
+
+
+def test_lambda_falls_where_it_holds_a_good_step_back() -> None:
+    """ρ > 5/4, and λ‖δ‖² at least half of δᵀ(F+λ+η)δ: whatever was promised."""
+
+    def after(rho: float, share: float) -> float:
+        seen = record(rho, 10.0, loss=2.0, predicted=-0.2)
+        seen = replace(seen, norm_squared=-share * seen.slope / 10.0)
+        return float(Promised().adapt(strength(10.0), {}, seen)[0].lam) / 10.0
+
+    assert after(1.3, 0.51) == 0.25
+    assert after(1.2, 0.51) == after(1.3, 0.49) == after(0.9, 0.9) == 1.0
 
 
 def test_after_its_steps_the_rule_is_tieds() -> None:
