@@ -25,7 +25,7 @@ from kfac_lab.core.schema import (
     text,
     whole,
 )
-from kfac_lab.core.state import Bound, DampingStrength, State
+from kfac_lab.core.state import Bound, Build, DampingStrength, State
 from kfac_lab.core.vector import Vec
 from kfac_lab.errors import CheckpointError
 
@@ -108,6 +108,25 @@ def _block_ages(value: Any, path: str) -> None:
         maybe(whole())(each, f"{path}[{n}]")
 
 
+def _build(value: Any, path: str) -> None:
+    if not isinstance(value, Build):
+        raise Odd(f"{path} is a {type(value).__name__}, and has to be a refresh under way")
+    whole()(value.begun, f"{path}.begun")
+    whole(value.begun + 1)(value.ends, f"{path}.ends")
+    flag(value.gamma, f"{path}.gamma")
+    _tensors(value.moments, f"{path}.moments")
+    _memories(value.block_states, f"{path}.block_states")
+    for name in ("strengths", "factored", "inverses", "sound"):
+        if type(getattr(value, name)) is not tuple:
+            raise Odd(f"{path}.{name} has to be a tuple")
+    for n, strength in enumerate(value.strengths):
+        _strength(strength, f"{path}.strengths[{n}]")
+    _before(value.sound, f"{path}.sound")
+    tries = len(value.strengths)
+    if not tries or not len(value.inverses) == len(value.sound) <= tries * len(value.factored):
+        raise Odd(f"{path} has to hold an inverse for each strength")
+
+
 def _none_pending(value: Any, path: str) -> None:
     if value != ():
         raise Odd(f"{path} has to be empty in what is saved")
@@ -170,7 +189,7 @@ _STATE = record(
         "pending": _none_pending,
         "bound": maybe(_bound),
     },
-    optional={"updates": maybe(whole()), "spread": number()},
+    optional={"updates": maybe(whole()), "spread": number(), "build": maybe(_build)},
 )
 _FORMAT_1 = record({**_AROUND, **dict.fromkeys(_LOOSE, anything)})
 cloned = trees.copied
@@ -377,6 +396,12 @@ def _check_fits(new: State, engine: Any, bound: Bound | None) -> None:
             value.shape == new.moments[key].shape
             for key, value in reference.items()
             if key in new.moments  # a swap may have closed some
+        ),
+        "the refresh under way": new.build is None
+        or (
+            _kinds(new.build.moments) == _kinds(new.moments)
+            and len(new.build.block_states) == count
+            and len(new.build.factored) <= count
         ),
         "the layers' order": bound is None
         or (

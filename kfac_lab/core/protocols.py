@@ -185,9 +185,11 @@ class Structure(Protocol):
         """The preconditioner for one candidate; saved with the run."""
         ...
 
-    # ``StructureTraits``: keeps_blocks=False where P of unlinked layers is not the blocks' own
-    #   damped inverses, or P⁻¹ has not their curvature on its diagonal; by_case=True where it wants
-    #   each case's rows of the gradient (then P may have apply_cases(cases, gradient),
+    # Optional (``StructureTraits``): joined(values) -> what ``factorise`` or ``damped`` gives of
+    #   all layers, made of what it gives of each layer alone, bit for bit: then a schedule may
+    #   spread a refresh by layer. keeps_blocks=False where P of unlinked layers is not the blocks'
+    #   own damped inverses, or P⁻¹ has not their curvature on its diagonal; by_case=True where it
+    #   wants each case's rows of the gradient (then P may have apply_cases(cases, gradient),
     #   and pulling(ηθ, m), after which its apply_cases adds P ηθ)
 
 
@@ -281,7 +283,9 @@ class Schedule(Protocol):
         ...
 
     # Optional (``ScheduleTraits``): init() -> part_state; drift_period, every how many steps the
-    #   engine measures the factors' drift
+    #   engine measures the factors' drift; spread_over(step) -> over how many steps the refresh
+    #   due at ``step`` is spread: n > 1 takes the moments of that step, builds on the n − 1 that
+    #   follow, and the last of these has the new inverse
 
 
 @runtime_checkable

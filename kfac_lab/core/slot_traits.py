@@ -124,6 +124,8 @@ class StructureTraits(Traits):
     # curvature on its diagonal.
     keeps_blocks: bool = _flag(True, BOUND, old="keeps_blocks")
     by_case: bool = _flag(False, BOUND, old="low_rank")  # P∇h from each case's rows of the gradient
+    # (values) -> what ``factorise`` or ``damped`` gives of all layers, of what each alone gives
+    joined: Method | None = _method(OWN)
 
 
 @dataclass(frozen=True)
@@ -200,6 +202,8 @@ class ScheduleTraits(Traits):
     # Every how many steps it wants to know how far the diagonal moments have moved.
     drift_period: int | None = _flag(None, BOUND, old="check")
     init: Method | None = _method()  # () -> its first part_state
+    # (step) -> over how many steps new factors that are due at it are spread; 1: made at once
+    spread_over: Method | None = _method()
 
 
 @dataclass(frozen=True)

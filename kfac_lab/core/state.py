@@ -14,6 +14,7 @@ from kfac_lab.core.vector import Vec
 
 __all__ = [
     "Bound",
+    "Build",
     "DampingStrength",
     "Due",
     "Place",
@@ -172,6 +173,27 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Build:
+    """A refresh that is spread over steps, as far as it has come (``engine/building.py``).
+
+    It is made of the moments and the blocks' memories as step ``begun`` has left them, and taken
+    into use by step ``ends``. ``gamma``: whether several γ are tried then. Of each piece, a layer
+    or all of them, ``factored`` has one entry and ``inverses`` one for each of the ``strengths``;
+    ``sound`` is 1 for an inverse that could be built, 0-dim.
+    """
+
+    begun: int
+    ends: int
+    gamma: bool
+    strengths: tuple[DampingStrength, ...]
+    moments: Mapping[Any, Tensor]
+    block_states: tuple[Any, ...]
+    factored: tuple[Any, ...] = ()
+    inverses: tuple[Any, ...] = ()
+    sound: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
 class State:
     """Everything a run needs to go on, bit for bit, besides the module's own tensors.
 
@@ -200,6 +222,7 @@ class State:
     reference: Mapping[Any, Tensor] | None = None  # diagonal moments of the last refresh
     factored: Any = None
     inverse: Any = None
+    build: Build | None = None  # of the next inverse, where the schedule spreads a refresh
     level: Any = float("nan")  # of h of late, for the guard
     # Of the cases' losses at the last refresh, which alone may read it: a number of the host.
     spread: float = float("nan")

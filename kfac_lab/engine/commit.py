@@ -15,7 +15,9 @@ from kfac_lab.core.commit import gated, gated_state
 from kfac_lab.core.exchange import exchange
 from kfac_lab.core.state import State, StepRecord, Unread
 from kfac_lab.core.trees import replaced
+from kfac_lab.engine import building
 from kfac_lab.engine.boundary import reference_of
+from kfac_lab.engine.building import NOTHING, Spread
 from kfac_lab.engine.guard import Verdict
 from kfac_lab.engine.proposal import Outcome, all_finite, not_finite
 from kfac_lab.engine.statistics import StepMoments, updates_of
@@ -84,6 +86,7 @@ def settled(
     clock: Clock,
     verdict: Verdict | None = None,
     exploded: bool = False,
+    spread: Spread = NOTHING,
 ) -> StepRecord:
     """Examines ``ok`` where a read costs nothing, gates the commit where it does, commits.
 
@@ -114,7 +117,9 @@ def settled(
     if exploded and not guarded:
         engine.warnings.unguarded(record.step)
     if record.due.factors:
-        new = replace(new, reference=reference_of(engine.parts, statistics.moments))
+        made_of = statistics.moments if spread.ready is None else spread.ready.moments
+        new = replace(new, reference=reference_of(engine.parts, made_of))
+    new = building.after(engine, spread, new)
     return carried_out(engine, record, new, values, into, clock)
 
 

@@ -20,6 +20,7 @@ from kfac_lab.core.state import Bound, DampingStrength, Signals, State, StepReco
 from kfac_lab.core.vector import Vec
 from kfac_lab.core.watch import Watch
 from kfac_lab.engine import boundary, opening, rebind, step, swap
+from kfac_lab.engine.building import SideStream
 from kfac_lab.engine.coverage import coverage_of
 from kfac_lab.engine.held import Held, Holder
 from kfac_lab.engine.parts import Parts, parts_of, strength_of
@@ -94,6 +95,7 @@ class Engine(Holder):
         if parts.processes > 1:  # every process starts where the first one does
             buffers = problem.model.buffers()
             parts["collective"].broadcast_([*theta, *(b.detach() for b in buffers)], 0)
+        self.side = SideStream() if self.device.type == "cuda" else None  # for spread refreshes
         self.held = Held(parts, opening.first_state(parts, problem, theta), seed, lr)
 
     def with_memories(self, state: State) -> State:
@@ -281,6 +283,8 @@ class Engine(Holder):
                 "after rebind() the moments wait for the first batch: make a step before saving"
             )
         self.read([])
+        if self.side is not None:
+            self.side.wait()
         return checkpoint.saved(self, parameters=parameters)
 
     def load(self, state: dict[str, Any], *, parameters: bool = True) -> None:

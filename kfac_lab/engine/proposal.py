@@ -26,6 +26,7 @@ from kfac_lab.core.protocols import Layer
 from kfac_lab.core.state import DampingStrength, Due, State
 from kfac_lab.core.traits import PreconditionerTraits, traits
 from kfac_lab.core.vector import Vec
+from kfac_lab.engine.building import Ready
 from kfac_lab.engine.candidate import Candidate, Outcome, Trial
 from kfac_lab.engine.parts import Parts
 from kfac_lab.errors import NumericalError, RecipeError
@@ -203,6 +204,7 @@ class Search:
         calm: whether h has not exploded, 0-dim, read along; where it has, ``guarded`` says whether
             the last step is taken back.
         exploded: what that read has shown.
+        ready: a refresh that was spread over the steps before, for this one to take into use.
     """
 
     parts: Parts
@@ -222,6 +224,7 @@ class Search:
     guarded: bool = False
     exploded: bool = False
     spread: Tensor | None = None
+    ready: Ready | None = None
 
     def outcome(self, block_states: tuple[Any, ...]) -> Outcome | None:
         """Tries the strengths that the damping names, and what a retry asks for.
@@ -239,8 +242,13 @@ class Search:
 
     def _outcome(self, block_states: tuple[Any, ...]) -> Outcome:
         state = self.state
-        named = self.parts["damping"].candidates(state.strength, self.due)
-        strengths = tuple(map(self.strength, named if self.parts.rho_counts else named[:1]))
+        if self.ready is None:
+            named = self.parts["damping"].candidates(state.strength, self.due)
+            named = named if self.parts.rho_counts else named[:1]
+        else:  # λ as it is now; the γ that it was built with
+            others = self.ready.gammas[1:]
+            named = (state.strength, *(state.strength._replace(gamma=g) for g in others))
+        strengths = tuple(map(self.strength, named))
         if not self.due.inverse:
             trials = [self.trial(s, state.inverse) for s in strengths[:1]]
             kept = state.kept_inverse
@@ -280,19 +288,27 @@ class Search:
         or where it is tried ``again`` and none is finite.
         """
         attempt: linalg.Attempt | None = linalg.Attempt()
+        ready, self.ready = self.ready, None  # it serves once
+        table, frozen = self.table, None
         while attempt is not None:
             made, own = factored, part_states
             with attempt:
-                if made is None:
+                if ready is not None:
+                    made = ready.factored
+                elif made is None:
                     with self.clock("invert"):
                         made, new = self.parts["structure"].factorise(
-                            self.layers, self.parts.blocks, self.table, own
+                            self.layers, self.parts.blocks, table, own if frozen is None else frozen
                         )
-                        own = tuple(new)
+                        own = tuple(new) if frozen is None else own
                 trials = []
-                for s in strengths:
+                for n, s in enumerate(strengths):
                     with self.clock("invert"):
-                        inverse = self.parts["structure"].damped(made, own, s, self.state.inverse)
+                        inverse = (
+                            self.parts["structure"].damped(made, own, s, self.state.inverse)
+                            if ready is None
+                            else ready.inverses[n]
+                        )
                     trials.append(self.trial(s, inverse))
             finite = [all_finite(t.scalars()) for t in trials]
             missing = torch.full_like(trials[0].promise, float("nan"))
@@ -301,7 +317,7 @@ class Search:
             )
             sound = torch.stack(finite).any()  # the winner is finite where any is
             given, added = all_finite(self.increments), attempt.jitter
-            flags = attempt.flags()
+            flags = attempt.flags() if ready is None else [ready.sound]
             asked = [] if self.spread is None else [self.spread]
             numbers = [best, sound, given, self.calm, *flags, *added.values(), *asked]
             read = expected(numbers, self.read, told=len(asked))
@@ -311,13 +327,17 @@ class Search:
                 raise Exploded
             if not read[2]:  # no inverse helps where the batch itself is not finite
                 raise not_finite(self.k, self.loss, self.state.strength)
-            failed = attempt.failed(read[4 : 4 + len(attempt.calls)])
+            if ready is not None and not read[4] > 0.5:  # anew, of the same moments
+                table, frozen = Table(ready.moments, self.table.links), ready.block_states
+                factored, ready = None, None
+                continue
+            failed = () if ready is not None else attempt.failed(read[4 : 4 + len(flags)])
             if not failed:
                 if not read[1] and again:
                     return None
                 if not read[1]:
                     raise not_finite(self.k, self.loss, self.state.strength)
-                jitter = dict(zip(added, read[4 + len(attempt.calls) :], strict=True))
+                jitter = dict(zip(added, read[4 + len(flags) :], strict=True))
                 return trials[int(read[0])], trials, made, own, jitter
             self._ended = attempt, failed
             attempt = attempt.escalate(failed)

@@ -24,6 +24,7 @@ from kfac_lab.core.state import DampingStrength, Due, State, StepRecord
 from kfac_lab.core.vector import Vec
 from kfac_lab.engine import commit, guard, proposal, statistics
 from kfac_lab.engine.boundary import ascertained, due_at, sound
+from kfac_lab.engine.building import Ready, spread_at
 from kfac_lab.engine.parts import Parts
 from kfac_lab.engine.prepared import Begun, Plan, Prepared
 from kfac_lab.engine.record import record_of
@@ -42,15 +43,17 @@ def whole(engine: Engine, drawn: Drawn, clock: Clock) -> StepRecord:
         engine.bind(drawn.inputs, drawn.targets)
     passes, parts = engine.passes, engine.parts
     due, schedule_state = due_at(engine, k)
+    due, spread_out = spread_at(engine, due, k, clock)
     ascertained(engine, due)
     engine.tell()
     m, processes = drawn.inputs.shape[0], parts.processes
     spread = engine.state_.spread
     s1, s2 = (passes.subset(parts[slot], m, spread) for slot in ("estimator", "quadratic_model"))
     engine.warnings.small(parts, m * processes, s1 * processes, s2 * processes)
-    plan = Plan(k, due, schedule_state, m, s1, s2)
-    made, gathered = engine.programs.step(Begun.of(engine, plan, drawn, clock, _prepared))
-    return _settled(engine, made, gathered, clock)
+    plan = Plan(k, due, schedule_state, m, s1, s2, spread_out)
+    begun = Begun.of(engine, plan, drawn, clock, _prepared, spread_out.ready)
+    made, gathered = engine.programs.step(begun)
+    return _settled(begun, made, gathered)
 
 
 def _prepared(begun: Begun, k: Any) -> Prepared:
@@ -94,8 +97,9 @@ def _prepared(begun: Begun, k: Any) -> Prepared:
         state = engine.state_
         remembered = proposal.remembered_by(parts, state, evaluated)
         trial = proposal.modelled(parts, state, k, engine.lr, evaluated, clock, remembered)
+        ready = plan.spread.ready
         search = _search(
-            engine, k, due, gathered, evaluated.loss, trial, m, evaluated, clock, verdict
+            engine, k, due, gathered, evaluated.loss, trial, m, evaluated, clock, ready, verdict
         )
         outcome = search.outcome(block_states)
         if outcome is None:  # h has exploded: a refresh reads it with its own flags
@@ -189,6 +193,7 @@ def _back(
         state,
         step=plan.k,
         forced=True,
+        build=None,
         **changed,
         **guard.remembered(parts.declares("damping"), state, before),
     )
@@ -201,6 +206,7 @@ def preconditioned(
     """P∇h for a gradient that somebody else computed; see ``Engine.precondition``."""
     k = engine.state_.step + 1
     due, schedule_state = due_at(engine, k)
+    due, spread_out = spread_at(engine, due, k, clock)
     ascertained(engine, due)
     engine.tell()
     if due.stats:
@@ -223,7 +229,7 @@ def preconditioned(
         scale = m * engine.passes.predictions**0.5
         if engine.passes.leading(drawn.inputs, drawn.targets):
             rows = seen.taken(drawn.order, s1, scale)
-    plan = Plan(k, due, schedule_state, m, s1, 0)
+    plan = Plan(k, due, schedule_state, m, s1, 0, spread_out)
 
     begun = Begun.of(
         engine,
@@ -231,10 +237,10 @@ def preconditioned(
         drawn,
         clock,
         lambda own, k: _preconditioned(own, k, gradient, rows),
-        (gradient, rows),
+        (gradient, rows, spread_out.ready),
     )
     made, gathered = engine.programs.step(begun)
-    record = _settled(engine, made, gathered, clock)
+    record = _settled(begun, made, gathered)
     assert made.direction is not None
     return made.direction, record
 
@@ -256,7 +262,8 @@ def _preconditioned(begun: Begun, k: Any, gradient: Vec, rows: LayerRows | None)
         block_states = statistics.digested(parts, engine.state_, gathered, observed)
         nothing = torch.zeros((), dtype=torch.float64, device=engine.device)
         trial = proposal.preconditioned(gradient, clock)
-        search = _search(engine, k, due, gathered, None, trial, plan.m, None, clock)
+        ready = plan.spread.ready
+        search = _search(engine, k, due, gathered, None, trial, plan.m, None, clock, ready)
         outcome = search.outcome(block_states)
         assert outcome is not None  # there is no h that could explode
         record = record_of(engine, k, due, outcome.chosen, outcome, plan.m, gathered, None)
@@ -272,9 +279,8 @@ def _preconditioned(begun: Begun, k: Any, gradient: Vec, rows: LayerRows | None)
         return Prepared(record, new, None, ok, [], {}, None, direction)
 
 
-def _settled(
-    engine: Engine, made: Prepared, gathered: statistics.StepMoments, clock: Clock
-) -> StepRecord:
+def _settled(begun: Begun, made: Prepared, gathered: statistics.StepMoments) -> StepRecord:
+    engine, clock = begun.engine, begun.clock
     with torch.no_grad():  # it writes into the parameters themselves
         if made.back:
             theta = engine.network.tensors
@@ -291,6 +297,7 @@ def _settled(
             clock,
             made.verdict,
             made.exploded,
+            begun.plan.spread,
         )
 
 
@@ -313,6 +320,7 @@ def _search(
     m: int,
     evaluated: Evaluated | None,
     clock: Clock,
+    ready: Ready | None,
     verdict: guard.Verdict | None = None,
 ) -> proposal.Search:
     increments = [torch.zeros((), device=engine.device) if loss is None else loss]
@@ -340,6 +348,7 @@ def _search(
         spread=None if evaluated is None else evaluated.spread,
         calm=torch.ones_like(increments[0]) if verdict is None else ~verdict.exploded,
         guarded=verdict is not None and verdict.strength is not None,
+        ready=ready,
     )
 
 

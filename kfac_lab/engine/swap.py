@@ -57,7 +57,12 @@ def swapped(engine: Engine, recipe: Any, named: Mapping[str, set[str]]) -> Held:
         )
         ages = tuple(age if kept else 0 for kept, age in zip(same, state.block_ages, strict=True))
         state = replace(
-            state, block_states=block_states, block_ages=ages, factored=None, forced=True
+            state,
+            block_states=block_states,
+            block_ages=ages,
+            factored=None,
+            build=None,
+            forced=True,
         )
         before = engine.store
         if before is not None and state.bound is not None:

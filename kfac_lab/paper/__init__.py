@@ -23,6 +23,7 @@ from kfac_lab.paper import (
     momentum,
     quadratic_model,
     schedules,
+    staggered,
 )
 from kfac_lab.paper.recipes import RECIPES
 
@@ -149,6 +150,7 @@ def kfac_register_momentums(register: Any) -> None:
 def kfac_register_schedules(register: Any) -> None:
     """When what is due."""
     register("periodic", schedules.Periodic, summary="T1, T2, T3 and burn-in", reference=S + "8")
+    register("staggered", staggered.Staggered, summary="periodic, spread out", reference=S + "8")
     register("every_step", schedules.EveryStep, summary="everything, always", reference=S + "8")
     register("growing", schedules.Growing, summary="inverses ever further apart", reference=S + "8")
     register("on_drift", schedules.OnDrift, summary="when factors have moved", reference=S + "8")

@@ -140,6 +140,16 @@ class BlockDiagonal:
         """Every block's damped inverse for one candidate."""
         return BlockDiagonalInverse(damped_blocks(factored, part_states, strength, previous))
 
+    def joined(self, values: Sequence[Any]) -> Any:
+        """Layers that were factorised or damped one by one, as all of them at once."""
+        if isinstance(values[0], BlockDiagonalInverse):
+            return BlockDiagonalInverse(tuple(i for value in values for i in value.inverses))
+        return BlockDiagonalFactors(
+            tuple(block for value in values for block in value.blocks),
+            tuple(path for value in values for path in value.paths),
+            tuple(part for value in values for part in value.parts),
+        )
+
 
 def factorise_blocks(
     layers: Sequence[Layer],

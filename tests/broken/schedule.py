@@ -86,6 +86,16 @@ class _NoPeriod(Sound):
     check: int = 0
 
 
+class _HalfSteps(Sound):
+    def spread_over(self, step: int) -> float:
+        return 2.5
+
+
+class _TooLong(Sound):
+    def spread_over(self, step: int) -> int:
+        return self.period + 2
+
+
 BROKEN: dict[str, Callable[[], Any]] = {
     **common_half(Sound, "due"),
     "forwards_traits": unforwarding("schedule", "periodic"),
@@ -97,5 +107,7 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "takes_any_step": _Table,
     "check_is_a_period": _NoPeriod,
     "drift_is_measured": lambda: Sound(check=None),
+    "spread_is_a_number_of_steps": _HalfSteps,
+    "spread_ends_in_time": _TooLong,
     "trains": _HundredthsOnly,
 }

@@ -181,6 +181,16 @@ class _Late(Sound):
         return super().damped((blocks, tuple(done)), part_states, strength, previous)
 
 
+class _JoinsScaled(Sound):
+    """What it joins is a little larger."""
+
+    def joined(self, values: Sequence[Any]) -> Any:
+        if isinstance(values[0], Inverse):
+            return Inverse(tuple(i for value in values for i in value.inverses), 1.01)
+        blocks, factors = zip(*values, strict=True)
+        return tuple(b for own in blocks for b in own), tuple(f for own in factors for f in own)
+
+
 class _StatesAsTheyWere(Sound):
     def factorise(
         self, layers: Sequence[Any], blocks: Sequence[Any], moments: Any, part_states: Sequence[Any]
@@ -220,6 +230,7 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "links_kept": _Unlinked,
     "keeps_no_moments": _Late,
     "states_handed_on": _StatesAsTheyWere,
+    "joined_is_whole": _JoinsScaled,
     "previous_is_a_hint": _changing(_leans),
     "saved": _changing(_unsaved),
 }

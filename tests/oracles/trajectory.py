@@ -50,6 +50,7 @@ def run(
     decay_cap: float = 0.95,
     stats_rows: int | None = None,
     model_rows: int | None = None,
+    spread: int = 1,
 ) -> list[StepDict]:
     """`steps` iterations of K-FAC from theta_1 = weights; one record per iteration.
 
@@ -58,6 +59,8 @@ def run(
     T1 None keeps lambda, T2 None keeps gamma; `gamma` None starts at sqrt(lam + eta);
     `gamma_bounds` None is [sqrt(eta), 1], `clip` False is no bounds at all.
     stats_rows, model_rows: S1 and S2 as that many leading cases (None: all).
+    spread: a refresh due at k > burn_in keeps the moments and the gammas that step leaves, and is
+    in use from step k + spread - 1 on; until then the inverse before it serves.
 
     A record describes iteration k = 1, 2, ...:
       k, loss (h(theta_k), l2 included), error, lam (used in M), gamma (the chosen one),
@@ -84,6 +87,7 @@ def run(
     gamma = math.sqrt(lam + eta) if gamma is None else gamma
     A = G = inverse = None
     records: list[StepDict] = []
+    kept: tuple | None = None  # step, moments and gammas of a refresh that comes later
 
     for k in range(1, steps + 1):
         net = dense.at(net, theta)
@@ -99,9 +103,19 @@ def run(
 
         refresh = k % T3 == 0 or k <= burn_in
         search = T2 is not None and k % T2 == 0
+        begins = refresh and spread > 1 and k > burn_in
+        named = gamma_candidates(gamma, search and not begins, omega2, low, high)
+        made_of = [(A, G, candidate) for candidate in named]
+        if begins:
+            refresh = False
+        if kept is not None and k == kept[0] + spread - 1:
+            refresh, (_, old_a, old_g, named) = True, kept
+            made_of = [(old_a, old_g, candidate) for candidate in named]
+            named = [gamma, *named[1:]]
+            kept = None
         tried = []
-        for candidate in gamma_candidates(gamma, search, omega2, low, high):
-            P = dense.preconditioner(A, G, structure, candidate, pi) if refresh else inverse
+        for candidate, origin in zip(named, made_of, strict=True):
+            P = dense.preconditioner(*origin[:2], structure, origin[2], pi) if refresh else inverse
             proposal = -(P @ g)
             directions = [proposal, previous] if momentum else [proposal]
             coeffs = quadratic.coefficients(directions, F, g, lam, eta)
@@ -146,5 +160,7 @@ def run(
             }
         )
         lam, gamma = next_lam, chosen
+        if begins:
+            kept = k, A, G, gamma_candidates(gamma, search, omega2, low, high)
         theta, previous = theta + delta, delta
     return records

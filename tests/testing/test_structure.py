@@ -13,8 +13,8 @@ from kfac_lab.testing import LawError, check, report
 BUILT_IN = {
     "block_diagonal": {"links_kept"},
     "block_diagonal(low_rank=True)": {"links_kept"},
-    "block_tridiagonal": {"apart_without_links"},
-    "block_tridiagonal(sigma='smith')": {"apart_without_links"},
+    "block_tridiagonal": {"apart_without_links", "joined_is_whole"},
+    "block_tridiagonal(sigma='smith')": {"apart_without_links", "joined_is_whole"},
 }
 
 

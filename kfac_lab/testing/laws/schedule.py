@@ -2,7 +2,7 @@
 
 Beside the common ones: ``flags_are_bools``, ``statistics_first``, ``gamma_implies_inverse``,
 ``factors_imply_inverse``, ``takes_any_drift``, ``takes_any_step``, ``check_is_a_period``,
-``drift_is_measured``.
+``drift_is_measured``, ``spread_is_a_number_of_steps``, ``spread_ends_in_time``.
 """
 
 # ruff: noqa: D103 - a law says itself what it demands
@@ -15,7 +15,14 @@ from typing import Any
 from kfac_lab.core.state import Due, Signals
 from kfac_lab.core.traits import ScheduleTraits, traits
 from kfac_lab.testing.law import Broken, Case, law, try_last
-from kfac_lab.testing.laws.common import CHEAP, Trial, common_laws, first_state, hidden
+from kfac_lab.testing.laws.common import (
+    CHEAP,
+    Trial,
+    common_laws,
+    exempt_unless,
+    first_state,
+    hidden,
+)
 from kfac_lab.testing.subjects import Subject
 from kfac_lab.testing.trees import Watch
 
@@ -145,6 +152,50 @@ def drift_is_measured(case: Case) -> None:
         if one != other:
             where = f"step {k}, with drift and without"
             raise Broken(where, "an attribute check, or the same due", "none, and another due")
+
+
+_spreads = exempt_unless(
+    lambda schedule: traits(schedule, ScheduleTraits).spread_over is not None,
+    "it spreads no refresh",
+)
+
+
+def _spread(component: Any, step: int) -> Any:
+    over = traits(component, ScheduleTraits).spread_over
+    assert over is not None
+    return over(step)
+
+
+@law(
+    SLOT,
+    "spread_over says over how many steps a refresh is spread: at least 1, at every step.",
+    needs=_OWN,
+    applies=_spreads,
+)
+def spread_is_a_number_of_steps(case: Case) -> None:
+    for k in (*range(1, STEPS + 1), 10**6, 10**9):
+        with hidden(f"spread_over({k})"):
+            steps = _spread(case.component, k)
+        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+            raise Broken(f"spread_over({k})", "a whole number of at least 1", f"{steps!r}")
+
+
+@law(
+    SLOT,
+    "A refresh that is spread ends before the next is due: else the next would be left out.",
+    needs=(*_OWN, "spread_is_a_number_of_steps"),
+    applies=_spreads,
+)
+def spread_ends_in_time(case: Case) -> None:
+    still, _ = subjects(case)  # what goes by the drift cannot know
+    dues = run(case.component, still, Watch())["due"]
+    ends = 0
+    for k, flags in enumerate(dues, 1):
+        if not Due(*flags).factors:
+            continue
+        if k < ends:
+            raise Broken(f"step {k}", f"no factors due before step {ends}", f"{Due(*flags)}")
+        ends = k + _spread(case.component, k) - 1
 
 
 def _period(component: Any) -> Any:

@@ -12,6 +12,8 @@ Besides the common ones:
 * ``keeps_no_moments``: factorise and damped keep no reference into the moments.
 * ``states_handed_on``: each block gets its own state at factorise and at damped, and the state that
   its factorise makes is given back.
+* ``joined_is_whole``: layers that are factorised and damped one by one and then joined give what
+  they give at once (exempt: it has no ``joined``).
 * ``previous_is_a_hint``: damped gives the same P from whatever was in use before.
 * ``saved``: the factorisation and P are saved without pickle and give the same.
 
@@ -60,6 +62,8 @@ from kfac_lab.testing.laws.structure_subjects import (
     table_of,
 )
 from kfac_lab.testing.subjects import (
+    GivenTable,
+    LayerShape,
     Subject,
     vector_of,
 )
@@ -250,6 +254,41 @@ def states_handed_on(case: Case) -> None:
 
 
 memos_handed_on = states_handed_on  # its former name
+
+
+_joins = exempt_unless(
+    lambda structure: traits(structure, StructureTraits).joined is not None, "it has no joined"
+)
+
+
+@law(
+    SLOT,
+    "Layers that are factorised and damped one by one, then joined, give what they give at once.",
+    needs=(*CHEAP, "states_handed_on"),
+    applies=_joins,
+)
+def joined_is_whole(case: Case) -> None:
+    structure = case.component
+    for subject in subjects(case):
+        table, shapes, states = (
+            table_of(structure, subject), subject["shapes"], subject["part_states"],
+        )  # fmt: skip
+        pieces = []
+        for n, shape in enumerate(shapes):
+            layer, own = (LayerShape(f"layer {n}", *shape),), GivenTable((table[n],), (), ())
+            blocks = (subject["blocks"][n],)
+            made, after = structure.factorise(layer, blocks, own, (states[n],))
+            inverse = structure.damped(made, after, subject["strength"], None)
+            pieces.append((made, tuple(after), inverse))
+        whole = inverse_of(structure, subject).apply(subject["vector"])
+        joined = structure.joined([inverse for _, _, inverse in pieces])
+        where = f"{subject.where}, joined by layer"
+        same_to_the_bit(where, "P of all layers at once", whole, joined.apply(subject["vector"]))
+        factors = structure.joined([made for made, _, _ in pieces])
+        after = tuple(state for _, own, _ in pieces for state in own)
+        anew = structure.damped(factors, after, subject["other"], None).apply(subject["vector"])
+        wanted = inverse_of(structure, subject, subject["other"]).apply(subject["vector"])
+        same_to_the_bit(f"{where}, then damped", "P of all layers at once", wanted, anew)
 
 
 def _earlier(subject: Subject) -> Subject:
