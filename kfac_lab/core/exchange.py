@@ -37,6 +37,7 @@ def _held(commit: Callable[[], None]) -> None:
         commit()
     finally:
         signal.signal(signal.SIGINT, before)
+        waiting.frame = None  # a circle, which would keep the tensors of all callers' frames
         if waiting.caught:
             signal.raise_signal(signal.SIGINT)
 
@@ -49,8 +50,8 @@ class Deferred:
     """
 
     def __init__(self, before: Any, frame: FrameType) -> None:
-        self.before, self.frame = before, frame
-        self.caught = False
+        self.before, self.caught = before, False
+        self.frame: FrameType | None = frame
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         at = frame
