@@ -138,7 +138,7 @@ def steps(device: str, small: bool, seconds: float) -> list[dict[str, Any]]:
     lines = []
     for problem, m in asked:
         line: dict[str, Any] = {"problem": problem, "m": m}
-        each = seconds / len(asked) / 4
+        each = seconds / len(asked) / (16 if small else 4)
         for label, graphs in (("K-FAC", False), ("K-FAC, program", True)):
             recipe = kl.Recipe.named("paper").replace(batch=f"constant(size={m})")
             run = kl.Run(problem, recipe, seed=0, device=device, graphs=graphs)

@@ -7,7 +7,6 @@ import dataclasses
 import gc
 import itertools
 import math
-import subprocess
 import sys
 import textwrap
 import warnings
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+import warm
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -330,7 +330,7 @@ def test_resume_in_a_new_process_is_bit_exact(tmp_path: Path, kind: str, recipe:
     for seed, rest in (("0", FIRST), ("99", SECOND)):
         script = textwrap.dedent(LOOP) + textwrap.dedent(rest)
         command = [sys.executable, "-c", script, str(tmp_path), seed, kind, recipe]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = warm.run(command)
         assert done.returncode == 0, done.stderr
     assert "resumed" in done.stdout
 

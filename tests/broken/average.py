@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from broken.half import common_half
+from broken.half import after, but, common_half, refused
 
 __all__ = ["BROKEN", "Sound"]
 
@@ -38,41 +38,7 @@ class Sound:
         return mean
 
 
-class _Doubles(Sound):
-    def init(self, theta: Sequence[Tensor]) -> PartState:
-        return super().init([t.double() for t in theta])
-
-
-class _FiveTensorsAtMost(Sound):
-    def update(self, part_state: PartState, theta: Sequence[Tensor]) -> PartState:
-        if len(theta) == 5:
-            raise ValueError("five is too many")
-        return super().update(part_state, theta)
-
-
-class _Flat(Sound):
-    def read(self, part_state: PartState) -> Sequence[Tensor] | None:
-        return [m.reshape(-1) for m in part_state["mean"]]
-
-
-class _CountsInPython(Sound):
-    def init(self, theta: Sequence[Tensor]) -> PartState:
-        return {**super().init(theta), "count": 0}
-
-
-class _LateRead(_CountsInPython):
-    def read(self, part_state: PartState) -> Sequence[Tensor] | None:
-        return part_state["mean"] if part_state["count"] else None
-
-
-class _KeepsTheta(Sound):
-    def init(self, theta: Sequence[Tensor]) -> PartState:
-        return {**super().init(theta), "mean": [t.detach() for t in theta]}
-
-
-class _FallsAway(Sound):
-    def update(self, part_state: PartState, theta: Sequence[Tensor]) -> PartState:
-        return super().update(part_state, [0.999 * t for t in theta])
+_CountsInPython = but(Sound, init=after(lambda found, theta: {**found, "count": 0}))
 
 
 class _Extrapolates(Sound):
@@ -86,20 +52,21 @@ class _Extrapolates(Sound):
         return beyond
 
 
-class _Stays(Sound):
-    def update(self, part_state: PartState, theta: Sequence[Tensor]) -> PartState:
-        return {"mean": part_state["mean"], "count": part_state["count"] + 1}
-
-
 BROKEN: dict[str, Callable[[], Any]] = {
     **common_half(Sound, "update"),
-    "dtype_follows": _Doubles,
-    "shaped_like_theta": _Flat,
-    "one_kind_of_answer": _LateRead,
-    "owns_its_tensors": _KeepsTheta,
-    "keeps_a_constant": _FallsAway,
+    "dtype_follows": but(Sound, init=lambda self, a, theta: a([t.double() for t in theta])),
+    "shaped_like_theta": but(Sound, read=after(lambda mean, _: [m.reshape(-1) for m in mean])),
+    "one_kind_of_answer": but(
+        _CountsInPython, read=after(lambda mean, state: mean if state["count"] else None)
+    ),
+    "owns_its_tensors": but(
+        Sound, init=after(lambda found, theta: {**found, "mean": [t.detach() for t in theta]})
+    ),
+    "keeps_a_constant": but(
+        Sound, update=lambda self, a, state, theta: a(state, [0.999 * t for t in theta])
+    ),
     "between_what_it_saw": _Extrapolates,
-    "follows": _Stays,
-    "trains": _FiveTensorsAtMost,
+    "follows": but(Sound, update=after(lambda new, state, theta: {**new, "mean": state["mean"]})),
+    "trains": but(Sound, update=refused(lambda state, theta: len(theta) == 5)),
     "replays": _CountsInPython,
 }

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from broken.common import Remembers, irregular, named
-from broken.half import common_half
+from broken.half import after, but, common_half, refused
 from broken.wrapping import unforwarding
 from kfac_lab.core.linalg import damped_inverse
 from kfac_lab.core.state import DampingStrength
@@ -90,27 +90,15 @@ def inverted(factored: tuple[Tensor, Tensor], gamma: Any) -> Inverse:
     return Inverse(left, right, a + shift * eyes[0], g + shift * eyes[1])
 
 
-def _changing(change: Callable[[Any, Inverse, Any], Any]) -> Callable[[], Any]:
-    return named(__name__, Sound, changed=change)
+def _changing(change: Callable[[Inverse, Any], Any]) -> type:
+    """Another inverse: of the sound one and the previous."""
+    return but(Sound, changed=lambda self, answer, *given: change(*given))
 
 
 def _inverse(**methods: Any) -> Callable[[], Any]:
     """A block whose inverse has other methods."""
     kind = named(__name__, Inverse, **methods)
-    return _changing(lambda self, inverse, previous: kind(**vars(inverse)))
-
-
-class _Writes(Sound):
-    def factorise(self, moments: Any, part_state: PartState) -> tuple[Any, PartState]:
-        found = super().factorise(moments, part_state)
-        moments["A"].mul_(0.5)
-        return found
-
-
-def _fails_in_a_run(self: Any, inverse: Inverse, previous: Any) -> Inverse:
-    if len(inverse.a) == 8:
-        raise ValueError("not eight")
-    return inverse
+    return _changing(lambda inverse, previous: kind(**vars(inverse)))
 
 
 @dataclass(frozen=True)
@@ -120,11 +108,6 @@ class _Forgets(Remembers, Sound):
             return inverse
         self.kept.append(1)
         return replace(inverse, scale=1 + len(self.kept) / 100)
-
-
-class _Twice(Sound):
-    def wants(self) -> Sequence[str]:
-        return ("A", "G", "A")
 
 
 def _skewed(self: Inverse, matrix: Tensor) -> Tensor:
@@ -145,33 +128,19 @@ def _undamped(self: Inverse) -> tuple[Tensor, Tensor]:
     return 2 * self.a, self.g
 
 
-class _Uneven(Sound):
-    """Less damping where γ lies between 0.2 and 1."""
-
-    def damped(
-        self, factored: Any, part_state: PartState, strength: DampingStrength, previous: Any
-    ) -> Any:
-        gamma = torch.as_tensor(strength.gamma)
-        middle = (gamma > 0.2) & (gamma < 1.0)
-        return inverted(factored, torch.where(middle, gamma / 10, gamma))
-
-
-class _Squared(Sound):
-    """γ² on each factor, so that γ⁴ stands for λ + η."""
-
-    def damped(
-        self, factored: Any, part_state: PartState, strength: DampingStrength, previous: Any
-    ) -> Any:
-        return inverted(factored, strength.gamma**2)
+def _damping(gamma: Callable[[DampingStrength], Any], sound: type = Sound) -> type:
+    """Another γ than it is given."""
+    return but(
+        sound,
+        damped=lambda self, answer, factored, part_state, strength, previous: answer(
+            factored, part_state, strength._replace(gamma=gamma(strength)), previous
+        ),
+    )
 
 
-class _ByLambda(_Plain):
-    """√(λ+η) on each factor, whatever γ is."""
-
-    def damped(
-        self, factored: Any, part_state: PartState, strength: DampingStrength, previous: Any
-    ) -> Any:
-        return inverted(factored, torch.sqrt(strength.lam + strength.eta))
+def _less_in_the_middle(strength: DampingStrength) -> Tensor:
+    gamma = torch.as_tensor(strength.gamma)
+    return torch.where((gamma > 0.2) & (gamma < 1.0), gamma / 10, gamma)
 
 
 @dataclass(frozen=True)
@@ -198,80 +167,60 @@ class _Observer(_Plain):
         return (moments["A"].clone(), g), part_state
 
 
-class _WeighsTheOld(_Observer):
-    def mixed(self, old: Tensor, new: Tensor, weight: float) -> Tensor:
-        return weight * old + (1 - weight) * new
+def _product(change: Callable[[Tensor, Tensor], Tensor]) -> type:
+    """Another product: of the sound one and the matrix."""
+    return but(Sound, product=after(lambda found, moments, state, v: change(found, v)))
 
 
-class _SumsCases(_Observer):
-    def shown(self, cotangents: Tensor) -> Tensor:
-        return super().shown(cotangents) * cotangents.shape[1]
-
-
-class _AddsCotangents(_Observer):
-    def shown(self, cotangents: Tensor) -> Tensor:
-        return cotangents.sum(0).square().mean((0, 1))
-
-
-def _product(change: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], Any]:
-    """A block with another product: of what a sound one gives, and the matrix."""
-
-    def product(self: Any, moments: Any, part_state: PartState, matrix: Tensor) -> Tensor:
-        return change(Sound.product(self, moments, part_state, matrix), matrix)
-
-    return named(__name__, Sound, product=product)
-
-
-class _Borrows(Sound):
-    def factorise(self, moments: Any, part_state: PartState) -> tuple[Any, PartState]:
-        return (moments["A"], moments["G"].clone()), part_state
-
-
-def _leans(self: Any, inverse: Inverse, previous: Any) -> Inverse:
+def _leans(inverse: Inverse, previous: Any) -> Inverse:
     if isinstance(previous, Inverse) and previous.a.shape == inverse.a.shape:
         return replace(inverse, right=(inverse.right + previous.right) / 2)
     return inverse
 
 
-def _unsaved(self: Any, inverse: Inverse, previous: Any) -> Inverse:
+def _unsaved(inverse: Inverse, previous: Any) -> Inverse:
     return replace(inverse, more=object()) if len(inverse.a) == 2 else inverse
 
 
 def _restless() -> Any:
     more = irregular()
     return _changing(
-        lambda self, inverse, previous: (
-            replace(inverse, right=inverse.right * 1.0) if more() else inverse
-        )
+        lambda inverse, previous: replace(inverse, right=inverse.right * 1.0) if more() else inverse
     )()
 
 
 BROKEN: dict[str, Callable[[], Any]] = {
     **common_half(Sound, "changed", lambda inverse, factor: replace(inverse, scale=factor)),
-    "inputs_not_written": _Writes,
+    "inputs_not_written": but(
+        Sound, factorise=after(lambda found, moments, _: (found, moments["A"].mul_(0.5))[0])
+    ),
     "dtype_follows": _inverse(apply=lambda self, v: Inverse.apply(self, v).double()),
     "forwards_traits": unforwarding("block", "kronecker"),
-    "trains": _changing(_fails_in_a_run),
+    "trains": but(Sound, changed=refused(lambda inverse, _: len(inverse.a) == 8)),
     "resumes": _Forgets,
     "replays": _restless,
-    "wants_known": _Twice,
+    "wants_known": but(Sound, wants=after(lambda names: (*names, "A"))),
     "shapes": _inverse(dense=lambda self: Inverse.dense(self)[:-1]),
     "linear": _inverse(apply=lambda self, v: Inverse.apply(self, v) * (1 + v * v / 100)),
     "symmetric": _inverse(apply=_skewed),
     "positive_definite": _inverse(apply=_negative),
     "equals_dense": _inverse(dense=_by_rows),
     "equals_its_factors": _inverse(factors=_undamped),
-    "falls_with_gamma": _Uneven,
-    "damping_limit": _Squared,
-    "gamma_damps": _ByLambda,
+    "falls_with_gamma": _damping(_less_in_the_middle),
+    "damping_limit": _damping(lambda strength: strength.gamma**2),  # γ⁴ stands for λ + η
+    "gamma_damps": _damping(lambda strength: torch.sqrt(strength.lam + strength.eta), _Plain),
     "product_linear": _product(lambda found, v: found + v * v),
     "product_symmetric": _product(lambda found, v: found + v.roll(1, 0) / 100),
     "product_positive": _product(lambda found, v: found - 100 * v),
     "inverts_its_product": _product(lambda found, v: 2 * found),
-    "observe_weighs": _WeighsTheOld,
-    "observe_means": _SumsCases,
-    "cotangents_even": _AddsCotangents,
-    "keeps_no_moments": _Borrows,
+    "observe_weighs": but(_Observer, mixed=lambda self, a, old, new, weight: a(new, old, weight)),
+    "observe_means": but(_Observer, shown=after(lambda g, rows: g * rows.shape[1])),
+    "cotangents_even": but(
+        _Observer, shown=after(lambda g, rows: rows.sum(0).square().mean((0, 1)))
+    ),
+    "keeps_no_moments": but(
+        Sound, factorise=after(lambda found, moments, _: ((moments["A"], found[0][1]), found[1]))
+    ),
     "previous_is_a_hint": _changing(_leans),
     "saved": _changing(_unsaved),
 }

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from broken.common import Misread, counted, first_of
+from broken.half import after, but, common_half
 
 __all__ = ["BROKEN", "Sound"]
 
@@ -23,6 +23,12 @@ class Sound:
 
     def mean_(self, tensors: Sequence[Tensor]) -> None:
         """They are the mean already."""
+        for tensor in tensors:
+            self.changed(tensor)
+
+    def changed(self, tensor: Tensor) -> Tensor:
+        """Where most of the broken ones differ: in place."""
+        return tensor
 
     def owner(self, keys: Sequence[Any], costs: Sequence[float]) -> Sequence[int]:
         """Everything is ours."""
@@ -32,68 +38,14 @@ class Sound:
         """Nobody to send to."""
 
 
-def _averaging(each: Callable[[Any, Tensor], Any]) -> Callable[[], Any]:
-    def mean_(self: Any, tensors: Sequence[Tensor]) -> None:
-        for tensor in tensors:
-            each(self, tensor)
-
-    return lambda: type("BrokenCollective", (Sound,), {"mean_": mean_})()
+def _averaging(change: Callable[[Tensor], Any]) -> type:
+    """A tensor's mean of one process is another one."""
+    return but(Sound, changed=after(lambda tensor, _: change(tensor)))
 
 
-class _Raises(Sound):
-    def owner(self, keys: Sequence[Any], costs: Sequence[float]) -> Sequence[int]:
-        if not keys:
-            raise ValueError("nothing to own")
-        return super().owner(keys, costs)
-
-
-def _counting() -> Any:
-    more = counted()
-    return _averaging(lambda self, t: t.mul_(more()))()
-
-
-def _sharing() -> Any:
-    first = first_of()
-    return _averaging(lambda self, t: t.mul_(1 if first(self) else 2))()
-
-
-class _SortsCosts(Sound):
-    def owner(self, keys: Sequence[Any], costs: Any) -> Sequence[int]:
-        costs.sort()
-        return super().owner(keys, costs)
-
-
-def _widens(self: Any, tensor: Tensor) -> None:
-    tensor.data = tensor.data.double()
-
-
-def _elsewhere(self: Any, tensor: Tensor) -> None:
-    tensor.data = tensor.data.clone()
-
-
-@dataclass(frozen=True)
-class _Misread(Misread, Sound):
-    pass
-
-
-class _Nobody(Sound):
-    rank: ClassVar[int] = 1
-
-
-class _Returns(Sound):
-    def broadcast_(self, tensors: Sequence[Tensor], owner: int) -> Any:
-        return tensors
-
-
-class _Beyond(Sound):
-    def owner(self, keys: Sequence[Any], costs: Sequence[float]) -> Sequence[int]:
-        return [1] * len(keys)
-
-
-class _Forgets(Sound):
-    def broadcast_(self, tensors: Sequence[Tensor], owner: int) -> None:
-        for tensor in tensors:
-            tensor.zero_()
+def _zeroed(_: Any, tensors: Sequence[Tensor], owner: int) -> None:
+    for tensor in tensors:
+        tensor.zero_()
 
 
 @dataclass(frozen=True)
@@ -129,21 +81,16 @@ class Summing:
 
 
 BROKEN: dict[str, Callable[[], Any]] = {
-    "runs": _Raises,
-    "finite": _averaging(lambda self, t: t.fill_(float("nan")) if t.shape == (2,) else None),
-    "deterministic": _counting,
-    "instances_share_nothing": _sharing,
-    "inputs_not_written": _SortsCosts,
-    "global_state_kept": _averaging(lambda self, t: torch.rand(1)),
-    "dtype_follows": _averaging(_widens),
-    "no_host_read": _averaging(lambda self, t: float(t.sum())),
-    "device_follows": _averaging(lambda self, t: t.mul_(torch.ones(1, dtype=t.dtype)[0])),
-    "round_trip": _Misread,
-    "rank_in_range": _Nobody,
-    "mean_of_one": _averaging(lambda self, t: t.div_(2)),
-    "mean_in_place": _averaging(_elsewhere),
-    "broadcast_in_place": _Returns,
-    "owner_valid": _Beyond,
-    "owner_keeps": _Forgets,
+    **common_half(Sound, "changed", lambda tensor, factor: tensor.mul_(factor)),
+    "inputs_not_written": but(
+        Sound, owner=after(lambda found, keys, costs: (costs.sort(), found)[1])
+    ),
+    "dtype_follows": _averaging(lambda t: setattr(t, "data", t.double())),
+    "rank_in_range": but(Sound, rank=1),
+    "mean_of_one": _averaging(lambda t: t.div_(2)),
+    "mean_in_place": _averaging(lambda t: setattr(t, "data", t.clone())),
+    "broadcast_in_place": but(Sound, broadcast_=after(lambda _, tensors, owner: tensors)),
+    "owner_valid": but(Sound, owner=after(lambda found, *_: [1] * len(found))),
+    "owner_keeps": but(Sound, broadcast_=after(_zeroed)),
     "two_processes": Summing,
 }

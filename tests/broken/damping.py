@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from broken.half import common_half
+from broken.half import after, but, common_half, first, refused
 from broken.wrapping import unforwarding
 from kfac_lab.core.state import DampingStrength, Due, StepRecord
 
@@ -55,96 +55,40 @@ class Sound:
         return strength._replace(lam=lam), {"count": count + 1}
 
 
-class _OneTriedOnly(Sound):
-    def adapt(
-        self, strength: DampingStrength, part_state: PartState, record: StepRecord
-    ) -> tuple[DampingStrength, PartState]:
-        ((_lam, _gamma, _value),) = record.candidates
-        return super().adapt(strength, part_state, record)
+_Unbounded = but(
+    Sound, adapt=lambda self, a, old, *rest: _unclamped(a(old, *rest), old, self.factor(rest[-1]))
+)
 
 
-class _StartsBelow(Sound):
-    def init(self, problem: Any) -> tuple[DampingStrength, PartState]:
-        return DampingStrength(self.lam - 100 * problem.l2, 1.0), super().init(problem)[1]
+def _unclamped(found: Any, strength: DampingStrength, factor: Tensor) -> Any:
+    return found[0]._replace(lam=strength.lam * factor), found[1]
 
 
-class _NegativeAtNan(Sound):
-    def factor(self, record: StepRecord) -> Tensor:
-        found = super().factor(record)
-        return torch.where(torch.isnan(record.rho), -found, found)
-
-    def adapt(
-        self, strength: DampingStrength, part_state: PartState, record: StepRecord
-    ) -> tuple[DampingStrength, PartState]:
-        adapted, new = super().adapt(strength, part_state, record)
-        return adapted._replace(lam=strength.lam * self.factor(record)), new
+def _negative_at_nan(found: Tensor, record: StepRecord) -> Tensor:
+    return torch.where(torch.isnan(record.rho), -found, found)
 
 
-class _Single(Sound):
-    def init(self, problem: Any) -> tuple[DampingStrength, PartState]:
-        start, part_state = super().init(problem)
-        return start._replace(lam=torch.full_like(part_state["count"], self.lam)), part_state
+def _negative(found: Sequence[DampingStrength], strength: DampingStrength, due: Due) -> Any:
+    less = strength._replace(gamma=strength.gamma - (1e-2 - strength.eta) * 1e6)
+    return (strength, less) if due.gamma else (strength,)
 
 
-class _MovesEta(Sound):
-    def adapt(
-        self, strength: DampingStrength, part_state: PartState, record: StepRecord
-    ) -> tuple[DampingStrength, PartState]:
-        adapted, new = super().adapt(strength, part_state, record)
-        return adapted._replace(eta=strength.eta * 2), new
+def _other_lambdas(found: Sequence[DampingStrength], *given: Any) -> Any:
+    return found[0], *(each._replace(lam=each.lam / 2) for each in found[1:])
 
 
-class _LargerFirst(Sound):
-    def candidates(self, strength: DampingStrength, due: Due) -> tuple[DampingStrength, ...]:
-        return super().candidates(strength, due)[::-1]
+def _single(found: DampingStrength, problem: Any) -> DampingStrength:
+    return found._replace(lam=torch.full((), float(found.lam), device=problem.device))
 
 
-class _AlwaysSearches(Sound):
-    def candidates(self, strength: DampingStrength, due: Due) -> tuple[DampingStrength, ...]:
-        return super().candidates(strength, due._replace(gamma=True))
+def _where(rho_below: bool, factor: float) -> Any:
+    """Another factor of λ on one side of ρ = 0.5 (above), 0.25 (below)."""
 
+    def other(found: Tensor, record: StepRecord) -> Tensor:
+        here = record.rho <= 0.25 if rho_below else record.rho > 0.5
+        return torch.where(here, torch.full_like(found, factor), found)
 
-class _NegativeGamma(Sound):
-    def candidates(self, strength: DampingStrength, due: Due) -> tuple[DampingStrength, ...]:
-        less = strength._replace(gamma=strength.gamma - (1e-2 - strength.eta) * 1e6)
-        return (strength, less) if due.gamma else (strength,)
-
-
-class _OtherLambdas(Sound):
-    def candidates(self, strength: DampingStrength, due: Due) -> tuple[DampingStrength, ...]:
-        first, *others = super().candidates(strength, due)
-        return first, *(each._replace(lam=each.lam / 2) for each in others)
-
-
-class _Unbounded(Sound):
-    def adapt(
-        self, strength: DampingStrength, part_state: PartState, record: StepRecord
-    ) -> tuple[DampingStrength, PartState]:
-        adapted, new = super().adapt(strength, part_state, record)
-        return adapted._replace(lam=strength.lam * self.factor(record)), new
-
-
-class _GrowsWhenGood(Sound):
-    def factor(self, record: StepRecord) -> Tensor:
-        rho = record.rho
-        return torch.where(rho > 0.5, torch.full_like(rho, 2.0), super().factor(record))
-
-
-class _ShrinksWhenBad(Sound):
-    def factor(self, record: StepRecord) -> Tensor:
-        rho = record.rho
-        return torch.where(rho > 0.25, super().factor(record), torch.full_like(rho, 0.5))
-
-
-class _NeedsItAllTheSame(Sound):
-    needs_rho: ClassVar[bool] = False
-    follows_rho: ClassVar[bool] = False
-
-
-class _SwapForgets(Sound):
-    def on_swap(self, strength: DampingStrength) -> DampingStrength:
-        """λ as given, whatever was kept."""
-        return strength._replace(lam=self.lam)
+    return after(other)
 
 
 class _NeverContent(Sound):
@@ -163,29 +107,34 @@ class _RetriesBelow(Sound):
         return strength._replace(lam=-strength.lam) if record.step >= 1000 and not tries else None
 
 
-class _ByStep(Sound):
-    def factor(self, record: StepRecord) -> Tensor:
-        return super().factor(record) * (1.0 + 0.0 * record.step)
+class _SwapForgets(Sound):
+    def on_swap(self, strength: DampingStrength) -> DampingStrength:
+        """λ as given, whatever was kept."""
+        return strength._replace(lam=self.lam)
 
 
 BROKEN: dict[str, Callable[[], Any]] = {
     **common_half(Sound, "adapt"),
     "forwards_traits": unforwarding("damping", "levenberg_marquardt"),
-    "starts_valid": _StartsBelow,
-    "stays_valid": _NegativeAtNan,
-    "scalars_double": _Single,
-    "eta_kept": _MovesEta,
-    "current_first": _LargerFirst,
-    "alone_unless_due": _AlwaysSearches,
-    "candidates_valid": _NegativeGamma,
-    "candidates_differ_in_gamma": _OtherLambdas,
+    "starts_valid": but(
+        Sound, init=first(lambda found, problem: DampingStrength(found.lam - 100 * problem.l2, 1.0))
+    ),
+    "stays_valid": but(_Unbounded, factor=after(_negative_at_nan)),
+    "scalars_double": but(Sound, init=first(_single)),
+    "eta_kept": but(Sound, adapt=first(lambda found, old, *_: found._replace(eta=old.eta * 2))),
+    "current_first": but(Sound, candidates=after(lambda found, *_: found[::-1])),
+    "alone_unless_due": but(
+        Sound, candidates=lambda self, a, old, due: a(old, due._replace(gamma=True))
+    ),
+    "candidates_valid": but(Sound, candidates=after(_negative)),
+    "candidates_differ_in_gamma": but(Sound, candidates=after(_other_lambdas)),
     "bounds_kept": _Unbounded,
-    "lambda_falls_when_good": _GrowsWhenGood,
-    "lambda_grows_when_bad": _ShrinksWhenBad,
-    "goes_by_the_step": _NeedsItAllTheSame,
+    "lambda_falls_when_good": but(Sound, factor=_where(False, 2.0)),
+    "lambda_grows_when_bad": but(Sound, factor=_where(True, 0.5)),
+    "goes_by_the_step": but(Sound, needs_rho=False, follows_rho=False),
     "swap_keeps_lambda": _SwapForgets,
     "retry_valid": _RetriesBelow,
     "retry_ends": _NeverContent,
-    "trains": _OneTriedOnly,
-    "replays": _ByStep,
+    "trains": but(Sound, adapt=refused(lambda old, state, record: len(record.candidates) != 1)),
+    "replays": but(Sound, factor=after(lambda found, record: found * (1.0 + 0.0 * record.step))),
 }

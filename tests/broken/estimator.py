@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from broken.common import Remembers, irregular
-from broken.half import common_half
+from broken.half import after, but, common_half, refused
 from broken.wrapping import unforwarding
 
 __all__ = ["BROKEN", "Sound"]
@@ -37,20 +37,9 @@ class Sound:
         return cotangent
 
 
-def _changing(change: Callable[[Any, Tensor, Tensor], Tensor]) -> Callable[[], Any]:
-    return lambda: type("BrokenEstimator", (Sound,), {"changed": change})()
-
-
-def _writes(self: Any, cotangent: Tensor, outputs: Tensor) -> Tensor:
-    outputs.mul_(1.0001)
-    return cotangent
-
-
-class _FailsInARun(Sound):
-    def decay(self, k: int) -> float:
-        if k == 4:
-            raise ValueError("not the fourth")
-        return super().decay(k)
+def _changing(change: Callable[[Tensor, Tensor], Tensor]) -> type:
+    """Another cotangent: of the sound one and the outputs."""
+    return but(Sound, changed=lambda self, answer, *given: change(*given))
 
 
 @dataclass(frozen=True)
@@ -59,16 +48,6 @@ class _Forgets(Remembers, Sound):
         known = k - 1 in self.kept
         self.kept.append(k)
         return super().decay(k) * (1.0 if known else 0.5)
-
-
-class _NeverForgets(Sound):
-    def decay(self, k: int) -> float:
-        return 1.0 if k >= 10_000 else super().decay(k)
-
-
-class _KeepsTheZeros(Sound):
-    def decay(self, k: int) -> float:
-        return 0.9
 
 
 class _OwnGenerator(Sound):
@@ -82,21 +61,21 @@ class _OwnGenerator(Sound):
 
 def _restless() -> Any:
     more = irregular()
-    return _changing(lambda self, g, outputs: g * 1.0 if more() else g)()
+    return _changing(lambda g, outputs: g * 1.0 if more() else g)()
 
 
 BROKEN: dict[str, Callable[[], Any]] = {
     **common_half(Sound, "changed", lambda cotangent, factor: cotangent * factor),
-    "inputs_not_written": _changing(_writes),
-    "dtype_follows": _changing(lambda self, g, outputs: g.float()),
+    "inputs_not_written": _changing(lambda g, outputs: (g, outputs.mul_(1.0001))[0]),
+    "dtype_follows": _changing(lambda g, outputs: g.float()),
     "forwards_traits": unforwarding("estimator", "sampled"),
-    "trains": _FailsInARun,
+    "trains": but(Sound, decay=refused(lambda k: k == 4)),
     "resumes": _Forgets,
     "fraction_in_range": lambda: Sound(fraction=1.5),
-    "decay_in_range": _NeverForgets,
-    "starts_afresh": _KeepsTheZeros,
-    "one_shape": _changing(lambda self, g, outputs: g.flatten(1)),
-    "second_moment": _changing(lambda self, g, outputs: 1.2 * g),
+    "decay_in_range": but(Sound, decay=after(lambda weight, k: 1.0 if k >= 10_000 else weight)),
+    "starts_afresh": but(Sound, decay=after(lambda weight, k: 0.9)),
+    "one_shape": _changing(lambda g, outputs: g.flatten(1)),
+    "second_moment": _changing(lambda g, outputs: 1.2 * g),
     "draws_through_draw": _OwnGenerator,
     "replays": _restless,
 }

@@ -7,7 +7,7 @@ the host, writes into what it was given, or answers with what it should not.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,15 +16,15 @@ from broken.common import Misread, counted, first_of, named
 from kfac_lab.core.trees import mapped, tensors
 from kfac_lab.testing.law import LAWS
 
-__all__ = ["but", "common_half", "remembered"]
+__all__ = ["after", "but", "common_half", "first", "refused", "remembered"]
 
 Maker = Callable[[], Any]
 Change = Callable[..., Any]
 
 
-def but(sound: type, **changes: Change) -> type:
+def but(sound: type, **changes: Any) -> type:
     """Parts like ``sound`` with other methods: ``change(self, answer, *given)`` is the method's
-    answer, ``answer(*given)`` what the sound one gives."""
+    answer, ``answer(*given)`` what the sound one gives. What cannot be called is an attribute."""
 
     def method(name: str, change: Change) -> Change:
         def changed(self: Any, *given: Any) -> Any:
@@ -32,7 +32,33 @@ def but(sound: type, **changes: Change) -> type:
 
         return changed
 
-    return named(__name__, sound, **{n: method(n, c) for n, c in changes.items()})
+    other = {n: method(n, c) if callable(c) else c for n, c in changes.items()}
+    return named(__name__, sound, **other)
+
+
+def after(change: Change) -> Change:
+    """For ``but``: ``change(found, *given)`` of what the sound one finds."""
+    return lambda self, answer, *given: change(answer(*given), *given)
+
+
+def first(change: Change) -> Change:
+    """As :func:`after`, of the first of the things that it finds."""
+
+    def changed(found: Sequence[Any], *given: Any) -> tuple[Any, ...]:
+        return (change(found[0], *given), *found[1:])
+
+    return after(changed)
+
+
+def refused(where: Callable[..., Any]) -> Change:
+    """For ``but``: a method that breaks down where ``where(*given)`` says so."""
+
+    def changed(self: Any, answer: Change, *given: Any) -> Any:
+        if where(*given):
+            raise ValueError("not this one")
+        return answer(*given)
+
+    return changed
 
 
 def remembered(answer: Any, more: Any) -> Any:
@@ -56,14 +82,14 @@ def common_half(
     def raises(self: Any, answer: Change, *given: Any) -> Any:
         raise ValueError("no")
 
-    def counts() -> Any:
+    def counts(*made_of: Any) -> Any:
         more = counted()
-        return but(sound, **{method: lambda self, a, *g: alter(a(*g), more())})()
+        return but(sound, **{method: lambda self, a, *g: alter(a(*g), more())})(*made_of)
 
-    def shares() -> Any:
+    def shares(*made_of: Any) -> Any:
         first = first_of()
         told = lambda self, a, *g: alter(a(*g), 1.0 if first(self) else 2.0)  # noqa: E731
-        return but(sound, **{method: told})()
+        return but(sound, **{method: told})(*made_of)
 
     def writes(self: Any, answer: Change, *given: Any) -> Any:
         next(value for value in given if isinstance(value, dict))["written"] = 1

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from broken.common import counted
+from broken.half import after, but, common_half, refused
 from kfac_lab.core.layers import Recorded, plain_call
 from kfac_lab.testing.subjects import normal
 
@@ -82,77 +82,35 @@ def _given(kind: type) -> tuple[Any, dict[str, Any]]:
     return kind(module), {"inputs": normal(4, 2, 3, seed=1702).float()}
 
 
-def _made(kind: type) -> Callable[[], Any]:
-    return lambda: _given(kind)
+def _given_by(make: Callable[..., Any]) -> Callable[[], Any]:
+    """A maker of layers, with the module and inputs that they need."""
+    return lambda: _given(make)
 
 
-def _with(**methods: Any) -> Callable[[], Any]:
-    return lambda: _given(type("BrokenLayer", (Sound,), methods))
-
-
-class _Raises(Sound):
-    def rows_in(self, inputs: Tensor) -> Tensor:
-        if len(inputs) == 1:
-            raise ValueError("one case is not enough")
-        return super().rows_in(inputs)
-
-
-class _NanAlone(Sound):
-    def rows_out(self, gradients: Tensor) -> Tensor:
-        return super().rows_out(gradients) * (float("nan") if len(gradients) == 1 else 1.0)
-
-
-def _counting() -> Any:
-    more = counted()
-    return _with(rows_out=lambda self, g: Sound.rows_out(self, g) * more())()
+def _with(**changes: Any) -> Callable[[], Any]:
+    return _given_by(but(Sound, **changes))
 
 
 def _sharing() -> Any:
     seen: list[int] = []
 
-    def rows_out(self: Sound, gradients: Tensor) -> Tensor:
+    def rows_out(self: Sound, answer: Any, gradients: Tensor) -> Tensor:
         seen.append(self.token)
-        return Sound.rows_out(self, gradients) * (1 if seen[0] == self.token else 2)
+        return answer(gradients) * (1 if seen[0] == self.token else 2)
 
     return _with(rows_out=rows_out)()
 
 
-class _Writes(Sound):
-    def rows_out(self, gradients: Tensor) -> Tensor:
-        found = super().rows_out(gradients)
-        gradients.zero_()
-        return found
+def _often(self: Sound, answer: Any, *given: Any) -> Tensor:
+    """Breaks down at the sixth call."""
+    self.calls.append(1)
+    return refused(lambda *_: len(self.calls) > 5)(self, answer, *given)
 
 
-class _Draws(Sound):
-    def rows_out(self, gradients: Tensor) -> Tensor:
-        torch.rand(1)
-        return super().rows_out(gradients)
-
-
-class _Reads(Sound):
-    def rows_out(self, gradients: Tensor) -> Tensor:
-        found = super().rows_out(gradients)
-        return found if float(gradients.sum()) < 1e9 else -found
-
-
-class _FailsInARun(Sound):
-    def tangent(
-        self, matrices: Sequence[Tensor], inputs: Tensor, tangents: Tensor | None
-    ) -> Tensor:
-        self.calls.append(1)
-        if len(self.calls) > 5:
-            raise ValueError("five times are enough")
-        return super().tangent(matrices, inputs, tangents)
-
-
-class _Forgets(Sound):
-    def tangent(
-        self, matrices: Sequence[Tensor], inputs: Tensor, tangents: Tensor | None
-    ) -> Tensor:
-        self.calls.append(1)
-        found = super().tangent(matrices, inputs, tangents)
-        return found * (1 + len(self.calls) / 100) if len(self.calls) > 3 else found
+def _counts(self: Sound, answer: Any, *given: Any) -> Tensor:
+    """More from the fourth call on."""
+    self.calls.append(1)
+    return answer(*given) * (1 + len(self.calls) / 100 if len(self.calls) > 3 else 1)
 
 
 class _WithoutBias(Sound):
@@ -185,29 +143,18 @@ class _Joined(Sound):
         return gradients.reshape(1, -1, self.d_out)
 
 
-class _Packed(Sound):
-    def pack(self, tensors: Sequence[Tensor]) -> Tensor:
-        matrix = super().pack(tensors)
-        return matrix[None] if matrix.dtype == torch.float64 else matrix
+def _one_more(matrix: Tensor, *_: Any) -> Tensor:
+    return matrix[None] if matrix.dtype == torch.float64 else matrix
 
 
-class _Cubed(Sound):
+def _cubed(matrix: Tensor, *_: Any) -> Tensor:
     """float32, in which runs go, is left alone."""
-
-    def pack(self, tensors: Sequence[Tensor]) -> Tensor:
-        matrix = super().pack(tensors)
-        return matrix**3 if matrix.dtype == torch.float64 else matrix
-
-    def unpack(self, matrix: Tensor) -> tuple[Tensor, ...]:
-        if matrix.dtype == torch.float64:
-            matrix = matrix.sign() * matrix.abs() ** (1 / 3)
-        return super().unpack(matrix)
+    return matrix**3 if matrix.dtype == torch.float64 else matrix
 
 
-class _Doubling(Sound):
-    def unpack(self, matrix: Tensor) -> tuple[Tensor, ...]:
-        weight, bias = super().unpack(matrix)
-        return weight * 2, bias * 2
+def _cube_root(self: Sound, answer: Any, matrix: Tensor) -> Any:
+    small = matrix.dtype == torch.float64
+    return answer(matrix.sign() * matrix.abs() ** (1 / 3) if small else matrix)
 
 
 class _Wider(Sound):
@@ -229,55 +176,19 @@ class _Wider(Sound):
         return super().unpack(matrix[:, :-1])
 
 
-class _Reversed(Sound):
-    def rows_in(self, inputs: Tensor) -> Tensor:
-        return super().rows_in(inputs).flip(0)
-
-    def rows_out(self, gradients: Tensor) -> Tensor:
-        return gradients.flip(0)
+def _both(change: Callable[..., Any]) -> Callable[[], Any]:
+    """The rows of inputs and of gradients changed alike: of the rows and what they are from."""
+    return _with(rows_in=after(change), rows_out=after(change))
 
 
-class _Longer(Sound):
-    def tangent(
-        self, matrices: Sequence[Tensor], inputs: Tensor, tangents: Tensor | None
-    ) -> Tensor:
-        return 1.1 * super().tangent(matrices, inputs, tangents)
-
-
-class _Still(Sound):
-    def tangent(
-        self, matrices: Sequence[Tensor], inputs: Tensor, tangents: Tensor | None
-    ) -> Tensor:
-        return super().tangent(matrices, inputs, None)
-
-
-class _Pulls(Sound):
-    def pullback(self, gradients: Tensor, inputs: Tensor) -> Tensor:
-        return 1.1 * super().pullback(gradients, inputs)
-
-
-class _FoldedShifted(Sound):
+def _folded_shifted(rows: Tensor, given: Tensor) -> Tensor:
     """Of more than 6 rows, those of a case are the next one's too; A and G are the same."""
-
-    def rows_in(self, inputs: Tensor) -> Tensor:
-        rows = super().rows_in(inputs)
-        return rows.roll(1, 0) if len(rows) > 6 else rows
-
-    def rows_out(self, gradients: Tensor) -> Tensor:
-        rows = super().rows_out(gradients)
-        return rows.roll(1, 0) if len(rows) > 6 else rows
+    return rows.roll(1, 0) if len(rows) > 6 else rows
 
 
-class _SwappedShifted(Sound):
+def _swapped_shifted(rows: Tensor, given: Tensor) -> Tensor:
     """The same along the second dimension, where there is one more than usual."""
-
-    def rows_in(self, inputs: Tensor) -> Tensor:
-        rows = super().rows_in(inputs)
-        return rows.roll(1, 1) if inputs.dim() > 3 else rows
-
-    def rows_out(self, gradients: Tensor) -> Tensor:
-        rows = super().rows_out(gradients)
-        return rows.roll(1, 1) if gradients.dim() > 3 else rows
+    return rows.roll(1, 1) if given.dim() > 3 else rows
 
 
 class _MergesCopies(Sound):
@@ -293,18 +204,9 @@ class _MergesCopies(Sound):
         return Recorded(call.inputs[:1], one, one.expand_as(output))
 
 
-class _InPairs(Sound):
-    """From 4 cases on it takes them in pairs; the last odd one is forgotten."""
-
-    def rows_in(self, inputs: Tensor) -> Tensor:
-        return super().rows_in(_even(inputs))
-
-    def rows_out(self, gradients: Tensor) -> Tensor:
-        return super().rows_out(_even(gradients))
-
-
-def _even(given: Tensor) -> Tensor:
-    return given[: len(given) - len(given) % 2] if len(given) > 3 else given
+def _in_pairs(rows: Tensor, given: Tensor) -> Tensor:
+    """From 4 cases on in pairs; the last odd one is forgotten."""
+    return rows[: len(rows) - len(rows) % 2] if len(rows) > 3 else rows
 
 
 class _FillsUp(Sound):
@@ -319,33 +221,31 @@ class _FillsUp(Sound):
 
 
 BROKEN: dict[str, Callable[[], Any]] = {
-    "runs": _made(_Raises),
-    "finite": _made(_NanAlone),
-    "deterministic": _counting,
+    **{
+        law: _given_by(make)
+        for law, make in common_half(Sound, "rows_out", lambda rows, by: rows * by).items()
+    },
     "instances_share_nothing": _sharing,
-    "inputs_not_written": _made(_Writes),
-    "global_state_kept": _made(_Draws),
-    "dtype_follows": _with(rows_out=lambda self, g: g.float()),
-    "no_host_read": _made(_Reads),
-    "device_follows": _with(
-        rows_out=lambda self, g: Sound.rows_out(self, g) * torch.ones(1, dtype=g.dtype)
+    "inputs_not_written": _with(rows_out=after(lambda rows, g: (rows, g.zero_())[0])),
+    "dtype_follows": _with(rows_out=after(lambda rows, _: rows.float())),
+    "trains": _with(tangent=_often),
+    "resumes": _with(tangent=_counts),
+    "names_cover": _given_by(_WithoutBias),
+    "row_shapes": _given_by(_Joined),
+    "pack_shape": _with(pack=after(_one_more)),
+    "pack_linear": _with(pack=after(_cubed), unpack=_cube_root),
+    "unpack_undoes_pack": _with(unpack=after(lambda found, _: tuple(2 * t for t in found))),
+    "pack_undoes_unpack": _given_by(_Wider),
+    "gradient_from_rows": _with(rows_out=after(lambda rows, _: 2 * rows)),
+    "cases_apart": _both(lambda rows, _: rows.flip(0)),
+    "tangent_of_parameters": _with(tangent=after(lambda found, *_: 1.1 * found)),
+    "tangent_of_inputs": _with(
+        tangent=lambda self, a, matrices, inputs, _: a(matrices, inputs, None)
     ),
-    "trains": _made(_FailsInARun),
-    "resumes": _made(_Forgets),
-    "names_cover": _made(_WithoutBias),
-    "row_shapes": _made(_Joined),
-    "pack_shape": _made(_Packed),
-    "pack_linear": _made(_Cubed),
-    "unpack_undoes_pack": _made(_Doubling),
-    "pack_undoes_unpack": _made(_Wider),
-    "gradient_from_rows": _with(rows_out=lambda self, g: 2 * g),
-    "cases_apart": _made(_Reversed),
-    "tangent_of_parameters": _made(_Longer),
-    "tangent_of_inputs": _made(_Still),
-    "pullback_to_inputs": _made(_Pulls),
-    "folded_rows": _made(_FoldedShifted),
-    "swapped_rows": _made(_SwappedShifted),
-    "shared_rows": _made(_MergesCopies),
-    "routed_rows": _made(_InPairs),
-    "empty_rows": _made(_FillsUp),
+    "pullback_to_inputs": _with(pullback=after(lambda found, *_: 1.1 * found)),
+    "folded_rows": _both(_folded_shifted),
+    "swapped_rows": _both(_swapped_shifted),
+    "shared_rows": _given_by(_MergesCopies),
+    "routed_rows": _both(_in_pairs),
+    "empty_rows": _given_by(_FillsUp),
 }

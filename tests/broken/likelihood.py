@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from broken.common import Remembers, counted, first_of
+from broken.common import Remembers
+from broken.half import after, but, common_half, refused
 from kfac_lab.core.likelihood import Gaussian
 from kfac_lab.core.likelihood.torch_regression import MeanSquaredError
 
@@ -61,48 +62,9 @@ class Sound:
         return outputs.clone()
 
 
-def _with(**methods: Any) -> Callable[[], Any]:
-    return lambda: type("BrokenLikelihood", (Sound,), methods)()
-
-
-class _Raises(Sound):
-    def mean(self, outputs: Tensor) -> Tensor:
-        if len(outputs) == 1:
-            raise ValueError("one case is not enough")
-        return super().mean(outputs)
-
-
-def _counting() -> Any:
-    more = counted()
-    return _with(mean=lambda self, z: z * more())()
-
-
-def _sharing() -> Any:
-    first = first_of()
-    return _with(mean=lambda self, z: z * (1 if first(self) else 2))()
-
-
-class _Writes(Sound):
-    def error(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        found = super().error(outputs, targets)
-        targets.mul_(0.5)
-        return found
-
-
-def _draws(self: Any, outputs: Tensor) -> Tensor:
-    torch.rand(1)
-    return outputs.clone()
-
-
-def _reads(self: Any, outputs: Tensor) -> Tensor:
-    return outputs.clone() if float(outputs.sum()) < 1e9 else -outputs
-
-
-class _FailsInARun(Sound):
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        if len(outputs) == 16:
-            raise ValueError("not sixteen")
-        return super().loss(outputs, targets)
+def _answering(**answers: Callable[..., Any]) -> type:
+    """Other methods, of what the sound one gives and what it was given."""
+    return but(Sound, **{name: after(answer) for name, answer in answers.items()})
 
 
 @dataclass(frozen=True)
@@ -124,41 +86,19 @@ class _Drifts(Gaussian):
         return super().gradient(outputs, targets) + 0.1
 
 
-class _Column(Sound):
-    def factor_column(self, outputs: Tensor, column: int) -> Tensor:
-        return super().factor_column(outputs, column) * (1.1 if column == 0 else 1.0)
+def _first(like: Tensor) -> Tensor:
+    """1 for every case's first output, 0 for the others."""
+    found = torch.zeros_like(like)
+    found.view(len(found), -1)[:, 0] = 1
+    return found
 
 
-class _Doubled(Sound):
-    def sampled_gradient(self, outputs: Tensor, uniforms: Tensor) -> Tensor:
-        return super().sampled_gradient(outputs, uniforms) * 2**0.5
-
-    def factor_transposed(self, outputs: Tensor, tangents: Tensor) -> Tensor:
-        return tangents * 2**0.5
-
-    def fisher(self, outputs: Tensor, tangents: Tensor) -> Tensor:
-        return tangents * 2
-
-    def factor_column(self, outputs: Tensor, column: int) -> Tensor:
-        return super().factor_column(outputs, column) * 2**0.5
+def _off_centre(g: Tensor, outputs: Tensor, uniforms: Tensor) -> Tensor:
+    first = _first(g)
+    return g * (1 - first + first * 0.91**0.5) + 0.3 * first
 
 
-class _OffCentre(Sound):
-    def sampled_gradient(self, outputs: Tensor, uniforms: Tensor) -> Tensor:
-        g = super().sampled_gradient(outputs, uniforms)
-        first = torch.zeros_like(g)
-        first.view(len(g), -1)[:, 0] = 1
-        return g * (1 - first + first * 0.91**0.5) + 0.3 * first
-
-
-class _Negative(Sound):
-    def fisher(self, outputs: Tensor, tangents: Tensor) -> Tensor:
-        found = tangents.clone()
-        found.view(len(found), -1)[:, 0] *= -1
-        return found
-
-
-def _broadcasting(self: Any, outputs: Tensor, targets: Tensor) -> Tensor:
+def _broadcasting(self: Any, answer: Any, outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs - targets).flatten(1).square().sum(1) / 2
 
 
@@ -183,32 +123,35 @@ class _ForgetsTheSum(_Sum):
 
 
 BROKEN: dict[str, Callable[[], Any]] = {
-    "runs": _Raises,
-    "finite": _with(mean=lambda self, z: z * (float("nan") if len(z) == 1 else 1)),
-    "deterministic": _counting,
-    "instances_share_nothing": _sharing,
-    "inputs_not_written": _Writes,
-    "global_state_kept": _with(mean=_draws),
-    "dtype_follows": _with(mean=lambda self, z: z.double()),
-    "no_host_read": _with(mean=_reads),
-    "device_follows": _with(mean=lambda self, z: z * torch.ones(1, dtype=z.dtype)),
-    "trains": _FailsInARun,
+    **common_half(Sound, "mean", lambda mean, factor: mean * factor),
+    "inputs_not_written": _answering(
+        error=lambda found, outputs, targets: (found, targets.mul_(0.5))[0]
+    ),
+    "dtype_follows": _answering(mean=lambda mean, _: mean.double()),
+    "trains": but(Sound, loss=refused(lambda outputs, targets: len(outputs) == 16)),
     "resumes": _Forgets,
-    "shapes": _with(mean=lambda self, z: z.unsqueeze(-1)),
-    "cases_apart": _with(mean=lambda self, z: z - z.mean(0)),
-    "gradient_of_loss": _with(gradient=lambda self, z, y: 1.01 * (z - y)),
+    "shapes": _answering(mean=lambda mean, _: mean.unsqueeze(-1)),
+    "cases_apart": _answering(mean=lambda mean, _: mean - mean.mean(0)),
+    "gradient_of_loss": _answering(gradient=lambda g, *_: 1.01 * g),
     "loss_by_density": _Drifts,
-    "targets_not_broadcast": _with(loss=_broadcasting),
-    "mean_is_expected": _with(mean=lambda self, z: 2 * z),
-    "error_least_at_mean": _with(error=lambda self, z, y: -Sound.error(self, z, y)),
-    "fisher_linear": _with(fisher=lambda self, z, u: u + u * u / 100),
-    "fisher_symmetric": _with(fisher=lambda self, z, u: u + u.roll(1, -1) / 100),
-    "fisher_positive": _Negative,
-    "columns_square_to_fisher": _Column,
-    "factor_squares_to_fisher": _with(factor_transposed=lambda self, z, u: 1.1 * u),
-    "fisher_is_hessian": _Doubled,
+    "targets_not_broadcast": but(Sound, loss=_broadcasting),
+    "mean_is_expected": _answering(mean=lambda mean, _: 2 * mean),
+    "error_least_at_mean": _answering(error=lambda found, *_: -found),
+    "fisher_linear": _answering(fisher=lambda u, *_: u + u * u / 100),
+    "fisher_symmetric": _answering(fisher=lambda u, *_: u + u.roll(1, -1) / 100),
+    "fisher_positive": _answering(fisher=lambda u, *_: u * (1 - 2 * _first(u))),
+    "columns_square_to_fisher": _answering(
+        factor_column=lambda unit, outputs, column: unit * (1.1 if column == 0 else 1.0)
+    ),
+    "factor_squares_to_fisher": _answering(factor_transposed=lambda u, *_: 1.1 * u),
+    "fisher_is_hessian": _answering(
+        sampled_gradient=lambda g, *_: g * 2**0.5,
+        factor_transposed=lambda u, *_: u * 2**0.5,
+        fisher=lambda u, *_: u * 2,
+        factor_column=lambda unit, *_: unit * 2**0.5,
+    ),
     "chunks_of_a_batch": _OwnDenominator,
     "fisher_of_known_targets": _ForgetsTheSum,
-    "sample_mean_zero": _OffCentre,
-    "sample_second_moment": _with(sampled_gradient=lambda self, z, u: 1.2 * torch.special.ndtri(u)),
+    "sample_mean_zero": _answering(sampled_gradient=_off_centre),
+    "sample_second_moment": _answering(sampled_gradient=lambda g, *_: 1.2 * g),
 }

@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from broken.common import first_of, named
+from broken.half import after, but, refused
 from kfac_lab.core.problem import Problem
 from kfac_lab.core.state import StepRecord
 
@@ -68,73 +70,46 @@ class Sound:
         return self.stepper(problem, recipe, seed, self.lr)
 
 
-def _of(**methods: Any) -> Callable[[], Any]:
-    """A method whose stepper has other methods than a sound one."""
-    stepper = type("Stepper", (_Descent,), methods)
-    return type("Method", (Sound,), {"stepper": stepper})
+def _of(**changes: Any) -> type:
+    """A method whose stepper has other methods than a sound one: see ``but``."""
+    return named(__name__, Sound, stepper=but(_Descent, **changes))
 
 
-def _raises(self: _Descent) -> StepRecord:
-    raise ValueError("not today")
-
-
-def _nan(self: _Descent, parameter: Tensor, gradient: Tensor) -> None:
+def _nan(self: _Descent, answer: Any, parameter: Tensor, gradient: Tensor) -> None:
     parameter.fill_(float("nan") if self.k == 4 else 0.1 * self.k)
 
 
 _calls = itertools.count(1)
 
 
-def _jitters(self: _Descent, parameter: Tensor, gradient: Tensor) -> None:
+def _jitters(self: _Descent, answer: Any, parameter: Tensor, gradient: Tensor) -> None:
     parameter -= (self.lr + 1e-3 * (next(_calls) % 7)) * gradient
 
 
-class _OneForAll(Sound):
-    _first: ClassVar[list[int]] = []
-
-    def attach(self, problem: Problem, recipe: Any, seed: int) -> Any:
-        self._first.append(id(self))
-        lr = self.lr * (1 if self._first[0] == id(self) else 2)
-        return self.stepper(problem, recipe, seed, lr)
+_seen = first_of()
 
 
-def _writes_cases(self: _Descent) -> StepRecord:
-    made = _Descent.step(self)
-    assert self.problem.inputs is not None
+def _one_for_all(self: Sound, answer: Any, *given: Any) -> Any:
+    stepper = answer(*given)
+    stepper.lr *= 1 if _seen(self) else 2
+    return stepper
+
+
+def _writes_cases(self: _Descent, answer: Any) -> StepRecord:
+    made = answer()
     self.problem.inputs.mul_(0.5)
     return made
 
 
-def _draws(self: _Descent) -> StepRecord:
-    torch.rand(1)
-    return _Descent.step(self)
-
-
-def _widens(stepper: _Descent) -> StepRecord:
+def _widens(self: _Descent, answer: Any) -> StepRecord:
     """Ends in float64 whatever the model was."""
-    made = _Descent.step(stepper)
-    if stepper.k == 4:
-        for parameter in stepper.theta:
-            parameter.data = parameter.data.double()
+    made = answer()
+    for parameter in self.theta if self.k == 4 else ():
+        parameter.data = parameter.data.double()
     return made
 
 
-@dataclass(frozen=True)
-class _ListField(Sound):
-    rates: Any = field(default_factory=lambda: [0.1, 0.01])
-
-
-def _counts_from_0(self: _Descent) -> StepRecord:
-    made = _Descent.step(self)
-    return replace(made, step=made.step - 1)
-
-
-def _many_losses(self: _Descent) -> StepRecord:
-    made = _Descent.step(self)
-    return replace(made, loss=torch.stack([made.loss, made.loss]))
-
-
-def _copies(self: _Descent, parameter: Tensor, gradient: Tensor) -> None:
+def _copies(self: _Descent, answer: Any, parameter: Tensor, gradient: Tensor) -> None:
     moved = torch.nn.Parameter(parameter - self.lr * gradient)
     for module in self.problem.model.modules():
         for name, own in list(module.named_parameters(recurse=False)):
@@ -143,32 +118,31 @@ def _copies(self: _Descent, parameter: Tensor, gradient: Tensor) -> None:
     self.theta = [moved if t is parameter else t for t in self.theta]
 
 
-class _SeedZero(Sound):
-    def attach(self, problem: Problem, recipe: Any, seed: int) -> Any:
-        return super().attach(problem, recipe, 0)
+def _looks_at_damping(self: Sound, answer: Any, problem: Problem, recipe: Any, seed: int) -> Any:
+    recipe["damping"]
+    return answer(problem, recipe, seed)
 
 
-class _LooksAtDamping(Sound):
-    def attach(self, problem: Problem, recipe: Any, seed: int) -> Any:
-        recipe["damping"]
-        return super().attach(problem, recipe, seed)
+@dataclass(frozen=True)
+class _ListField(Sound):
+    rates: Any = field(default_factory=lambda: [0.1, 0.01])
 
 
 BROKEN: dict[str, Callable[[], Any]] = {
-    "runs": _of(step=_raises),
+    "runs": _of(step=refused(lambda: True)),
     "finite": _of(move=_nan),
     "deterministic": _of(move=_jitters),
-    "instances_share_nothing": _OneForAll,
+    "instances_share_nothing": but(Sound, attach=_one_for_all),
     "inputs_not_written": _of(step=_writes_cases),
-    "global_state_kept": _of(step=_draws),
+    "global_state_kept": _of(step=lambda self, a: (torch.rand(1), a())[1]),
     "dtype_follows": _of(step=_widens),
     "round_trip": _ListField,
-    "counts_steps": _of(step=_counts_from_0),
-    "loss_finite": _of(step=_many_losses),
-    "asks_for_its_batch": _of(size=lambda self: 7),
+    "counts_steps": _of(step=after(lambda made: replace(made, step=made.step - 1))),
+    "loss_finite": _of(step=after(lambda made: replace(made, loss=made.loss.expand(2)))),
+    "asks_for_its_batch": _of(size=after(lambda size: 7)),
     "trains_in_place": _of(move=_copies),
-    "seed_matters": _SeedZero,
-    "uses_batch_and_average": _LooksAtDamping,
-    "resumes": _of(state=lambda self: {"step": 0, "model": self.problem.model.state_dict()}),
+    "seed_matters": but(Sound, attach=lambda self, a, problem, recipe, _: a(problem, recipe, 0)),
+    "uses_batch_and_average": but(Sound, attach=_looks_at_damping),
+    "resumes": _of(state=after(lambda state: {**state, "step": 0})),
     "all_six_or_none": _of(step_count=property(lambda self: self.k), seconds=0.0),
 }

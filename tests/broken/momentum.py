@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from broken.half import common_half
+from broken.half import after, but, common_half, refused
 from broken.wrapping import unforwarding
 from kfac_lab.core.protocols import Space, SubspaceModel
 from kfac_lab.core.state import DampingStrength, StepRecord
@@ -46,23 +46,9 @@ class Sound:
         return {"last": coefficients + 0}
 
 
-class _Singles(Sound):
-    def choose(self, restriction: SubspaceModel, strength: DampingStrength, step: int) -> Tensor:
-        return restriction.minimiser(strength).float()
-
-
-class _NeedsRho(Sound):
-    def update(self, part_state: PartState, coefficients: Tensor, record: StepRecord) -> PartState:
-        if isinstance(record.rho, float):  # NaN, where it is not due
-            raise ValueError("I need ρ at every step")
-        return super().update(part_state, coefficients, record)
-
-
-class _PreviousFirst(Sound):
-    def basis(
-        self, space: Space, direction: Vec, previous: Vec | None, part_state: PartState
-    ) -> tuple[Vec, ...]:
-        return super().basis(space, direction, previous, part_state)[::-1]
+def _choosing(change: Callable[..., Tensor], **more: Any) -> type:
+    """δ from what the minimiser of M is changed into; ``change(best, model, strength, step)``."""
+    return but(Sound, choose=after(change), **more)
 
 
 class _FlatVectors(Sound):
@@ -74,19 +60,6 @@ class _FlatVectors(Sound):
         if previous is not None and previous[1].shape[0] == 1:
             previous = Vec([previous[0], previous[1][0], *previous.matrices[2:]])
         return super().basis(space, direction, previous, part_state)
-
-
-class _NeedsPrevious(Sound):
-    def basis(
-        self, space: Space, direction: Vec, previous: Vec | None, part_state: PartState
-    ) -> tuple[Vec, ...]:
-        return direction, previous.scaled(1.0)  # type: ignore[union-attr]
-
-
-class _OneForAllOfThem(Sound):
-    def choose(self, restriction: SubspaceModel, strength: DampingStrength, step: int) -> Tensor:
-        best = restriction.minimiser(strength)
-        return torch.stack([best, best], 1)[:, :1]
 
 
 class _Solves(Sound):
@@ -104,51 +77,13 @@ class _Solves(Sound):
         return torch.where(at_rest, torch.zeros_like(best), best)
 
 
-class _DividesBySlope(Sound):
-    def choose(self, restriction: SubspaceModel, strength: DampingStrength, step: int) -> Tensor:
-        best, slope = restriction.minimiser(strength), restriction.slope[0]
-        return best * (slope / slope)
-
-
-class _Climbs(Sound):
+def _mistaken_sign(best: Tensor, model: SubspaceModel, *_: Any) -> Tensor:
     """A fixed rate, its sign mistaken."""
-
-    minimises: ClassVar[bool] = False
-    adapts: ClassVar[bool] = False
-
-    def choose(self, restriction: SubspaceModel, strength: DampingStrength, step: int) -> Tensor:
-        rate, kept = (
-            torch.full_like(restriction.slope, -0.1),
-            torch.full_like(restriction.slope, 0.9),
-        )
-        return torch.cat([rate[:1], kept[1:]])
+    return torch.cat([torch.full_like(best[:1], -0.1), torch.full_like(best[1:], 0.9)])
 
 
-class _Overshoots(Sound):
-    minimises: ClassVar[bool] = False
-
-    def choose(self, restriction: SubspaceModel, strength: DampingStrength, step: int) -> Tensor:
-        return 2.5 * restriction.minimiser(strength)
-
-
-class _Backwards(Sound):
-    """−μ for μ."""
-
-    minimises: ClassVar[bool] = False
-
-    def choose(self, restriction: SubspaceModel, strength: DampingStrength, step: int) -> Tensor:
-        best = restriction.minimiser(strength)
-        return torch.cat([best[:1], -best[1:]])
-
-
-class _Cautious(Sound):
-    def choose(self, restriction: SubspaceModel, strength: DampingStrength, step: int) -> Tensor:
-        return 0.9 * restriction.minimiser(strength)
-
-
-class _ByStep(Sound):
-    def choose(self, restriction: SubspaceModel, strength: DampingStrength, step: int) -> Tensor:
-        return restriction.minimiser(strength) * (1.0 + 0.0 * step)
+def _over_slope(best: Tensor, model: SubspaceModel, *_: Any) -> Tensor:
+    return best * (model.slope[0] / model.slope[0])
 
 
 class _Lengthens(Sound):
@@ -162,19 +97,21 @@ class _Lengthens(Sound):
 
 BROKEN: dict[str, Callable[[], Any]] = {
     **common_half(Sound, "update"),
-    "dtype_follows": _Singles,
+    "dtype_follows": _choosing(lambda best, *_: best.float()),
     "forwards_traits": unforwarding("momentum", "optimal"),
-    "direction_first": _PreviousFirst,
+    "direction_first": but(Sound, basis=after(lambda found, *_: found[::-1])),
     "basis_fits": _FlatVectors,
-    "first_step": _NeedsPrevious,
-    "one_for_each": _OneForAllOfThem,
+    "first_step": but(Sound, basis=lambda self, a, space, Δ, δ0, *_: (Δ, δ0.scaled(1.0))),
+    "one_for_each": _choosing(lambda best, *_: torch.stack([best, best], 1)[:, :1]),
     "finite_when_singular": _Solves,
-    "finite_at_a_minimum": _DividesBySlope,
-    "starts_downhill": _Climbs,
-    "descends": _Overshoots,
-    "signs_right": _Backwards,
-    "model_optimal": _Cautious,
+    "finite_at_a_minimum": _choosing(_over_slope),
+    "starts_downhill": _choosing(_mistaken_sign, minimises=False, adapts=False),
+    "descends": _choosing(lambda best, *_: 2.5 * best, minimises=False),
+    "signs_right": _choosing(lambda best, *_: torch.cat([best[:1], -best[1:]]), minimises=False),
+    "model_optimal": _choosing(lambda best, *_: 0.9 * best),
     "shortens": _Lengthens,
-    "trains": _NeedsRho,
-    "replays": _ByStep,
+    "trains": but(  # a float is NaN: where ρ is not due
+        Sound, update=refused(lambda state, c, record: isinstance(record.rho, float))
+    ),
+    "replays": _choosing(lambda best, model, strength, step: best * (1.0 + 0.0 * step)),
 }

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from broken.common import Remembers, irregular
-from broken.half import common_half
+from broken.half import but, common_half, refused
 from broken.wrapping import unforwarding
 from kfac_lab.core.state import DampingStrength
 from kfac_lab.core.subspace import SubspaceModel
@@ -41,25 +41,15 @@ class Sound:
         return found
 
 
-def _changing(change: Callable[[Any, SubspaceModel, Any], Any]) -> Callable[[], Any]:
-    return lambda: type("BrokenModel", (Sound,), {"changed": change})()
+def _changing(change: Callable[[SubspaceModel, Any], Any]) -> type:
+    """Another restriction of M: of the sound one and the evaluation."""
+    return but(Sound, changed=lambda self, answer, *given: change(*given))
 
 
 def _restricting(**methods: Any) -> Callable[[], Any]:
     """A model whose restriction has other methods."""
     kind = type("BrokenRestriction", (SubspaceModel,), methods)
-    return _changing(lambda self, found, evaluation: kind(**vars(found)))
-
-
-def _writes(self: Any, found: SubspaceModel, evaluation: Any) -> Any:
-    evaluation.gradient[0].mul_(1.01)
-    return found
-
-
-def _fails_in_a_run(self: Any, found: SubspaceModel, evaluation: Any) -> Any:
-    if evaluation.rows == 16:
-        raise ValueError("not sixteen")
-    return found
+    return _changing(lambda found, evaluation: kind(**vars(found)))
 
 
 @dataclass(frozen=True)
@@ -76,18 +66,9 @@ def _one_entry(self: SubspaceModel, coefficients: Tensor, strength: DampingStren
     return found[None] if len(coefficients) == 3 else found
 
 
-def _skewed(self: Any, found: SubspaceModel, evaluation: Any) -> Any:
-    more = torch.ones_like(found.curvature).triu(1) / 10
-    return replace(found, curvature=found.curvature + more)
-
-
-def _negative(self: Any, found: SubspaceModel, evaluation: Any) -> Any:
+def _negative(found: SubspaceModel, evaluation: Any) -> Any:
     less = 100.0 if len(found.slope) == 3 else 0.0
     return replace(found, curvature=found.curvature - less * found.gram)
-
-
-def _diagonal(self: Any, found: SubspaceModel, evaluation: Any) -> Any:
-    return replace(found, curvature=torch.diag(found.curvature.diagonal()))
 
 
 def _without_eta(self: SubspaceModel, coefficients: Tensor, strength: DampingStrength) -> Tensor:
@@ -107,39 +88,40 @@ def _free(
     return SubspaceModel.minimiser(self, strength)
 
 
-def _sums_cases(self: Any, found: SubspaceModel, evaluation: Any) -> Any:
-    return replace(found, curvature=evaluation.rows * found.curvature)
+def _curved(change: Callable[[Tensor, Any], Tensor]) -> type:
+    """Another curvature."""
+    return _changing(
+        lambda found, evaluation: replace(found, curvature=change(found.curvature, evaluation))
+    )
 
 
 def _restless() -> Any:
     more = irregular()
-    return _changing(
-        lambda self, found, _: replace(found, gram=found.gram * 1.0) if more() else found
-    )()
+    return _changing(lambda found, _: replace(found, gram=found.gram * 1.0) if more() else found)()
 
 
 BROKEN: dict[str, Callable[[], Any]] = {
     **common_half(
         Sound, "changed", lambda found, by: replace(found, curvature=found.curvature * by)
     ),
-    "inputs_not_written": _changing(_writes),
-    "dtype_follows": _changing(lambda self, found, _: replace(found, gram=found.gram.float())),
+    "inputs_not_written": _changing(
+        lambda found, evaluation: (found, evaluation.gradient[0].mul_(1.01))[0]
+    ),
+    "dtype_follows": _changing(lambda found, _: replace(found, gram=found.gram.float())),
     "forwards_traits": unforwarding("quadratic_model", "exact_fisher"),
-    "trains": _changing(_fails_in_a_run),
+    "trains": but(Sound, changed=refused(lambda found, evaluation: evaluation.rows == 16)),
     "resumes": _Forgets,
     "replays": _restless,
     "fraction_in_range": lambda: Sound(fraction=1.5),
     "shapes": _restricting(value=_one_entry),
-    "gram_of_basis": _changing(lambda self, found, _: replace(found, gram=2 * found.gram)),
-    "slope_of_gradient": _changing(lambda self, found, _: replace(found, slope=2 * found.slope)),
-    "curvature_symmetric": _changing(_skewed),
+    "gram_of_basis": _changing(lambda found, _: replace(found, gram=2 * found.gram)),
+    "slope_of_gradient": _changing(lambda found, _: replace(found, slope=2 * found.slope)),
+    "curvature_symmetric": _curved(lambda matrix, _: matrix + torch.ones_like(matrix).triu(1) / 10),
     "curvature_positive": _changing(_negative),
-    "basis_change": _changing(_diagonal),
-    "mean_over_cases": _changing(_sums_cases),
+    "basis_change": _curved(lambda matrix, _: torch.diag(matrix.diagonal())),
+    "mean_over_cases": _curved(lambda matrix, evaluation: evaluation.rows * matrix),
     "strength_added_once": _restricting(value=_without_eta),
     "model_optimal": _restricting(minimiser=_short),
     "fixed_respected": _restricting(minimiser=_free),
-    "curvature_is_fisher": _changing(
-        lambda self, found, _: replace(found, curvature=1.5 * found.curvature)
-    ),
+    "curvature_is_fisher": _curved(lambda matrix, _: 1.5 * matrix),
 }

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from broken.half import common_half
+from broken.half import but, common_half, first, refused
 from broken.wrapping import unforwarding
 from kfac_lab.core.state import Due, Signals
 
@@ -34,51 +34,22 @@ class Sound:
         return Due(True, now, now, now and step > 1, step % 5 == 0), new
 
 
-class _HundredthsOnly(Sound):
-    """Looks a drift up in a table of hundredths; a measured one is not in it."""
-
-    def due(self, step: int, part_state: PartState, signals: Signals) -> tuple[Due, PartState]:
-        drift = signals.drift or 0.0
-        if 1e-9 < drift < 100 and round(drift, 2) != drift:
-            raise KeyError(drift)
-        return super().due(step, part_state, signals)
+def _at_seven(flag: str) -> type:
+    """One flag alone at step 7."""
+    return but(
+        Sound,
+        due=first(lambda due, step, *_: due._replace(**{flag: getattr(due, flag) or step == 7})),
+    )
 
 
-class _Numbers(Sound):
-    def due(self, step: int, part_state: PartState, signals: Signals) -> tuple[Due, PartState]:
-        due, new = super().due(step, part_state, signals)
-        return due._replace(lam=int(due.lam)), new  # type: ignore[arg-type]
+def _odd_drift(step: int, part_state: PartState, signals: Signals) -> bool:
+    """A drift that a table of hundredths does not have."""
+    drift = signals.drift or 0.0
+    return 1e-9 < drift < 100 and round(drift, 2) != drift
 
 
-class _Late(Sound):
-    def due(self, step: int, part_state: PartState, signals: Signals) -> tuple[Due, PartState]:
-        due, new = super().due(step, part_state, signals)
-        return due._replace(stats=step > 2), new
-
-
-class _GammaAlone(Sound):
-    def due(self, step: int, part_state: PartState, signals: Signals) -> tuple[Due, PartState]:
-        due, new = super().due(step, part_state, signals)
-        return due._replace(gamma=due.gamma or step == 7), new
-
-
-class _FactorsAlone(Sound):
-    def due(self, step: int, part_state: PartState, signals: Signals) -> tuple[Due, PartState]:
-        due, new = super().due(step, part_state, signals)
-        return due._replace(factors=due.factors or step == 7), new
-
-
-class _WholeDrift(Sound):
-    def due(self, step: int, part_state: PartState, signals: Signals) -> tuple[Due, PartState]:
-        int(100 * (signals.drift or 0.0))  # NaN and infinity are no whole number
-        return super().due(step, part_state, signals)
-
-
-class _Table(Sound):
-    def due(self, step: int, part_state: PartState, signals: Signals) -> tuple[Due, PartState]:
-        if step > 10_000:
-            raise IndexError("the table ends at step 10000")
-        return super().due(step, part_state, signals)
+def _whole(step: int, part_state: PartState, signals: Signals) -> bool:
+    return int(100 * (signals.drift or 0.0)) < 0  # NaN and infinity are no whole number
 
 
 @dataclass(frozen=True)
@@ -99,15 +70,15 @@ class _TooLong(Sound):
 BROKEN: dict[str, Callable[[], Any]] = {
     **common_half(Sound, "due"),
     "forwards_traits": unforwarding("schedule", "periodic"),
-    "flags_are_bools": _Numbers,
-    "statistics_first": _Late,
-    "gamma_implies_inverse": _GammaAlone,
-    "factors_imply_inverse": _FactorsAlone,
-    "takes_any_drift": _WholeDrift,
-    "takes_any_step": _Table,
+    "flags_are_bools": but(Sound, due=first(lambda due, *_: due._replace(lam=int(due.lam)))),
+    "statistics_first": but(Sound, due=first(lambda due, step, *_: due._replace(stats=step > 2))),
+    "gamma_implies_inverse": _at_seven("gamma"),
+    "factors_imply_inverse": _at_seven("factors"),
+    "takes_any_drift": but(Sound, due=refused(_whole)),
+    "takes_any_step": but(Sound, due=refused(lambda step, *_: step > 10_000)),
     "check_is_a_period": _NoPeriod,
     "drift_is_measured": lambda: Sound(check=None),
     "spread_is_a_number_of_steps": _HalfSteps,
     "spread_ends_in_time": _TooLong,
-    "trains": _HundredthsOnly,
+    "trains": but(Sound, due=refused(_odd_drift)),
 }

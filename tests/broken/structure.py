@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from broken.common import Remembers, irregular, named
-from broken.half import common_half
+from broken.half import after, but, common_half, refused
 from broken.wrapping import unforwarding
 from kfac_lab.core.state import DampingStrength
 from kfac_lab.core.vector import Vec
@@ -66,8 +66,9 @@ class Sound:
         return inverse
 
 
-def _changing(change: Callable[[Any, Inverse, Any], Any]) -> Callable[[], Any]:
-    return named(__name__, Sound, changed=change)
+def _changing(change: Callable[[Inverse, Any], Any]) -> type:
+    """Another inverse: of the sound one and the previous."""
+    return but(Sound, changed=lambda self, answer, *given: change(*given))
 
 
 def _applying(change: Callable[[Vec, Vec], Vec]) -> Callable[[], Any]:
@@ -77,27 +78,12 @@ def _applying(change: Callable[[Vec, Vec], Vec]) -> Callable[[], Any]:
         return change(Inverse.apply(self, vector), vector)
 
     kind = named(__name__, Inverse, apply=apply)
-    return _changing(lambda self, inverse, previous: kind(**vars(inverse)))
+    return _changing(lambda inverse, previous: kind(**vars(inverse)))
 
 
 def _first(found: Vec, matrix: Tensor) -> Vec:
     """The vector with another first matrix."""
     return Vec([matrix, *list(found)[1:]])
-
-
-class _Writes(Sound):
-    def factorise(
-        self, layers: Sequence[Any], blocks: Sequence[Any], moments: Any, part_states: Sequence[Any]
-    ) -> tuple[Any, Sequence[Any]]:
-        found = super().factorise(layers, blocks, moments, part_states)
-        moments[0]["A"].mul_(0.5)
-        return found
-
-
-def _fails_in_a_run(self: Any, inverse: Inverse, previous: Any) -> Inverse:
-    if len(inverse.inverses) == 3:
-        raise ValueError("not three")
-    return inverse
 
 
 @dataclass(frozen=True)
@@ -107,11 +93,6 @@ class _Forgets(Remembers, Sound):
             return inverse
         self.kept.append(1)
         return replace(inverse, scale=1 + len(self.kept) / 100)
-
-
-class _FarPairs(Sound):
-    def pairs(self, chains: Sequence[Sequence[int]]) -> Sequence[tuple[int, int]]:
-        return tuple((c[0], c[3]) for c in chains if len(c) > 3)
 
 
 def _negative(found: Vec, vector: Vec) -> Vec:
@@ -191,19 +172,12 @@ class _JoinsScaled(Sound):
         return tuple(b for own in blocks for b in own), tuple(f for own in factors for f in own)
 
 
-class _StatesAsTheyWere(Sound):
-    def factorise(
-        self, layers: Sequence[Any], blocks: Sequence[Any], moments: Any, part_states: Sequence[Any]
-    ) -> tuple[Any, Sequence[Any]]:
-        return super().factorise(layers, blocks, moments, part_states)[0], tuple(part_states)
-
-
-def _leans(self: Any, inverse: Inverse, previous: Any) -> Inverse:
+def _leans(inverse: Inverse, previous: Any) -> Inverse:
     alike = isinstance(previous, Inverse) and len(previous.inverses) == len(inverse.inverses)
     return replace(inverse, scale=1.01) if alike else inverse
 
 
-def _unsaved(self: Any, inverse: Inverse, previous: Any) -> Inverse:
+def _unsaved(inverse: Inverse, previous: Any) -> Inverse:
     return replace(inverse, more=object()) if len(inverse.inverses) == 4 else inverse
 
 
@@ -214,13 +188,17 @@ def _restless() -> Any:
 
 BROKEN: dict[str, Callable[[], Any]] = {
     **common_half(Sound, "changed", lambda inverse, factor: replace(inverse, scale=factor)),
-    "inputs_not_written": _Writes,
+    "inputs_not_written": but(
+        Sound, factorise=after(lambda found, *given: (found, given[2][0]["A"].mul_(0.5))[0])
+    ),
     "dtype_follows": _applying(lambda found, v: Vec([m.double() for m in found])),
     "forwards_traits": unforwarding("structure", "block_diagonal"),
-    "trains": _changing(_fails_in_a_run),
+    "trains": but(Sound, changed=refused(lambda inverse, _: len(inverse.inverses) == 3)),
     "resumes": _Forgets,
     "replays": _restless,
-    "pairs_adjacent": _FarPairs,
+    "pairs_adjacent": but(
+        Sound, pairs=after(lambda _, chains: tuple((c[0], c[3]) for c in chains if len(c) > 3))
+    ),
     "linear": _applying(lambda found, v: _first(found, found[0] * (1 + v[0] * v[0] / 100))),
     "symmetric": _applying(lambda found, v: _first(found, found[0] + v[0].roll(1, 0) / 100)),
     "positive_definite": _applying(_negative),
@@ -229,7 +207,9 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "diagonal_blocks_kept": _Scaled,
     "links_kept": _Unlinked,
     "keeps_no_moments": _Late,
-    "states_handed_on": _StatesAsTheyWere,
+    "states_handed_on": but(
+        Sound, factorise=after(lambda found, *given: (found[0], tuple(given[-1])))
+    ),
     "joined_is_whole": _JoinsScaled,
     "previous_is_a_hint": _changing(_leans),
     "saved": _changing(_unsaved),

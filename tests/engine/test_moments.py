@@ -2,17 +2,13 @@
 
 import pytest
 import torch
-from oracles import cumulants, dense, sharing
+from oracles import dense
 from torch import nn
 
 from engine.helpers import (
-    GAUSSIAN,
     LIKELIHOODS,
-    PLAIN,
-    TEXT,
     AllPairs,
     Atoms,
-    Wrapped,
     close,
     draw,
     engine_of,
@@ -20,7 +16,6 @@ from engine.helpers import (
     fisher_of,
     flat,
     in_order,
-    linear,
     moments_of,
     numbers,
     problem,
@@ -29,7 +24,6 @@ from engine.helpers import (
     unflat,
 )
 from kfac_lab import Problem, Recipe
-from kfac_lab.core.layers import Linear
 from kfac_lab.core.problem import Drawn
 from kfac_lab.engine import Engine
 
@@ -309,204 +303,3 @@ def test_cross_moments_that_open_late_keep_the_joint_moment_positive():
         for j in range(7, k + 1):
             remaining *= min(1 - 1 / j, 0.95)
         assert float(record.cross_weight) == pytest.approx(1 - remaining)
-
-
-# --- where F-tilde is exact, and where it is not (section 3) --------------------------------------
-
-
-def f_tilde_and_f(net, likelihood, x, y, **options):
-    """The engine's own F-tilde (all blocks) and its exact F."""
-    engine = engine_of(net, likelihood, x, y, structure=AllPairs(), **options)
-    return dense.f_tilde(*statistics_of(engine)), fisher_of(engine)
-
-
-@pytest.mark.parametrize("copies", [1, 4])
-@pytest.mark.parametrize("activation", ["tanh", "logistic", "relu"])
-@pytest.mark.parametrize("likelihood", LIKELIHOODS)
-def test_one_datum_is_exact(likelihood, activation, copies):
-    """one datum, or N identical ones: F-tilde = F in every block."""
-    net, x, y = problem(likelihood, count=1, activation=activation, seed=6)
-    x, y = x.repeat(copies, 1), y.repeat(copies, 1)
-    tilde, F = f_tilde_and_f(net, likelihood, x, y)
-    close(tilde, F)
-    close(F, dense.fisher(net, likelihood, x))
-    empirical, _ = f_tilde_and_f(net, likelihood, x, y, estimator="empirical(fraction=1.0)")
-    close(empirical, dense.empirical_fisher(net, likelihood, x, y))
-
-
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("dims", [(4, 3, 3, 2), (3, 5, 2, 4, 2, 3)])
-@pytest.mark.parametrize("likelihood", GAUSSIAN)
-def test_deep_linear_with_squared_error_is_exact(likelihood, dims, bias):
-    """deep linear, squared error: F-tilde = F = GGN in every block."""
-    net, x, y = problem(likelihood, dims, 6, "identity", bias, seed=7)
-    tilde, F = f_tilde_and_f(net, likelihood, x, y)
-    close(tilde, F)
-    close(F, dense.ggn(net, likelihood, x, y))
-    empirical, _ = f_tilde_and_f(net, likelihood, x, y, estimator="empirical(fraction=1.0)")
-    assert not torch.allclose(empirical, F, rtol=5e-2, atol=5e-4)
-
-
-@pytest.mark.parametrize("likelihood", GAUSSIAN)
-def test_deep_linear_with_sampled_targets_converges(likelihood):
-    """the same with 25,000 samples a case, within 5 %."""
-    net, x, y = problem(likelihood, (4, 3, 3, 2), 6, "identity", True, seed=8)
-    copies = 25_000
-    many = x.repeat(copies, 1), y.repeat(copies, 1)
-    engine = engine_of(
-        net, likelihood, *many, structure=AllPairs(), estimator="sampled(fraction=1.0)"
-    )
-    tilde, F = dense.f_tilde(*statistics_of(engine)), dense.fisher(net, likelihood, x)
-    torch.testing.assert_close(tilde, F, rtol=5e-2, atol=0.01 * F.abs().max().item())
-    by_labels = engine_of(
-        net, likelihood, x, y, structure=AllPairs(), estimator="empirical(fraction=1.0)"
-    )
-    assert (dense.f_tilde(*statistics_of(by_labels)) - F).abs().max() > 0.1 * F.abs().max()
-
-
-def test_nonlinear_is_not_exact():
-    """the negative control: with tanh and many data F-tilde is not F."""
-    net, x, y = problem("gaussian_half")
-    tilde, F = f_tilde_and_f(net, "gaussian_half", x, y)
-    assert (tilde - F).norm() > 1e-2 * F.norm()
-
-
-@pytest.mark.parametrize("likelihood", LIKELIHOODS)
-def test_bias_bias_entries_are_exact(likelihood):
-    """the entries of F and F-tilde between biases coincide."""
-    net, x, y = problem(likelihood, seed=9)
-    tilde, F = f_tilde_and_f(net, likelihood, x, y)
-    biases = []
-    for w, part in zip(net.weights, dense.layer_slices(net.weights), strict=True):
-        biases += range(part.stop - w.shape[0], part.stop)
-    close(tilde[biases][:, biases], F[biases][:, biases])
-    assert (tilde - F).abs().max() > 1e-3
-
-
-@pytest.mark.parametrize("likelihood", LIKELIHOODS)
-def test_the_error_is_the_sum_of_its_cumulants(likelihood):
-    """F - F-tilde entry by entry in cumulants, and the bound on it."""
-    net, x, y = problem(likelihood, (3, 4, 3, 3, 3), 12, seed=2)
-    tilde, F = f_tilde_and_f(net, likelihood, x, y)
-    terms = cumulants.error_terms(net, likelihood, x)
-    close(F - tilde, terms.kappa4 + terms.first + terms.second)
-    assert bool((terms.bound >= (F - tilde).abs() - 1e-12).all())
-    # bias-weight entries have the third-order term only: the homogeneous 1 has no cumulants
-    part, d = dense.layer_slices(net.weights)[1], net.weights[1].shape[0]
-    bias = range(part.stop - d, part.stop)
-    close((F - tilde)[bias], (terms.first + terms.second)[bias])
-
-
-@pytest.mark.parametrize("likelihood", LIKELIHOODS)
-def test_positive_and_of_zero_mean(likelihood):
-    """F, F-tilde, F-breve PSD; E[D theta] = 0 and Cov(a, g) = 0."""
-    net, x, y = problem(likelihood, count=6, seed=5)
-    tilde, F = f_tilde_and_f(net, likelihood, x, y)
-    A, G = statistics_of(engine_of(net, likelihood, x, y, structure=AllPairs()))
-    breve = dense.f_breve(A, G)
-    for matrix in (tilde, F, breve):
-        close(matrix, matrix.t(), 1e-12)
-        assert torch.linalg.eigvalsh(matrix).min() > -1e-12
-    # Lemma 4 with the engine's own rows, over all of the model's targets: g_i and every a_j
-    engine = engine_of(net, likelihood, x, y)
-    plan = engine.passes.plan
-    with torch.no_grad():
-        values = plan.forward(x)
-        targets, weight = dense.model_atoms(likelihood, values[-1])
-        a, slopes = plan.rows_in(values), plan.derivatives(values)
-        mean = {}
-        for q in range(targets.shape[1]):
-            cotangent = engine.problem.likelihood.gradient(values[-1], targets[:, q])
-            g = plan.rows_out(values, slopes, cotangent)
-            for i in range(len(g)):
-                for j in range(len(a)):
-                    product = torch.einsum("n,nd,ni->di", weight[:, q], g[i][:, 0], a[j][:, 0])
-                    mean[i, j] = mean.get((i, j), 0) + product
-                mean[i, "g"] = mean.get((i, "g"), 0) + weight[:, q] @ g[i][:, 0]
-    for product in mean.values():
-        close(product, torch.zeros_like(product))
-
-
-# --- weight sharing (Eschenhagen et al. 2023) -----------------------------------------------------
-
-
-class Reduced(nn.Module):
-    """Positions summed (or averaged) to one, behind a given layer."""
-
-    def __init__(self, how):
-        super().__init__()
-        self.how = how
-
-    def forward(self, x):
-        return x.sum(1, keepdim=True) if self.how == "sum" else x.mean(1, keepdim=True)
-
-
-class Reduce(Linear):
-    """The geometry of KFAC-reduce: inputs summed over positions, derivatives averaged."""
-
-    def rows_in(self, inputs):
-        return super().rows_in(inputs).sum(1, keepdim=True)
-
-    def rows_out(self, gradients):
-        return super().rows_out(gradients).mean(1, keepdim=True)
-
-
-class Claiming:
-    """A recipe whose layers are claimed with a given geometry."""
-
-    def __init__(self, recipe, geometry):
-        self._recipe, self._geometry = recipe, geometry
-
-    def __getattr__(self, name):
-        return getattr(self._recipe, name)
-
-    def __getitem__(self, slot):
-        return self._recipe[slot]
-
-    def claim(self, module, path):
-        return (self._geometry(module, path), "here") if type(module) is nn.Linear else None
-
-
-@pytest.mark.parametrize("how", ["sum", "mean"])
-@pytest.mark.parametrize("likelihood", GAUSSIAN)
-def test_weight_sharing(likelihood, how, monkeypatch):
-    """expand and reduce factors; exact where the theory says so.
-
-    Independent positions: expand is exact. Reduced at the output: reduce is exact. Reduced in the
-    middle: both are behind it, reduce alone is before it.
-    """
-    # Rows that are summed in the geometry itself do not make up the gradient, and it would say so.
-    monkeypatch.setattr("kfac_lab.core.passes.probe.certify", lambda *given: None)
-    net = dense.random_network((3, 4, 3, 2), "identity", seed=3)
-    x = draw(5, 4, 3)
-
-    def blocks(geometry, after, path):
-        modules = [linear(w, b) for w, b in zip(net.weights, net.bias, strict=True)]
-        if after is not None:
-            modules.insert(after + 1, Reduced(how))
-        body = nn.Sequential(*modules)
-        model = body if path == "explicit" else Wrapped(body)
-        y = draw(5, 4 if after is None else 1, 2, seed=1)
-        given = Problem(model=model, likelihood=TEXT[likelihood], inputs=x, targets=y)
-        recipe = Recipe(**PLAIN, batch="constant(size=5)", structure="block_diagonal")
-        engine = Engine(given, Claiming(recipe, geometry), 0)
-        A, G = statistics_of(engine)
-        F = fisher_of(engine)
-        close(F, sharing.fisher(net, likelihood, x, after, how))
-        approach = "reduce" if geometry is Reduce else "expand"
-        want = sharing.factors(net, likelihood, x, approach, after, how)
-        for i in range(3):
-            close(A[i][i], want[0][i])
-            close(G[i][i], want[1][i])
-        return [
-            torch.allclose(torch.kron(A[i][i], G[i][i]), F[part, part], rtol=1e-10, atol=1e-10)
-            for i, part in enumerate(dense.layer_slices(net.weights))
-        ]
-
-    for path in PATHS:
-        assert blocks(Linear, None, path) == [True, True, True]
-        assert blocks(Reduce, None, path) == [False, False, False]
-        assert blocks(Reduce, 2, path) == [True, True, True]
-        assert blocks(Linear, 2, path) == [False, False, False]
-        assert blocks(Reduce, 1, path) == [True, True, True]
-        assert blocks(Linear, 1, path) == [False, False, True]

@@ -123,8 +123,11 @@ def test_uniforms_are_a_function_of_seed_purpose_and_step():
 # --- G from samples -------------------------------------------------------------------------------
 
 
-def estimate(likelihood, net, x, y, copies, step, **options):
-    """G from `copies` samples of every case: layers 1 and 2 and what links them, as one matrix."""
+def estimates(likelihood, net, x, y, copies, steps, **options):
+    """G from `copies` samples of every case: layers 1 and 2 and what links them, as one matrix.
+
+    One for each of the steps, whose draws are apart.
+    """
     many = x.repeat(copies, 1), y.repeat(copies, 1)
     engine = engine_of(
         net,
@@ -133,8 +136,9 @@ def estimate(likelihood, net, x, y, copies, step, **options):
         structure="block_tridiagonal",
         **{"estimator": "sampled(fraction=1.0)", **options},
     )
-    _, G = statistics_of(engine, step)
-    return dense.assemble([[G[1][1], G[1][2]], [G[2][1], G[2][2]]])
+    for step in steps:
+        _, G = statistics_of(engine, step)
+        yield dense.assemble([[G[1][1], G[1][2]], [G[2][1], G[2][2]]]).clone()
 
 
 def exact(likelihood, net, x):
@@ -149,9 +153,9 @@ def test_sampled_g_converges_at_the_monte_carlo_rate(likelihood):
     G = exact(likelihood, net, x)
     logs = []
     for copies in (4, 40, 400, 4000):
+        steps = range(1, 101 if copies < 4000 else 41)
         errors = [
-            ((estimate(likelihood, net, x, y, copies, step) - G) ** 2).sum()
-            for step in range(1, 101 if copies < 4000 else 41)
+            ((found - G) ** 2).sum() for found in estimates(likelihood, net, x, y, copies, steps)
         ]
         logs.append(0.5 * torch.stack(errors).mean().log10().item())
     slope = (logs[-1] - logs[0]) / 3
@@ -187,7 +191,7 @@ def test_sampled_g_is_unbiased(likelihood, path):
     off = (rounds.mean(0) - 1.25 * G) / (rounds.std(0) / math.sqrt(len(rounds)))
     assert off.abs().max() > 4.5  # a scale that is wrong by a quarter is seen
     # the labels in the model's place would be seen at once
-    labels = estimate(likelihood, net, x, y, 1, 1, estimator="empirical(fraction=1.0)")
+    (labels,) = estimates(likelihood, net, x, y, 1, [1], estimator="empirical(fraction=1.0)")
     wrong = (rounds.mean(0) - labels) / (rounds.std(0) / math.sqrt(len(rounds)))
     assert wrong.abs().max() > 10
 

@@ -213,9 +213,21 @@ MOVED = {
 }
 
 
+#: each setting with one structure, in turns; the rows in which they meet, with both
+EACH = [(name, STRUCTURES[1 - n % 2]) for n, name in enumerate(OTHER) if not name.startswith("S")]
+EACH += [(name, structure) for name in ("S1 and S2", "S2 the larger") for structure in STRUCTURES]
+REST = [(name, s) for name in OTHER for s in STRUCTURES if (name, s) not in EACH]
+
+
+@pytest.mark.soak
 @pytest.mark.filterwarnings("ignore:a batch of")
-@pytest.mark.parametrize("structure", STRUCTURES)
-@pytest.mark.parametrize("name", OTHER)
+@pytest.mark.parametrize(("name", "structure"), REST)
+def test_other_settings_with_the_other_structure(name, structure):
+    test_other_settings(name, structure)
+
+
+@pytest.mark.filterwarnings("ignore:a batch of")
+@pytest.mark.parametrize(("name", "structure"), EACH)
 def test_other_settings(name, structure):
     """the trajectory under other settings, S1 and S2 smaller than S'."""
     case = OTHER[name]

@@ -151,3 +151,17 @@ def same_run(a: kl.Run, b: kl.Run) -> None:
     same(state_of(a.stepper, time=False), state_of(b.stepper, time=False))
     same(dict(a.problem.model.state_dict()), dict(b.problem.model.state_dict()))
     same(numbers(a), numbers(b))
+
+
+#: a schedule past its burn-in, whose next refresh is far away
+STEADY = "periodic(T1=2, T2=50, T3=50, burn_in=1)"
+
+
+def steady(steps: int = 6, **slots: Any) -> kl.Run:
+    """A run past its burn-in, whose next refresh is far away."""
+    return run_of(**{"schedule": STEADY, **slots}).advance(steps)
+
+
+def strength(run: kl.Run) -> list[float]:
+    """λ, γ and η as numbers."""
+    return [float(x) for x in run.stepper.state_.strength]

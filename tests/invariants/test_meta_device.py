@@ -18,7 +18,7 @@ from kfac_lab.engine import attach
 from kfac_lab.paper.momentum import Optimal
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-STEPS = 5  # with T1=2 and T2=T3=4: refreshes with and without γ, steady ones with and without λ
+STEPS = 4  # with T1=2 and T2=T3=4: refreshes with and without γ, steady ones with and without λ
 
 
 class Mixed(AssertionError):

@@ -1,7 +1,6 @@
-"""The rules of a swap, one by one: what it keeps, resets, forces and refuses."""
+"""The rules of a swap, one by one: what it keeps, resets and forces."""
 
 import math
-import threading
 import warnings
 
 import pytest
@@ -9,31 +8,16 @@ import torch
 
 import kfac_lab as kl
 from invariants.helpers import (
-    Unmultiplied,
+    STEADY,
     image,
-    numbers,
-    problem_of,
-    recipe_of,
     run_of,
     same,
-    same_run,
+    steady,
+    strength,
 )
-from kfac_lab.core.state import DampingStrength
-from kfac_lab.engine.proposal import Search
 from kfac_lab.paper import averaging, damping
-from kfac_lab.run import swapping
 
 pytestmark = pytest.mark.filterwarnings("ignore:a batch of 16:UserWarning")
-STEADY = "periodic(T1=2, T2=50, T3=50, burn_in=1)"
-
-
-def steady(steps=6, **slots):
-    """A run past its burn-in, whose next refresh is far away."""
-    return run_of(**{"schedule": STEADY, **slots}).advance(steps)
-
-
-def strength(run):
-    return [float(x) for x in run.stepper.state_.strength]
 
 
 # --- λ and γ ------------------------------------------------------------------------------------
@@ -285,226 +269,3 @@ def test_constant_damping_has_nothing_to_warn_of():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run.advance(3)
-
-
-# --- what is refused ----------------------------------------------------------------------------
-
-WRONG = {
-    "unknown slot": ({"dumping": "tied"}, "dumping"),
-    "unknown part": ({"damping": "levenberg_marquart"}, "levenberg_marquardt"),
-    "unknown field": ({"damping": "tied(lamb=1)"}, "lam"),
-    "out of bounds": ({"estimator": "sampled(fraction=2.0)"}, "fraction"),
-    "contradiction": ({"schedule": "periodic(T2=7, T3=5)"}, "multiple"),
-    "another method": ({"method": "adam"}, "fork"),
-    "one of two": ({"damping": "tied", "momentum": "nonsense"}, "nonsense"),
-    "nothing": ({}, "slots"),
-}
-
-
-@pytest.mark.parametrize("name", WRONG)
-def test_an_invalid_swap_changes_nothing(name):
-    parts, says = WRONG[name]
-    run, twin = steady(), steady()
-    before = image(run)
-    with pytest.raises(kl.RecipeError, match=says):
-        run.swap(**parts)
-    same(before, image(run))
-    assert run.history.marks == [] and run._queue == []
-    same_run(run.advance(2), twin.advance(2))
-
-
-class Product:
-    """A block without an undamped product."""
-
-    def wants(self):
-        return ()
-
-    def factorise(self, moments, part_state):
-        return None, part_state
-
-    def damped(self, factored, part_state, strength, previous):
-        raise NotImplementedError
-
-
-class Wishful(Product):
-    """A block that wants a moment that is none."""
-
-    def wants(self):
-        return ("H",)
-
-
-class Raising(damping.Constant):
-    """A damping that cannot begin here."""
-
-    def init(self, problem):
-        raise kl.RecipeError("not on this problem")
-
-
-class Half(averaging.Polyak):
-    """An average that cannot begin here."""
-
-    def init(self, theta):
-        raise kl.RecipeError("not on this problem")
-
-
-@pytest.mark.parametrize(
-    "parts",
-    [
-        {"block": Product(), "quadratic_model": "approximate_fisher"},
-        {"block": Wishful()},
-        {"damping": Raising(), "momentum": "rescaled", "block": "diagonal"},
-        {"damping": "constant(lam=3.0)", "average": Half()},
-    ],
-    ids=["no product", "no such moment", "damping.init", "average.init"],
-)
-def test_a_swap_that_the_engine_refuses_changes_nothing_either(parts):
-    run, twin = steady(), steady()
-    before, recipe = image(run), run.recipe
-    names = dict(run.stepper.parts), run.stepper.blocks
-    with pytest.raises(kl.RecipeError):
-        run.swap(**parts)
-    assert run.recipe is recipe and (run.stepper.parts, run.stepper.blocks) == names
-    same(before, image(run))
-    assert run.history.marks == [] and run._queue == []
-    same_run(run.advance(2), twin.advance(2))
-
-
-@pytest.mark.parametrize("method", ["nag", "adam", "muon"])
-def test_a_baseline_swaps_batch_and_average_only(method):
-    text = f"method = {method}\nbatch = constant(size=16)\naverage = polyak"
-    run = kl.Run(problem_of(), text, device="cpu").advance(2)
-    before = image(run)
-    with pytest.raises(kl.RecipeError, match=rf"damping.*{method}"):
-        run.swap(damping="tied")
-    same(before, image(run))
-    run.swap(batch="constant(size=8)", average="none")
-    run.advance(1)
-    assert run.history["batch"][-1] == 8 and run.stepper.average() is None
-
-
-# --- marks and boundaries -----------------------------------------------------------------------
-
-
-def test_every_swap_leaves_a_mark():
-    run = run_of().advance(3)
-    run.swap(damping="constant(lam=0.01, gamma=0.1)", momentum="rescaled")
-    run.advance(2)
-    run.swap(structure="block_tridiagonal")
-    first, second = run.history.marks
-    assert (first.step, second.step) == (3, 5)
-    assert first.parts == {"damping": "constant(lam=0.01, gamma=0.1)", "momentum": "rescaled"}
-    assert first.before == {"damping": "levenberg_marquardt(lam=1.0)", "momentum": "optimal"}
-    assert second.parts == {"structure": "block_tridiagonal"}
-    assert second.before == {"structure": "block_diagonal"}
-    assert "constant(lam=0.01, gamma=0.1)" in run.report()
-
-
-def test_a_swap_during_a_step_waits_for_its_end(monkeypatch):
-    run, twin = steady(), steady()
-    work = Search.outcome
-    asked = []
-
-    def choose(self, *args):
-        if not asked:
-            asked.append(1)
-            thread = threading.Thread(target=lambda: run.swap(structure="block_tridiagonal"))
-            thread.start()
-            thread.join()
-            assert run.history.marks == []
-        return work(self, *args)
-
-    monkeypatch.setattr(Search, "outcome", choose)
-    run.advance(1)
-    assert run.history.marks == []
-    twin.advance(1)
-    same(numbers(run), numbers(twin))
-    run.advance(2)
-    assert [m.step for m in run.history.marks] == [7]
-    twin.swap(structure="block_tridiagonal")
-    same_run(run, twin.advance(2))
-
-
-@pytest.mark.parametrize(
-    "parts",
-    [{"quadratic_model": "approximate_fisher", "block": Unmultiplied()}, {"fallback": None}],
-    ids=["block", "fallback"],
-)
-def test_what_the_engine_refuses_is_refused_where_it_is_typed_also_during_a_step(parts):
-    """The thread that trains would meet the error at the next boundary, and nobody else."""
-    kind = "generic" if "fallback" in parts else "explicit"
-    run, twin = (run_of(kind, schedule=STEADY).advance(2) for _ in range(2))
-    told = []
-
-    def typed():
-        try:
-            run.swap(**parts)
-        except kl.RecipeError as error:
-            told.append(str(error))
-
-    with run._lock:  # as a step holds it
-        thread = threading.Thread(target=typed)
-        thread.start()
-        thread.join()
-        assert len(told) == 1 and run._queue == []
-    same_run(run.advance(2), twin.advance(2))
-    assert run.history.marks == []
-
-
-def test_swaps_that_wait_build_on_each_other():
-    run = steady()
-    with run._lock:
-        thread = threading.Thread(
-            target=lambda: [run.swap(damping="tied"), run.swap(momentum="rescaled")]
-        )
-        thread.start()
-        thread.join()
-        assert run.recipe.text_of("damping") != "tied"
-    run.advance(1)
-    assert run.recipe.text_of("damping") == "tied"
-    assert run.recipe.text_of("momentum") == "rescaled"
-    assert [m.step for m in run.history.marks] == [6, 6]
-
-
-def test_a_swap_that_comes_while_another_is_carried_out_builds_on_it(monkeypatch):
-    """From another thread, between the queue's being emptied and the recipe's being there."""
-    run, asked, work = steady(), [], swapping.carried_out
-
-    def carried_out(*args):
-        if not asked:
-            asked.append(1)
-            thread = threading.Thread(target=lambda: run.swap(momentum="rescaled"))
-            thread.start()
-            thread.join()
-        return work(*args)
-
-    monkeypatch.setattr(swapping, "carried_out", carried_out)
-    run.swap(damping="tied")
-    run.advance(1)
-    assert run.recipe.text_of("damping") == "tied"
-    assert run.recipe.text_of("momentum") == "rescaled"
-    assert type(run.stepper.parts["damping"]).__name__ == "Tied"
-
-
-def test_a_fork_compares_kept_with_swapped_from_the_same_step():
-    run, twin = steady(), steady()
-    other = run.fork()
-    other.swap(damping="constant(lam=0.001)")
-    other.advance(4)
-    run.advance(4)
-    same_run(run, twin.advance(4))  # the original did not notice
-    assert list(run.history["loss"][:7]) == list(other.history["loss"][:7])  # h(θ_7) is common
-    assert run.history["loss"][7] != other.history["loss"][7]
-
-
-def test_strategies_may_leave_eta_out():
-    class Plain(damping.Constant):
-        """Gives floats, and no η."""
-
-        def init(self, problem):
-            return DampingStrength(0.1, 0.2), {}
-
-        def candidates(self, strength, due):
-            return (DampingStrength(0.1, 0.2),)
-
-    run = kl.Run(problem_of(), recipe_of(damping=Plain()), device="cpu").advance(2)
-    assert strength(run) == [0.1, 0.2, 1e-4]

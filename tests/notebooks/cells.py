@@ -2,11 +2,12 @@
 
 What nbval compares, without a kernel and a pytest for each notebook: what a cell prints, digits
 behind "≈" left out, and that it raises nothing. A process of its own reads requests from its
-standard input, a list in JSON of ``[path, right, wrong, most]``: the notebook, what stands there,
-what is put in its place, and how many cells to run at most. For each it forks, so that no notebook
-sees another one, and prints a list of ``[cells that passed, what the next one did]``: ``"passed"``
-where there is no next one, ``"printed"`` where it printed something else, and the name of the error
-where it raised.
+standard input, a list in JSON of ``[path, right, wrong, whole]``: the notebook, what stands there,
+what is put in its place, and whether all of it runs as it is, or its cells up to the one in which
+the wrong one was found. For each it forks, so that no notebook sees another one, and prints a list
+of two outcomes, ``[cells that passed, what the next one did]``, with the wrong one and as it is:
+``"passed"`` where there is no next one, ``"printed"`` where it printed something else, and the name
+of the error where it raised. The cells before the change are the same, and run once for both.
 """
 
 from __future__ import annotations
@@ -44,12 +45,9 @@ def printed(cell: Any) -> str:
     return "".join("".join(text) for text in streams)
 
 
-async def outcome(cells: list[Any]) -> tuple[int, str]:
-    """How many cells passed, and what the one behind them did."""
-    shown = SimpleNamespace(update=lambda table: None)
-    IPython.display.display = lambda *what, **how: shown  # without a kernel it prints
-    own = sys.modules["__main__"] = ModuleType("__main__")  # where pickles look for its classes
-    for n, cell in enumerate(cells):
+async def outcome(cells: list[Any], own: ModuleType, first: int = 0) -> tuple[int, str]:
+    """How many cells passed, ``first`` ones before these included; what the one behind did."""
+    for n, cell in enumerate(cells, first):
         said = io.StringIO()
         try:
             with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
@@ -63,19 +61,47 @@ async def outcome(cells: list[Any]) -> tuple[int, str]:
         unchecked = "nbval-ignore-output" in cell["metadata"].get("tags", ())
         if not unchecked and masked(said.getvalue()) != masked(printed(cell)):
             return n, "printed"
-    return len(cells), "passed"
+    return first + len(cells), "passed"
 
 
-def of_notebook(path: str, right: str, wrong: str, most: int | None) -> tuple[int, str]:
-    """The outcome of a notebook with something in the place of something else, in its folder."""
+def code_cells(text: str) -> list[Any]:
+    """The code cells of a notebook."""
+    return [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+
+
+def in_common(cells: list[Any], changed: list[Any]) -> int:
+    """How many cells run once for both: those before the change.
+
+    None of them where one keeps the running event loop, as a panel does, and where a process must
+    not fork any more once it has computed.
+    """
+    import torch
+
+    pairs = zip(cells, changed, strict=True)
+    n = next((n for n, (a, b) in enumerate(pairs) if a["source"] != b["source"]), 0)
+    looped = any(re.search(r"\bawait\b|Panel\(", "".join(c["source"])) for c in cells[:n])
+    return 0 if looped or torch.cuda.is_available() else n
+
+
+def of_notebook(path: str, right: str, wrong: str, whole: bool) -> list[tuple[int, str]]:
+    """Both outcomes of a notebook, in its folder."""
     text = Path(path).read_text(encoding="utf-8")
     assert right in text, f"{path}: {right!r} stands somewhere else now"
-    cells = json.loads(text.replace(right, wrong) if right else text)["cells"]
+    cells, changed = code_cells(text), code_cells(text.replace(right, wrong))
     os.chdir(Path(path).parent)
-    return asyncio.run(outcome([c for c in cells if c["cell_type"] == "code"][:most]))
+    shown = SimpleNamespace(update=lambda table: None)
+    IPython.display.display = lambda *what, **how: shown  # without a kernel it prints
+    own = sys.modules["__main__"] = ModuleType("__main__")  # where pickles look for its classes
+    n = in_common(cells, changed)
+    begun = asyncio.run(outcome(cells[:n], own))
+    if begun[1] != "passed":
+        return [begun, begun]
+    found = in_a_fork(lambda: asyncio.run(outcome(changed[n:], own, n)))
+    most = None if whole else found[0] + 1
+    return [found, asyncio.run(outcome(cells[n:most], own, n))]
 
 
-def in_a_fork(request: list[Any]) -> Any:
+def in_a_fork(function: Any) -> Any:
     """What a process of its own finds."""
     reads, writes = os.pipe()
     child = os.fork()
@@ -83,7 +109,7 @@ def in_a_fork(request: list[Any]) -> Any:
         try:
             os.close(reads)
             with os.fdopen(writes, "w") as out:
-                json.dump(of_notebook(*request), out)
+                json.dump(function(), out)
         finally:
             os._exit(0)
     os.close(writes)
@@ -99,7 +125,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    print(json.dumps([in_a_fork(request) for request in requests]))
+    print(json.dumps([in_a_fork(lambda given=given: of_notebook(*given)) for given in requests]))
 
 
 if __name__ == "__main__":

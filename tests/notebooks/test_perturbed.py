@@ -62,23 +62,37 @@ def environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k not in ("KFAC_LAB_DATA", "KFAC_LAB_PLUGINS")}
 
 
-def outcomes(requests: list[tuple[str, str, str, int | None]]) -> dict[str, tuple[int, str]]:
-    """For each notebook how many cells passed, of so many at most, and what the next one did."""
+def reads_data(path):
+    """Whether real data take part where they are: a run on them, or the subject of the figures.
+
+    Their results, which some notebooks read, are there either way.
+    """
+    source = "\n".join(cell.source for cell in code_of(path))
+    return any(re.search(pattern, source) for pattern in DATA)
+
+
+def reading_data() -> dict[str, int]:
+    """The notebooks that read them, and how many code cells each has."""
+    return {name_of(path): len(code_of(path)) for path in NOTEBOOKS if reads_data(path)}
+
+
+Outcome = tuple[int, str]  # how many cells passed, and what the next one did
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> dict[str, tuple[Outcome, Outcome]]:
+    """For each notebook both outcomes: with the wrong number, and as it is."""
+    requests = [(str(ROOT / name), *both, name in reading_data()) for name, both in WRONG.items()]
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("cells.py"))],
-        input=json.dumps([(str(ROOT / name), *more) for name, *more in requests]),
+        input=json.dumps(requests),
         env=environment(),
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    names = [name for name, *_ in requests]
-    return dict(zip(names, map(tuple, json.loads(done.stdout)), strict=True))
-
-
-@pytest.fixture(scope="module")
-def perturbed() -> dict[str, tuple[int, str]]:
-    return outcomes([(name, *both, None) for name, both in WRONG.items()])
+    found = ((tuple(wrong), tuple(right)) for wrong, right in json.loads(done.stdout))
+    return dict(zip(WRONG, found, strict=True))
 
 
 def test_every_notebook_has_a_key_number():
@@ -86,18 +100,19 @@ def test_every_notebook_has_a_key_number():
 
 
 @pytest.mark.parametrize("name", list(WRONG))
-def test_a_wrong_key_number_fails(name, perturbed):
-    passed, found = perturbed[name]
+def test_a_wrong_key_number_fails(name, outcomes):
+    passed, found = outcomes[name][0]
     assert found in FOUND, f"after {passed} cells: {found}"
 
 
-def test_as_they_are_they_pass_there(perturbed):
+@pytest.mark.parametrize("name", sorted(set(WRONG) - set(reading_data())))
+def test_as_it_is_it_passes_there(name, outcomes):
     """Nothing but the wrong number is found: the same cells, up to the one that found it."""
-    as_they_are = outcomes([(name, "", "", n + 1) for name, (n, _) in perturbed.items()])
-    assert as_they_are == {name: (n + 1, "passed") for name, (n, _) in perturbed.items()}
+    (passed, _), right = outcomes[name]
+    assert right == (passed + 1, "passed")
 
 
-def test_nbval_says_the_same(tmp_path, perturbed):
+def test_nbval_says_the_same(tmp_path, outcomes):
     """Its cells that pass, and the one that fails."""
     right, wrong = WRONG[UNDER_NBVAL]
     changed = tmp_path / Path(UNDER_NBVAL).name
@@ -108,26 +123,17 @@ def test_nbval_says_the_same(tmp_path, perturbed):
     done = subprocess.run(
         [*command, *options], env=environment(), cwd=ROOT, capture_output=True, text=True
     )
-    passed, _ = perturbed[UNDER_NBVAL]
+    passed, _ = outcomes[UNDER_NBVAL][0]
     assert done.returncode == 1, done.stdout + done.stderr
     assert f"1 failed, {passed} passed" in done.stdout and f"::Cell {passed}" in done.stdout
 
 
-def reads_data(path):
-    """Whether real data take part where they are: a run on them, or the subject of the figures.
-
-    Their results, which some notebooks read, are there either way.
-    """
-    source = "\n".join(cell.source for cell in code_of(path))
-    return any(re.search(pattern, source) for pattern in DATA)
-
-
-def test_without_real_data_the_notebooks_that_use_them_pass_as_they_are():
+def test_without_real_data_the_notebooks_that_use_them_pass_as_they_are(outcomes):
     """What is checked is the same with and without KFAC_LAB_DATA; `make test` runs it with.
 
     The others are the same cells in the same environment: once is enough.
     """
-    some = {name_of(path): len(code_of(path)) for path in NOTEBOOKS if reads_data(path)}
+    some = reading_data()
     assert 2 <= len(some) < len(NOTEBOOKS)
-    found = outcomes([(name, "", "", None) for name in some])
+    found = {name: outcomes[name][1] for name in some}
     assert found == {name: (cells, "passed") for name, cells in some.items()}

@@ -93,7 +93,8 @@ def test_shapes_standardisation_and_pca(data_folder):
         assert not ((patches != 0) & (patches.abs() < tiny)).any()
         assert 0.8 < patches.var(0).mean() < 1.2
     assert train.mean(0).abs().max() < 0.25
-    assert pca_error(train, test, 30) == pytest.approx(135, abs=3)
+    # every fifth patch of each photograph: 30 components are well determined by 20,700
+    assert pca_error(train[::5], test[::5], 30) == pytest.approx(135, abs=3)
 
 
 def test_mean_and_divisor_are_those_of_the_whole_data_set(data_folder):
