@@ -7,14 +7,18 @@
     parts       who plays which slot, checked against the network
     boundary    what is due, drift, reads, warnings
     statistics  observe: moments and the blocks' part_states
-    proposal    invert, propose, model, choose: candidates, the ladder, retries
+    proposal    propose, model, choose: a candidate of a strength and its inverse
+    search      invert, and which candidate: the ladder, retries
     candidate   what is tried, and what was chosen
+    building    a refresh that is spread over steps
     programs    a step recorded once and replayed: which program serves it
+    sized       the programs that serve batches of every size
     asked       what such a step is asked with, and its key
     known       what is known of steps with a key: how often they came, their program
     prepared    such a step before its commit
     guard       a step after which h explodes is taken back
     commit      move, average: one exchange of what is held
+    finite      whether a step's numbers are finite, and what is said
     swap        other parts at a step boundary
     rebind      the model as it is now, the moments of what stayed
     record      what a step saw

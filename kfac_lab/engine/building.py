@@ -35,7 +35,7 @@ from kfac_lab.engine.parts import Parts
 if TYPE_CHECKING:
     from kfac_lab.engine.engine import Engine
 
-__all__ = ["NOTHING", "Ready", "SideStream", "Spread", "after", "shares", "spread_at"]
+__all__ = ["AT_ONCE", "Ready", "SideStream", "Staggered", "after", "shares", "staggered_at"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Ready:
     block_states: tuple[Any, ...]
 
 
-class Spread(NamedTuple):
+class Staggered(NamedTuple):
     """What a step does of a refresh that is spread: of the one ``build`` is, after its share.
 
     ``begins``: over how many steps the refresh that begins with it is spread, 1 where none does;
@@ -67,7 +67,7 @@ class Spread(NamedTuple):
     gamma: bool = False
 
 
-NOTHING = Spread()
+AT_ONCE = Staggered()
 
 
 class SideStream:
@@ -93,41 +93,42 @@ class SideStream:
             torch.cuda.current_stream().wait_event(self._end)
 
 
-def spread_at(engine: Engine, due: Due, k: int, clock: Clock) -> tuple[Due, Spread]:
+def staggered_at(engine: Engine, due: Due, k: int, clock: Clock) -> tuple[Due, Staggered]:
     """What step k does of a refresh that is spread over steps, its share built; and what is due of
     the step itself.
     """
     state, build = engine.state_, engine.state_.build
     if state.forced or state.inverse is None or state.factored is None:
-        return due, NOTHING
+        return due, AT_ONCE
     over = engine.parts.declares("schedule").spread_over
     steps = 1 if not due.factors or over is None else int(over(k))
     if due.factors and steps <= 1:
-        return due, NOTHING
+        return due, AT_ONCE
     later = due._replace(factors=False, inverse=False, gamma=False)
     if build is None:
-        return (later, Spread(None, None, steps, due.gamma)) if due.factors else (due, NOTHING)
+        return (later, Staggered(None, None, steps, due.gamma)) if due.factors else (due, AT_ONCE)
     with clock("invert"):
         grown = _grown(engine, build, k)
     if grown is None:  # it cannot be spread
-        return due._replace(factors=True, inverse=True, gamma=build.gamma), NOTHING
+        return due._replace(factors=True, inverse=True, gamma=build.gamma), AT_ONCE
     if k < build.ends:
-        return later if due.factors else due, Spread(grown)
+        return later if due.factors else due, Staggered(grown)
     own = due._replace(factors=True, inverse=True, gamma=build.gamma)
-    return own, Spread(None, _ready(engine, grown), steps, due.gamma)
+    return own, Staggered(None, _ready(engine, grown), steps, due.gamma)
 
 
-def after(engine: Engine, spread: Spread, new: State) -> State:
+def after(engine: Engine, staggered: Staggered, new: State) -> State:
     """The state after a step, with the refresh that is under way or that begins with it."""
-    if spread.begins <= 1:
-        return replace(new, build=spread.build)
-    flags = Due(factors=True, inverse=True, gamma=spread.gamma)
+    if staggered.begins <= 1:
+        same = new.build is staggered.build
+        return new if same else replace(new, build=staggered.build)
+    flags = Due(factors=True, inverse=True, gamma=staggered.gamma)
     named = engine.parts["damping"].candidates(new.strength, flags)
     named = named if engine.parts.rho_counts else named[:1]
     build = Build(
         begun=new.step,
-        ends=new.step + spread.begins - 1,
-        gamma=spread.gamma,
+        ends=new.step + staggered.begins - 1,
+        gamma=staggered.gamma,
         strengths=tuple(map(engine._strength, named)),
         moments={key: value.clone() for key, value in new.moments.items()},
         block_states=new.block_states,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,42 +10,36 @@ import torch
 from torch import Tensor
 
 from kfac_lab.core import linalg
-from kfac_lab.core.clock import Clock
 from kfac_lab.core.commit import gated, gated_state
 from kfac_lab.core.exchange import exchange
 from kfac_lab.core.state import State, StepRecord, Unread
 from kfac_lab.core.trees import replaced
 from kfac_lab.engine import building
 from kfac_lab.engine.boundary import reference_of
-from kfac_lab.engine.building import NOTHING, Spread
+from kfac_lab.engine.candidate import Outcome
+from kfac_lab.engine.finite import all_finite, not_finite
 from kfac_lab.engine.guard import Verdict
-from kfac_lab.engine.proposal import Outcome, all_finite, not_finite
 from kfac_lab.engine.statistics import StepMoments, updates_of
 
 if TYPE_CHECKING:
-    from kfac_lab.engine.engine import Engine
+    from kfac_lab.engine.prepared import Begun, Prepared
 
-__all__ = ["carried_out", "counted", "next_state", "ok_of", "settled"]
+__all__ = ["counted", "next_state", "ok_of", "settled"]
 
 
-def next_state(
-    engine: Engine,
-    statistics: StepMoments,
-    outcome: Outcome,
-    part_states: Mapping[str, Any],
-    **new: Any,
-) -> State:
+def next_state(begun: Begun, outcome: Outcome, part_states: Mapping[str, Any], **new: Any) -> State:
     """The state after a step: what it has gathered and chosen, and ``new`` fields besides."""
-    state = engine.state_  # of now: the search's read may have counted anew
+    state = begun.engine.state_  # of now: the search's read may have counted anew
+    gathered = begun.gathered
     return replaced(
         state,
-        **counted(state, statistics),
+        **counted(state, gathered),
         factored=outcome.factored,
         inverse=outcome.chosen.preconditioner,
         kept_inverse=outcome.kept,
         block_states=outcome.block_states,
         part_states={**state.part_states, **part_states},
-        cross_weight=state.cross_weight * statistics.decay,
+        cross_weight=state.cross_weight * gathered.decay,
         forced=False,
         **new,
     )
@@ -74,39 +68,30 @@ def ok_of(outcome: Outcome, loss: Tensor, statistics: StepMoments) -> Tensor:
     return all_finite(scalars)
 
 
-def settled(
-    engine: Engine,
-    record: StepRecord,
-    new: State,
-    statistics: StepMoments,
-    loss: Tensor | None,
-    ok: Tensor,
-    trial: Sequence[Tensor],
-    buffers: Mapping[str, Tensor],
-    clock: Clock,
-    verdict: Verdict | None = None,
-    exploded: bool = False,
-    spread: Spread = NOTHING,
-) -> StepRecord:
+def settled(begun: Begun, made: Prepared) -> StepRecord:
     """Examines ``ok`` where a read costs nothing, gates the commit where it does, commits.
 
-    ``trial`` are the new parameters, or none where somebody else moves them. On a refresh the
-    search has read whether all is well, on an accelerator too; ``exploded`` is what it has seen.
-    Where the ``verdict`` takes the last step back the new numbers are those before it, and the
-    statistics stay.
+    A preconditioner's step moves nothing: somebody else does. On a refresh the search has read
+    whether all is well, on an accelerator too. Where the verdict takes the last step back the new
+    numbers are those before it, and the statistics stay.
 
     Raises:
         NumericalError: something was not finite; nothing has changed.
     """
+    engine, statistics = begun.engine, begun.gathered
+    record, new, ok, verdict = made.record, made.new, made.ok, made.verdict
+    if made.back:
+        return _carried_out(begun, record, new, made.moved, engine.network.tensors)
+    exploded = made.exploded
     state = engine.state_
-    own = dict(engine.problem.model.named_buffers()) if buffers else {}
-    into = [*(engine.network.tensors if trial else []), *own.values()]
-    values = [*trial, *(buffers[name] for name in own)]
+    own = dict(engine.problem.model.named_buffers()) if made.buffers else {}
+    into = [*(engine.network.tensors if made.moved else []), *own.values()]
+    values = [*made.moved, *(made.buffers[name] for name in own)]
     guarded = verdict is not None and verdict.strength is not None
     if engine._reads_are_free:
         sound, *seen = linalg.host([ok] if verdict is None else [ok, verdict.exploded])
         if not sound:
-            raise not_finite(record.step, loss, state.strength)
+            raise not_finite(record.step, made.loss, state.strength)
         exploded = any(seen)
         if exploded and guarded:
             kept = "moments", "ages", "block_ages", "updates"
@@ -117,10 +102,11 @@ def settled(
     if exploded and not guarded:
         engine.warnings.unguarded(record.step)
     if record.due.factors:
-        made_of = statistics.moments if spread.ready is None else spread.ready.moments
+        ready = begun.plan.staggered.ready
+        made_of = statistics.moments if ready is None else ready.moments
         new = replace(new, reference=reference_of(engine.parts, made_of))
-    new = building.after(engine, spread, new)
-    return carried_out(engine, record, new, values, into, clock)
+    new = building.after(engine, begun.plan.staggered, new)
+    return _carried_out(begun, record, new, values, into)
 
 
 def _flagged(
@@ -148,15 +134,11 @@ def _flagged(
     return new, replace(record, skipped=(~ok).to(torch.float64))
 
 
-def carried_out(
-    engine: Engine,
-    record: StepRecord,
-    new: State,
-    values: list[Tensor],
-    into: list[Tensor],
-    clock: Clock,
+def _carried_out(
+    begun: Begun, record: StepRecord, new: State, values: list[Tensor], into: list[Tensor]
 ) -> StepRecord:
     """The commit: ``values`` into θ and the buffers, and what the engine holds, in one exchange."""
+    engine, clock = begun.engine, begun.clock
     with clock("move"):
         new = replaced(new, seconds=engine.state_.seconds + clock.total())
         record = replace(record, seconds=new.seconds, verbs=clock.verbs)

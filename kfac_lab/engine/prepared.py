@@ -19,7 +19,7 @@ from kfac_lab.core.state import Due, State, StepRecord
 from kfac_lab.core.trees import replaced
 from kfac_lab.core.vector import Vec
 from kfac_lab.engine import statistics
-from kfac_lab.engine.building import NOTHING, Spread
+from kfac_lab.engine.building import AT_ONCE, Staggered
 from kfac_lab.engine.commit import counted
 from kfac_lab.engine.guard import Verdict
 from kfac_lab.engine.parts import Parts
@@ -58,7 +58,7 @@ class Plan:
     m: int
     s1: int  # |S1|
     s2: int  # |S2|
-    spread: Spread = NOTHING  # what it does of a refresh that is spread over steps
+    staggered: Staggered = AT_ONCE  # what it does of a refresh that is spread over steps
 
 
 @dataclass(frozen=True, eq=False)

@@ -47,7 +47,6 @@ from kfac_lab.engine.prepared import (
     template,
 )
 from kfac_lab.engine.sized import Sized
-from kfac_lab.engine.statistics import StepMoments
 from kfac_lab.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -93,38 +92,38 @@ class Programs:
     _known: Known = field(default_factory=Known)
     _sized: Sized = field(default_factory=Sized)
 
-    def step(self, begun: Begun) -> tuple[Prepared, StepMoments]:
-        """The step but for its commit, by a program where there is one; and its moments."""
+    def step(self, begun: Begun) -> tuple[Prepared, Begun]:
+        """The step but for its commit, by a program where there is one; and what it was made of."""
         engine, plan = begun.engine, begun.plan
         if not self.on or engine.parts.processes > 1:  # processes that agree read
-            return begun.made(), begun.gathered
+            return begun.made(), begun
         asked = Asked.of(begun)
         entry = self._known.of(asked, plan.k)
         entry.seen += 1
         if entry.refused:
-            return begun.made(), begun.gathered
+            return begun.made(), begun
         if entry.program is None and entry.seen == 1:
             found = self._sized.step(self, begun, asked)
             if found is not None:
-                return found, begun.gathered
+                return found, begun
             begun = begun.again()
             made = begun.made()
             self._seen_once(begun, made, asked)
-            return made, begun.gathered
+            return made, begun
         if entry.program is None:
             noted = self._recorded(begun, asked, entry)
             if isinstance(noted, Prepared):
-                return noted, begun.gathered
+                return noted, begun
             begun = begun.again()
             made = begun.made()  # raises too, unless what failed was the recording
             what = str(noted).splitlines()[0] if str(noted) else type(noted).__name__
             self.refuse(begun, entry, f"while it was recorded it failed: {what}")
-            return made, begun.gathered
+            return made, begun
         if entry.program.replays % AGAIN == AGAIN - 1:
             made = begun.made()
             self.tried(begun, asked, entry, made)
-            return made, begun.gathered
-        return self.replayed_step(begun, asked, entry) or begun.made(), begun.gathered
+            return made, begun
+        return self.replayed_step(begun, asked, entry) or begun.made(), begun
 
     def replayed_step(self, begun: Begun, asked: Asked, entry: Entry) -> Prepared | None:
         """The step by its program; None where it is to be made call by call: bad targets, which

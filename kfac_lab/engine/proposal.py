@@ -1,55 +1,28 @@
-"""invert, propose, model, choose: one candidate, or several, and the ladder where a factor fails.
-
-A candidate is one strength tried. On a step without a refresh there is one, by the inverse in use.
-A refresh factorises once for all of them; where γ is due there are three; where the damping has a
-``retry`` it may ask for another. A factor that cannot be inverted is escalated, and at last the
-inverse in use serves on.
-"""
+"""propose, model, choose: how a strength and its inverse become a candidate."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from contextvars import copy_context
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
-from kfac_lab.core import linalg
 from kfac_lab.core.clock import Clock
-from kfac_lab.core.moments import Table
 from kfac_lab.core.passes import Evaluated
-from kfac_lab.core.program import branch, counting, expected
-from kfac_lab.core.protocols import Layer
-from kfac_lab.core.state import DampingStrength, Due, State
+from kfac_lab.core.program import branch, counting
+from kfac_lab.core.state import DampingStrength, State
 from kfac_lab.core.traits import PreconditionerTraits, traits
 from kfac_lab.core.vector import Vec
-from kfac_lab.engine.building import Ready
-from kfac_lab.engine.candidate import Candidate, Outcome, Trial
+from kfac_lab.engine.candidate import Candidate, Trial
 from kfac_lab.engine.parts import Parts
-from kfac_lab.errors import NumericalError, RecipeError
+from kfac_lab.errors import RecipeError
 
-__all__ = [
-    "Candidate",
-    "Outcome",
-    "Search",
-    "Trial",
-    "all_finite",
-    "modelled",
-    "not_finite",
-    "remembered_by",
-]
+if TYPE_CHECKING:
+    from kfac_lab.engine.prepared import Begun
 
-
-class Exploded(Exception):
-    """Internal: the search's read has shown that the last step is to be taken back."""
-
+__all__ = ["Space", "modelled", "preconditioned", "remembered_by"]
 
 SOON = 10  # steps with the first P ηθ
-RETRIES = 60  # bound on damping.retry within one step
-KEPT = 3  # bound on refreshes in a row that fall back on the last good inverse
 
 
 @dataclass(eq=False)
@@ -85,20 +58,14 @@ class Space:
         return product
 
 
-def modelled(
-    parts: Parts,
-    state: State,
-    k: int,
-    lr: float,
-    evaluated: Evaluated,
-    clock: Clock,
-    remembered: tuple[Any, Any],
-) -> Trial:
+def modelled(begun: Begun, k: int, evaluated: Evaluated, part_state: Any, factor: Any) -> Trial:
     """How a step of the whole algorithm makes a candidate: propose, model, choose.
 
-    ``remembered`` is the momentum's, by :func:`remembered_by`.
+    ``part_state`` and the ``factor`` on the step's length are the momentum's, by
+    :func:`remembered_by`.
     """
-    part_state, factor = remembered
+    engine, clock = begun.engine, begun.clock
+    parts, state, lr = engine.parts, engine.state_, engine.lr
 
     def trial(strength: DampingStrength, preconditioner: Any) -> Candidate:
         momentum = parts["momentum"]
@@ -189,214 +156,3 @@ def preconditioned(gradient: Vec, clock: Clock) -> Trial:
         )
 
     return trial
-
-
-@dataclass(eq=False)
-class Search:
-    """The candidates of one step.
-
-    Attributes:
-        strength: a part's strength as 0-dim tensors on the device, with η.
-        read: one host read of some 0-dim tensors.
-        draft: the record of a candidate, which ``retry`` looks at.
-        increments: 0-dim tensors that are finite where the batch's own numbers are.
-        spread: of the cases' losses, to be read with a refresh; None: nobody asks.
-        calm: whether h has not exploded, 0-dim, read along; where it has, ``guarded`` says whether
-            the last step is taken back.
-        exploded: what that read has shown.
-        ready: a refresh that was spread over the steps before, for this one to take into use.
-    """
-
-    parts: Parts
-    layers: Sequence[Layer]
-    state: State
-    k: int
-    due: Due
-    table: Table
-    loss: Tensor | None  # None where the loss is of a loop of somebody's own
-    increments: Sequence[Tensor]
-    trial: Trial
-    strength: Callable[[DampingStrength], DampingStrength]
-    read: Callable[[Sequence[Tensor]], list[float]]
-    draft: Callable[[Candidate, Sequence[Candidate]], Any]
-    clock: Clock
-    calm: Tensor
-    guarded: bool = False
-    exploded: bool = False
-    spread: Tensor | None = None
-    ready: Ready | None = None
-
-    def outcome(self, block_states: tuple[Any, ...]) -> Outcome | None:
-        """Tries the strengths that the damping names, and what a retry asks for.
-
-        None where the last step is to be taken back. An exception at any line, an interrupt say,
-        leaves no attempt open and no label behind: both are set in a context of its own.
-
-        Raises:
-            NumericalError: the batch is not finite, or no inverse could be built.
-        """
-        try:
-            return copy_context().run(self._outcome, block_states)
-        except Exploded:
-            return None
-
-    def _outcome(self, block_states: tuple[Any, ...]) -> Outcome:
-        state = self.state
-        if self.ready is None:
-            named = self.parts["damping"].candidates(state.strength, self.due)
-            named = named if self.parts.rho_counts else named[:1]
-        else:  # λ as it is now; the γ that it was built with
-            others = self.ready.gammas[1:]
-            named = (state.strength, *(state.strength._replace(gamma=g) for g in others))
-        strengths = tuple(map(self.strength, named))
-        if not self.due.inverse:
-            trials = [self.trial(s, state.inverse) for s in strengths[:1]]
-            kept = state.kept_inverse
-            return Outcome(trials[0], trials, state.factored, block_states, kept, {})
-        tried: list[Candidate] = []
-        factored, part_states = None if self.due.factors else state.factored, block_states
-        jitter: dict[str, float] = {}
-        tries = 0
-        chosen: Candidate | None = None
-        while True:
-            refreshed = self._refreshed(strengths, factored, part_states, chosen is not None)
-            if refreshed is None and chosen is not None:  # what the retry was to better stays
-                return Outcome(chosen, tried, factored, part_states, 0, jitter, self._seen)
-            if refreshed is None:
-                return self._kept(block_states)
-            chosen, trials, factored, part_states, added = refreshed
-            tried += trials
-            jitter.update(added)
-            again = None
-            retry = self.parts.declares("damping").retry
-            if retry is not None and self.parts.rho_counts and tries < RETRIES:
-                draft = self.draft(chosen, tried)
-                again = retry(chosen.strength, state.part_states["damping"], draft, tries)
-            if again is None:
-                return Outcome(chosen, tried, factored, part_states, 0, jitter, self._seen)
-            tries += 1
-            strengths = (self.strength(again),)
-
-    def _refreshed(
-        self,
-        strengths: Sequence[DampingStrength],
-        factored: Any,
-        part_states: tuple[Any, ...],
-        again: bool,
-    ) -> tuple[Candidate, list[Candidate], Any, tuple[Any, ...], Mapping[str, float]] | None:
-        """The best of the candidates by new inverses; None where the ladder has come to its end,
-        or where it is tried ``again`` and none is finite.
-        """
-        attempt: linalg.Attempt | None = linalg.Attempt()
-        ready, self.ready = self.ready, None  # it serves once
-        table, frozen = self.table, None
-        while attempt is not None:
-            made, own = factored, part_states
-            with attempt:
-                if ready is not None:
-                    made = ready.factored
-                elif made is None:
-                    with self.clock("invert"):
-                        made, new = self.parts["structure"].factorise(
-                            self.layers, self.parts.blocks, table, own if frozen is None else frozen
-                        )
-                        own = tuple(new) if frozen is None else own
-                trials = []
-                for n, s in enumerate(strengths):
-                    with self.clock("invert"):
-                        inverse = (
-                            self.parts["structure"].damped(made, own, s, self.state.inverse)
-                            if ready is None
-                            else ready.inverses[n]
-                        )
-                    trials.append(self.trial(s, inverse))
-            finite = [all_finite(t.scalars()) for t in trials]
-            missing = torch.full_like(trials[0].promise, float("nan"))
-            best = _best(
-                [torch.where(f, t.promise, missing) for f, t in zip(finite, trials, strict=True)]
-            )
-            sound = torch.stack(finite).any()  # the winner is finite where any is
-            given, added = all_finite(self.increments), attempt.jitter
-            flags = attempt.flags() if ready is None else [ready.sound]
-            asked = [] if self.spread is None else [self.spread]
-            numbers = [best, sound, given, self.calm, *flags, *added.values(), *asked]
-            read = expected(numbers, self.read, told=len(asked))
-            self._seen = read.pop() if asked else None
-            self.exploded = not read[3]
-            if self.guarded and self.exploded:
-                raise Exploded
-            if not read[2]:  # no inverse helps where the batch itself is not finite
-                raise not_finite(self.k, self.loss, self.state.strength)
-            if ready is not None and not read[4] > 0.5:  # anew, of the same moments
-                table, frozen = Table(ready.moments, self.table.links), ready.block_states
-                factored, ready = None, None
-                continue
-            failed = () if ready is not None else attempt.failed(read[4 : 4 + len(flags)])
-            if not failed:
-                if not read[1] and again:
-                    return None
-                if not read[1]:
-                    raise not_finite(self.k, self.loss, self.state.strength)
-                jitter = dict(zip(added, read[4 + len(flags) :], strict=True))
-                return trials[int(read[0])], trials, made, own, jitter
-            self._ended = attempt, failed
-            attempt = attempt.escalate(failed)
-        return None
-
-    def _kept(self, block_states: tuple[Any, ...]) -> Outcome:
-        """No inverse could be built: the last good one serves, for a bounded number of times."""
-        state = self.state
-        attempt, failed = self._ended
-        if state.inverse is None or state.forced or state.kept_inverse >= KEPT:
-            known = [] if self.loss is None else [self.loss]
-            lam, gamma, *loss = linalg.host([state.strength.lam, state.strength.gamma, *known])
-            if not all(map(math.isfinite, loss)):
-                raise not_finite(self.k, self.loss, state.strength)
-            raise attempt.error(failed, lam, gamma)
-        trial = self.trial(state.strength, state.inverse)
-        if not expected([all_finite(trial.scalars())], self.read)[0]:
-            raise not_finite(self.k, self.loss, state.strength)
-        return Outcome(trial, [trial], state.factored, block_states, state.kept_inverse + 1, {})
-
-
-def not_finite(k: int, loss: Tensor | None, strength: DampingStrength) -> NumericalError:
-    """What is said where the numbers of a step broke down before its commit; without a ``loss``,
-    of a loop of somebody's own.
-    """
-    if loss is None:
-        lam, gamma = linalg.host([strength.lam, strength.gamma])
-        return NumericalError(
-            f"step {k}: the model's outputs, the statistics or the preconditioned gradient are not "
-            f"finite (λ={lam:g}, γ={gamma:g}); nothing has changed, and if the loop's loss grew "
-            "before, give kl_clip=1e-3, a lower rate, or the likelihood of just the loss that you "
-            "call backward() of (nn.MSELoss() is a mean over the outputs; of a loss that sums "
-            "them it is nn.MSELoss(reduction='sum'))"
-        )
-    values = linalg.host([loss, strength.lam, strength.gamma])
-    where = (
-        "the objective h"
-        if values[0] != values[0] or abs(values[0]) == float("inf")
-        else ("the gradient, the statistics or the update")
-    )
-    return NumericalError(
-        f"step {k}: {where} is not finite (h={values[0]:g}, λ={values[1]:g}, "
-        f"γ={values[2]:g}); the step has not happened. Check inputs and targets for NaN or "
-        "infinity, or raise λ"
-    )
-
-
-def all_finite(scalars: Sequence[Tensor]) -> Tensor:
-    """Whether all of some 0-dim tensors are finite, 0-dim."""
-    values = torch.stack([s.reshape(()).to(torch.float64) for s in scalars])
-    return (values * 0 == 0).all()  # ∞ and NaN make NaN
-
-
-def _best(values: Sequence[Tensor]) -> Tensor:
-    """Index of the lowest value; ties keep the earlier, NaN never wins over a number."""
-    index = torch.zeros_like(values[0])
-    lowest = values[0]
-    for j, value in enumerate(values[1:], start=1):
-        better = (value < lowest) | (torch.isnan(lowest) & ~torch.isnan(value))
-        index = torch.where(better, torch.full_like(index, float(j)), index)
-        lowest = torch.where(better, value, lowest)
-    return index

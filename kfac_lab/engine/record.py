@@ -5,30 +5,29 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kfac_lab.core.passes import Evaluated
-from kfac_lab.core.state import Due, StepRecord
-from kfac_lab.engine.proposal import Candidate, Outcome
-from kfac_lab.engine.statistics import StepMoments
+from kfac_lab.core.state import StepRecord
+from kfac_lab.engine.candidate import Outcome
 
 if TYPE_CHECKING:
-    from kfac_lab.engine.engine import Engine
+    from kfac_lab.engine.prepared import Begun
 
 __all__ = ["record_of"]
 
 
 def record_of(
-    engine: Engine,
+    begun: Begun,
     k: int,
-    due: Due,
-    chosen: Candidate,
     outcome: Outcome,
-    m: int,
-    gathered: StepMoments | None,
-    evaluated: Evaluated | None,
+    evaluated: Evaluated | None = None,
+    draft: bool = False,
 ) -> StepRecord:
-    """The record of step k; without ``evaluated`` h and what comes of it are not known."""
-    c = chosen.coefficients
-    cross = gathered is not None and bool(gathered.store.links)
-    nothing = float("nan")
+    """The record of step k; without ``evaluated`` h and what comes of it are not known.
+
+    A ``draft`` is of a candidate that the damping's ``retry`` looks at: the step may try others.
+    """
+    engine, gathered, chosen = begun.engine, begun.gathered, outcome.chosen
+    c, nothing = chosen.coefficients, float("nan")
+    linked = bool(gathered.store.links) and not draft
     return StepRecord(
         step=k,
         loss=nothing if evaluated is None else evaluated.loss,
@@ -41,13 +40,11 @@ def record_of(
         predicted=nothing if evaluated is None else chosen.value,
         norm_squared=(c * (chosen.gram * c).sum(1)).sum(),
         slope=(chosen.slope * c).sum(),
-        batch=m * engine.parts.processes,
-        due=due,
+        batch=begun.plan.m * engine.parts.processes,
+        due=begun.plan.due,
         coefficients=c,
         candidates=tuple((t.strength.lam, t.strength.gamma, t.promise) for t in outcome.tried),
-        cross_weight=1.0 - engine.state_.cross_weight * gathered.decay
-        if gathered and cross
-        else 0.0,
+        cross_weight=1.0 - engine.state_.cross_weight * gathered.decay if linked else 0.0,
         kept_inverse=outcome.kept,
         jitter=outcome.jitter,
     )

@@ -8,7 +8,7 @@ import torch
 from invariants.helpers import image, run_of, same, same_run
 from kfac_lab.core import passes
 from kfac_lab.engine import Engine
-from kfac_lab.engine.proposal import Search
+from kfac_lab.engine.search import Search
 
 
 @pytest.fixture(autouse=True)

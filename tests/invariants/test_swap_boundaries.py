@@ -18,7 +18,7 @@ from invariants.helpers import (
     strength,
 )
 from kfac_lab.core.state import DampingStrength
-from kfac_lab.engine.proposal import Search
+from kfac_lab.engine.search import Search
 from kfac_lab.paper import damping
 from kfac_lab.run import swapping
 

@@ -1,0 +1,234 @@
+"""invert, and choose among candidates: the strengths that are tried, and the ladder where a factor
+fails.
+
+On a step without a refresh there is one candidate, by the inverse in use. A refresh factorises once
+for all of them; where γ is due there are three; where the damping has a ``retry`` it may ask for
+another. A factor that cannot be inverted is escalated, and at last the inverse in use serves on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from kfac_lab.core import linalg
+from kfac_lab.core.moments import Table
+from kfac_lab.core.passes import Evaluated
+from kfac_lab.core.program import expected
+from kfac_lab.core.state import DampingStrength, StepRecord
+from kfac_lab.engine.candidate import Candidate, Outcome, Trial
+from kfac_lab.engine.finite import all_finite, not_finite
+from kfac_lab.engine.guard import Verdict
+from kfac_lab.engine.record import record_of
+
+if TYPE_CHECKING:
+    from kfac_lab.engine.prepared import Begun
+
+__all__ = ["Search"]
+
+
+class Exploded(Exception):
+    """Internal: the search's read has shown that the last step is to be taken back."""
+
+
+RETRIES = 60  # bound on damping.retry within one step
+KEPT = 3  # bound on refreshes in a row that fall back on the last good inverse
+
+
+class Search:
+    """The candidates of one step.
+
+    Args:
+        begun: the step.
+        k: what parts are told of its number.
+        trial: makes a candidate of a strength and its inverse.
+        evaluated: what the batch has shown; None for a preconditioner, whose loop has a loss of its
+            own.
+        verdict: what the batch shows of the step before; a refresh reads it along.
+
+    Attributes:
+        exploded: what that read has shown.
+    """
+
+    exploded = False
+
+    def __init__(
+        self,
+        begun: Begun,
+        k: int,
+        trial: Trial,
+        evaluated: Evaluated | None = None,
+        verdict: Verdict | None = None,
+    ) -> None:
+        engine, gathered = begun.engine, begun.gathered
+        self.begun, self.k, self.trial, self.evaluated = begun, k, trial, evaluated
+        self.parts, self.state, self.due = engine.parts, engine.state_, begun.plan.due
+        self.loss = None if evaluated is None else evaluated.loss
+        self.spread = None if evaluated is None else evaluated.spread
+        self.ready = begun.plan.staggered.ready  # what the steps before have built
+        # Finite where the batch's own numbers are.
+        nothing = torch.zeros((), device=engine.device)
+        self.increments = [nothing if self.loss is None else self.loss]
+        if self.due.inverse and gathered.fresh:
+            self.increments.append(gathered.store.traces())
+        calm = torch.ones_like(self.increments[0]) if verdict is None else ~verdict.exploded
+        self.calm, self.guarded = calm, verdict is not None and verdict.strength is not None
+
+    def strength(self, strength: DampingStrength) -> DampingStrength:
+        """A part's strength as 0-dim tensors on the device, with η."""
+        return self.begun.engine._strength(strength)
+
+    def draft(self, chosen: Candidate, tried: Sequence[Candidate]) -> StepRecord:
+        """The record of a candidate, for the damping's ``retry``."""
+        seen = Outcome(chosen, list(tried), None, (), 0, {})
+        return record_of(self.begun, self.k, seen, self.evaluated, draft=True)
+
+    def outcome(self, block_states: tuple[Any, ...]) -> Outcome | None:
+        """Tries the strengths that the damping names, and what a retry asks for.
+
+        None where the last step is to be taken back. An exception at any line, an interrupt say,
+        leaves no attempt open and no label behind: both are set in a context of its own.
+
+        Raises:
+            NumericalError: the batch is not finite, or no inverse could be built.
+        """
+        try:
+            return copy_context().run(self._outcome, block_states)
+        except Exploded:
+            return None
+
+    def _outcome(self, block_states: tuple[Any, ...]) -> Outcome:
+        state = self.state
+        if self.ready is None:
+            named = self.parts["damping"].candidates(state.strength, self.due)
+            named = named if self.parts.rho_counts else named[:1]
+        else:  # λ as it is now; the γ that it was built with
+            others = self.ready.gammas[1:]
+            named = (state.strength, *(state.strength._replace(gamma=g) for g in others))
+        strengths = tuple(map(self.strength, named))
+        if not self.due.inverse:
+            trials = [self.trial(s, state.inverse) for s in strengths[:1]]
+            kept = state.kept_inverse
+            return Outcome(trials[0], trials, state.factored, block_states, kept, {})
+        tried: list[Candidate] = []
+        factored, part_states = None if self.due.factors else state.factored, block_states
+        jitter: dict[str, float] = {}
+        tries = 0
+        chosen: Candidate | None = None
+        while True:
+            refreshed = self._refreshed(strengths, factored, part_states, chosen is not None)
+            if refreshed is None and chosen is not None:  # what the retry was to better stays
+                return Outcome(chosen, tried, factored, part_states, 0, jitter, self._seen)
+            if refreshed is None:
+                return self._kept(block_states)
+            chosen, trials, factored, part_states, added = refreshed
+            tried += trials
+            jitter.update(added)
+            again = None
+            retry = self.parts.declares("damping").retry
+            if retry is not None and self.parts.rho_counts and tries < RETRIES:
+                draft = self.draft(chosen, tried)
+                again = retry(chosen.strength, state.part_states["damping"], draft, tries)
+            if again is None:
+                return Outcome(chosen, tried, factored, part_states, 0, jitter, self._seen)
+            tries += 1
+            strengths = (self.strength(again),)
+
+    def _refreshed(
+        self,
+        strengths: Sequence[DampingStrength],
+        factored: Any,
+        part_states: tuple[Any, ...],
+        again: bool,
+    ) -> tuple[Candidate, list[Candidate], Any, tuple[Any, ...], Mapping[str, float]] | None:
+        """The best of the candidates by new inverses; None where the ladder has come to its end,
+        or where it is tried ``again`` and none is finite.
+        """
+        attempt: linalg.Attempt | None = linalg.Attempt()
+        ready, self.ready = self.ready, None  # it serves once
+        clock, read_now = self.begun.clock, self.begun.engine.read
+        layers, structure = self.begun.engine.network.layers, self.parts["structure"]
+        table, frozen = self.begun.gathered.table, None
+        while attempt is not None:
+            made, own = factored, part_states
+            with attempt:
+                if ready is not None:
+                    made = ready.factored
+                elif made is None:
+                    with clock("invert"):
+                        made, new = structure.factorise(
+                            layers, self.parts.blocks, table, own if frozen is None else frozen
+                        )
+                        own = tuple(new) if frozen is None else own
+                trials = []
+                for n, s in enumerate(strengths):
+                    with clock("invert"):
+                        inverse = (
+                            structure.damped(made, own, s, self.state.inverse)
+                            if ready is None
+                            else ready.inverses[n]
+                        )
+                    trials.append(self.trial(s, inverse))
+            finite = [all_finite(t.scalars()) for t in trials]
+            missing = torch.full_like(trials[0].promise, float("nan"))
+            best = _best(
+                [torch.where(f, t.promise, missing) for f, t in zip(finite, trials, strict=True)]
+            )
+            sound = torch.stack(finite).any()  # the winner is finite where any is
+            given, added = all_finite(self.increments), attempt.jitter
+            flags = attempt.flags() if ready is None else [ready.sound]
+            asked = [] if self.spread is None else [self.spread]
+            numbers = [best, sound, given, self.calm, *flags, *added.values(), *asked]
+            read = expected(numbers, read_now, told=len(asked))
+            self._seen = read.pop() if asked else None
+            self.exploded = not read[3]
+            if self.guarded and self.exploded:
+                raise Exploded
+            if not read[2]:  # no inverse helps where the batch itself is not finite
+                raise not_finite(self.k, self.loss, self.state.strength)
+            if ready is not None and not read[4] > 0.5:  # anew, of the same moments
+                table, frozen = Table(ready.moments, table.links), ready.block_states
+                factored, ready = None, None
+                continue
+            failed = () if ready is not None else attempt.failed(read[4 : 4 + len(flags)])
+            if not failed:
+                if not read[1] and again:
+                    return None
+                if not read[1]:
+                    raise not_finite(self.k, self.loss, self.state.strength)
+                jitter = dict(zip(added, read[4 + len(flags) :], strict=True))
+                return trials[int(read[0])], trials, made, own, jitter
+            self._ended = attempt, failed
+            attempt = attempt.escalate(failed)
+        return None
+
+    def _kept(self, block_states: tuple[Any, ...]) -> Outcome:
+        """No inverse could be built: the last good one serves, for a bounded number of times."""
+        state = self.state
+        attempt, failed = self._ended
+        if state.inverse is None or state.forced or state.kept_inverse >= KEPT:
+            known = [] if self.loss is None else [self.loss]
+            lam, gamma, *loss = linalg.host([state.strength.lam, state.strength.gamma, *known])
+            if not all(map(math.isfinite, loss)):
+                raise not_finite(self.k, self.loss, state.strength)
+            raise attempt.error(failed, lam, gamma)
+        trial = self.trial(state.strength, state.inverse)
+        if not expected([all_finite(trial.scalars())], self.begun.engine.read)[0]:
+            raise not_finite(self.k, self.loss, state.strength)
+        return Outcome(trial, [trial], state.factored, block_states, state.kept_inverse + 1, {})
+
+
+def _best(values: Sequence[Tensor]) -> Tensor:
+    """Index of the lowest value; ties keep the earlier, NaN never wins over a number."""
+    index = torch.zeros_like(values[0])
+    lowest = values[0]
+    for j, value in enumerate(values[1:], start=1):
+        better = (value < lowest) | (torch.isnan(lowest) & ~torch.isnan(value))
+        index = torch.where(better, torch.full_like(index, float(j)), index)
+        lowest = torch.where(better, value, lowest)
+    return index
