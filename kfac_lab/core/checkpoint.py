@@ -166,6 +166,7 @@ _AROUND: dict[str, Schema] = {
     "buffers": maybe(_named_tensors),
 }
 _CONTENT = record({"state": _state, **_AROUND}, optional=dict.fromkeys(_LOOSE, anything))
+# every field: one that an older file lacks has the default by now, which the State gives it
 _STATE = record(
     {
         "step": whole(),
@@ -188,8 +189,10 @@ _STATE = record(
         "part_states": _mapping,
         "pending": _none_pending,
         "bound": maybe(_bound),
-    },
-    optional={"updates": maybe(whole()), "spread": number(), "build": maybe(_build)},
+        "updates": maybe(whole()),
+        "spread": number(),
+        "build": maybe(_build),
+    }
 )
 _FORMAT_1 = record({**_AROUND, **dict.fromkeys(_LOOSE, anything)})
 cloned = trees.copied
@@ -318,7 +321,7 @@ def restore(engine: Any, state: dict[str, Any], *, parameters: bool = True) -> N
                 )
             store = layout.holding(new.moments, new.ages)
         new = replace(new, moments=store.current, ages=store.ages)
-    new = engine.with_memories(new)  # a slot may have had none when it was saved
+    new = engine.completed(new)
     _check_fits(new, engine, bound)
     held = replace(
         engine.held,

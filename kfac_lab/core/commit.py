@@ -9,21 +9,10 @@ import torch
 from torch import Tensor
 
 from kfac_lab.core import trees
-from kfac_lab.core.state import State
+from kfac_lab.core.state import GATED, State
 from kfac_lab.core.vector import Vec
 
 __all__ = ["gated", "gated_state"]
-
-_GATED = (
-    "strength",
-    "previous",
-    "before",
-    "former",
-    "part_states",
-    "block_states",
-    "cross_weight",
-    "level",
-)
 
 
 def gated(ok: Tensor, new: Sequence[Tensor], old: Sequence[Tensor]) -> list[Tensor]:
@@ -42,6 +31,6 @@ def gated_state(ok: Tensor, new: State, old: State) -> State:
     before = old.previous
     if before is None and new.previous is not None:
         before = Vec([torch.zeros_like(m) for m in new.previous])
-    own = {name: getattr(new, name) for name in _GATED}
-    was = {**{name: getattr(old, name) for name in _GATED}, "previous": before}
+    own = {name: getattr(new, name) for name in GATED}
+    was = {**{name: getattr(old, name) for name in GATED}, "previous": before}
     return replace(new, **trees.where(ok, own, was))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
@@ -13,6 +13,8 @@ from kfac_lab.core.trees import encoded as to_tree
 from kfac_lab.core.vector import Vec
 
 __all__ = [
+    "GATED",
+    "HOST",
     "Bound",
     "Build",
     "DampingStrength",
@@ -172,6 +174,24 @@ class Place(NamedTuple):
     bound: Bound | None = None
 
 
+def _held(
+    default: Any = None,
+    *,
+    made: Callable[[], Any] | None = None,
+    gated: bool = False,
+    host: bool = False,
+) -> Any:
+    """A field of the State, and what may happen to it without a look at its value.
+
+    ``gated``: a step that is skipped, or takes the last one back, leaves the value of before.
+    ``host``: Python keeps it, or a step does not go by it, so that no program gives it.
+    """
+    policy = {"gated": gated, "host": host}
+    if made is not None:
+        return field(default_factory=made, metadata=policy)
+    return field(default=default, metadata=policy)
+
+
 @dataclass(frozen=True)
 class Build:
     """A refresh that is spread over steps, as far as it has come (``engine/building.py``).
@@ -209,32 +229,41 @@ class State:
         "coupling": "cross_weight",
     }
 
-    step: int = 0
-    seconds: float = 0.0
-    strength: DampingStrength = DampingStrength(0.0, 0.0, 0.0)
-    previous: Vec | None = None  # δ0
+    step: int = _held(0, host=True)
+    seconds: float = _held(0.0, host=True)
+    strength: DampingStrength = _held(DampingStrength(0.0, 0.0, 0.0), gated=True)
+    previous: Vec | None = _held(gated=True)  # δ0
     # The curvature: moments, what the structure made of them, and the blocks' own memory.
-    moments: Mapping[Any, Tensor] = field(default_factory=dict)  # {} before the first batch
-    ages: Mapping[Any, int] = field(default_factory=dict)  # updates so far of what a swap opened
+    moments: Mapping[Any, Tensor] = _held(made=dict, host=True)  # {} before the first batch
+    ages: Mapping[Any, int] = _held(made=dict, host=True)  # updates so far of what a swap opened
     # Updates of the moments so far; None in a state of old, whose every step made one.
-    updates: int | None = None
-    cross_weight: Any = 1.0  # ∏ε since the cross moments opened
-    reference: Mapping[Any, Tensor] | None = None  # diagonal moments of the last refresh
+    updates: int | None = _held(host=True)
+    cross_weight: Any = _held(1.0, gated=True)  # ∏ε since the cross moments opened
+    # Diagonal moments of the last refresh.
+    reference: Mapping[Any, Tensor] | None = _held(host=True)
     factored: Any = None
     inverse: Any = None
-    build: Build | None = None  # of the next inverse, where the schedule spreads a refresh
-    level: Any = float("nan")  # of h of late, for the guard
+    # Of the next inverse, where the schedule spreads a refresh.
+    build: Build | None = _held(host=True)
+    level: Any = _held(float("nan"), gated=True)  # of h of late, for the guard
     # Of the cases' losses at the last refresh, which alone may read it: a number of the host.
-    spread: float = float("nan")
+    spread: float = _held(float("nan"), host=True)
     # Before the last step, where there is a guard: θ, and the average's part_state.
-    before: tuple[Tensor, ...] | None = None
-    former: Any = None
+    before: tuple[Tensor, ...] | None = _held(gated=True)
+    former: Any = _held(gated=True)
     kept_inverse: int = 0  # refreshes in a row that fell back on the last good inverse
     forced: bool = True  # the next step must build an inverse
-    block_states: tuple[Any, ...] = ()
-    block_ages: tuple[int | None, ...] = ()  # updates of a part_state that a swap opened, else None
+    block_states: tuple[Any, ...] = _held((), gated=True)
+    # Updates of a part_state that a swap opened, else None.
+    block_ages: tuple[int | None, ...] = _held((), host=True)
     # Of damping, momentum, schedule and average.
-    part_states: Mapping[str, Any] = field(default_factory=dict)
+    part_states: Mapping[str, Any] = _held(made=dict, gated=True)
     # Of steps on an accelerator that nobody has looked at yet; read before a save.
-    pending: tuple[Unread, ...] = ()
-    bound: Bound | None = None
+    pending: tuple[Unread, ...] = _held((), host=True)
+    bound: Bound | None = _held(host=True)
+
+
+#: the State's fields that a skipped step leaves as they were
+GATED = tuple(f.name for f in fields(State) if f.metadata.get("gated"))
+#: those which no program gives
+HOST = frozenset(f.name for f in fields(State) if f.metadata.get("host"))

@@ -16,14 +16,14 @@ from kfac_lab.core.moments import MomentLayout
 from kfac_lab.core.passes import Passes, Unseen, WatchedPasses
 from kfac_lab.core.problem import Drawn, Problem
 from kfac_lab.core.program import CudaGraphs
-from kfac_lab.core.state import Bound, DampingStrength, Signals, State, StepRecord
+from kfac_lab.core.state import GATED, Bound, DampingStrength, Signals, State, StepRecord
 from kfac_lab.core.vector import Vec
 from kfac_lab.core.watch import Watch
 from kfac_lab.engine import boundary, opening, rebind, step, swap
 from kfac_lab.engine.building import SideStream
 from kfac_lab.engine.coverage import coverage_of
 from kfac_lab.engine.held import Held, Holder
-from kfac_lab.engine.parts import Parts, parts_of, strength_of
+from kfac_lab.engine.parts import Parts, number, parts_of, strength_of
 from kfac_lab.engine.programs import Programs, wanted
 from kfac_lab.errors import CheckpointError, RecipeError
 
@@ -98,10 +98,16 @@ class Engine(Holder):
         self.side = SideStream() if self.device.type == "cuda" else None  # for spread refreshes
         self.held = Held(parts, opening.first_state(parts, problem, theta), seed, lr)
 
-    def with_memories(self, state: State) -> State:
-        """A state of old with part_states for the slots that had none then, as they begin."""
-        _, fresh = opening.beginnings(self.parts, self.problem, self._theta)
-        return replace(state, part_states={**fresh, **state.part_states})
+    def completed(self, state: State) -> State:
+        """A state of old as one of today: what it lacks begins, and its numbers are tensors."""
+        fresh = opening.first_state(self.parts, self.problem, self._theta)
+        part_states = {**fresh.part_states, **state.part_states}
+        numbers: dict[str, Any] = {
+            name: number(value, self.device)
+            for name in GATED
+            if isinstance(value := getattr(state, name), (int, float))
+        }
+        return replace(state, part_states=part_states, **numbers)
 
     @property
     def _theta(self) -> list[Tensor]:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from kfac_lab.core import linalg, trees
-from kfac_lab.core.state import DampingStrength, State, StepRecord
+from kfac_lab.core.state import GATED, DampingStrength, State, StepRecord
 from kfac_lab.core.vector import Vec
 from kfac_lab.engine.parts import number
 
@@ -90,12 +90,10 @@ def undone(seen: Verdict, state: State) -> dict[str, Any]:
     if state.former is not None:  # θ̄ has the step in it that is taken back
         part_states["average"] = state.former
     return {
+        **{name: getattr(state, name) for name in GATED if name not in ("before", "former")},
         "strength": seen.strength,
         "previous": Vec([torch.zeros_like(m) for m in state.previous]),
         "part_states": part_states,
-        "block_states": state.block_states,
-        "cross_weight": state.cross_weight,
-        "level": state.level,
     }
 
 

@@ -15,7 +15,7 @@ from kfac_lab.core import trees
 from kfac_lab.core.clock import Clock
 from kfac_lab.core.problem import Drawn
 from kfac_lab.core.program import Recorder, Recording, Slot, identical
-from kfac_lab.core.state import Due, State, StepRecord
+from kfac_lab.core.state import HOST, Due, State, StepRecord
 from kfac_lab.core.trees import replaced
 from kfac_lab.core.vector import Vec
 from kfac_lab.engine import statistics
@@ -38,14 +38,6 @@ __all__ = [
     "filled_in",
     "template",
 ]
-
-# Fields of State that are no numbers of a step's: counts on the host, and what it does not read.
-_COUNTS = frozenset(
-    {
-        "step", "seconds", "ages", "updates", "block_ages", "moments", "pending", "bound",
-        "reference", "spread", "build",
-    }
-)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +118,7 @@ def _gathering(engine: Engine, plan: Plan) -> StepMoments:
 
 def carried(state: State) -> list[str]:
     """The fields of State that are numbers of a step's."""
-    return [f.name for f in fields(state) if f.name not in _COUNTS]
+    return [f.name for f in fields(state) if f.name not in HOST]
 
 
 def counts_of(parts: Parts, state: State) -> dict[tuple[str, str], int]:

@@ -8,6 +8,7 @@ from typing import Any
 from kfac_lab.core.problem import Problem
 from kfac_lab.core.traits import SLOT_TRAITS, traits
 from kfac_lab.engine import Engine, attach
+from kfac_lab.engine.parts import SLOTS
 from kfac_lab.hooks.manager import Lab
 from kfac_lab.hooks.recipe import Recipe
 from kfac_lab.testing.law import Case
@@ -48,9 +49,7 @@ def engine_for(
 ) -> Engine:
     """An engine on a problem with the component in its slot; ``parts`` replaces other parts."""
     slots = {**_PARTS, **(parts or {})}
-    if case.slot in _PARTS or case.slot in ("block", "structure", "momentum", "average"):
+    if case.slot in SLOTS:
         slots[case.slot] = component
-    elif case.slot == "collective":
-        slots["collective"] = component
     lab = options.pop("lab", None) or own_lab()
     return attach(problem, Recipe(lab=lab, **slots), 0, **options)

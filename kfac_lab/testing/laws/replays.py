@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kfac_lab.engine import Engine
+from kfac_lab.engine.parts import SLOTS
 from kfac_lab.engine.programs import Programs
 from kfac_lab.testing.law import Broken, Case, law
 
@@ -19,9 +20,8 @@ __all__ = ["replaying_law"]
 
 #: every kind of step of the laws' schedule is seen, recorded twice, compared, and replayed
 STEPS = 11
-SLOTS = (
-    "average", "block", "damping", "estimator", "momentum", "quadratic_model", "structure",
-)  # fmt: skip
+#: what these decide is decided before a program runs
+BEFORE = ("batch", "collective", "schedule")
 _FIRST = (
     "instances_share_nothing",
     "global_state_kept",
@@ -39,7 +39,7 @@ def replaying_law(
 ) -> None:
     """Makes the law of this file for a slot whose part has a share in what a program holds."""
 
-    if slot not in SLOTS:
+    if slot not in SLOTS or slot in BEFORE:
         return
 
     @law(
