@@ -20,8 +20,8 @@ from kfac_lab.core.state import GATED, HOST, State
 REBOUND = {
     "kept": {"step", "seconds", "strength", "updates", "block_states"},
     "anew": {
-        "previous", "moments", "build", "ages", "cross_weight", "reference", "factored", "inverse", "level",
-        "spread", "before", "former", "kept_inverse", "forced", "pending", "bound",
+        "previous", "moments", "build", "ages", "cross_weight", "reference", "factored", "inverse",
+        "level", "spread", "before", "former", "kept_inverse", "forced", "pending", "bound",
     },
     "by part": {"part_states", "block_ages"},
 }  # fmt: skip
