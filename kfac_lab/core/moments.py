@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kfac_lab.core.layers import dense
 from kfac_lab.core.limits import memory_of, shown
+from kfac_lab.core.precision import shortened
 from kfac_lab.core.program import supplied
 from kfac_lab.core.program.supplied import called
 from kfac_lab.core.protocols import Layer
@@ -65,8 +66,11 @@ class Table:
 class Accumulation:
     """New second moments of one step, gathered into the store's spare side chunk by chunk."""
 
-    def __init__(self, store: MomentStore, epsilon: float, cases: int) -> None:
+    def __init__(
+        self, store: MomentStore, epsilon: float, cases: int, kind: str = "float32"
+    ) -> None:
         self._store, self._epsilon, self._cases = store, epsilon, cases
+        self._kind = kind  # of its products (``core.precision``)
         self._current, self._spare = store.current, store.spare
         self._started: set[Key] = set()
         self._sums: dict[Key, Tensor] = {}  # of rows whose number is known at the end alone
@@ -81,11 +85,15 @@ class Accumulation:
             if isinstance(own, tuple) or i in self._counts:
                 more = sum(r.count for r in parts(own)) if own is not None else 0
                 self._counts[i] = self._counts.get(i, 0) + more
-        self._gather("A", rows)
+        self._gathered("A", rows)
 
     def gradients(self, rows: Sequence[Grouped | None]) -> None:
         """g of each layer for a chunk of cases and one cotangent: ``[n, S, d_out]``."""
-        self._gather("G", rows)
+        self._gathered("G", rows)
+
+    def _gathered(self, kind: str, rows: Sequence[Grouped | None]) -> None:
+        with shortened(self._kind):
+            self._gather(kind, rows)
 
     def _loose(self, key: Key, rows: Grouped) -> None:
         """Sums over rows of no case's own: A counts them for each case served, G once."""
@@ -349,9 +357,11 @@ class MomentStore:
         first, second = layout.sides
         self.spare: dict[Key, Tensor] = second if current is first else first
 
-    def accumulate(self, epsilon: float, cases: int) -> Accumulation:
-        """Starts ε·current + (1−ε)·(mean over ``cases``) on the spare side."""
-        return Accumulation(self, epsilon, cases)
+    def accumulate(self, epsilon: float, cases: int, kind: str = "float32") -> Accumulation:
+        """Starts ε·current + (1−ε)·(mean over ``cases``) on the spare side; its products are of
+        the ``kind`` that ``core.precision`` says.
+        """
+        return Accumulation(self, epsilon, cases, kind)
 
     def table(self, *, spare: bool) -> Table:
         """The moments as this step sees them, or as the last one left them."""

@@ -63,7 +63,7 @@ class Asked:
             id(engine.parts),
             id(state.bound),
             plan.due,
-            (engine.lr, engine.tf32, problem.l2),
+            (engine.lr, engine.tf32, engine.precision, problem.l2),
             str(spec),
             same,
             shapes,

@@ -14,6 +14,7 @@ from kfac_lab.core.capture import CoverageRow, Network
 from kfac_lab.core.clock import Clock
 from kfac_lab.core.moments import MomentLayout
 from kfac_lab.core.passes import Passes, Unseen, WatchedPasses
+from kfac_lab.core.precision import Precision
 from kfac_lab.core.problem import Drawn, Problem
 from kfac_lab.core.program import CudaGraphs
 from kfac_lab.core.state import GATED, Bound, DampingStrength, Signals, State, StepRecord
@@ -58,7 +59,9 @@ class Engine(Holder):
         leave: Sequence[str] = (),
         unseen: Sequence[str] = (),
         graphs: bool | str = "auto",
+        precision: Precision | str | None = None,
     ) -> None:
+        self.precision = Precision.of(precision)
         self.problem, self.tf32, self._chunk = problem, bool(tf32), chunk
         self.graphs = graphs
         self.leave = tuple(leave)
@@ -86,6 +89,8 @@ class Engine(Holder):
         parts = self.check(recipe)
         theta = self._theta
         self.device = theta[0].device
+        self.precision.check(self.device, self.network.dtype)
+        self.passes.precision = self.precision
         # Where a read costs nothing a step looks at its flag itself; elsewhere the flag gates the
         # commit and is looked at with the next read.
         self._reads_are_free = self.device.type == "cpu"

@@ -113,7 +113,8 @@ class Begun:
 
 def _gathering(engine: Engine, plan: Plan) -> StepMoments:
     assert engine.store is not None
-    return statistics.begun(engine.parts, engine.store, plan.due, engine.state_, plan.s1)
+    kind = engine.precision.statistics
+    return statistics.begun(engine.parts, engine.store, plan.due, engine.state_, plan.s1, kind)
 
 
 def carried(state: State) -> list[str]:

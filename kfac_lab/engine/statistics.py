@@ -67,7 +67,9 @@ def updates_of(state: State) -> int:
     return state.step if state.updates is None else state.updates
 
 
-def begun(parts: Parts, store: MomentStore, due: Due, state: State, rows: int) -> StepMoments:
+def begun(
+    parts: Parts, store: MomentStore, due: Due, state: State, rows: int, kind: str = "float32"
+) -> StepMoments:
     """Starts ε·moments + (1−ε)·(mean over ``rows`` cases), where statistics are due (section 5).
 
     ε is that of the update, not of the step: a schedule may leave statistics out.
@@ -75,7 +77,7 @@ def begun(parts: Parts, store: MomentStore, due: Due, state: State, rows: int) -
     if not due.stats:
         return StepMoments(store, False, 1.0, rows, None)
     epsilon = float(parts["estimator"].decay(updates_of(state) + 1))
-    return StepMoments(store, True, epsilon, rows, store.accumulate(epsilon, rows))
+    return StepMoments(store, True, epsilon, rows, store.accumulate(epsilon, rows, kind))
 
 
 def digested(

@@ -15,6 +15,7 @@ from kfac_lab.core import seeds
 from kfac_lab.core.likelihood import Likelihood, Selector
 from kfac_lab.core.literal import brief
 from kfac_lab.core.parameters import whole_number
+from kfac_lab.core.precision import Precision
 from kfac_lab.core.problem import Drawn, weighed
 from kfac_lab.core.state import StepRecord, Swap
 from kfac_lab.errors import CheckpointError, DataError, RecipeError
@@ -53,6 +54,8 @@ class KFAC(torch.optim.Optimizer):
         seed: of the sampled targets, the choice of rows and the model's own dropout.
         lr: factor on δ.
         tf32: lets float32 products be TF32 where the device has it; they are full else.
+        precision: how short products of statistics, tangents and gradient may be, as in
+            ``"statistics=bfloat16, tangents=tf32"``; all float32 else.
         graphs: whether steps are recorded as programs and replayed (``engine/programs.py``), which
             changes no number: True, False, or ``"auto"``, which is True on CUDA.
         outputs: which of the model's outputs the likelihood is of: a name (``"logits"``), a
@@ -74,6 +77,7 @@ class KFAC(torch.optim.Optimizer):
         *,
         tf32: bool = False,
         graphs: bool | str = "auto",
+        precision: Precision | Mapping[str, str] | str | None = None,
         outputs: Selector = None,
     ) -> None:
         model, _ = checks.bare("KFAC", model)
@@ -82,7 +86,12 @@ class KFAC(torch.optim.Optimizer):
         checks.check_processes("KFAC", chosen)
         problem = checks.problem_of(model, likelihood, l2, outputs)
         self._engine = _engine.attach(
-            problem, chosen, whole_number("seed", seed), tf32=tf32, graphs=graphs
+            problem,
+            chosen,
+            whole_number("seed", seed),
+            tf32=tf32,
+            graphs=graphs,
+            precision=Precision.of(precision),
         )
         self.history = History()
         self._unread = 0

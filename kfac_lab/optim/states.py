@@ -71,6 +71,7 @@ def restored(
                 recipe,
                 engine.seed,
                 tf32=engine.tf32,
+                precision=engine.precision,
                 leave=engine.leave,
                 unseen=unseen,
                 graphs=engine.graphs,

@@ -280,7 +280,11 @@ class Controller(Managing):
             recipe_ = Recipe.named(recipe, lab=self.lab) if recipe not in (None, OWN) else None
             recipe_ = recipe_ or run.recipe
             ours = recipe_.method == "kfac"
-            own = {"tf32": run.tf32 and ours, "graphs": run.graphs if ours else "auto"}
+            own = {
+                "tf32": run.tf32 and ours,
+                "graphs": run.graphs if ours else "auto",
+                "precision": run.precision if ours else None,
+            }
             made = type(run)(other, recipe_, run.seed, device or run.device, **own)
             name = recipe_name(made.recipe, self.lab)
             name = self.label if name == OWN else name

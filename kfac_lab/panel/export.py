@@ -112,6 +112,7 @@ def _opening(run: Run) -> list[str]:
         ]
         problem = "problem"
     more = ", tf32=True" if run.tf32 else ""
+    more += f", precision={run.precision.text!r}" if run.precision.text else ""
     device = str(run.device)
     lines.append(f"run = kl.Run({problem}, RECIPE, seed={run.seed}, device={device!r}{more})")
     return lines

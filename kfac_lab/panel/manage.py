@@ -128,7 +128,8 @@ class Managing(Machine):
         if run.named is None:
             return run.fork()
         first = export.first_recipe(run)
-        return type(run)(run.named, first, seed, run.device, tf32=run.tf32)
+        short = run.precision
+        return type(run)(run.named, first, seed, run.device, tf32=run.tf32, precision=short)
 
     def _free(self, label: str) -> str:
         return self.roster.free(label)

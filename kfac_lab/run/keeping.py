@@ -53,6 +53,7 @@ class Kept(Returning):
             "recipe": self.recipe.text(complete=True),
             "seed": self.seed,
             "tf32": self.tf32,
+            "precision": self.precision.text,
             "where": saving.where(self.device),
             "notes": dict(self.notes),
             "bad_batches": self.bad_batches,
@@ -109,7 +110,14 @@ class Kept(Returning):
         try:
             history = History.restore(content["history"])
             recipe = Recipe.from_text(content["recipe"])
-            run = cls(source, recipe, content["seed"], device, tf32=content["tf32"])
+            run = cls(
+                source,
+                recipe,
+                content["seed"],
+                device,
+                tf32=content["tf32"],
+                precision=content.get("precision"),
+            )
             loaded = run._now._replace(history=history, snapshots=())
 
             def commit() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from kfac_lab import engine
 from kfac_lab.core.plain import Plain
+from kfac_lab.core.precision import FULL, Precision
 from kfac_lab.core.problem import Problem
 from kfac_lab.core.traits import StepperTraits, traits
 from kfac_lab.hooks import Recipe, hookimpl
@@ -36,12 +37,19 @@ def kfac_register_methods(register: Any) -> None:
 
 
 def attached(
-    problem: Problem, recipe: Recipe, seed: int, tf32: bool = False, graphs: bool | str = "auto"
+    problem: Problem,
+    recipe: Recipe,
+    seed: int,
+    tf32: bool = False,
+    graphs: bool | str = "auto",
+    precision: Precision = FULL,
 ) -> Any:
     """A new stepper for a problem, by the recipe's method; the model is as it was."""
     options: dict[str, Any] = {"tf32": True} if tf32 else {}
     if graphs != "auto":
         options["graphs"] = graphs
+    if precision != FULL:
+        options["precision"] = precision
     made = recipe["method"].attach(problem, recipe, seed, **options)
     plain = traits(made, StepperTraits).lacks
     return Plain(made, problem, recipe.method) if plain else made

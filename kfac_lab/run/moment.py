@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from kfac_lab.core.precision import Precision
 from kfac_lab.core.problem import Problem
 from kfac_lab.history import History
 from kfac_lab.hooks import Recipe
@@ -33,9 +34,16 @@ class RunState:
     _now: Now
 
     def _fill(
-        self, problem: Problem, named: str | None, seed: int, tf32: bool, graphs: bool | str
+        self,
+        problem: Problem,
+        named: str | None,
+        seed: int,
+        tf32: bool,
+        graphs: bool | str,
+        precision: Precision,
     ) -> None:
         """Everything but the state."""
+        self.precision = precision
         self.problem, self.named, self.seed, self.tf32 = problem, named, seed, tf32
         self.graphs = graphs
         self._lock = threading.RLock()
@@ -47,7 +55,7 @@ class RunState:
         self._replay: Any = None  # the stepper of a rewind under way
 
     def _attached(self, problem: Problem, recipe: Recipe) -> Any:
-        return attached(problem, recipe, self.seed, self.tf32, self.graphs)
+        return attached(problem, recipe, self.seed, self.tf32, self.graphs, self.precision)
 
     @property
     def recipe(self) -> Recipe:

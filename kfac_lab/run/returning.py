@@ -37,7 +37,7 @@ class Returning(RunState):
         stepper = self._attached(problem, now.recipe)
         stepper.load(now.stepper.state())
         other: Self = object.__new__(type(self))
-        other._fill(problem, self.named, self.seed, self.tf32, self.graphs)
+        other._fill(problem, self.named, self.seed, self.tf32, self.graphs, self.precision)
         other._now = Now(now.recipe, stepper, now.history.copy(), now.snapshots)
         other.notes, other.bad_batches = dict(self.notes), self.bad_batches
         return other

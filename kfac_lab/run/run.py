@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from kfac_lab.core.parameters import whole_number
+from kfac_lab.core.precision import FULL, Precision
 from kfac_lab.core.problem import Problem
 from kfac_lab.core.state import StepRecord, Swap
 from kfac_lab.core.traits import StepperTraits, traits
@@ -68,6 +69,8 @@ class Run(Kept):
         tf32: lets K-FAC's float32 products be TF32 where the device has it; they are full else.
         graphs: whether steps are recorded as programs and replayed (``engine/programs.py``), which
             changes no number: True, False, or ``"auto"``, which is True on CUDA.
+        precision: how short K-FAC's products of statistics, tangents and gradient may be, as in
+            ``"statistics=bfloat16, tangents=tf32"`` (``core/precision.py``); all float32 else.
         bad_batches: how many batches may be left out because rows of the data hold NaN or infinity
             or cannot be read. Such a step changes nothing but k: its record is void, and
             ``history.faults`` names the rows.
@@ -87,6 +90,7 @@ class Run(Kept):
         *,
         tf32: bool = False,
         graphs: bool | str = "auto",
+        precision: Precision | Mapping[str, str] | str | None = None,
         bad_batches: int = 0,
     ) -> None:
         chosen = Recipe.of(recipe)
@@ -98,6 +102,11 @@ class Run(Kept):
         if graphs is True and chosen.method != "kfac":
             raise RecipeError(
                 f"graphs=True is a switch of the method kfac, not of {chosen.method!r}"
+            )
+        short = Precision.of(precision)
+        if short != FULL and chosen.method != "kfac":
+            raise RecipeError(
+                f"precision={short.text!r} is a switch of the method kfac, not of {chosen.method!r}"
             )
         seed = whole_number("seed", seed)
         place = choose_device(device)
@@ -115,7 +124,7 @@ class Run(Kept):
             own = process_lab.entry("problem", problem).component(seed=seed, device=place)
         if whole_number("bad_batches", bad_batches) < 0:
             raise RecipeError(f"bad_batches={bad_batches}: a number of batches, 0 or more")
-        self._fill(own, named, seed, bool(tf32), graphs)
+        self._fill(own, named, seed, bool(tf32), graphs, short)
         self.bad_batches = bad_batches
         self._now = Now(chosen, self._attached(own, chosen), History())
         self._snapshot()

@@ -54,6 +54,7 @@ _RUN = record(
         "digests": table(text(64)),
         "notes": table(either(text(1 << 28), number())),
         "bad_batches": whole(),
+        "precision": text(200),
         "seal": text(64),
     },
 )

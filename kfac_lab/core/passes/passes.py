@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from kfac_lab.core.passes.statistics import Statistics
 from kfac_lab.core.passes.sums import Objective
 from kfac_lab.core.passes.trace import BackEnd, Trace
 from kfac_lab.core.passes.watched import LayerRows
+from kfac_lab.core.precision import FULL, Precision, shortened
 from kfac_lab.core.protocols import Estimator
 from kfac_lab.core.traits import EstimatorTraits, traits
 from kfac_lab.core.vector import Vec
@@ -51,7 +53,13 @@ class Served(NamedTuple):
 
 
 class Passes(Known):
-    """Runs the network; made once at attach."""
+    """Runs the network; made once at attach.
+
+    Attributes:
+        precision: of its products.
+    """
+
+    precision: Precision = FULL
 
     def evaluate(
         self,
@@ -90,15 +98,17 @@ class Passes(Known):
         cases: list[tuple[Tensor, Tensor]] | None = None
         for part in self.function.chunks(m):
             x, y = inputs[part], targets[part]
-            trace = back.forward(x, buffers, step, part.start)
+            with self._gradients():
+                trace = back.forward(x, buffers, step, part.start)
             criterion = batch.of(self.likelihood)  # outputs of this pass may have other shapes
             objective.add(trace.outputs, y, errors=True)
             cotangent = criterion.gradient(trace.outputs, y)
-            cases = trace.by_case(cotangent) if by_case and m <= self.function.chunk else None
-            if cases is not None:
-                grads = self.network.unpack(Vec([g.t() @ a for a, g in cases]))
-            else:
-                grads = trace.gradient(cotangent)
+            with self._gradients():
+                cases = trace.by_case(cotangent) if by_case and m <= self.function.chunk else None
+                if cases is not None:
+                    grads = self.network.unpack(Vec([g.t() @ a for a, g in cases]))
+                else:
+                    grads = trace.gradient(cotangent)
             if total:
                 torch._foreach_add_(total, grads)
             else:
@@ -174,6 +184,9 @@ class Passes(Known):
                 inputs[i], gradients[i] = dense(a), g[None]
         return Observed(inputs, gradients)
 
+    def _gradients(self) -> contextlib.AbstractContextManager[Any]:
+        return shortened(self.precision.gradient)
+
     def _statistics(
         self,
         batch: Criterion,
@@ -226,7 +239,7 @@ class Passes(Known):
         with torch.no_grad():
             for part in function.chunks(inputs.shape[0]):
                 buffers = function.buffers()
-                with self._randomness(step, inputs, part.start):
+                with self._randomness(step, inputs, part.start), self._gradients():
                     outputs = function(theta, buffers, inputs[part])
                 batch.of(self.likelihood)
                 objective.add(raised(outputs), targets[part])
@@ -237,12 +250,14 @@ class Passes(Known):
     def tangents(self, seen: Evaluated, basis: Sequence[Vec]) -> Iterator[tuple[Tensor, Tensor]]:
         """See :meth:`Evaluated.tangents`: J·v with √w of the targets in it."""
         back = self.back_end(seen.inputs)
+        kind = self.precision.tangents
         for n, (x, y, start) in enumerate(self._s2(seen)):
-            if seen.kept:
-                with torch.no_grad():
-                    outputs, products = seen.kept[n].outputs, seen.kept[n].products(basis)
-            else:
-                outputs, products = back.products(x, seen.theta, basis, seen.step, start)
+            with shortened(kind):
+                if seen.kept:
+                    with torch.no_grad():
+                        outputs, products = seen.kept[n].outputs, seen.kept[n].products(basis)
+                else:
+                    outputs, products = back.products(x, seen.theta, basis, seen.step, start)
             yield outputs, seen.criterion.of(self.likelihood).rooted(outputs, y, products)
 
     def _s2(self, seen: Evaluated) -> Iterator[tuple[Any, Any, int]]:
