@@ -5,6 +5,7 @@ Links to files that are no pages of the site (a script, a folder) become their n
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ PAGES = {
 }
 OUTPUT_LINK = re.compile(r'(href=\\"\w+)\.ipynb')
 HEADING_LINK = re.compile(r'(?<=href=\\"#)([^"\\]+)')
+PICTURE = "Picture: "  # how a figure begins what it says of itself
 LINK = re.compile(r"\[([^\]]+)\]\((?!https?:|#)([^)\s]+)\)")
 
 
@@ -66,6 +68,18 @@ def relinked(text: str, page: str, file: Path, pages: dict[str, Path]) -> str:
     return LINK.sub(link, text)
 
 
+def described(notebook: str) -> str:
+    """The notebook with its pictures' words where the page looks for an alternative text."""
+    made = json.loads(notebook)
+    for cell in made["cells"]:
+        for data in (output.get("data", {}) for output in cell.get("outputs", ())):
+            words = "".join(data.get("text/plain", ""))
+            if "image/png" in data and words.startswith(PICTURE):
+                told = {"alt": words.removeprefix(PICTURE)}
+                cell["metadata"]["mystnb"] = {"image": told}
+    return json.dumps(made, ensure_ascii=False, indent=1) + "\n"
+
+
 def slug(heading: str) -> str:
     """A heading as Sphinx names it; Jupyter puts hyphens for its spaces and nothing else."""
     return re.sub(r"[^a-z0-9]+", "-", heading.lower()).strip("-")
@@ -81,7 +95,7 @@ def gather(app: Sphinx) -> None:
             text = relinked(text, page, file, pages)
         else:  # tables in outputs lead to notebooks, which are pages here
             text = OUTPUT_LINK.sub(r"\1.html", text)
-            text = HEADING_LINK.sub(lambda match: slug(match[1]), text)
+            text = described(HEADING_LINK.sub(lambda match: slug(match[1]), text))
         if not target.is_file() or target.read_text(encoding="utf-8") != text:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(text, encoding="utf-8")

@@ -115,7 +115,19 @@ def written(module: str, *names: str) -> Iterator[str]:
         yield ""
 
 
+def signature(
+    app: Sphinx, what: str, name: str, found: Any, options: Any, arguments: str | None, back: str
+) -> tuple[str, str] | None:
+    """Nothing behind a Protocol, which nobody calls: what Python shows there is a stand-in."""
+    return ("", back) if inspect.isclass(found) and _is_protocol(found) else None
+
+
+def _is_protocol(found: Any) -> bool:
+    return bool(vars(found).get("_is_protocol", False))
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Adds the directive."""
+    app.connect("autodoc-process-signature", signature)
     app.add_directive("public", listing.directive(lambda *words: list(written(*words))))
     return {"parallel_read_safe": True, "parallel_write_safe": True}

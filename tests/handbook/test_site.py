@@ -30,11 +30,14 @@ class Links(HTMLParser):
         self.asked: list[str] = []
         self.leads: list[str] = []
         self.ids: set[str] = set()
+        self.alts: list[str] = []
         self.feed(page.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         found = {name: value or "" for name, value in attrs}
         self.ids |= {found[name] for name in ("id", "name") if name in found}
+        if tag == "img":
+            self.alts.append(found.get("alt", ""))
         if tag == "a":
             self.leads.append(found.get("href", ""))
         elif tag == "link":
@@ -135,6 +138,13 @@ def test_nothing_is_fetched(site: Path, pages: dict[Path, Links]) -> None:
         assert outside == [], f"{page.name} asks for {outside}"
     styles = [path.read_text(encoding="utf-8") for path in site.rglob("*.css")]
     assert styles and not any(re.search(r"(url\(|@import )[\"']?https?:", x) for x in styles)
+
+
+def test_every_picture_has_words(pages: dict[Path, Links]) -> None:
+    """What somebody hears who does not see it: no file's name."""
+    shown = [(page.name, alt) for page, links in pages.items() for alt in links.alts]
+    assert len(shown) > 20
+    assert [(page, alt) for page, alt in shown if " " not in alt] == []
 
 
 def test_every_link_inside_leads_somewhere(site: Path, pages: dict[Path, Links]) -> None:
