@@ -17,13 +17,15 @@ import torch.distributed as dist
 
 import kfac_lab as kl
 
-TIMEOUT = 4  # seconds
+#: of the group, in seconds: that of an idle process is waited for, that of one that has gone is
+#: not, but a busy machine takes its time to end a process
+TIMEOUT = {"idle": 4, "gone": 60}
 
 
 def main(how: str, folder: Path) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    dist.init_process_group("gloo", timeout=timedelta(seconds=TIMEOUT))
+    dist.init_process_group("gloo", timeout=timedelta(seconds=TIMEOUT[how]))
     rank, size = dist.get_rank(), dist.get_world_size()
     optimizer = kl.KFAC(scenarios.network(), "bernoulli", recipe=scenarios.recipe(size))
     x, y = scenarios.data()
