@@ -29,6 +29,7 @@ PAGES = {
 OUTPUT_LINK = re.compile(r'(href=\\"\w+)\.ipynb')
 HEADING_LINK = re.compile(r'(?<=href=\\"#)([^"\\]+)')
 PICTURE = "Picture: "  # how a figure begins what it says of itself
+PANEL = "The panel's charts as this cell left them; the table that follows has their numbers"
 LINK = re.compile(r"\[([^\]]+)\]\((?!https?:|#)([^)\s]+)\)")
 
 
@@ -72,11 +73,12 @@ def described(notebook: str) -> str:
     """The notebook with its pictures' words where the page looks for an alternative text."""
     made = json.loads(notebook)
     for cell in made["cells"]:
-        for data in (output.get("data", {}) for output in cell.get("outputs", ())):
-            words = "".join(data.get("text/plain", ""))
-            if "image/png" in data and words.startswith(PICTURE):
-                told = {"alt": words.removeprefix(PICTURE)}
-                cell["metadata"]["mystnb"] = {"image": told}
+        for output in cell.get("outputs", ()):
+            data = output.get("data", {})
+            own = output.get("metadata", {}).get("image/png", {}).get("alt", "")
+            words = own or "".join(data.get("text/plain", "")).partition(PICTURE)[2] or PANEL
+            if "image/png" in data:
+                cell["metadata"]["mystnb"] = {"image": {"alt": words}}
     return json.dumps(made, ensure_ascii=False, indent=1) + "\n"
 
 
