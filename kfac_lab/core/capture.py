@@ -310,6 +310,12 @@ def without(claim: Claim, paths: Sequence[str]) -> Claim:
 
 def _check_tensors(model: nn.Module) -> None:
     """Parameters that can be trained here: made, all in float32, float64 or bfloat16."""
+    for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise RecipeError(
+                f"{path or type(model).__name__} is a module of torch.jit, which has no hooks and "
+                "no parameters of its own to look at: give the model as it was before torch.jit"
+            )
     trained = {p.dtype for p in model.parameters() if p.requires_grad}
     for name, p in model.named_parameters():
         if isinstance(p, nn.parameter.UninitializedParameter):

@@ -101,6 +101,8 @@ class Recorder:
         record = traits(self._network.uses[index].layer, LayerTraits).record or plain_call
 
         def hook(module: nn.Module, args: Any, named: Any, output: Any) -> Any:
+            if any(map(_hidden, (*args, *named.values(), output))):
+                return None  # nothing is recorded, of which the probe tells
             self.fired.append(index)
             inputs, watched, replaced = record(module, args, named, output)
             call = len(self._inputs[index])
@@ -217,6 +219,14 @@ class Recorder:
             elif rows is not None:
                 found[i] = (len(self._inputs[i]), 0, 2)
         return found
+
+
+def _hidden(value: Any) -> bool:
+    """A tensor without rows to see: inside ``torch.vmap`` of one case alone, or a nested one."""
+    if not isinstance(value, Tensor):
+        return False
+    batched: bool = torch._C._functorch.is_batchedtensor(value)
+    return batched or value.is_nested
 
 
 def repeated(given: Tensor, along: int, cases: int) -> Tensor:

@@ -136,13 +136,15 @@ class Engine(Holder):
 
         Layers whose rows do not see every use of them go to the fallback, where there is one.
         """
-        try:
-            bound = self.passes.probe(inputs, targets, self.parts.needs_tangents)
-        except Unseen as unseen:
-            if self.recipe.fallback is None or self.held.layout is not None:
-                raise
-            rebind.rebound(self, (*self.unseen, *unseen.paths))
-            bound = self.passes.probe(inputs, targets, self.parts.needs_tangents)
+        bound = None
+        while bound is None:  # those that are never called are told before the others
+            try:
+                bound = self.passes.probe(inputs, targets, self.parts.needs_tangents)
+            except Unseen as unseen:
+                further = tuple(path for path in unseen.paths if path not in self.unseen)
+                if self.recipe.fallback is None or self.held.layout is not None or not further:
+                    raise
+                rebind.rebound(self, (*self.unseen, *further))
         bound = bound._replace(unseen=self.unseen)
         layout, state = self.held.layout, replace(self.held.state, bound=bound)
         if layout is None:

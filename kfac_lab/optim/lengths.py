@@ -61,7 +61,12 @@ def rates(
 def clip(
     kappa: float, gradients: Sequence[Tensor], result: Sequence[Tensor], rates: Sequence[Rate]
 ) -> Tensor:
-    """ν = min(1, √(κ / Σ lr²⟨U, V⟩)), 0-dim float64 (Ba et al. 2017), U the ``result``."""
+    """ν = min(1, √(κ / Σ lr²⟨U, V⟩)), 0-dim float64 (Ba et al. 2017), U the ``result``.
+
+    With U = F⁻¹V half of Σ lr²ν²⟨U, V⟩ is, to second order, the divergence between the model's
+    predictions before and after θ ← θ − lr ν U. An optimiser with momentum μ moves 1/(1−μ) times as
+    far along what consecutive gradients have in common, which costs κ/(1−μ)².
+    """
     products = torch._foreach_mul(list(gradients), list(result))
     sums = [p.sum(dtype=torch.float64) for p in products]
     length = torch.stack([s * r * r for s, r in zip(sums, rates, strict=True)]).sum()

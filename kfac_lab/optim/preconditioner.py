@@ -67,7 +67,8 @@ class Preconditioner:
         recipe: a name, a text or a Recipe.
         seed: of the sampled targets and the choice of rows.
         kl_clip: κ; the result is scaled by ν = min(1, √(κ / Σ lr²⟨U, V⟩)) with V the gradient and U
-            the preconditioned one (Ba et al. 2017). None leaves it alone.
+            the preconditioned one (Ba et al. 2017); None: no clip. It knows of no momentum: before
+            SGD with μ = 0.9, κ is what 100 κ is without. Where h stays put, lower κ.
         normalise: each parameter's result is scaled to root mean square 1, so that the curvature
             gives the direction and your rate the length, as it does Adam's. With SGD as in
             ``SGD(pre.parameters, (1 - mu) * lr, momentum=mu, nesterov=True)`` lr is the rate of a
@@ -76,8 +77,7 @@ class Preconditioner:
             paths or parameters, such as ``("Embedding", "LayerNorm", "*.bias")``. A layer of which
             only the bias is left is preconditioned whole, and the bias's gradient is kept.
         optimizer: where the clip reads each parameter's ``lr``; or give ``step(lr=…)``.
-        graphs: as for :class:`KFAC`.
-        outputs: as for :class:`KFAC`.
+        graphs, outputs: as for :class:`KFAC`.
 
     Raises:
         RecipeError: something that cannot work.

@@ -2,6 +2,7 @@
 
 import builtins
 import gc
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -75,3 +76,29 @@ def test_a_closed_panel_leaves_no_module_behind_where_there_is_no_page(execute: 
     heard.painter.heard = True
     execute("panel.close()")
     assert len(heard.chart._esm) > 10_000, "a page would load it anew"
+
+
+def saved() -> int:
+    """Bytes of widgets that a notebook is saved with: all that have not been closed."""
+    from ipywidgets import Widget
+
+    return len(json.dumps(Widget.get_manager_state()))
+
+
+def test_a_saved_notebook_is_small_and_does_not_grow(execute: Any) -> None:
+    """With training, nor with the runs of its cell; shown are a few words and a reference."""
+    empty = saved()
+    shell = execute(CELL)
+    panel = shell.user_ns["panel"]
+    once = saved() - empty
+    assert 1_000 < once < 200_000  # most of it the page's own module, once
+    for _ in range(2):
+        panel.run.advance(20)
+        panel.push()
+    trained = saved() - empty
+    assert trained < once + 2_000
+    for _ in range(4):
+        shell = execute(CELL)
+    assert saved() - empty == pytest.approx(once, rel=0.02)
+    shown = shell.display_formatter.format(shell.user_ns["panel"])[0]
+    assert len(json.dumps(shown)) < 4_000

@@ -1,6 +1,7 @@
 """The engine's side of an exhibit: coverage, and each block's trace, from one full-batch step."""
 
 import functools
+from dataclasses import dataclass
 
 import torch
 from torch.utils._pytree import tree_map
@@ -53,11 +54,21 @@ def stepped(zoo, cases, steps=1, **slots):
     return engine
 
 
-def traces(engine):
-    """Layer path → (trace of its block, names of its parameters); what a fallback has is left out.
+@dataclass
+class Sides:
+    """What the engine has for a layer: the traces of Ā and of G, and its parameters' names."""
 
-    Of a Kronecker block tr(Ā)·tr(G), whichever way the factors are kept.
-    """
+    A: float
+    G: float
+    names: tuple[str, ...]
+
+    @property
+    def trace(self):
+        return self.A * self.G
+
+
+def traces(engine):
+    """Layer path → Sides, whichever way the factors are kept; what a fallback has is left out."""
     table, found = engine.store.table(spare=False), {}
     for i, use in enumerate(engine.network.uses):
         if not use.modules:
@@ -70,5 +81,5 @@ def traces(engine):
         key = use.layer.path
         while key in found:
             key += "'"
-        found[key] = (float(sides[0] * sides[1]), use.parameters)
+        found[key] = Sides(*map(float, sides), use.parameters)
     return found

@@ -155,15 +155,25 @@ class Rows:
 
 @dataclass
 class Expanded:
-    """A block of the expand setting: its trace, its rows a case, and the trace's standard error."""
+    """A block of the expand setting: its two sides and its rows a case.
 
-    trace: float
+    Args:
+        A, G: the traces of Ā and of G.
+        error: the standard error of G's trace.
+    """
+
+    A: float
+    G: float
     rows: float
     error: float
 
+    @property
+    def trace(self):
+        return self.A * self.G
+
 
 def expanded(model, inputs, kind, watched, whole=False, samples=0):
-    """tr(Ā)·tr(G) of each of ``watched`` (name → Rows), by the expand setting, case by case.
+    """tr(Ā) and tr(G) of each of ``watched`` (name → Rows), by the expand setting, case by case.
 
     Ā = (1/N) Σ_rows ā āᵀ and G = (1/R) Σ_rows g gᵀ, R counting the rows of all cases. Of a model
     that couples its cases a row's g gᵀ is the sum over the cases whose loss it has a part in.
@@ -205,6 +215,8 @@ def expanded(model, inputs, kind, watched, whole=False, samples=0):
         rows.remove()
     found = {}
     for name, (a, g, variance) in traces.items():
-        scale = float(a) / N / max(counts[name], 1)
-        found[name] = Expanded(scale * float(g), counts[name] / N, scale * float(variance) ** 0.5)
+        R = max(counts[name], 1)
+        found[name] = Expanded(
+            float(a) / N, float(g) / R, counts[name] / N, float(variance) ** 0.5 / R
+        )
     return found

@@ -4,9 +4,13 @@ Each claimed layer has one of two relations, and none is left out (``check_all``
 
 * a block whose inputs are 1 (norm layers, scales, class tokens, positions, tied tables) has the
   Fisher's trace;
-* a block with inputs has the trace of the expand setting, tr(Ā)·tr(G), whose rows an oracle takes
-  with each case alone in its batch, where no layout can confuse it; the rows of recurrent layers
-  come of a recurrence written by hand.
+* a block with inputs has both traces of the expand setting, tr(Ā) and tr(G) each, whose rows an
+  oracle takes with each case alone in its batch, where no layout can confuse it; the rows of
+  recurrent layers come of a recurrence written by hand.
+
+A table of tokens has the Fisher's own trace too where no case has a token twice: there a row's
+|a|² is 1 and no two of a case meet. Elsewhere E|a|²|g|² is not E|a|²·E|g|², which is the
+approximation and not a fault.
 
 And the Fisher's own trace is no more than ``S`` times that of expand, S rows a case: what expand
 leaves out is the correlation of a case's rows (Cauchy–Schwarz). A G or an A taken over the wrong
@@ -17,8 +21,10 @@ of targets that the oracle draws itself.
 """
 
 import functools
+from dataclasses import replace
 
 import pytest
+import torch
 
 from kfac_lab.core.whole import Whole
 
@@ -58,11 +64,11 @@ def test_traces(name):
 def check_all(engine, found, rows, diagonals):
     """Every claimed layer is asked about; one that nothing was sent to has no curvature."""
     ours = constant(engine)
-    for path, (trace, names) in found.items():
+    for path, sides in found.items():
         if path not in ours and path not in rows:
             raise AssertionError(f"{path} is compared with nothing")
         if path in rows and not rows[path].rows:
-            assert trace == of_fisher(diagonals, names) == 0, path
+            assert sides.trace == of_fisher(diagonals, sides.names) == 0, path
 
 
 def constant(engine):
@@ -78,27 +84,29 @@ def constant(engine):
 def check_exact(engine, found, diagonals):
     """Exactly the Fisher's trace; where rows serve all cases their signs are drawn, so not here."""
     own = constant(engine)
-    for path, (trace, names) in found.items():
+    for path, sides in found.items():
         if own.get(path):
-            assert trace == pytest.approx(of_fisher(diagonals, names), rel=1e-6), path
+            expected = of_fisher(diagonals, sides.names)
+            assert sides.trace == pytest.approx(expected, rel=1e-6), path
 
 
 def check_rows(found, rows):
-    """Blocks with positions: exactly expand's trace."""
+    """Blocks with inputs: exactly expand's Ā and G, each by itself."""
     compared = 0
-    for path, (trace, _) in found.items():
+    for path, sides in found.items():
         if path in rows:
-            assert trace == pytest.approx(rows[path].trace, rel=1e-6), path
+            assert sides.A == pytest.approx(rows[path].A, rel=1e-6), (path, "A")
+            assert sides.G == pytest.approx(rows[path].G, rel=1e-6, abs=1e-300), (path, "G")
             compared += 1
     assert compared
 
 
 def check_band(found, rows, diagonals):
     """Between the Fisher's trace / S and a few times it."""
-    for path, (trace, names) in found.items():
-        if path in rows and trace > 1e-12:
-            expected, S = of_fisher(diagonals, names), max(rows[path].rows, 1)
-            assert expected / S / 1.5 < trace < 5 * expected, (path, trace, expected, S)
+    for path, sides in found.items():
+        if path in rows and sides.trace > 1e-12:
+            expected, S = of_fisher(diagonals, sides.names), max(rows[path].rows, 1)
+            assert expected / S / 1.5 < sides.trace < 5 * expected, (path, sides, expected, S)
 
 
 # --- by Monte Carlo on both sides -----------------------------------------------------------------
@@ -135,14 +143,16 @@ def averaged(name, estimator):
 
 
 def check_sampled(zoo, inputs, found, own, rows):
-    """Five standard errors of both sides together, of each claimed layer."""
-    for path, (trace, names) in found.items():
+    """Five standard errors of both estimates together, of each claimed layer: Ā, then G or all."""
+    for path, sides in found.items():
         if path in own:
+            trace = sides.trace
             mean, error = oracle.sampled_traces(
-                zoo.model, inputs, zoo.kind, names, SAMPLES, zoo.whole
+                zoo.model, inputs, zoo.kind, sides.names, SAMPLES, zoo.whole
             )
         else:
-            mean, error = rows[path].trace, rows[path].error
+            assert sides.A == pytest.approx(rows[path].A, rel=1e-6), (path, "A")
+            trace, mean, error = sides.G, rows[path].G, rows[path].error
         ours = error * (SAMPLES / STEPS) ** 0.5  # as many cases
         if zoo.whole or not own.get(path, True):
             # the square of a sum over cases in place of a sum of squares
@@ -153,6 +163,34 @@ def check_sampled(zoo, inputs, found, own, rows):
             mean,
         )
         assert error < 0.25 * mean or trace == mean == 0, (path, error, mean)
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["gpt2_untied", "bert", "llama", "whisper", "lstm_tagger"])
+def test_a_table_of_tokens_has_the_trace_of_its_fisher(name):
+    """Where no case has a token twice; with tokens that come again it has another."""
+    zoo = made(name)
+    g = torch.Generator().manual_seed(5)
+    cases, length = zoo.inputs[: zoo.cases].shape
+    for n in range(cases):  # without 0, which is padding
+        zoo.inputs[n] = 1 + torch.randperm(11, generator=g)[:length]
+    assert compared(zoo) == pytest.approx(1, rel=1e-6)
+    zoo.inputs[: zoo.cases, 1] = zoo.inputs[: zoo.cases, 0]
+    assert compared(zoo) != pytest.approx(1, rel=1e-3)
+
+
+def compared(zoo):
+    """The trace of the block of the table of 12 tokens, over that of its Fisher block."""
+    (path,) = (
+        path
+        for path, module in zoo.model.named_modules()
+        if isinstance(module, torch.nn.Embedding) and module.num_embeddings == 12
+    )
+    found = traces(stepped(zoo, zoo.cases))[path]
+    own = oracle.fisher_diagonals(zoo.model, zoo.inputs[: zoo.cases], zoo.kind)
+    return found.trace / of_fisher(own, found.names)
 
 
 # --- controls -------------------------------------------------------------------------------------
@@ -169,7 +207,10 @@ def averaged_llama():
 
 @pytest.mark.parametrize("factor", ["T", "N"])
 def test_a_block_over_the_wrong_rows_is_seen(factor):
-    """G averaged over cases where it is to be over rows, and A taken for one case: both checks."""
+    """G averaged over cases where it is to be over rows, and over one case: by each check.
+
+    Also where Ā is off by the inverse, so that the product is right.
+    """
     zoo, inputs, _, found = seen("llama")
     rows = oracle.expanded(zoo.model, inputs, zoo.kind, watched(zoo.model))
     diagonals = oracle.fisher_diagonals(zoo.model, inputs, zoo.kind)
@@ -177,13 +218,17 @@ def test_a_block_over_the_wrong_rows_is_seen(factor):
     check_band(found, rows, diagonals)
     path = "model.lm_head"
     wrong = {"T": inputs.shape[1], "N": 1 / len(inputs)}[factor]
-    broken = {**found, path: (found[path][0] * wrong, found[path][1])}
-    with pytest.raises(AssertionError):
-        check_rows(broken, rows)
-    (zoo, inputs, found, own), drawn = averaged_llama()
-    broken = {**found, path: (found[path][0] * wrong, found[path][1])}
-    with pytest.raises(AssertionError, match=path):
-        check_sampled(zoo, inputs, broken, own, drawn)
+
+    def broken(of, A=1.0):
+        return {**of, path: replace(of[path], A=A * of[path].A, G=wrong * of[path].G)}
+
+    for A in (1.0, 1 / wrong):
+        with pytest.raises(AssertionError, match=path):
+            check_rows(broken(found, A), rows)
     if factor == "T":
         with pytest.raises(AssertionError):
-            check_band(broken, rows, diagonals)
+            check_band(broken(found), rows, diagonals)
+    (zoo, inputs, found, own), drawn = averaged_llama()
+    for A in (1.0, 1 / wrong):
+        with pytest.raises(AssertionError, match=path):
+            check_sampled(zoo, inputs, broken(found, A), own, drawn)

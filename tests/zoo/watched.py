@@ -29,7 +29,11 @@ def linear(module):
 
 def embedding(module):
     def hot(x):
-        return functional.one_hot(x.reshape(-1), module.num_embeddings).to(module.weight.dtype)
+        tokens = x.reshape(-1)
+        rows = functional.one_hot(tokens, module.num_embeddings).to(module.weight.dtype)
+        return (
+            rows if module.padding_idx is None else rows * (tokens != module.padding_idx)[:, None]
+        )
 
     return hot
 

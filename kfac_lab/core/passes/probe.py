@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from kfac_lab.core.cases import labels
-from kfac_lab.core.passes.certificate import certify
+from kfac_lab.core.passes.certificate import Unseen, certify
 from kfac_lab.core.passes.function import Function
-from kfac_lab.core.passes.layouts import find
+from kfac_lab.core.passes.layouts import Look, find
 from kfac_lab.core.passes.products import PATHS, jacobian_products, raised
-from kfac_lab.core.record import Recorder
 from kfac_lab.core.rows import Layouts, RowLayout
 from kfac_lab.core.traits import LikelihoodTraits, traits
 from kfac_lab.core.vector import Vec
@@ -81,7 +80,8 @@ def probe(function: Function, inputs: Any, targets: Any, device: torch.device) -
 
     Raises:
         DataError: the model does not take the inputs, or its outputs do not fit the targets.
-        CoverageError: a claimed layer did not fire, or is used where its rows do not see it.
+        CoverageError: a claimed layer did not fire, or is used where its rows do not see it; one
+            that a fallback may look after is ``Unseen``.
     """
     count = len(inputs)
     most = min(count, NORMALISED if function.normalises() else FEW)
@@ -118,7 +118,8 @@ def probe(function: Function, inputs: Any, targets: Any, device: torch.device) -
         # One that nothing was sent to may be sent more of more cases.
         sizes = [count, count - 1] if count - 1 > most else [count]
         layouts, seen = find(function, inputs.to(device), sizes)
-    check_fired(seen.recorder, function, layouts)
+    check_checkpoints(seen.outputs)
+    check_fired(seen, function, layouts)
     excess = certify(function.network, seen)
     plain = RowLayout("per_case")
     leading = tuple(all(replace(c, size=1) == plain for c in calls) for calls in layouts)
@@ -152,24 +153,61 @@ def _shape(function: Function, inputs: Any) -> tuple[int, ...] | None:
     return tuple(outputs.shape) if isinstance(outputs, Tensor) else None
 
 
-def check_fired(recorder: Recorder, function: Function, layouts: Layouts) -> None:
+def check_fired(seen: Look, function: Function, layouts: Layouts) -> None:
     """Every claimed layer has to be called, unless some get their rows sent as they come.
 
     Raises:
-        CoverageError: one was not.
+        Unseen: one was not, and the outputs depend on it; a fallback may look after it.
+        CoverageError: one was not, and nothing depends on it.
     """
-    silent = [
-        use.layer.path
+    uses = [
+        use
         for i, use in enumerate(function.network.uses)
-        if use.modules and i not in recorder.fired
+        if use.modules and i not in seen.recorder.fired
     ]
-    sent = any(layout.kind == "routed" for calls in layouts for layout in calls)
-    if silent and not sent:
+    if not uses or any(layout.kind == "routed" for calls in layouts for layout in calls):
+        return
+    paths = tuple(use.layer.path or type(use.layer.module).__name__ for use in uses)
+    silent = f"claimed layer{'s' * (len(paths) > 1)} {', '.join(paths)} recorded nothing in the "
+    named = dict(zip(function.network.names, function.network.tensors, strict=True))
+    own = [named[name] for use in uses for name in use.parameters]
+    reached = seen.outputs.device.type != "meta" and any(
+        g is not None for g in seen.backward(torch.ones_like(seen.outputs), own)
+    )
+    if not reached:
         raise CoverageError(
-            f"claimed layer{'s' * (len(silent) > 1)} {', '.join(silent)} recorded nothing in "
-            "the first pass: the model does not call the module itself; call it in forward, or "
-            "freeze its parameters with requires_grad_(False)"
+            silent + "first pass: the model does not call the module itself; call it in forward, "
+            "or freeze its parameters with requires_grad_(False)"
         )
+    raise Unseen(
+        silent + "first pass, and the outputs depend on it: the model has its weight in a product "
+        "of its own, or calls it inside torch.vmap or on a nested tensor; call it in forward on a "
+        "tensor of the batch, freeze its parameters with requires_grad_(False), or name a fallback "
+        "in the recipe, which then looks after it: fallback='diagonal'",
+        paths,
+    )
+
+
+def check_checkpoints(outputs: Tensor) -> None:
+    """No part of the model is hidden behind a checkpoint of the reentrant kind.
+
+    Raises:
+        CoverageError: its second forward pass happens in a backward pass of its own, which neither
+            ``torch.autograd.grad`` nor any row takes part in.
+    """
+    waiting, seen = [outputs.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name() == "CheckpointFunctionBackward":
+            raise CoverageError(
+                "the model checkpoints activations with use_reentrant=True, behind which no "
+                "layer's rows are seen: give torch.utils.checkpoint.checkpoint (in transformers "
+                "gradient_checkpointing_enable's gradient_checkpointing_kwargs) use_reentrant=False"
+            )
+        waiting.extend(before for before, _ in node.next_functions)
 
 
 def choose_tangents(function: Function, inputs: Tensor) -> str:
