@@ -33,17 +33,42 @@ class Recorder:
     """
 
     def __init__(
-        self, network: Network, layouts: Layouts | None = None, cases: int | None = None
+        self,
+        network: Network,
+        layouts: Layouts | None = None,
+        cases: int | None = None,
     ) -> None:
         self._network, self._layouts, self._cases = network, layouts, cases
+        self.checkpointed = False  # a call was made inside a checkpoint
+        self._anew = False
         self.fired: list[int] = []  # layer of each call, in firing order
         self._inputs: list[list[Tensor]] = [[] for _ in network.uses]
         self._gradients: list[dict[int, Tensor]] = [{} for _ in network.uses]
 
     @property
+    def model(self) -> nn.Module:
+        """Whose layers they are."""
+        return self._network.model
+
+    @property
     def tensors(self) -> list[Tensor]:
         """The trained parameters of the network."""
         return self._network.tensors
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """For a backward pass: calls that a checkpoint makes anew in it are made as they were
+        recorded, so that the same tensors are kept; nothing is recorded, and no other call differs.
+        """
+        if not self.checkpointed:
+            yield
+            return
+        with self.recording():
+            self._anew = True
+            try:
+                yield
+            finally:
+                self._anew = False
 
     @contextmanager
     def recording(self) -> Iterator[Recorder]:
@@ -70,6 +95,12 @@ class Recorder:
                     for module in use.modules:
                         use.layer.leave(module)
 
+    def under_way(self, module: nn.Module) -> None:
+        """For a call of ``module`` whose own hooks before it have been run already."""
+        for index, use in enumerate(self._network.uses):
+            if isinstance(use.layer, Whole) and module in use.modules:
+                self._enter(index)(module, (), {})
+
     def _layout(self, index: int, call: int) -> RowLayout | None:
         layouts = self._layouts[index] if self._layouts is not None else ()
         return layouts[min(call, len(layouts) - 1)] if layouts else None
@@ -79,6 +110,8 @@ class Recorder:
         assert isinstance(layer, Whole)
 
         def hook(module: nn.Module, args: Any, named: Any) -> None:
+            if self._anew and not _in_backward():
+                return
             layout = self._layout(index, len(self._inputs[index]))
             copies = None if layout is None or self._cases is None else layout.repeat
             layer.enter(module, copies, self._cases or 1)
@@ -87,6 +120,8 @@ class Recorder:
 
     def _repeat(self, index: int) -> Callable[[nn.Module, Any, Any], Any]:
         def hook(module: nn.Module, args: Any, named: Any) -> Any:
+            if self._anew and not _in_backward():
+                return None
             layout = self._layout(index, len(self._inputs[index]))
             if layout is None or layout.repeat is None or self._cases is None:
                 return None
@@ -103,6 +138,9 @@ class Recorder:
         def hook(module: nn.Module, args: Any, named: Any, output: Any) -> Any:
             if any(map(_hidden, (*args, *named.values(), output))):
                 return None  # nothing is recorded, of which the probe tells
+            if self._anew:
+                return record(module, args, named, output).output if _in_backward() else None
+            self.checkpointed |= _inside_checkpoint()
             self.fired.append(index)
             inputs, watched, replaced = record(module, args, named, output)
             call = len(self._inputs[index])
@@ -219,6 +257,20 @@ class Recorder:
             elif rows is not None:
                 found[i] = (len(self._inputs[i]), 0, 2)
         return found
+
+
+def _inside_checkpoint() -> bool:
+    """Whether what is kept for the backward is handed to somebody, as to a checkpoint.
+
+    An older torch does not say, and it may be so.
+    """
+    kept_by = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return kept_by is None or kept_by(True) is not None
+
+
+def _in_backward() -> bool:
+    task: int = torch._C._current_graph_task_id()
+    return task != -1
 
 
 def _hidden(value: Any) -> bool:

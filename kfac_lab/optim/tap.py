@@ -57,6 +57,8 @@ class Tap:
     @contextmanager
     def resting(self) -> Iterator[None]:
         """Inside nothing is noted, and no layer watched: for passes of our own."""
+        if self.rows is not None:
+            self.rows.over()
         with ExitStack() as after:  # puts it back where an interrupt comes at a line of ours too
             after.callback(setattr, self, "_open", self._open)
             self._open = False

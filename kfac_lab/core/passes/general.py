@@ -83,13 +83,14 @@ class _Recorded(_Plain):
 
     def rows_out(self, cotangent: Tensor) -> list[Grouped | None]:
         """See ``Trace``."""
-        found = torch.autograd.grad(
-            self._live,
-            self._asked,
-            cotangent.to(self._live.dtype),
-            retain_graph=True,
-            allow_unused=True,
-        )
+        with self._recorder.inside():
+            found = torch.autograd.grad(
+                self._live,
+                self._asked,
+                cotangent.to(self._live.dtype),
+                retain_graph=True,
+                allow_unused=True,
+            )
         rows = self._recorder.rows_out()
         for i, asked, g in zip(self._loose, self._asked, found, strict=False):
             whole = torch.zeros_like(asked) if g is None else g

@@ -19,6 +19,7 @@ from kfac_lab.core.passes.function import Function
 from kfac_lab.core.record import Recorder
 from kfac_lab.core.rows import Layouts, RowLayout
 from kfac_lab.core.whole import Whole
+from kfac_lab.errors import CoverageError
 
 __all__ = ["Look", "find", "look"]
 
@@ -48,9 +49,10 @@ class Look:
     def backward(self, cotangent: Tensor, asked: Sequence[Tensor]) -> Sequence[Tensor | None]:
         """Gradients of ``asked``; all that was recorded gets its own."""
         leaves = [*asked, *self.parameters()]
-        found = torch.autograd.grad(
-            self.outputs, leaves, cotangent, retain_graph=True, allow_unused=True
-        )
+        with self.recorder.inside(), _undropped(self.recorder.model):
+            found = torch.autograd.grad(
+                self.outputs, leaves, cotangent, retain_graph=True, allow_unused=True
+            )
         return found[: len(asked)]
 
     def parameters(self) -> list[Tensor]:
@@ -64,8 +66,31 @@ def look(function: Function, inputs: Tensor, layouts: Layouts | None = None) -> 
     buffers = function.buffers()
     with torch.enable_grad(), recorder.recording(), _undropped(function.model):
         outputs: Any = function(None, buffers, inputs)
+    _check_checkpoints(outputs)
     shapes = [[tuple(x.shape[:2]) for x in calls] for calls in recorder.calls_in()]
     return Look(outputs, recorder, shapes, len(inputs))  # type: ignore[arg-type]
+
+
+def _check_checkpoints(outputs: Tensor) -> None:
+    """No part of the model is hidden behind a checkpoint of the reentrant kind.
+
+    Raises:
+        CoverageError: its second forward pass happens in a backward pass of its own, which neither
+            ``torch.autograd.grad`` nor any row takes part in.
+    """
+    waiting, seen = [outputs.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name() == "CheckpointFunctionBackward":
+            raise CoverageError(
+                "the model checkpoints activations with use_reentrant=True, behind which no "
+                "layer's rows are seen: give torch.utils.checkpoint.checkpoint (in transformers "
+                "gradient_checkpointing_enable's gradient_checkpointing_kwargs) use_reentrant=False"
+            )
+        waiting.extend(before for before, _ in node.next_functions)
 
 
 @contextmanager

@@ -118,7 +118,6 @@ def probe(function: Function, inputs: Any, targets: Any, device: torch.device) -
         # One that nothing was sent to may be sent more of more cases.
         sizes = [count, count - 1] if count - 1 > most else [count]
         layouts, seen = find(function, inputs.to(device), sizes)
-    check_checkpoints(seen.outputs)
     check_fired(seen, function, layouts)
     excess = certify(function.network, seen)
     plain = RowLayout("per_case")
@@ -186,28 +185,6 @@ def check_fired(seen: Look, function: Function, layouts: Layouts) -> None:
         "in the recipe, which then looks after it: fallback='diagonal'",
         paths,
     )
-
-
-def check_checkpoints(outputs: Tensor) -> None:
-    """No part of the model is hidden behind a checkpoint of the reentrant kind.
-
-    Raises:
-        CoverageError: its second forward pass happens in a backward pass of its own, which neither
-            ``torch.autograd.grad`` nor any row takes part in.
-    """
-    waiting, seen = [outputs.grad_fn], set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if node.name() == "CheckpointFunctionBackward":
-            raise CoverageError(
-                "the model checkpoints activations with use_reentrant=True, behind which no "
-                "layer's rows are seen: give torch.utils.checkpoint.checkpoint (in transformers "
-                "gradient_checkpointing_enable's gradient_checkpointing_kwargs) use_reentrant=False"
-            )
-        waiting.extend(before for before, _ in node.next_functions)
 
 
 def choose_tangents(function: Function, inputs: Tensor) -> str:

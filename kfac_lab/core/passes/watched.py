@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -25,25 +26,37 @@ class WatchedPasses:
     """What one or several forward passes and their backwards gave, cases one after the other.
 
     ``begin`` before and ``end`` after each forward pass of ``cases`` cases; the backward comes when
-    it comes. The hooks are on the layers in between, and nowhere else.
+    it comes. The hooks are on the layers in between, and nowhere else; but where activations are
+    checkpointed they repeat in the backward what was done to the calls.
     """
 
     def __init__(self, network: Network) -> None:
         self._network = network
         self._recorded: list[tuple[Recorder, int]] = []
         self._open = ExitStack()
+        self._after = ExitStack()
+        weakref.finalize(self, self._after.close)
         self.scale: Any = 1.0  # one over what the loss was multiplied by
 
     def begin(self, cases: int) -> None:
         """Hooks on the layers."""
-        self.end()
+        self._open.close()
+        self.over()
         recorder = Recorder(self._network)
         self._open.enter_context(recorder.recording())
+        recorder.under_way(self._network.model)
         self._recorded.append((recorder, cases))
 
     def end(self) -> None:
         """Hooks off."""
         self._open.close()
+        if self._recorded and self._recorded[-1][0].checkpointed:
+            self.over()
+            self._after.enter_context(self._recorded[-1][0].inside())
+
+    def over(self) -> None:
+        """No backward comes any more."""
+        self._after.close()
 
     def taken(self, order: Tensor | None, count: int, scale: float) -> LayerRows | None:
         """The rows of the first ``count`` cases of ``order``; None where some are missing.
