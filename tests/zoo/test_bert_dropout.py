@@ -77,6 +77,27 @@ def test_bert_with_dropout(seed, expanded):
 
 
 @pytest.mark.soak
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_preconditioner_of_unit_lengths(seed):
+    """Where ``kl_clip=1e-3`` before SGD with momentum 0.9 stays at ln 8."""
+    torch.manual_seed(seed)
+    model = Stock(False)
+    torch.manual_seed(seed)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.003, momentum=0.7)
+    recipe = kl.Recipe.named("small_batch", lab=laboratory())
+    pre = kl.Preconditioner(model, recipe=recipe, seed=seed, normalise=True)
+    for _ in range(150):
+        rows = torch.randint(0, 4000, (64,))
+        sgd.zero_grad()
+        cross_entropy(model(X[rows]), Y[rows]).backward()
+        pre.step()
+        sgd.step()
+    model.eval()
+    with torch.no_grad():
+        assert float(cross_entropy(model(X[:512]), Y[:512])) < 0.05
+
+
+@pytest.mark.soak
 def test_optimal_says_that_its_batches_are_too_small():
     _, said = trained(0, "robust", 60, momentum="optimal(cases=500)")
     assert [text for text in said if "peculiar to batches of 64" in text]
