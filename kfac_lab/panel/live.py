@@ -19,12 +19,11 @@ from typing import Any
 
 from kfac_lab.errors import KfacLabError
 from kfac_lab.panel.controller import Controller
+from kfac_lab.panel.pace import INTERVAL, Pace
 from kfac_lab.run import Run
 
 __all__ = ["INTERVAL", "Live"]
 
-INTERVAL = 0.125  # seconds between two updates, at least
-SHARE = 0.015  # of the time, at most, goes into what is light: measured by tests/browser/measure.py
 TICK = 0.25  # seconds between two looks at the interrupt
 
 
@@ -53,7 +52,7 @@ class Live:
         self._task: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._shown = True  # what was painted last has arrived
-        self._next = 0.0  # when to paint again
+        self._pace = Pace()
         self._awaited = 0
         self._told: tuple[str, Any] = ("", None)  # which run and its last step output has told of
         controller.wake, controller.boundary = self.wake, self._boundary
@@ -163,7 +162,7 @@ class Live:
     # --- the thread's side ----------------------------------------------------------------------
 
     def _work(self, loop: asyncio.AbstractEventLoop, done: asyncio.Future[Any]) -> None:
-        self._next = 0.0
+        self._pace.soon()
         with _heard(self.controller.warn):
             self.controller.work()
             painted = self._seen(lambda: self._paint(last=True))
@@ -180,10 +179,10 @@ class Live:
     def _boundary(self) -> None:
         """After each step: shows what it is time for, if the loop has kept up."""
         now = time.monotonic()
-        if not self._shown or self._loop is None or now < self._next:
+        if not self._shown or self._loop is None or not self._pace.due(now):
             return
         seen = self._seen(self._paint)
-        self._next = now + max(INTERVAL, (0.0 if seen is None else seen.cost) / SHARE)
+        self._pace.painted(now, 0.0 if seen is None else seen.cost)
         if seen is None:
             return
         self._shown = False
@@ -191,7 +190,7 @@ class Live:
 
     def _soon(self) -> None:
         """Commands have been carried out: their effect is painted, however long painting takes."""
-        self._next = 0.0
+        self._pace.soon()
 
     def _tell(self) -> None:
         """The controller has changed; the loop shows it, at once where this is the loop."""

@@ -20,9 +20,9 @@ from kfac_lab.errors import RecipeError
 from kfac_lab.hooks import lab as process_lab
 from kfac_lab.hooks.manager import Lab
 from kfac_lab.panel import export
-from kfac_lab.panel.live import INTERVAL, SHARE
 from kfac_lab.panel.machine import Machine
 from kfac_lab.panel.measure import Measure
+from kfac_lab.panel.pace import INTERVAL, Pace
 from kfac_lab.panel.source import Source, hooked
 from kfac_lab.panel.status import Mark, Status, status_of
 
@@ -215,7 +215,7 @@ class Beside:
         self, control: Loop, paint: Callable[..., Any], show: Callable[[Any], None], changed: Any
     ) -> None:
         self.control, self._paint, self._show = control, paint, show
-        self._next = 0.0
+        self._pace = Pace()
         self._closed = threading.Event()
         control.boundary, control.changed = self.boundary, changed
         control.acted = self._soon
@@ -230,15 +230,14 @@ class Beside:
     def boundary(self) -> None:
         """After each step: shows what it is time for."""
         now = time.monotonic()
-        if now < self._next or self._closed.is_set():
+        if not self._pace.due(now) or self._closed.is_set():
             return
         try:
             painted = self._paint()
         except Exception as error:  # a picture is missing; the loop must go on
             self.control.failed(error)
             painted = None
-        cost = 0.0 if painted is None else painted.cost
-        self._next = now + max(INTERVAL, cost / SHARE)
+        self._pace.painted(now, 0.0 if painted is None else painted.cost)
         self._show(painted)
 
     def last(self) -> None:
@@ -252,7 +251,7 @@ class Beside:
         self.control.release()
 
     def _soon(self) -> None:
-        self._next = 0.0
+        self._pace.soon()
 
     def _poll(self) -> None:
         before = -1

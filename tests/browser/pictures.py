@@ -57,7 +57,9 @@ def picture(page: Page, folder: Path, name: str) -> None:
 
 def middle(page: Page, across: float, down: float = 0.5) -> tuple[float, float]:
     """A place on the first axes."""
-    box = page.tab.locator(".kl-cell canvas").first.bounding_box()
+    box: Any = None
+    while box is None:  # while a view is put in place of another there is none
+        box = page.tab.locator(".kl-cell canvas").first.bounding_box()
     return box["x"] + across * box["width"], box["y"] + down * box["height"]
 
 

@@ -39,8 +39,8 @@ def test_with_and_without() -> None:
 
 def test_with_pictures_at_every_step(monkeypatch) -> None:
     """Whatever the views look at between steps, the steps are the same."""
-    monkeypatch.setattr("kfac_lab.panel.live.INTERVAL", 0.0)
-    monkeypatch.setattr("kfac_lab.panel.live.SHARE", 1.0)
+    monkeypatch.setattr("kfac_lab.panel.pace.INTERVAL", 0.0)
+    monkeypatch.setattr("kfac_lab.panel.pace.SHARE", 1.0)
 
     async def main():
         run = run_of()

@@ -25,8 +25,8 @@ def loop(opt, x, y, steps):
 
 
 def test_the_chart_is_the_history_and_the_numbers_are_those_without_a_panel(monkeypatch) -> None:
-    monkeypatch.setattr("kfac_lab.panel.loop.INTERVAL", 0.0)
-    monkeypatch.setattr("kfac_lab.panel.loop.SHARE", 1.0)
+    monkeypatch.setattr("kfac_lab.panel.pace.INTERVAL", 0.0)
+    monkeypatch.setattr("kfac_lab.panel.pace.SHARE", 1.0)
     model, x, y = task()
     opt = kl.KFAC(model, likelihood="categorical")
     page = Seen(panel := kl.Panel(opt))

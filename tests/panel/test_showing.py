@@ -41,8 +41,8 @@ def test_at_most_eight_updates_a_second_and_widgets_only_on_the_loop() -> None:
 
 
 def test_the_page_gets_every_point_once_and_only_what_is_new(monkeypatch) -> None:
-    monkeypatch.setattr("kfac_lab.panel.live.INTERVAL", 0.0)
-    monkeypatch.setattr("kfac_lab.panel.live.SHARE", 1.0)
+    monkeypatch.setattr("kfac_lab.panel.pace.INTERVAL", 0.0)
+    monkeypatch.setattr("kfac_lab.panel.pace.SHARE", 1.0)
 
     async def main():
         panel = kl.Panel(run_of())
@@ -127,7 +127,8 @@ def test_where_no_page_answers_pictures_come(monkeypatch) -> None:
 
 
 def test_a_page_is_drawn_at_the_next_boundary_however_seldom_updates_come(monkeypatch) -> None:
-    monkeypatch.setattr("kfac_lab.panel.live.SHARE", 1e-9)  # the next one in a few years
+    monkeypatch.setattr("kfac_lab.panel.pace.SELDOM", 1e9)  # the next one in a few years
+    monkeypatch.setattr("kfac_lab.panel.pace.SHARE", 1e-9)
 
     async def main():
         panel = kl.Panel(run_of())

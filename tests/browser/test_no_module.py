@@ -1,0 +1,68 @@
+"""Where the page's module does not load: pictures, words and the status take its place."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from browser.driver import Page, opened, wait
+from browser.lab import Lab, notebook
+
+CELL = """
+import kfac_lab as kl
+from kfac_lab.panel import chart
+{break_it}
+panel = kl.Panel(kl.Run('digits', 'paper', seed=0, device='cpu'))
+panel
+"""
+BROKEN = "chart._kind()._esm = 'throw new Error(\"no module\")'"
+#: how many pictures the page has shown; each has an address of its own
+COUNT = """
+() => {
+    window.pictures = new Set();
+    window.looking = setInterval(() => {
+        const picture = document.querySelector('.kl-fallback img, img.kl-fallback');
+        if (picture) window.pictures.add(picture.src);
+    }, 50);
+}
+"""
+
+
+@pytest.fixture
+def page(lab: Lab, chrome: Any, request: pytest.FixtureRequest) -> Iterator[Page]:
+    name = f"module-{'broken' if request.param else 'whole'}.ipynb"
+    notebook(lab.folder / name, CELL.format(break_it=request.param))
+    with opened(lab, chrome, name) as page:
+        page.run(0)
+        yield page
+
+
+def trained(page: Page) -> int:
+    """How many pictures there were in five seconds of training."""
+    page.tab.evaluate(COUNT)
+    page.kernel.do("panel.start(seconds=60.0)")
+    page.tab.wait_for_timeout(4000)  # the module is waited for so long
+    begun = page.tab.evaluate("window.pictures.size")
+    page.tab.wait_for_timeout(5000)
+    return int(page.tab.evaluate("window.pictures.size")) - begun
+
+
+@pytest.mark.parametrize("page", [BROKEN], indirect=True)
+def test_pictures_come_once_a_second(page: Page) -> None:
+    assert trained(page) >= 4
+    shown = page.tab.locator("img.kl-fallback")
+    assert shown.is_visible() and shown.bounding_box()["height"] > 150
+    page.says("objective from")
+    status = page.tab.locator(".kl-fallback pre")
+    seen = {status.first.inner_text()}
+    wait(lambda: seen.add(status.first.inner_text()) or len(seen) > 2, "the status stands still", 9)
+    page.button("Stop").click()
+    page.kernel.until("panel.controller.state == 'stopped' and not panel.live.running")
+
+
+@pytest.mark.parametrize("page", [""], indirect=True)
+def test_where_the_module_is_there_none_come(page: Page) -> None:
+    page.kernel.until("panel.painter.heard")
+    assert trained(page) == 0
+    assert not page.tab.locator("img.kl-fallback").is_visible()
+    page.kernel.do("panel.stop(); await panel.live")
