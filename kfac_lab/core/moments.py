@@ -373,13 +373,14 @@ class MomentStore:
             self.layout, self.spare, {key: age + 1 for key, age in self.ages.items()}
         )
 
-    def traces(self) -> Tensor:
-        """Σ of the diagonals on the spare side: finite exactly where the increments are."""
-        parts = [
-            (value.diagonal() if value.dim() == 2 else value) if i == j else value.sum().reshape(1)
+    def diagonals(self) -> list[Tensor]:
+        """Of the moments on the spare side, and the cross moments' sums: finite exactly where the
+        increments are.
+        """
+        return [
+            (value.diagonal() if value.dim() == 2 else value) if i == j else value.sum()
             for (_, i, j), value in self.spare.items()
         ]
-        return torch.cat(parts).sum() if parts else self.layout.nothing
 
 
 Ledger = MomentStore  # its former name

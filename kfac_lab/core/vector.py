@@ -72,8 +72,7 @@ class Vec:
             theirs = tuple(theirs[i] for i in shared)
         products = torch._foreach_mul(mine, theirs)
         # Rows are summed in the matrices' precision, the row sums in float64: a row is short.
-        rows = torch.cat([p.flatten(1).sum(1) if p.dim() > 1 else p for p in products])
-        return rows.sum(dtype=torch.float64)
+        return torch.cat([_rows(p) for p in products]).sum(dtype=torch.float64)
 
     @staticmethod
     def combine(coefficients: Tensor, basis: Sequence[Vec]) -> Vec:
@@ -101,6 +100,14 @@ class Vec:
         return torch.stack(
             [torch.stack([entries[max(i, j), min(i, j)] for j in range(k)]) for i in range(k)]
         )
+
+
+def _rows(matrix: Tensor) -> Tensor:
+    """The sum of each row."""
+    dims = matrix.dim()
+    if dims == 2:
+        return matrix.sum(1)
+    return matrix.flatten(1).sum(1) if dims > 1 else matrix
 
 
 class Part(Vec):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from kfac_lab.core.state import DampingStrength
@@ -33,10 +32,9 @@ class Candidate:
     gram: Tensor
     curvature: Tensor
 
-    def scalars(self) -> list[Tensor]:
+    def numbers(self) -> list[Tensor]:
         """Finite where the candidate is."""
-        parts = [self.curvature.reshape(-1), self.gram.reshape(-1), self.slope, self.coefficients]
-        return [self.value, torch.cat(parts).sum()]
+        return [self.value, self.curvature, self.gram, self.slope, self.coefficients]
 
 
 class Trial(Protocol):

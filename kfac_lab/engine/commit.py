@@ -62,10 +62,10 @@ def counted(state: State, statistics: StepMoments) -> dict[str, Any]:
 
 def ok_of(outcome: Outcome, loss: Tensor, statistics: StepMoments) -> Tensor:
     """Whether all of a step's numbers are finite, 0-dim."""
-    scalars = [loss, *outcome.chosen.scalars()]
+    values = [loss, *outcome.chosen.numbers()]
     if statistics.fresh:
-        scalars.append(statistics.store.traces())
-    return all_finite(scalars)
+        values += statistics.store.diagonals()
+    return all_finite(values)
 
 
 def settled(begun: Begun, made: Prepared) -> StepRecord:
@@ -87,7 +87,7 @@ def settled(begun: Begun, made: Prepared) -> StepRecord:
     own = dict(engine.problem.model.named_buffers()) if made.buffers else {}
     into = [*(engine.network.tensors if made.moved else []), *own.values()]
     values = [*made.moved, *(made.buffers[name] for name in own)]
-    guarded = verdict is not None and verdict.strength is not None
+    guarded = verdict is not None and verdict.acts
     if engine._reads_are_free:
         sound, *seen = linalg.host([ok] if verdict is None else [ok, verdict.exploded])
         if not sound:

@@ -121,6 +121,11 @@ class Engine(Holder):
     def _strength(self, strength: DampingStrength) -> DampingStrength:
         return strength_of(strength, self.problem.l2, self.device)
 
+    @property
+    def _looks(self) -> bool:
+        """Whether a step may look at its own flags at no cost, and goes by them in Python."""
+        return self._reads_are_free and not self.programs.on
+
     # --- before the first step, and between two -------------------------------------------------
 
     def check(self, recipe: Any) -> Parts:

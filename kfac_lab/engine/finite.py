@@ -14,10 +14,10 @@ from kfac_lab.errors import NumericalError
 __all__ = ["all_finite", "not_finite"]
 
 
-def all_finite(scalars: Sequence[Tensor]) -> Tensor:
-    """Whether all of some 0-dim tensors are finite, 0-dim."""
-    values = torch.stack([s.reshape(()).to(torch.float64) for s in scalars])
-    return (values * 0 == 0).all()  # ∞ and NaN make NaN
+def all_finite(values: Sequence[Tensor]) -> Tensor:
+    """Whether all entries of some tensors are finite, 0-dim; few they are."""
+    total = torch.cat([v.reshape(-1) for v in values]).sum(dtype=torch.float64)
+    return total * 0 == 0  # ∞ and NaN make NaN, and so do they together
 
 
 def not_finite(k: int, loss: Tensor | None, strength: DampingStrength) -> NumericalError:

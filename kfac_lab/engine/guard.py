@@ -42,9 +42,17 @@ class Verdict:
 
     exploded: Tensor
     strength: DampingStrength | None
+    calm: bool = False  # somebody has looked, and it has not
+
+    @property
+    def acts(self) -> bool:
+        """Whether there is a guard."""
+        return self.strength is not None
 
 
-def verdict(declared: Any, state: State, loss: Tensor, sound: Callable[[], Tensor]) -> Verdict:
+def verdict(
+    declared: Any, state: State, loss: Tensor, sound: Callable[[], Tensor], looks: bool
+) -> Verdict:
     """What the guard says of the last step; without one, whether it would have been called for.
 
     Args:
@@ -52,6 +60,7 @@ def verdict(declared: Any, state: State, loss: Tensor, sound: Callable[[], Tenso
         state: of before this step.
         loss: h of this step's batch.
         sound: whether the numbers of the batch are finite, 0-dim.
+        looks: whether a look at the flag costs nothing, so that ``sound`` need not be asked.
     """
     level = _level(state, loss)
     if not declared.guard or declared.back is None or state.previous is None:
@@ -61,7 +70,10 @@ def verdict(declared: Any, state: State, loss: Tensor, sound: Callable[[], Tenso
     # Not twice in a row: where there is no step to take back, h has changed by itself.
     moved = torch.stack(torch._foreach_norm(list(state.previous))).sum() > 0
     exploded = (loss > declared.guard * level) & (level > 0) & moved
-    return Verdict(exploded & (torch.isfinite(loss) | sound()), declared.back(state.strength))
+    back = declared.back(state.strength)
+    if looks and not linalg.host([exploded])[0]:
+        return Verdict(exploded, back, calm=True)
+    return Verdict(exploded & (torch.isfinite(loss) | sound()), back)
 
 
 def level_after(state: State, loss: Tensor) -> Tensor:
@@ -101,7 +113,9 @@ def may_be_back(seen: Verdict, looks: bool) -> bool:
     """Whether the last step may have to be taken back: one who ``looks`` knows, at no cost on a
     CPU, and saves the selects; for others a flag decides.
     """
-    return seen.strength is not None and (not looks or bool(linalg.host([seen.exploded])[0]))
+    if not seen.acts or seen.calm:
+        return False
+    return not looks or bool(linalg.host([seen.exploded])[0])
 
 
 def taken_back(

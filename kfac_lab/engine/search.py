@@ -75,9 +75,8 @@ class Search:
         nothing = torch.zeros((), device=engine.device)
         self.increments = [nothing if self.loss is None else self.loss]
         if self.due.inverse and gathered.fresh:
-            self.increments.append(gathered.store.traces())
-        calm = torch.ones_like(self.increments[0]) if verdict is None else ~verdict.exploded
-        self.calm, self.guarded = calm, verdict is not None and verdict.strength is not None
+            self.increments += gathered.store.diagonals()
+        self.verdict = verdict
 
     def strength(self, strength: DampingStrength) -> DampingStrength:
         """A part's strength as 0-dim tensors on the device, with η."""
@@ -174,20 +173,21 @@ class Search:
                             else ready.inverses[n]
                         )
                     trials.append(self.trial(s, inverse))
-            finite = [all_finite(t.scalars()) for t in trials]
+            finite = [all_finite(t.numbers()) for t in trials]
             missing = torch.full_like(trials[0].promise, float("nan"))
             best = _best(
                 [torch.where(f, t.promise, missing) for f, t in zip(finite, trials, strict=True)]
             )
             sound = torch.stack(finite).any()  # the winner is finite where any is
             given, added = all_finite(self.increments), attempt.jitter
+            calm = torch.ones_like(sound) if self.verdict is None else ~self.verdict.exploded
             flags = attempt.flags() if ready is None else [ready.sound]
             asked = [] if self.spread is None else [self.spread]
-            numbers = [best, sound, given, self.calm, *flags, *added.values(), *asked]
+            numbers = [best, sound, given, calm, *flags, *added.values(), *asked]
             read = expected(numbers, read_now, told=len(asked))
             self._seen = read.pop() if asked else None
             self.exploded = not read[3]
-            if self.guarded and self.exploded:
+            if self.exploded and self.verdict is not None and self.verdict.acts:
                 raise Exploded
             if not read[2]:  # no inverse helps where the batch itself is not finite
                 raise not_finite(self.k, self.loss, self.state.strength)
@@ -218,7 +218,7 @@ class Search:
                 raise not_finite(self.k, self.loss, state.strength)
             raise attempt.error(failed, lam, gamma)
         trial = self.trial(state.strength, state.inverse)
-        if not expected([all_finite(trial.scalars())], self.begun.engine.read)[0]:
+        if not expected([all_finite(trial.numbers())], self.begun.engine.read)[0]:
             raise not_finite(self.k, self.loss, state.strength)
         return Outcome(trial, [trial], state.factored, block_states, state.kept_inverse + 1, {})
 

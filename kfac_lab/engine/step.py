@@ -146,6 +146,7 @@ def _observed(
             engine.state_,
             evaluated.loss,
             lambda: sound(parts, drawn, evaluated.loss.device),
+            engine._looks,
         )
         table = begun.gathered.table
         evaluated.approximate = lambda v: statistics.approximate(parts, table, block_states, v)
@@ -163,8 +164,7 @@ def _moved(begun: Begun, evaluated: Evaluated, chosen: Candidate) -> tuple[Vec, 
 def _guarded(begun: Begun, made: Prepared, verdict: guard.Verdict) -> Prepared:
     """The step, or by a flag of its own the last one taken back; a refresh has read that flag."""
     engine, state = begun.engine, begun.engine.state_
-    looks = engine._reads_are_free and not engine.programs.on
-    if begun.plan.due.inverse or not guard.may_be_back(verdict, looks):
+    if begun.plan.due.inverse or not guard.may_be_back(verdict, engine._looks):
         return made
     assert state.before is not None
     go = ~verdict.exploded

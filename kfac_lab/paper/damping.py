@@ -199,13 +199,8 @@ def _quick() -> Any:
 
 def _floor() -> Any:
     """The share below which λ no longer shapes the model, and stops shrinking."""
-    return parameter(
-        0.01,
-        section="6.5",
-        low=0.0,
-        high=1.0,
-        help="λ shrinks only while λ‖δ‖² is at least this share of δᵀ(F+λ+η)δ",
-    )
+    said = "λ shrinks only while λ‖δ‖² is at least this share of δᵀ(F+λ+η)δ"
+    return parameter(0.01, section="6.5", low=0.0, high=1.0, help=said)
 
 
 @dataclass(frozen=True)
