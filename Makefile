@@ -42,6 +42,9 @@ test: lint
 # what is tried on an accelerator too, emulated where there is none
 ACCELERATOR := tests/accelerator tests/trajectories
 
+# further suites that hold there, in `make soak`
+EMULATED := tests/paper tests/core/test_linalg_batched.py
+
 # the two longest first, one for each worker
 NOTEBOOKS := notebooks/09_claims.ipynb notebooks/01_tour.ipynb
 NOTEBOOKS += $(filter-out $(NOTEBOOKS),$(wildcard notebooks/*.ipynb plugins/*/*.ipynb))
@@ -73,6 +76,7 @@ matrix: $(VENV)/.release
 
 soak: $(VENV)/.test
 	$(BIN)/python -m pytest -m soak
+	$(BIN)/python -m pytest $(PYTEST_ARGS) --device emulated $(EMULATED)
 
 gpu: $(VENV)/.test
 	$(BIN)/python results/gpu.py $(GPU_ARGS)

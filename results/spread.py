@@ -28,13 +28,14 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=500)
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--spread", type=int, default=8)
+    parser.add_argument("--gamma", nargs="+", default=["kept", "searched"])
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     print(
         "| side | γ | schedule | median | max | max / median | h |\n|---|---|---|---|---|---|---|"
     )
     for side in options.sides:
-        for search in (800, 8):
+        for search in [{"kept": 800, "searched": 8}[word] for word in options.gamma]:
             for line in lines(side, search, options):
                 print(line, flush=True)
 

@@ -133,6 +133,9 @@ class Block(Protocol):
     #   fitted(d_out, d_in, limit, one_hot) -> Block
     #       what stands for the block in a layer with a side above ``limit``, or, where ``one_hot``,
     #       with an Ā that is diagonal: factors that take less memory; or itself
+    #   asks(factored, strength) -> the ``linalg.Asked`` inverses that damped needs, or None; and
+    #   made_of(factored, strength, inverses) -> what damped gives: an accelerator inverts those of
+    #   several blocks at once. Whoever overrides damped overrides both.
     #   product(moments, part_state, matrix) -> matrix
     #       the undamped curvature times a matrix, which approximate_fisher needs
 

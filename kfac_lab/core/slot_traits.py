@@ -106,6 +106,11 @@ class BlockTraits(Traits):
         _method()
     )  # (moments, part_state, matrix) -> undamped curvature · matrix
     with_diagonal_g: Method | None = _method(OWN)  # () -> the same block for a G that is diagonal
+    # (factored, strength) -> which ``linalg.Asked`` inverses ``damped`` needs, None: it has ways of
+    # its own; and (factored, strength, inverses) -> what ``damped`` gives: those of several blocks
+    # are made in one call
+    asks: Method | None = _method(OWN)
+    made_of: Method | None = _method(OWN)
     # (d_out, d_in, limit, one_hot) -> the block for a layer with sides above ``limit``
     fitted: Method | None = _method(OWN)
 

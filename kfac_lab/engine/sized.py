@@ -40,7 +40,7 @@ class Family(Entry):
 
     first: tuple[Recording, dict[str, int]] | None = None
     still: int = 0  # steps in a row at which some size has not moved
-    waits: int = 0  # no recording for fewer cases
+    bound: int = 0  # so many cases were made otherwise; 0: none so far
     failed: int = 0  # how often larger batches have given other numbers
     low: tuple[int, ...] = ()
     high: tuple[int, ...] = ()
@@ -73,8 +73,10 @@ class Sized:
         family.seen += 1
         if family.refused or family.seen <= OTHERS:
             return None
-        if family.program is None and plan.m < family.waits:
-            return None
+        if family.program is not None and 0 < family.bound <= plan.m:
+            self._forgotten(programs, begun, family)
+            if family.refused:
+                return None
         if family.program is None:
             return self._recorded(programs, begun, asked, family)
         sizes = tuple(asked.sizes.values())
@@ -131,7 +133,10 @@ class Sized:
         spare side of the moments, or on the step itself where there is no larger one.
         """
         engine, plan = begun.engine, begun.plan
-        larger = None if plan.m < family.high[0] else _larger(engine, plan)
+        grown = plan.m >= family.high[0]
+        larger = _larger(engine, plan, family.bound) if grown else None
+        if larger is None and grown and family.bound:
+            return None  # between what it serves and what is made otherwise
         if larger is None:
             made = begun.made()
             if programs.tried(begun, asked, family, made):
@@ -153,24 +158,24 @@ class Sized:
                 family.stretched(tuple(own.sizes.values()))
                 family.stretched(tuple(asked.sizes.values()))
             else:
-                self._forgotten(programs, begun, family)
+                family.bound = larger.m  # a part goes by a size: up to it the program may serve
         return None
 
     def _forgotten(self, programs: Programs, begun: Begun, family: Family) -> None:
-        """Larger batches are made otherwise: a part goes by a bound. Beyond it there may be another
-        program.
-        """
+        """Batches as large as this are made otherwise, perhaps by another program."""
         family.failed += 1
         family.program = family.first = None
         family.low = family.high = ()
-        family.waits = begun.plan.m + begun.plan.m // 2
+        family.bound = 0
         if family.failed > BOUNDS:
             reason = "at larger sizes of the batch it gives other numbers, again and again"
             programs.refuse(begun, family, reason)
 
 
-def _larger(engine: Engine, plan: Plan) -> Plan | None:
-    """The step on as much as twice the cases, so that its sizes are to each other as they are."""
+def _larger(engine: Engine, plan: Plan, bound: int) -> Plan | None:
+    """The step on as much as twice the cases, so that its sizes are to each other as they are, and
+    on less than ``bound`` where that is known to be made otherwise.
+    """
     chunk, limit = engine.passes.function.chunk, engine.problem.available or plan.m
     pattern = size_pattern((plan.m, plan.s1, plan.s2), chunk)
     for share in LARGER:
@@ -179,6 +184,8 @@ def _larger(engine: Engine, plan: Plan) -> Plan | None:
             engine.passes.subset(engine.parts[slot], m, engine.state_.spread)
             for slot in ("estimator", "quadratic_model")
         )
+        if bound and m >= bound:
+            continue
         if m > plan.m and size_pattern((m, s1, s2), chunk) == pattern:
             return replace(plan, m=m, s1=s1, s2=s2)
     return None

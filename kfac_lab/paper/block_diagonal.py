@@ -12,7 +12,7 @@ from kfac_lab.core import linalg
 from kfac_lab.core.parameters import parameter
 from kfac_lab.core.protocols import Block, BlockInverse, Layer, MomentTable, PartState
 from kfac_lab.core.state import DampingStrength
-from kfac_lab.core.traits import PreconditionerTraits, StructureTraits, traits
+from kfac_lab.core.traits import BlockTraits, PreconditionerTraits, StructureTraits, traits
 from kfac_lab.core.vector import Vec
 from kfac_lab.paper.kronecker import KroneckerInverse, low_rank_apply
 from kfac_lab.paper.low_rank import side
@@ -183,9 +183,47 @@ def damped_blocks(
     if before is None or len(before) != len(factored.parts):
         before = (None,) * len(factored.parts)
     inverses = []
-    for block, path, part, part_state, last in zip(
-        factored.blocks, factored.paths, factored.parts, part_states, before, strict=True
+    at_once = _made_at_once(factored, strength)
+    for i, (block, path, part, part_state, last) in enumerate(
+        zip(factored.blocks, factored.paths, factored.parts, part_states, before, strict=True)
     ):
+        if i in at_once:
+            inverses.append(at_once[i])
+            continue
         with linalg.label(path):
             inverses.append(block.damped(part, part_state, strength, last))
     return tuple(inverses)
+
+
+def _made_at_once(
+    factored: BlockDiagonalFactors, strength: DampingStrength
+) -> dict[int, BlockInverse]:
+    """The damped blocks by layer that say which inverses they need, for those of one size to be
+    made together.
+    """
+    asked: list[linalg.Asked] = []
+    made: dict[int, tuple[int, Any]] = {}
+    for i, (block, path, part) in enumerate(
+        zip(factored.blocks, factored.paths, factored.parts, strict=True)
+    ):
+        own = traits(block, BlockTraits)
+        wanted = own.asks(part, strength) if own.asks is not None and _as_asked(block) else None
+        if wanted is not None and own.made_of is not None:
+            made[i] = len(asked), own.made_of
+            asked += [each._replace(label=(path, *each.label)) for each in wanted]
+    if not made:
+        return {}
+    inverses = linalg.damped_inverses(asked)
+    ends = [*[first for first, _ in made.values()][1:], len(asked)]
+    return {
+        i: by(factored.parts[i], strength, inverses[first:end])
+        for (i, (first, by)), end in zip(made.items(), ends, strict=True)
+    }
+
+
+def _as_asked(block: Any) -> bool:
+    """Whether ``damped`` is of the class that says what it ``asks``: a subclass may have changed
+    it.
+    """
+    owner = next((kind for kind in type(block).__mro__ if "damped" in vars(kind)), None)
+    return owner is not None and "asks" in vars(owner)

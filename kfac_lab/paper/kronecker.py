@@ -291,7 +291,7 @@ class Kronecker:
         gamma = torch.as_tensor(strength.gamma, dtype=torch.float64, device=factored.pi.device)
         if self.tikhonov == "unfactored":
             return self._unfactored(factored, gamma)
-        A_shift, G_shift = factored.pi * gamma, gamma / factored.pi
+        A_shift, G_shift = _shifts(factored, strength)
         before = previous if isinstance(previous, KroneckerInverse) else None
         with linalg.label("Ā"):
             A_inverse = self._inverted(
@@ -302,6 +302,25 @@ class Kronecker:
                 factored.G, G_shift, factored.G_eigen, before and before.G_inverse
             )
         return KroneckerInverse(A_inverse, G_inverse, factored.A, factored.G, A_shift, G_shift)
+
+    def asks(
+        self, factored: KroneckerFactors, strength: DampingStrength
+    ) -> tuple[linalg.Asked, ...] | None:
+        """(Ā + πγI)⁻¹ and (G + γ/π I)⁻¹ where both are made by Cholesky."""
+        if self.inverse != "cholesky" or self.tikhonov != "factored":
+            return None
+        if isinstance(factored.A, LowRank) or isinstance(factored.G, LowRank):
+            return None
+        A_shift, G_shift = _shifts(factored, strength)
+        return linalg.Asked(("Ā",), factored.A, A_shift), linalg.Asked(("G",), factored.G, G_shift)
+
+    def made_of(
+        self, factored: KroneckerFactors, strength: DampingStrength, inverses: Sequence[Tensor]
+    ) -> BlockInverse:
+        """What ``damped`` gives, of the inverses that it ``asks`` for."""
+        A_inverse, G_inverse = inverses
+        shifts = _shifts(factored, strength)
+        return KroneckerInverse(A_inverse, G_inverse, factored.A, factored.G, *shifts)
 
     def _inverted(self, factor: Factor, shift: Tensor, eigen: Any, previous: Any) -> Factor:
         if isinstance(factor, LowRank):
@@ -345,6 +364,12 @@ def _shifted(factor: Factor, shift: Tensor) -> Tensor:
     matrix = low_rank.dense(factor).clone()
     matrix.diagonal().add_(shift.to(matrix.dtype))
     return matrix
+
+
+def _shifts(factored: KroneckerFactors, strength: DampingStrength) -> tuple[Tensor, Tensor]:
+    """πγ and γ/π (section 6.3)."""
+    gamma = torch.as_tensor(strength.gamma, dtype=torch.float64, device=factored.pi.device)
+    return factored.pi * gamma, gamma / factored.pi
 
 
 def _device(factor: Factor) -> torch.device:

@@ -12,7 +12,7 @@ from torch import Tensor
 from broken.common import Remembers, irregular, named
 from broken.half import after, but, common_half, refused
 from broken.wrapping import unforwarding
-from kfac_lab.core.linalg import damped_inverse
+from kfac_lab.core.linalg import Asked, damped_inverse
 from kfac_lab.core.state import DampingStrength
 from kfac_lab.testing.dense import of_map
 
@@ -79,6 +79,18 @@ class Sound(_Plain):
         """G V Ā."""
         found: Tensor = moments["G"] @ matrix @ moments["A"]
         return found
+
+
+class _Asks(Sound):
+    """Asks for G with twice its γ."""
+
+    def asks(self, factored: Any, strength: DampingStrength) -> tuple[Asked, ...]:
+        a, g = factored
+        return Asked(("Ā",), a, strength.gamma), Asked(("G",), g, 2 * strength.gamma)
+
+    def made_of(self, factored: Any, strength: DampingStrength, inverses: Any) -> Inverse:
+        whole = inverted(factored, strength.gamma)
+        return replace(whole, right=inverses[0], left=inverses[1])
 
 
 def inverted(factored: tuple[Tensor, Tensor], gamma: Any) -> Inverse:
@@ -221,6 +233,7 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "keeps_no_moments": but(
         Sound, factorise=after(lambda found, moments, _: ((moments["A"], found[0][1]), found[1]))
     ),
+    "asked_is_damped": _Asks,
     "previous_is_a_hint": _changing(_leans),
     "saved": _changing(_unsaved),
 }

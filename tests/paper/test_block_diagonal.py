@@ -91,7 +91,7 @@ def test_every_layer_has_its_own_block_and_state() -> None:
     table = Table()
     v = vec(table)
     blocks = [Kronecker(), Diagonal(), Identity(), Kronecker(tikhonov="unfactored")]
-    a, g = table.rows[1]
+    a, g = (rows.to(v[0].device) for rows in table.rows[1])
     part_states = [{}, Diagonal().observe({}, a[:, None], g[None, :, None], 1.0), {"kept": 3}, {}]
     structure = BlockDiagonal()
     factored, after = structure.factorise(table.layers, blocks, table, part_states)

@@ -56,7 +56,7 @@ def test_the_share_is_that_of_dense_algebra(lr):
         assert float(state["share"]) == pytest.approx(share, rel=1e-8)
         # δ is so much of the minimiser along its own direction, of M with λ
         delta = after - before
-        curved = float(delta @ hessian @ delta + 0.3 * delta @ delta)
+        curved = float(delta @ (hessian @ delta)) + 0.3 * float(delta @ delta)
         whole = -float(gradient @ delta) / curved
         factor = 1.0 if last is None else min(max(share, LEAST), 1.0)
         assert 1 / whole == pytest.approx(lr * factor, rel=1e-7)

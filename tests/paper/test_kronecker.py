@@ -516,6 +516,10 @@ def test_a_failure_names_the_factor(factor, name) -> None:
     kept = moments(a, g)
     kept[factor] = kept[factor] * float("nan")
     factored, _ = Kronecker(pi="one").factorise(kept, {})
+    if kept[factor].device.type != "cpu":  # outside an attempt nobody looks there: it is NaN
+        inverse = Kronecker().damped(factored, {}, strength(), None)
+        assert torch.isnan(getattr(inverse, f"{factor}_inverse")).all()
+        return
     with linalg.label("encoder.0"), pytest.raises(NumericalError, match=f"encoder.0, {name}"):
         Kronecker().damped(factored, {}, strength(), None)
 

@@ -35,6 +35,7 @@ what it was given, and runs on the meta device.
 from __future__ import annotations
 
 from kfac_lab.core.linalg.attempt import Attempt, guarded, label
+from kfac_lab.core.linalg.batched import Asked, batches, damped_inverses
 from kfac_lab.core.linalg.calls import LADDER, Call, Failure, Outcome, Rung, Scalar
 from kfac_lab.core.linalg.cholesky import (
     cholesky_inverse,
@@ -50,6 +51,7 @@ from kfac_lab.core.linalg.symmetric import eye_like, symmetrise
 
 __all__ = [
     "LADDER",
+    "Asked",
     "Attempt",
     "Call",
     "Eigen",
@@ -57,9 +59,11 @@ __all__ = [
     "Outcome",
     "Rung",
     "Scalar",
+    "batches",
     "cholesky_inverse",
     "cholesky_root",
     "damped_inverse",
+    "damped_inverses",
     "eigenpairs",
     "eigh",
     "eye_like",

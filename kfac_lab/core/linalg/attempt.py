@@ -15,7 +15,7 @@ from kfac_lab.core.linalg.failing import numerical_error
 from kfac_lab.core.linalg.reading import host
 from kfac_lab.errors import NumericalError
 
-__all__ = ["Attempt", "guarded", "label"]
+__all__ = ["Attempt", "guarded", "in_force", "label"]
 
 _LABEL: ContextVar[tuple[str, ...]] = ContextVar("kfac_lab_label", default=())
 _ATTEMPT: ContextVar[Attempt | None] = ContextVar("kfac_lab_attempt", default=None)
@@ -100,10 +100,33 @@ class Attempt:
                 amounts[call.name] = more
         return amounts
 
+    def is_first(self, label: tuple[str, ...]) -> bool:
+        """Whether the next call of this name, inside the labels in force, is as it is first made:
+        not escalated.
+        """
+        names = _LABEL.get() + label
+        return self._levels.get((names, self._seen.get(names, 0)), 0) == 0
+
+    def note(
+        self, label: tuple[str, ...], operation: str, status: Tensor, subject: Tensor, shift: Scalar
+    ) -> None:
+        """A call of this name, made at the lowest level by somebody else."""
+        names = _LABEL.get() + label
+        occurrence, level = self._place(names)
+        levels = len(LADDER)
+        self.calls.append(
+            Call(names, occurrence, operation, level, levels, status, None, subject, shift)
+        )
+
     def _place(self, names: tuple[str, ...]) -> tuple[int, int]:
         occurrence = self._seen.get(names, 0)
         self._seen[names] = occurrence + 1
         return occurrence, self._levels.get((names, occurrence), 0)
+
+
+def in_force() -> Attempt | None:
+    """The attempt that collects what is factorised now."""
+    return _ATTEMPT.get()
 
 
 def guarded(

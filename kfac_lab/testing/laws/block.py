@@ -16,6 +16,8 @@ P is the damped inverse as a map of matrices. Besides the common ones:
 * ``observe_weighs``, ``observe_means``, ``cotangents_even``: what observe keeps goes with the
   weight, is a mean over the cases, and does not know a cotangent's sign (exempt: no observe).
 * ``keeps_no_moments``: factorise and damped keep no reference into the moments.
+* ``asked_is_damped``: of the inverses that asks names, made_of makes what damped gives (exempt: no
+  asks).
 * ``previous_is_a_hint``: damped gives the same inverse from whatever was in use before.
 * ``saved``: part_state, factorisation and inverse are saved without pickle and give the same P.
 """
@@ -42,6 +44,7 @@ from kfac_lab.testing.laws.block_product import (
 )
 from kfac_lab.testing.laws.block_shown import (
     Stranger,
+    asked_is_damped,
     cotangents_even,
     keeps_no_moments,
     observe_means,
@@ -72,6 +75,7 @@ __all__ = [
     "P_LAWS",
     "SLOT",
     "Stranger",
+    "asked_is_damped",
     "awkward",
     "cotangents_even",
     "damping_limit",

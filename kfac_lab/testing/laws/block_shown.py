@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kfac_lab.core import linalg
 from kfac_lab.core.state import from_tree, to_tree
+from kfac_lab.core.traits import BlockTraits, traits
 from kfac_lab.testing.law import Broken, Case, law
 from kfac_lab.testing.laws.block_subjects import (
     DENSE,
@@ -133,6 +135,31 @@ class Stranger:
 
     def factors(self) -> None:
         """None."""
+
+
+_asks = exempt_unless(lambda block: traits(block, BlockTraits).asks is not None, "it has no asks")
+
+
+@law(
+    SLOT,
+    "Of the inverses that asks names, made_of makes what damped gives.",
+    needs=DENSE,
+    applies=_asks,
+)
+def asked_is_damped(case: Case) -> None:
+    own = traits(case.component, BlockTraits)
+    for subject in subjects(case):
+        found, part_state = factored(case.component, subject)
+        asked = own.asks(found, subject["strength"]) if own.asks is not None else None
+        if asked is None:
+            continue
+        inverses = [linalg.damped_inverse(matrix, shift) for _, matrix, shift in asked]
+        if own.made_of is None:
+            raise Broken(subject.where, "made_of beside asks", "none")
+        made = own.made_of(found, subject["strength"], inverses)
+        wanted = case.component.damped(found, part_state, subject["strength"], None)
+        v = subject["matrix"]
+        near(subject.where, "what damped gives", wanted.apply(v), made.apply(v), 1e-6)
 
 
 def _earlier(subject: Subject) -> Subject:
