@@ -103,22 +103,10 @@ class Passes(Known):
             criterion = batch.of(self.likelihood)  # outputs of this pass may have other shapes
             objective.add(trace.outputs, y, errors=True)
             cotangent = criterion.gradient(trace.outputs, y)
-            with self._gradients():
-                cases = trace.by_case(cotangent) if by_case and m <= self.function.chunk else None
-                if cases is not None:
-                    grads = self.network.unpack(Vec([g.t() @ a for a, g in cases]))
-                else:
-                    grads = trace.gradient(cotangent)
-            if total:
-                torch._foreach_add_(total, grads)
-            else:
-                total = grads
-            if max(served.s1, served.s2) > part.start:
-                head = trace.head(max(served.s1, served.s2) - part.start)
-                if gather is not None and served.s1 > part.start:
-                    gather.take(head.head(served.s1 - part.start), y, part.start)
-                if served.s2 > part.start:
-                    kept.append(head.head(served.s2 - part.start))
+            alone = by_case and m <= self.function.chunk
+            gradient, cases = self._gradient(trace, cotangent, alone)
+            total = _added(total, gradient)
+            _serve(served, trace, part.start, gather, y, kept)
             del trace  # and its graph, before the next
         if gather is not None and not served.s1:
             self._observe(back, gather, inputs, targets, order if served.own_s1 else None, step)
@@ -126,7 +114,6 @@ class Passes(Known):
             torch._foreach_div_(total, float(m))
             if self.l2:
                 torch._foreach_add_(total, torch._foreach_mul(theta, self.l2))
-            gradient = self.network.pack(total)
         evaluated = Evaluated(
             passes=self,
             likelihood=batch.bare,
@@ -139,13 +126,25 @@ class Passes(Known):
             loss=objective.value(theta, m),
             error=objective.error(m),
             moments=objective.moments(m) if spread else None,
-            gradient=gradient,
+            gradient=self.network.pack(total),
             buffers=buffers,
             theta=theta,
             kept=kept,
             cases=cases,
         )
         return evaluated, None if gather is None else gather.observed()
+
+    def _gradient(
+        self, trace: Trace, cotangent: Tensor, by_case: bool
+    ) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]] | None]:
+        """The gradient of a chunk's summed loss; with each case's rows, where they are asked for
+        and there are any.
+        """
+        with self._gradients():
+            cases = trace.by_case(cotangent) if by_case else None
+            if cases is None:
+                return trace.gradient(cotangent), None
+            return self.network.unpack(Vec([g.t() @ a for a, g in cases])), cases
 
     def observe(
         self,
@@ -280,9 +279,32 @@ class Passes(Known):
             criterion = seen.criterion.of(self.likelihood)
             cotangent = criterion.bare.fisher(trace.outputs, product[0])
             grads = trace.gradient(criterion.rooted(trace.outputs, y, cotangent))
-            if total:
-                torch._foreach_add_(total, grads)
-            else:
-                total = grads
+            total = _added(total, grads)
         torch._foreach_div_(total, float(seen.rows))
         return self.network.pack(total)
+
+
+def _added(total: list[Tensor], more: list[Tensor]) -> list[Tensor]:
+    """A sum over chunks, which begins with the first one's tensors and goes on in their memory."""
+    if total:
+        torch._foreach_add_(total, more)
+    return total or more
+
+
+def _serve(
+    served: Served,
+    trace: Trace,
+    start: int,
+    gather: Statistics | None,
+    targets: Any,
+    kept: list[Trace],
+) -> None:
+    """Hands a chunk's cases of S1 to the statistics, and keeps those of S2 for the tangents."""
+    most = max(served.s1, served.s2) - start
+    if most <= 0:
+        return
+    head = trace.head(most)
+    if gather is not None and served.s1 > start:
+        gather.take(head.head(served.s1 - start), targets, start)
+    if served.s2 > start:
+        kept.append(head.head(served.s2 - start))
