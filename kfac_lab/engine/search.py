@@ -21,6 +21,7 @@ from kfac_lab.core.moments import Table
 from kfac_lab.core.passes import Evaluated
 from kfac_lab.core.program import expected
 from kfac_lab.core.state import DampingStrength, StepRecord
+from kfac_lab.engine.building import Ready
 from kfac_lab.engine.candidate import Candidate, Outcome, Trial
 from kfac_lab.engine.finite import all_finite, not_finite
 from kfac_lab.engine.guard import Verdict
@@ -150,62 +151,94 @@ class Search:
         """
         attempt: linalg.Attempt | None = linalg.Attempt()
         ready, self.ready = self.ready, None  # it serves once
-        clock, read_now = self.begun.clock, self.begun.engine.read
-        layers, structure = self.begun.engine.network.layers, self.parts["structure"]
-        table, frozen = self.begun.gathered.table, None
+        unsound: Ready | None = None
         while attempt is not None:
-            made, own = factored, part_states
             with attempt:
-                if ready is not None:
-                    made = ready.factored
-                elif made is None:
-                    with clock("invert"):
-                        made, new = structure.factorise(
-                            layers, self.parts.blocks, table, own if frozen is None else frozen
-                        )
-                        own = tuple(new) if frozen is None else own
-                trials = []
-                for n, s in enumerate(strengths):
-                    with clock("invert"):
-                        inverse = (
-                            structure.damped(made, own, s, self.state.inverse)
-                            if ready is None
-                            else ready.inverses[n]
-                        )
-                    trials.append(self.trial(s, inverse))
-            finite = [all_finite(t.numbers()) for t in trials]
-            missing = torch.full_like(trials[0].promise, float("nan"))
-            best = _best(
-                [torch.where(f, t.promise, missing) for f, t in zip(finite, trials, strict=True)]
-            )
-            sound = torch.stack(finite).any()  # the winner is finite where any is
-            given, added = all_finite(self.increments), attempt.jitter
-            calm = torch.ones_like(sound) if self.verdict is None else ~self.verdict.exploded
+                made, own, trials = self._made(strengths, factored, part_states, ready, unsound)
             flags = attempt.flags() if ready is None else [ready.sound]
-            asked = [] if self.spread is None else [self.spread]
-            numbers = [best, sound, given, calm, *flags, *added.values(), *asked]
-            read = expected(numbers, read_now, told=len(asked))
-            self._seen = read.pop() if asked else None
-            self.exploded = not read[3]
-            if self.exploded and self.verdict is not None and self.verdict.acts:
-                raise Exploded
-            if not read[2]:  # no inverse helps where the batch itself is not finite
-                raise not_finite(self.k, self.loss, self.state.strength)
-            if ready is not None and not read[4] > 0.5:  # anew, of the same moments
-                table, frozen = Table(ready.moments, table.links), ready.block_states
-                factored, ready = None, None
+            best, status, jitter = self._read(trials, flags, attempt.jitter)
+            if ready is not None and not status[0] > 0.5:  # anew, of the same moments
+                factored, ready, unsound = None, None, ready
                 continue
-            failed = () if ready is not None else attempt.failed(read[4 : 4 + len(flags)])
+            failed = () if ready is not None else attempt.failed(status)
             if not failed:
-                if not read[1] and again:
+                if best is None and again:
                     return None
-                if not read[1]:
+                if best is None:
                     raise not_finite(self.k, self.loss, self.state.strength)
-                jitter = dict(zip(added, read[4 + len(flags) :], strict=True))
-                return trials[int(read[0])], trials, made, own, jitter
+                return trials[best], trials, made, own, jitter
             self._ended = attempt, failed
             attempt = attempt.escalate(failed)
         return None
+
+    def _made(
+        self,
+        strengths: Sequence[DampingStrength],
+        factored: Any,
+        part_states: tuple[Any, ...],
+        ready: Ready | None,
+        unsound: Ready | None,
+    ) -> tuple[Any, tuple[Any, ...], list[Candidate]]:
+        """The factors, the blocks' states and a candidate for each strength: of what is ``ready``,
+        or else made now, of the moments of one that was ``unsound`` where there is one.
+        """
+        clock, structure = self.begun.clock, self.parts["structure"]
+        if ready is not None:
+            factored = ready.factored
+        elif factored is None:
+            table, given = self.begun.gathered.table, part_states
+            if unsound is not None:
+                table, given = Table(unsound.moments, table.links), unsound.block_states
+            with clock("invert"):
+                layers, blocks = self.begun.engine.network.layers, self.parts.blocks
+                factored, new = structure.factorise(layers, blocks, table, given)
+                part_states = tuple(new) if unsound is None else part_states
+        trials = []
+        for n, strength in enumerate(strengths):
+            with clock("invert"):
+                inverse = (
+                    structure.damped(factored, part_states, strength, self.state.inverse)
+                    if ready is None
+                    else ready.inverses[n]
+                )
+            trials.append(self.trial(strength, inverse))
+        return factored, part_states, trials
+
+    def _read(
+        self,
+        trials: Sequence[Candidate],
+        flags: Sequence[Tensor],
+        added: Mapping[str, Tensor],
+    ) -> tuple[int | None, list[float], dict[str, float]]:
+        """The one read of a refresh: the index of the best candidate, None where none is finite;
+        the ``flags``; and what was ``added`` to diagonals.
+
+        Raises:
+            NumericalError: the batch itself is not finite, so that no inverse helps.
+        """
+        finite = [all_finite(t.numbers()) for t in trials]
+        missing = torch.full_like(trials[0].promise, float("nan"))
+        best = _best(
+            [torch.where(f, t.promise, missing) for f, t in zip(finite, trials, strict=True)]
+        )
+        sound = torch.stack(finite).any()  # the winner is finite where any is
+        given = all_finite(self.increments)
+        calm = torch.ones_like(sound) if self.verdict is None else ~self.verdict.exploded
+        asked = [] if self.spread is None else [self.spread]
+        numbers = [best, sound, given, calm, *flags, *added.values(), *asked]
+        read = expected(numbers, self.begun.engine.read, told=len(asked))
+        self._seen = read.pop() if asked else None
+        self.exploded = not read[3]
+        if self.exploded and self.verdict is not None and self.verdict.acts:
+            raise Exploded
+        if not read[2]:
+            raise not_finite(self.k, self.loss, self.state.strength)
+        end = 4 + len(flags)
+        return (
+            int(read[0]) if read[1] else None,
+            read[4:end],
+            dict(zip(added, read[end:], strict=True)),
+        )
 
     def _kept(self, block_states: tuple[Any, ...]) -> Outcome:
         """No inverse could be built: the last good one serves, for a bounded number of times."""
