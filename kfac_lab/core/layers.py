@@ -29,6 +29,11 @@ def dense(rows: Tensor) -> Tensor:
     return values.new_zeros(rows.shape).index_put_(tuple(rows._indices()), values)
 
 
+def _first(rows: Tensor) -> int:
+    """The length of the first dimension; one vector ``[d]`` is a call of one row."""
+    return rows.shape[0] if rows.dim() > 1 else 1
+
+
 class Recorded(NamedTuple):
     """One call of a layer's module, as the recording needs it."""
 
@@ -101,11 +106,11 @@ class Linear:
         return ("weight",) if not self._biased else ("weight", "bias")
 
     def rows_in(self, inputs: Tensor) -> Tensor:
-        rows = inputs.reshape(inputs.shape[0], -1, inputs.shape[-1])
+        rows = inputs.reshape(_first(inputs), -1, inputs.shape[-1])
         return rows if not self._biased else append_one(rows)
 
     def rows_out(self, gradients: Tensor) -> Tensor:
-        return gradients.reshape(gradients.shape[0], -1, gradients.shape[-1])
+        return gradients.reshape(_first(gradients), -1, gradients.shape[-1])
 
     def pack(self, tensors: Sequence[Tensor]) -> Tensor:
         if not self._biased:

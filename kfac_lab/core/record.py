@@ -42,6 +42,7 @@ class Recorder:
         self.checkpointed = False  # a call was made inside a checkpoint
         self._anew = False
         self.fired: list[int] = []  # layer of each call, in firing order
+        self.idle: set[int] = set()  # layers that were called without gradients
         self._inputs: list[list[Tensor]] = [[] for _ in network.uses]
         self._gradients: list[dict[int, Tensor]] = [{} for _ in network.uses]
 
@@ -110,7 +111,7 @@ class Recorder:
         assert isinstance(layer, Whole)
 
         def hook(module: nn.Module, args: Any, named: Any) -> None:
-            if self._anew and not _in_backward():
+            if (self._anew and not _in_backward()) or not torch.is_grad_enabled():
                 return
             layout = self._layout(index, len(self._inputs[index]))
             copies = None if layout is None or self._cases is None else layout.repeat
@@ -120,7 +121,7 @@ class Recorder:
 
     def _repeat(self, index: int) -> Callable[[nn.Module, Any, Any], Any]:
         def hook(module: nn.Module, args: Any, named: Any) -> Any:
-            if self._anew and not _in_backward():
+            if (self._anew and not _in_backward()) or not torch.is_grad_enabled():
                 return None
             layout = self._layout(index, len(self._inputs[index]))
             if layout is None or layout.repeat is None or self._cases is None:
@@ -138,6 +139,9 @@ class Recorder:
         def hook(module: nn.Module, args: Any, named: Any, output: Any) -> Any:
             if any(map(_hidden, (*args, *named.values(), output))):
                 return None  # nothing is recorded, of which the probe tells
+            if not torch.is_grad_enabled():  # the model's own no_grad: no use of the parameters
+                self.idle.add(index)
+                return None
             if self._anew:
                 return record(module, args, named, output).output if _in_backward() else None
             self.checkpointed |= _inside_checkpoint()

@@ -7,6 +7,8 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 
+import kfac_lab as kl
+
 from .spelled import PICTURES, SEQUENCES, TOKENS, VECTORS, Of, labels, line, linear, updated
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -48,6 +50,17 @@ def time_first(s, x):
 
 def offsets(s, x):
     return s.h(torch.tanh(s.e(x.flatten(), torch.arange(0, x.numel(), x.shape[1]))))
+
+
+def twins(s, x):
+    one, two = s.l(torch.cat([x, x.flip(1)])).chunk(2)
+    return s.h(torch.tanh(one) * torch.tanh(two))
+
+
+def twin_at_rest(s, x):
+    with torch.no_grad():
+        other = s.l(x.flip(1))
+    return s.h(torch.tanh(s.l(x)) + 0 * other)
 
 
 def under(kind):
@@ -172,6 +185,32 @@ PAIRS = {
         ),
         line(under("")),
     ),
+    "vectors one by one": (
+        VECTORS,
+        line(lambda s, x: torch.stack([s.h(torch.tanh(s.l(case))) for case in x])),
+        line(under("")),
+    ),
+    "sequences one by one": (
+        SEQUENCES,
+        line(lambda s, x: torch.cat([s.h(torch.tanh(s.l(c)).mean(0, keepdim=True)) for c in x])),
+        line(lambda s, x: s.h(torch.tanh(s.l(x)).mean(1))),
+    ),
+    "a batch in parts": (
+        VECTORS,
+        line(lambda s, x: torch.cat([under("")(s, part) for part in x.chunk(2)])),
+        line(under("")),
+    ),
+    "places one by one": (
+        SEQUENCES,
+        line(lambda s, x: s.h(sum(torch.tanh(s.l(place)) for place in x.unbind(1)))),
+        line(lambda s, x: s.h(torch.tanh(s.l(x)).sum(1))),
+    ),
+    "twins in one batch": (
+        VECTORS,
+        line(twins),
+        line(lambda s, x: s.h(torch.tanh(s.l(x)) * torch.tanh(s.l(x.flip(1))))),
+    ),
+    "a twin without gradients": (VECTORS, line(twin_at_rest), line(under(""))),
     "a checkpoint": (VECTORS, line(under("checkpoint")), line(under(""))),
 }
 
@@ -225,3 +264,29 @@ def test_experts_have_one_update_whichever_cases_come_first(face):
     for update in found[1:]:
         torch.testing.assert_close(update, found[0], rtol=1e-9, atol=1e-12)
     assert rows[0] == rows[2] == "as they come"
+
+
+@pytest.mark.parametrize("face", ["Preconditioner", "KFAC"])
+def test_a_teacher_that_only_runs_without_gradients_rests(face):
+    def taught(s, x):
+        with torch.no_grad():
+            known = s.t(x)
+        return s.h(torch.tanh(s.l(x)) + known)
+
+    def make():
+        return Of(taught, t=linear(6, 5), l=linear(6, 5), h=linear(5, 3))
+
+    torch.manual_seed(0)
+    (own, *_) = (p.numel() for p in make().parameters())
+    if face == "KFAC":
+        update, optimiser = updated(make, VECTORS, labels(), face=face)
+        assert not update[: own + 5].any() and update[own + 5 :].any()
+        rows = {row.parameter: row.rows for row in optimiser.coverage()}
+        assert rows["t.weight"] == "none yet" and rows["l.weight"] == "1 a case"
+    else:
+        torch.manual_seed(0)
+        model = make().double()
+        optimiser = kl.Preconditioner(model)
+        functional.cross_entropy(model(VECTORS), labels()).backward()
+        optimiser.step()
+        assert model.t.weight.grad is None and model.l.weight.grad.any()

@@ -162,7 +162,7 @@ def check_fired(seen: Look, function: Function, layouts: Layouts) -> None:
     uses = [
         use
         for i, use in enumerate(function.network.uses)
-        if use.modules and i not in seen.recorder.fired
+        if use.modules and i not in seen.recorder.fired and i not in seen.recorder.idle
     ]
     if not uses or any(layout.kind == "routed" for calls in layouts for layout in calls):
         return
