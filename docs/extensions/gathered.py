@@ -24,6 +24,7 @@ PAGES = {
     "project/changelog.md": "CHANGELOG.md",
     "results/clock.md": "results/clock.md",
     "results/tuning.md": "results/tuning.md",
+    "results/zoo.md": "results/zoo.md",
     "results/digits.md": "plugins/kfac-lab-conv/benchmarks/digits.md",
 }
 OUTPUT_LINK = re.compile(r'(href=\\"\w+)\.ipynb')
