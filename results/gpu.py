@@ -9,8 +9,8 @@ known, so that a script that is cut off has kept what it found:
 
 * ``tests``: the suites with every tensor of theirs on the device (`pytest --device`);
 * ``steps``: milliseconds of a steady step, K-FAC and the baselines call by call and as programs,
-  and SGD with momentum as a loop of one's own and captured; on CUDA how long its kernels are busy,
-  and how many they are;
+  with short products too, and SGD with momentum as a loop of one's own and captured; on CUDA how
+  long its kernels are busy, and how many they are;
 * ``curves``: the training-set error by seconds of training, K-FAC and the tuned baselines,
   whose steps are replayed.
 """
@@ -52,6 +52,15 @@ SMALL_STEPS = (("mnist_small", 200), ("digits", 500))
 CURVES = ("curves", "mnist", "faces")
 RECIPES = ("quick", "robust", "paper")
 BASELINES = ("muon", "soap", "adam", "nag")
+# products that are short, by device
+SHORT = {
+    "cuda": (
+        "statistics=tf32, tangents=tf32, gradient=tf32",
+        "statistics=bfloat16, tangents=tf32, gradient=tf32",
+    ),
+    "cpu": ("statistics=bfloat16",),
+    "emulated": (),
+}
 MARKS = (1.0, 2.0, 3.0, 5.0, 6.0, 8.0, 10.0, 15.0)
 
 
@@ -139,9 +148,11 @@ def steps(device: str, small: bool, seconds: float) -> list[dict[str, Any]]:
     for problem, m in asked:
         line: dict[str, Any] = {"problem": problem, "m": m}
         each = seconds / len(asked) / (16 if small else 4)
-        for label, graphs in (("K-FAC", False), ("K-FAC, program", True)):
+        kinds = [("K-FAC", False, ""), ("K-FAC, program", True, "")]
+        kinds += [(f"K-FAC, program, {text}", True, text) for text in SHORT[device]]
+        for label, graphs, precision in kinds:
             recipe = kl.Recipe.named("paper").replace(batch=f"constant(size={m})")
-            run = kl.Run(problem, recipe, seed=0, device=device, graphs=graphs)
+            run = kl.Run(problem, recipe, seed=0, device=device, graphs=graphs, precision=precision)
             run.advance(45)  # ε at its limit, the program recorded, the data in place
             line[label] = timed(run.step_once, device, each)
         sgd = Sgd(problem, m, device)

@@ -17,8 +17,9 @@ class Staggered(Periodic):
     That step leaves its moments as they are, the steps after it go on with the inverse in use and
     build a share of the new one each, layer by layer, and the last of them has the new inverse:
     it is ``spread`` − 1 steps older than ``periodic`` would have it. At k ≤ burn_in, and with a
-    spread of 1 always, a refresh is made at once. On CUDA all of it is begun after its step, on a
-    stream of its own, and waited for by the last.
+    spread of 1 always, a refresh is made at once. What is no sum of layers, such as
+    ``block_tridiagonal``, is built in one piece, by the last of the steps. On CUDA all of it is
+    begun by the step after the first, on a stream of its own, and the last waits for it.
     """
 
     spread: int = parameter(8, section="8", low=1, help="steps over which a refresh is spread")

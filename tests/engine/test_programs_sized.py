@@ -64,7 +64,8 @@ def test_a_batch_that_grows_is_replayed_by_few_programs(recipe: str) -> None:
     programs = runs[0].stepper.programs
     assert len({float(m) for m in runs[0].history["batch"]}) > 50
     assert programs.replayed > 30
-    assert len(programs.programs()) <= 4 and len(programs._known.entries()) <= KEPT
+    # one for each kind of step, on either side of a bound by which a part of quick goes
+    assert len(programs.programs()) <= 5 and len(programs._known.entries()) <= KEPT
 
 
 def test_a_batch_that_grows_over_chunks() -> None:
