@@ -193,8 +193,8 @@ class Structure(Protocol):
     #   spread a refresh by layer. keeps_blocks=False where P of unlinked layers is not the blocks'
     #   own damped inverses, or P⁻¹ has not their curvature on its diagonal; by_case=True where it
     #   wants each case's rows of the gradient (then P may have apply_cases(cases, gradient),
-    #   and pulling(ηθ, m), after which its apply_cases adds P ηθ; with pulled_as(the one before)
-    #   it may take over that one's)
+    #   and pulling(ηθ, m), after which its apply_cases adds P ηθ, kept as ``pulls``, which is None
+    #   before; with pulled_as(the one before) it may take over that one's)
 
 
 @runtime_checkable

@@ -138,10 +138,12 @@ class PreconditionerTraits(Traits):
     """Of what a structure's ``damped`` gives."""
 
     # (cases, gradient) -> P∇h by the cases' rows, which lack ηθ; (ηθ, m) -> itself with P ηθ kept;
-    # (an earlier one) -> itself with that one's, or None where it has none that fits
+    # (an earlier one) -> itself with that one's, or None where it has none that fits; what is kept.
+    # Where that is None and η is not 0, P∇h is asked for by the whole gradient.
     apply_cases: Method | None = _method()
     pulling: Method | None = _method()
     pulled_as: Method | None = _method()
+    pulls: Any = _attribute(None)
     inverses: tuple[Any, ...] | None = _attribute(None)  # one damped block per layer
 
 

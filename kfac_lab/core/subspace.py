@@ -28,6 +28,7 @@ class SubspaceModel:
     gram: Tensor  # [k, k]
     slope: Tensor  # [k]
     loss: Tensor | None = None  # h(θ), where the model tells it
+    split: bool = False  # whether the basis has parts of a direction, by layers
 
     def _matrix(self, strength: DampingStrength) -> Tensor:
         return self.curvature + (strength.lam + strength.eta) * self.gram

@@ -125,7 +125,7 @@ def _evaluated(begun: Begun) -> tuple[Evaluated, Observed | None]:
             plan.s2,
             (plan.s1, parts["estimator"], accumulation) if accumulation is not None else None,
             parts.observing,
-            by_case=parts.declares("structure").by_case and parts.processes == 1,
+            by_case=proposal.by_case(parts, engine.problem.l2),
             tangents=parts.needs_tangents,
             spread=plan.due.inverse and parts.needs_spread,
         )

@@ -34,7 +34,8 @@ class BlockDiagonalInverse:
     """One damped inverse per layer.
 
     ``pulls`` are P ηθ of the layers whose gradient may come by cases, at the θ of the refresh; None
-    where there is no ℓ2.
+    where there is no ℓ2, or where the gradient of the refresh did not come by cases: which of the
+    two it is the engine knows.
     """
 
     inverses: tuple[Any, ...]
@@ -48,8 +49,9 @@ class BlockDiagonalInverse:
         """The same with P ηθ kept, ``decay`` being ηθ, where a gradient of m cases comes by cases.
 
         ηθ is of full rank and moves by a step's share of itself, so that its product is made with
-        the inverse and serves as long. A case's rows are exact at all times, so that Δ is wrong by
-        P ηθ − P_r ηθ_r, r being the step of that product: by no more than η‖θ‖/γ² + η‖θ_r‖/γ_r².
+        the inverse and serves as long, where η is small. A case's rows are exact at all times, so
+        that Δ is wrong by P ηθ − P_r ηθ_r, r being the step of that product: by no more than
+        η‖θ‖/γ² + η‖θ_r‖/γ_r².
         """
         pulls = tuple(
             inverse.apply(matrix) if _cheaper(inverse, m, matrix) else None

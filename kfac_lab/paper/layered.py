@@ -83,7 +83,8 @@ class Layered:
 
     def choose(self, restriction: SubspaceModel, strength: DampingStrength, step: int) -> Tensor:
         """The minimiser of M on Δ and δ0; on parts of Δ the ridge's, and no longer than allowed."""
-        if restriction.slope.shape[0] <= 2:
+        # Three vectors have parts among them; two may be parts without a δ0, or Δ and δ0.
+        if not restriction.split and restriction.slope.shape[0] <= 2:
             return restriction.minimiser(strength)
         shift = (strength.lam + strength.eta) * restriction.gram.diagonal()
         diagonal = restriction.curvature.diagonal() + shift

@@ -13,12 +13,16 @@ from kfac_lab.core.parameters import parameter
 from kfac_lab.core.protocols import Evaluation
 from kfac_lab.core.subspace import SubspaceModel
 from kfac_lab.core.traits import ModelTraits
-from kfac_lab.core.vector import Vec
+from kfac_lab.core.vector import Part, Vec
 from kfac_lab.paper.estimators import least_rows, rows_of, told_by, told_to
 
 __all__ = ["ApproximateFisher", "ExactFisher", "NoModel"]
 
 CASES = 32  # of one product of tangents
+
+
+def _split(basis: Sequence[Vec]) -> bool:
+    return any(isinstance(vector, Part) for vector in basis)
 
 
 def _linear(evaluation: Evaluation, basis: Sequence[Vec]) -> tuple[Tensor, Tensor]:
@@ -57,7 +61,7 @@ class ExactFisher:
             rooted = evaluation.likelihood.factor_transposed(outputs, tangents)
             rooted = rooted.reshape(k, outputs.shape[0], -1)
             total = total + (_inner(rooted) if k <= 2 else _product(rooted))
-        return SubspaceModel(total / evaluation.rows, gram, slope, evaluation.loss)
+        return SubspaceModel(total / evaluation.rows, gram, slope, evaluation.loss, _split(basis))
 
 
 def _inner(rooted: Tensor) -> Tensor:
@@ -91,7 +95,9 @@ class ApproximateFisher:
         products = [evaluation.approximate_product(v) for v in basis]
         rows = [torch.stack([u.dot(p) for p in products]) for u in basis]
         curvature = torch.stack(rows)
-        return SubspaceModel((curvature + curvature.t()) / 2, gram, slope, evaluation.loss)
+        return SubspaceModel(
+            (curvature + curvature.t()) / 2, gram, slope, evaluation.loss, _split(basis)
+        )
 
 
 @dataclass(frozen=True)
@@ -104,4 +110,4 @@ class NoModel:
     def restrict(self, evaluation: Evaluation, basis: Sequence[Vec]) -> SubspaceModel:
         """The linear part of M alone."""
         gram, slope = _linear(evaluation, basis)
-        return SubspaceModel(torch.zeros_like(gram), gram, slope)
+        return SubspaceModel(torch.zeros_like(gram), gram, slope, split=_split(basis))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from kfac_lab.core.problem import Problem
 from kfac_lab.core.state import DampingStrength, Due, StepRecord
 from kfac_lab.core.subspace import SubspaceModel
-from kfac_lab.core.vector import Vec
+from kfac_lab.core.vector import Part, Vec
 from kfac_lab.testing.subjects import Subject, normal
 
 __all__ = ["Bowl", "bowl", "engine_strength", "number", "record", "strength", "toy_problem"]
@@ -181,4 +181,5 @@ class Bowl:
         curvature = torch.stack([torch.stack([v.dot(w) for w in products]) for v in basis])
         curvature = (curvature + curvature.t()) / 2
         slope = torch.stack([self.gradient.dot(v) for v in basis])
-        return SubspaceModel(curvature, Vec.gram(basis), slope)
+        split = any(isinstance(v, Part) for v in basis)
+        return SubspaceModel(curvature, Vec.gram(basis), slope, split=split)

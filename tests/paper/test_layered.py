@@ -1,6 +1,7 @@
 """Momentum `layered` and damping `promised`, against dense algebra and by their own words."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -60,6 +61,34 @@ def test_groups_are_runs_of_layers_for_so_many_steps_of_its_own() -> None:
     assert [tuple(v.layers) for v in fine] == [(0,), (1,), (2,)]
     pairs = Layered(groups=9).basis(space, direction, None, momentum.init())
     assert [tuple(v.layers) for v in pairs] == [(0,), (1, 2)]
+
+
+def test_two_parts_without_a_delta0_are_shrunk_and_shortened_too() -> None:
+    """The first step of a network of three or four layers has that basis; Δ and δ0 are no parts."""
+    s, whole = strength(0.01), model(0.5, k=2)
+    parts = replace(whole, split=True)
+    torch.testing.assert_close(Layered().choose(whole, s, 1), whole.minimiser(s))
+    assert -float(parts.value(Layered(ridge=0.0).choose(parts, s, 1), s)) == pytest.approx(0.1)
+    space, momentum = Bowl(bowl("three layers")), Layered()
+    for early, split in ((momentum.init(), True), ({"made": momentum.steps}, False)):
+        basis = momentum.basis(space, -space.gradient, None, early)
+        assert space.restrict(basis).split is split
+
+
+@pytest.mark.parametrize("layers", [2, 4, 6])
+def test_the_first_step_promises_no_more_than_its_share_of_h(layers: int) -> None:
+    torch.manual_seed(1)
+    sides = [6, *[20] * (layers - 1), 4]
+    net = torch.nn.Sequential(
+        *(m for a, b in pairwise(sides) for m in (torch.nn.Linear(a, b), torch.nn.Tanh()))
+    )
+    x, y = torch.randn(400, 6), torch.randn(400, 4) + 3
+    recipe = kl.Recipe.named("quick").replace(damping="promised(lam=0.01)")
+    opt = kl.KFAC(net[:-1], "gaussian", recipe=recipe)
+    for _ in range(2):
+        last = opt.step(x, y)
+        held = layers > 2
+        assert (-float(last.predicted) <= 0.2 * float(last.loss) * (1 + 1e-9)) == held
 
 
 def adapted(lam: float, rho: float, share: float, step: int = 5) -> float:
