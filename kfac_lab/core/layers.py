@@ -131,14 +131,15 @@ class Linear:
         ``inputs`` are ``[n, ..., d]``; ``tangents`` ``[k, n, ..., d]``, or None where they are 0.
         """
         k, d_out, biased = len(matrices), self.d_out, self._biased
-        rows = inputs.reshape(-1, inputs.shape[-1])
+        width = inputs.shape[-1]
+        rows = inputs.reshape(-1, width)
         result = rows.new_empty((k, rows.shape[0], d_out))
         for matrix, own in zip(matrices, result.unbind(), strict=True):
             if not biased:
                 torch.mm(rows, matrix.t(), out=own)
             else:
-                weight, bias = self.unpack(matrix)
-                torch.addmm(bias, rows, weight.t(), out=own)
+                weight = matrix.narrow(1, 0, width)
+                torch.addmm(matrix.select(1, width), rows, weight.t(), out=own)
         if tangents is not None:
             flat = tangents.reshape(-1, tangents.shape[-1])
             result.view(-1, d_out).addmm_(flat, self._weight.t())

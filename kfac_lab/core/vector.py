@@ -72,7 +72,9 @@ class Vec:
             theirs = tuple(theirs[i] for i in shared)
         products = torch._foreach_mul(mine, theirs)
         # Rows are summed in the matrices' precision, the row sums in float64: a row is short.
-        return torch.cat([_rows(p) for p in products]).sum(dtype=torch.float64)
+        return torch.cat([p.sum(1) if p.dim() == 2 else _rows(p) for p in products]).sum(
+            dtype=torch.float64
+        )
 
     @staticmethod
     def combine(coefficients: Tensor, basis: Sequence[Vec]) -> Vec:
@@ -102,12 +104,9 @@ class Vec:
         )
 
 
-def _rows(matrix: Tensor) -> Tensor:
-    """The sum of each row."""
-    dims = matrix.dim()
-    if dims == 2:
-        return matrix.sum(1)
-    return matrix.flatten(1).sum(1) if dims > 1 else matrix
+def _rows(entries: Tensor) -> Tensor:
+    """The sums over all but the first dimension, where there are others."""
+    return entries.flatten(1).sum(1) if entries.dim() > 1 else entries
 
 
 class Part(Vec):
