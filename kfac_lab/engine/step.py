@@ -1,6 +1,14 @@
-"""The step: the nine verbs in order, and nothing else (section 9). Beside Algorithm 2:
+"""The step: the nine verbs as named calls, in the order of Algorithm 2 (section 9).
 
-    sample · observe · invert · propose · model · choose · judge · move · average
+    sample    a batch, S1 and S2 in it               Engine.step, whole
+    observe   h and ∇h; Ā and G on S1                _evaluated, _observed
+    invert    the damped factors' inverses, by γ     Search
+    propose   Δ = −P∇h; the basis, with δ0           proposal.modelled
+    model     M on the basis, its curvature by S2    proposal.modelled
+    choose    (α, μ); the γ whose M(δ) is least      proposal.modelled, Search
+    judge     ρ by h(θ+δ) on the same batch; λ       _moved, _judged
+    move      θ ← θ + δ                              commit.settled
+    average   θ̄                                      _prepared
 
 Everything up to the commit writes into new or spare memory. So whatever is raised on the way, an
 interrupt included, leaves the run as it was before the step.
