@@ -18,7 +18,7 @@ import torch
 import kfac_lab as kl
 from invariants.grid import PARTS
 from invariants.helpers import Unmultiplied, numbers, run_of, same, state_of
-from kfac_lab.engine import Engine, commit
+from kfac_lab.engine import commit
 from kfac_lab.run import snapshots
 
 #: besides every part of the grid: texts that name λ or γ, and the slots that the grid leaves out
@@ -186,11 +186,11 @@ class failing:
         settle, once, chance = commit.settled, self.run.step_once, self.chance
         cut = [False]
 
-        def settled(engine: Engine, *args: Any) -> Any:
+        def settled(*args: Any) -> Any:
             if cut[0]:
                 cut[0] = False
                 raise Cut
-            return settle(engine, *args)
+            return settle(*args)
 
         def step_once() -> Any:
             if chance.random() < 0.5:
