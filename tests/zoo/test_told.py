@@ -31,6 +31,10 @@ def reentrant(s, x):
     return s.h(inner)
 
 
+def reentrant_head(s, x):
+    return checkpoint(s.h, torch.tanh(s.l(x)), use_reentrant=True)
+
+
 def stack(first):
     return lambda: nn.Sequential(first(), nn.Tanh(), linear(5, 3))
 
@@ -92,6 +96,7 @@ def test_what_no_rows_describe_is_told_or_left_to_the_fallback(name, face):
 
 REFUSED = {
     "reentrant": (line(reentrant), kl.CoverageError, "use_reentrant=False"),
+    "reentrant behind a layer": (line(reentrant_head), kl.CoverageError, "use_reentrant=False"),
     "lazy": (stack(lambda: nn.LazyLinear(5)), kl.RecipeError, "call the model once"),
     "complex": (
         lambda: Of(
