@@ -141,11 +141,13 @@ class Unread(NamedTuple):
 
     ``flag``, 0-dim: 0 where it was skipped, 1 where it was made, 2 where it took the last one back,
     3 where h has exploded and there is no guard. ``fresh``: whether it updated the moments.
+    ``counted``: by how much it raised the counts that parts keep, by slot and name.
     """
 
     step: int
     flag: Tensor
     fresh: bool
+    counted: Mapping[tuple[str, str], int] = {}
 
 
 class Bound(NamedTuple):

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from kfac_lab.core import trees
 from kfac_lab.core.cases import tensors_of
 from kfac_lab.core.vector import Vec
-from kfac_lab.engine.prepared import Begun, carried, counts_of
+from kfac_lab.engine.parts import counts_of
+from kfac_lab.engine.prepared import Begun, carried
 
 if TYPE_CHECKING:
     from kfac_lab.engine.engine import Engine
@@ -63,7 +64,7 @@ class Asked:
             id(engine.parts),
             id(state.bound),
             plan.due,
-            (engine.lr, engine.tf32, engine.precision, problem.l2),
+            (engine.lr == 1.0, engine.tf32, engine.precision, problem.l2),
             str(spec),
             same,
             shapes,
@@ -86,6 +87,7 @@ class Asked:
         writable = list(store.spare.values()) if gathered.fresh else []
         numbers = gathered.weights(state.block_ages)
         numbers.update(sizes)
+        numbers["lr"] = engine.lr  # a rate that a scheduler changes at every step
         return Asked(key, holds, tensors, writable, numbers, counts, sizes, family)
 
 

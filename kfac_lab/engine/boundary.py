@@ -14,7 +14,7 @@ from kfac_lab.core import linalg
 from kfac_lab.core.cases import tensors_of
 from kfac_lab.core.problem import Drawn
 from kfac_lab.core.state import Due, Signals, State
-from kfac_lab.engine.parts import Parts
+from kfac_lab.engine.parts import Parts, uncounted
 from kfac_lab.engine.statistics import updates_of
 from kfac_lab.errors import NumericalError
 
@@ -156,6 +156,9 @@ def examined(state: State, tensors: Sequence[Tensor]) -> Looked:
             ages={key: age - lost for key, age in state.ages.items()},
             block_ages=tuple(None if age is None else age - lost for age in state.block_ages),
         )
+    for step, flag in seen:
+        if flag in (SKIPPED, BACK):
+            state = uncounted(state, step.counted)
     skipped, exploded = (
         tuple(step.step for step, flag in seen if flag == which) for which in (SKIPPED, EXPLODED)
     )

@@ -19,6 +19,7 @@ from kfac_lab.engine.boundary import reference_of
 from kfac_lab.engine.candidate import Outcome
 from kfac_lab.engine.finite import all_finite, not_finite
 from kfac_lab.engine.guard import Verdict
+from kfac_lab.engine.parts import counts_of, uncounted
 from kfac_lab.engine.statistics import StepMoments, updates_of
 
 if TYPE_CHECKING:
@@ -96,9 +97,10 @@ def settled(begun: Begun, made: Prepared) -> StepRecord:
         if exploded and guarded:
             kept = "moments", "ages", "block_ages", "updates"
             new = replace(new, **{name: getattr(state, name) for name in kept})
+            new = uncounted(new, _counted_by(begun, new))
     elif not record.due.inverse:
         values = gated(ok, values, into)
-        new, record = _flagged(state, new, record, statistics, ok, verdict)
+        new, record = _flagged(begun, new, record, ok, verdict)
     if exploded and not guarded:
         engine.warnings.unguarded(record.step)
     if record.due.factors:
@@ -109,15 +111,17 @@ def settled(begun: Begun, made: Prepared) -> StepRecord:
     return _carried_out(begun, record, new, values, into)
 
 
+def _counted_by(begun: Begun, new: State) -> dict[tuple[str, str], int]:
+    """By how much the step raised the counts that parts keep in Python."""
+    was, now = (counts_of(begun.engine.parts, s) for s in (begun.engine.state_, new))
+    return {key: now[key] - count for key, count in was.items()}
+
+
 def _flagged(
-    state: State,
-    new: State,
-    record: StepRecord,
-    statistics: StepMoments,
-    ok: Tensor,
-    verdict: Verdict | None,
+    begun: Begun, new: State, record: StepRecord, ok: Tensor, verdict: Verdict | None
 ) -> tuple[State, StepRecord]:
     """The new state and the record with the flag of the step at every tensor, and the flag."""
+    state, statistics = begun.engine.state_, begun.gathered
     one = torch.ones((), dtype=torch.uint8, device=ok.device)
     made, flag = ok, one
     if verdict is not None and verdict.strength is not None:
@@ -125,7 +129,8 @@ def _flagged(
         flag = torch.where(verdict.exploded, 2 * one, one)
     elif verdict is not None:
         flag = torch.where(verdict.exploded, 3 * one, one)
-    unread = Unread(new.step, torch.where(ok, flag, torch.zeros_like(flag)), statistics.fresh)
+    flag = torch.where(ok, flag, torch.zeros_like(flag))
+    unread = Unread(new.step, flag, statistics.fresh, _counted_by(begun, new))
     new = replace(gated_state(ok, new, state), pending=(*state.pending, unread))
     if statistics.fresh:
         store = statistics.store

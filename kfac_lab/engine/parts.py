@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from kfac_lab.core.limits import dense_limit
 from kfac_lab.core.passes import Passes
 from kfac_lab.core.problem import Problem
 from kfac_lab.core.slots import BySlot
-from kfac_lab.core.state import DampingStrength
+from kfac_lab.core.state import DampingStrength, State
 from kfac_lab.core.traits import (
     SLOT_TRAITS,
     BlockTraits,
@@ -27,7 +27,16 @@ from kfac_lab.core.traits import (
 )
 from kfac_lab.errors import RecipeError
 
-__all__ = ["SLOTS", "Parts", "fresh_state", "number", "parts_of", "strength_of"]
+__all__ = [
+    "SLOTS",
+    "Parts",
+    "counts_of",
+    "fresh_state",
+    "number",
+    "parts_of",
+    "strength_of",
+    "uncounted",
+]
 
 SLOTS = tuple(slot for slot in SLOT_TRAITS if slot != "method")
 
@@ -189,6 +198,22 @@ def _fitted(block: Any, layer: Any, limit: int) -> Any:
     if fit is None:
         return block
     return fit(layer.d_out, layer.d_in, limit, traits(layer, LayerTraits).one_hot)
+
+
+def counts_of(parts: Parts, state: State) -> dict[tuple[str, str], int]:
+    """The counts in parts' states that their traits declare."""
+    own = state.part_states["momentum"]
+    return {("momentum", name): own[name] for name in parts.declares("momentum").counts}
+
+
+def uncounted(state: State, more: Mapping[tuple[str, str], int]) -> State:
+    """The state with the counts in parts' states lowered by ``more``."""
+    if not any(more.values()):
+        return state
+    part_states = dict(state.part_states)
+    for (slot, name), n in more.items():
+        part_states[slot] = {**part_states[slot], name: part_states[slot][name] - n}
+    return replace(state, part_states=part_states)
 
 
 def number(value: Any, device: torch.device) -> Tensor:

@@ -22,7 +22,7 @@ from kfac_lab.engine import statistics
 from kfac_lab.engine.building import AT_ONCE, Staggered
 from kfac_lab.engine.commit import counted
 from kfac_lab.engine.guard import Verdict
-from kfac_lab.engine.parts import Parts
+from kfac_lab.engine.parts import counts_of
 from kfac_lab.engine.statistics import StepMoments
 
 if TYPE_CHECKING:
@@ -120,12 +120,6 @@ def _gathering(engine: Engine, plan: Plan) -> StepMoments:
 def carried(state: State) -> list[str]:
     """The fields of State that are numbers of a step's."""
     return [f.name for f in fields(state) if f.name not in HOST]
-
-
-def counts_of(parts: Parts, state: State) -> dict[tuple[str, str], int]:
-    """The counts in parts' states that their traits declare."""
-    own = state.part_states["momentum"]
-    return {("momentum", name): own[name] for name in parts.declares("momentum").counts}
 
 
 def counting(old: State, new: State, known: Collection[tuple[str, str]]) -> str | None:

@@ -9,7 +9,7 @@ import torch
 
 from kfac_lab.core.clock import Clock
 from kfac_lab.core.passes import Evaluated
-from kfac_lab.core.program import branch, counting
+from kfac_lab.core.program import branch, counting, supplied
 from kfac_lab.core.state import DampingStrength, State
 from kfac_lab.core.traits import PreconditionerTraits, traits
 from kfac_lab.core.vector import Vec
@@ -103,8 +103,11 @@ def modelled(begun: Begun, k: int, evaluated: Evaluated, part_state: Any, factor
         with clock("choose"):
             coefficients = momentum.choose(restriction, strength, k)
             value = promise = restriction.value(coefficients, strength)
+            if lr != 1.0:
+                coefficients = coefficients * supplied("lr", lr)
+            if factor is not None:
+                coefficients = coefficients * factor
             if lr != 1.0 or factor is not None:
-                coefficients = coefficients * (lr if factor is None else lr * factor)
                 value = restriction.value(coefficients, strength)
         return Candidate(
             strength,

@@ -291,9 +291,11 @@ def _preconditioned(begun: Begun, k: Any, gradient: Vec, rows: LayerRows | None)
         record = record_of(begun, k, outcome)
         nothing = torch.zeros((), dtype=torch.float64, device=engine.device)
         ok = commit.ok_of(outcome, nothing, gathered)
-        new = commit.next_state(
-            begun, outcome, {"schedule": plan.schedule}, strength=outcome.chosen.strength
-        )
+        strength, damping_state = outcome.chosen.strength, engine.state_.part_states["damping"]
+        if record.due.lam and not parts.needs_rho:  # there is no ρ; a λ that goes by k moves
+            strength, damping_state = _adapted(engine, strength, record)
+        part_states = {"schedule": plan.schedule, "damping": damping_state}
+        new = commit.next_state(begun, outcome, part_states, strength=strength)
         direction = outcome.chosen.basis[0]
         return Prepared(record, new, None, ok, [], {}, None, direction)
 
@@ -340,8 +342,16 @@ def _judged(
             )
             record = replace(record, actual=actual, rho=actual / chosen.value, rounding=noise)
     with begun.clock("judge"):
-        strength, part_state = parts["damping"].adapt(chosen.strength, part_state, record)
-        return record, engine._strength(strength), part_state or {}
+        return record, *_adapted(engine, chosen.strength, record)
+
+
+def _adapted(
+    engine: Engine, strength: DampingStrength, record: StepRecord
+) -> tuple[DampingStrength, Mapping[str, Any]]:
+    """The damping's strength and part_state after a step."""
+    part_state = engine.state_.part_states["damping"]
+    strength, part_state = engine.parts["damping"].adapt(strength, part_state, record)
+    return engine._strength(strength), part_state or {}
 
 
 def _remembered(

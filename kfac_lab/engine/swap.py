@@ -29,7 +29,10 @@ def swapped(engine: Engine, recipe: Any, named: Mapping[str, set[str]]) -> Held:
     """
     held = engine.held
     parts, state, layout = engine.check(recipe), held.state, held.layout
-    rebuilt = bool({"structure", "block", "fallback"} & set(named))
+    # An estimator with the exact output has another block there.
+    rebuilt = bool({"structure", "block", "fallback"} & set(named)) or (
+        "estimator" in named and parts.blocks != held.parts.blocks
+    )
     if engine.passes.fired is not None and engine.lacks_tangents(parts):
         problem = engine.problem  # without data at hand the next batch decides
         if problem.inputs is not None and problem.targets is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import warnings
 import weakref
@@ -30,7 +29,6 @@ __all__ = [
     "check_processes",
     "check_rate",
     "described",
-    "own_precision",
     "placed",
     "problem_of",
     "recipe_of",
@@ -126,15 +124,6 @@ def problem_of(model: nn.Module, likelihood: Any, l2: float, outputs: Selector) 
 
 def _no_cases(step: int, size: int) -> tuple[Tensor, Tensor]:
     raise RecipeError("the batches come from your own loop")
-
-
-def own_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """No autocast inside: statistics and inverses are made in the model's precision."""
-    if device.type not in ("cpu", "cuda"):
-        return contextlib.nullcontext()
-    # Nor a cache of cast weights, which would outlive the model's own autocast: made without
-    # gradients, or before θ moved, it would be served to the next pass (torch 2.4 does so).
-    return torch.autocast(device.type, enabled=False, cache_enabled=False)
 
 
 def check_rate(lr: Any) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kfac_lab import engine as _engine
 from kfac_lab.core import seeds
+from kfac_lab.core.autocast import own_precision
 from kfac_lab.core.likelihood import Likelihood, Selector
 from kfac_lab.core.literal import brief
 from kfac_lab.core.parameters import whole_number
@@ -144,7 +145,7 @@ class KFAC(torch.optim.Optimizer):
         order = seeds.permutation(engine.seed, "rows", engine.step_count + 1, rows)
         kind = kind_of(inputs)
         try:
-            with checks.own_precision(engine.device):
+            with own_precision(engine.device):
                 engine.step_on(Drawn(inputs.detach(), targets.detach(), order))
             return self._noted(engine, kind)
         except BaseException as error:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kfac_lab import engine as _engine
+from kfac_lab.core.autocast import own_precision
 from kfac_lab.core.capture import left_out
 from kfac_lab.core.exchange import exchange
 from kfac_lab.core.likelihood import Likelihood, Selector
@@ -184,7 +185,7 @@ class Preconditioner:
             parameters = network.tensors
             gradients = [p.grad for p in parameters]
             rates = lengths.rates(self.kl_clip, parameters, lr, self.optimizer)
-        with torch.no_grad(), checks.own_precision(engine.device):
+        with torch.no_grad(), own_precision(engine.device):
             full = [
                 torch.zeros_like(p) if g is None else g.detach()
                 for p, g in zip(parameters, gradients, strict=True)
@@ -192,10 +193,11 @@ class Preconditioner:
             if isinstance(loss_scale, Tensor) or loss_scale != 1:
                 full = list(torch._foreach_div(full, loss_scale))
             finite = lengths.finite(engine, full)
-        engine.tell()  # what came to light with it, of the steps before
+        with self._tap.repeatable():
+            engine.tell()  # what came to light with it, of the steps before
         before, seen, written = engine.held, self._tap.seen(), []
         try:
-            with torch.no_grad(), checks.own_precision(engine.device):
+            with torch.no_grad(), own_precision(engine.device):
                 if not finite:
                     self._tap.forget()
                     return StepRecord(step=k - 1, due=Due(False), skipped=1.0)
@@ -209,16 +211,14 @@ class Preconditioner:
                     result = lengths.unit(result)
                 clip = self._clip(network.names, full, result, rates)
                 if clip is not None:
-                    factor = clip.to(result[0].dtype)
-                    result = list(torch._foreach_mul(result, factor))
+                    result = list(torch._foreach_mul(result, clip.to(result[0].dtype)))
                 pairs = [
                     (g, u)
                     for name, g, u in zip(network.names, gradients, result, strict=True)
                     if g is not None and name not in self._kept
                 ]
                 if isinstance(record.skipped, Tensor):  # on an accelerator nobody has looked yet
-                    kept = record.skipped > 0
-                    pairs = [(g, torch.where(kept, g, u)) for g, u in pairs]
+                    pairs = [(g, torch.where(record.skipped > 0, g, u)) for g, u in pairs]
                 record = replace(record, alpha=torch.ones(()) if clip is None else clip)
 
                 def commit() -> None:

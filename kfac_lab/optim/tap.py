@@ -14,7 +14,7 @@ from kfac_lab.core import seeds
 from kfac_lab.core.cases import Call, Cases, Unlabelled, as_cases, concatenated
 from kfac_lab.core.passes import WatchedPasses
 from kfac_lab.core.problem import Drawn, weighed
-from kfac_lab.errors import DataError, RecipeError
+from kfac_lab.errors import DataError, NumericalError, RecipeError
 
 __all__ = ["Tap", "kind_of", "unlabelled"]
 
@@ -31,6 +31,7 @@ class Tap:
         self.rows: WatchedPasses | None = None  # of what was seen, where they are wanted
         self._seen: deque[Any] = deque(maxlen=ACCUMULATED)  # tensors or Cases
         self._odd: str | None = None
+        self._ended = False  # whether another pass begins anew
 
     def __reduce__(self) -> Any:
         return Tap, (None, False)  # a copied or unpickled model has no Preconditioner
@@ -39,6 +40,8 @@ class Tap:
         """The hook: one call of the model."""
         if not (self._open and module.training and torch.is_grad_enabled()):
             return
+        if self._ended:
+            self.forget()
         try:
             if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
                 inputs: Any = args[0]
@@ -92,8 +95,18 @@ class Tap:
         rows.begin(len(inputs))
         handle = module.register_forward_hook(after, always_call=True)
 
+    @contextmanager
+    def repeatable(self) -> Iterator[None]:
+        """Where the step ends here, what was seen serves it again; another pass begins anew."""
+        try:
+            yield
+        except NumericalError:
+            self._ended = True
+            raise
+
     def forget(self) -> None:
         """Lets go of all that was seen."""
+        self._ended = False
         self._seen.clear()
         self._odd, self.rows = None, None
 

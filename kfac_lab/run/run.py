@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from kfac_lab.core.autocast import own_precision
 from kfac_lab.core.parameters import whole_number
 from kfac_lab.core.precision import FULL, Precision
 from kfac_lab.core.problem import Problem
@@ -196,7 +197,8 @@ class Run(Kept):
         record: StepRecord | None = None
         while record is None:
             try:
-                record = self.stepper.step()
+                with own_precision(self.problem.device):
+                    record = self.stepper.step()
                 self.history.append(record)
             except BaseException as error:
                 made = self.stepper.record

@@ -106,3 +106,40 @@ def test_quick_takes_torchs_loss_as_it_takes_the_name() -> None:
     assert found[0].keys() == found[1].keys()
     for key in found[0]:
         torch.testing.assert_close(found[0][key], found[1][key])
+
+
+def _played(estimators: tuple[str, ...], recipe: str = "paper") -> kl.KFAC:
+    """Two steps with each of the estimators, one swapped for the next."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, 4)).double()
+    x, y = torch.randn(40, 6).double(), torch.rand(40, 4).double()
+    made = kl.Recipe.named(recipe).replace(estimator=estimators[0])
+    opt = kl.KFAC(model, "bernoulli", recipe=made, seed=0)
+    for estimator in estimators:
+        opt.swap(estimator=estimator)
+        for _ in range(2):
+            opt.step(x, y)
+    return opt
+
+
+@pytest.mark.parametrize("recipe", ["paper", "quick"])
+def test_a_swap_to_it_and_back_takes_the_block_along(recipe: str) -> None:
+    dense = "sampled(fraction=0.5)"
+    exact = "sampled(fraction=0.5, output='exact')"
+    assert ("G.diagonal", 1, 1) in moments(_played((dense, exact), recipe))
+    assert ("G", 1, 1) in moments(_played((dense, exact, dense), recipe))
+    assert ("G", 1, 1) in moments(_played((exact, dense), recipe))
+
+
+def test_a_swap_before_the_first_step_is_a_beginning_with_it() -> None:
+    exact = "sampled(fraction=0.5, output='exact')"
+    mine = opened("bernoulli", 4, "paper", estimator=exact)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, 4)).double()
+    x = torch.randn(40, 6).double()
+    y = torch.rand(40, 4)
+    theirs = kl.KFAC(model, "bernoulli", recipe=kl.Recipe.named("paper"))
+    theirs.swap(estimator=exact)
+    theirs.step(x, y.double())
+    for key, value in moments(mine).items():
+        assert torch.equal(value, moments(theirs)[key])

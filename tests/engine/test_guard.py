@@ -282,3 +282,20 @@ def test_the_average_and_the_buffers_are_taken_back() -> None:
     for name, was in opt.average().items():
         torch.testing.assert_close(was, before[name])
     assert all(map(torch.equal, middle, model.buffers())) and len(buffers) == len(middle)
+
+
+@pytest.mark.parametrize("free", [True, False], ids=["read", "gated"])
+@pytest.mark.parametrize("refresh", [True, False])
+def test_a_step_that_takes_one_back_is_not_counted_by_a_part(free: bool, refresh: bool) -> None:
+    T3 = 7 if refresh else 20
+    run = run_of(
+        free=free,
+        momentum="layered(steps=40)",
+        schedule=f"periodic(T1=20, T2=140, T3={T3}, burn_in=1)",
+    ).advance(6)
+    made = run.stepper.state_.part_states["momentum"]["made"]
+    spoil(run)
+    run.advance(1)
+    assert run.history["taken_back"][-1] == 1
+    run.stepper.read([])
+    assert run.stepper.state_.part_states["momentum"]["made"] == made

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import kfac_lab as kl
 from kfac_lab.paper.kronecker import Kronecker
@@ -63,3 +66,39 @@ def test_a_preconditioner_has_full_products_too(monkeypatch: pytest.MonkeyPatch)
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def test_a_run_inside_autocast_is_the_run_outside() -> None:
+    def end(context: Any) -> list[Tensor]:
+        run = kl.Run("digits", recipe="small_batch", seed=0)
+        with context:
+            run.advance(3)
+        return [p.detach().clone() for p in run.problem.model.parameters()]
+
+    inside = end(torch.autocast("cpu", dtype=torch.bfloat16))
+    assert all(map(torch.equal, inside, end(contextlib.nullcontext())))
+
+
+def test_lambda_that_goes_by_the_step_moves_in_a_preconditioner_too() -> None:
+    recipe = kl.Recipe.named("small_batch").replace(
+        damping="scheduled(lam=1.0, lam_end=0.01, steps=10)",
+        schedule="every_step",
+    )
+    found = []
+    for face in (kl.KFAC, kl.Preconditioner):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 4))
+        x, y = torch.randn(32, 6), torch.randint(4, (32,))
+        opt = face(model, "categorical", recipe=recipe, seed=0)
+        lams = []
+        for _ in range(6):
+            if face is kl.KFAC:
+                record = opt.step(x, y)
+            else:
+                model.zero_grad()
+                nn.functional.cross_entropy(model(x), y).backward()
+                record = opt.step()
+            lams.append(float(record.lam))
+        found.append(lams)
+    assert found[0] == pytest.approx(found[1])
+    assert found[0][-1] < 0.3 * found[0][0]

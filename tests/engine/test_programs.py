@@ -135,6 +135,23 @@ def test_a_loop_of_ones_own_over_a_save(recipe: str) -> None:
     assert replayed > 5
 
 
+def test_a_rate_that_a_scheduler_changes_at_every_step_is_given_to_each_replay() -> None:
+    def ends(graphs: bool) -> tuple[list[Tensor], int]:
+        model = known.chain(*known.WIDE)
+        x, y = known.data("categorical", known.WIDE[0], known.WIDE[-1], 40)
+        recipe = kl.Recipe.named("paper").replace(**SOON)
+        opt = kl.KFAC(model, "categorical", recipe, l2=1e-4, seed=2, graphs=graphs)
+        rates = torch.optim.lr_scheduler.LambdaLR(opt, lambda k: 1 / (1 + 0.1 * k))
+        for _ in range(18):
+            opt.step(x, y)
+            rates.step()
+        return [p.detach() for p in model.parameters()], opt._engine.programs.replayed
+
+    (mine, replayed), (theirs, _) = ends(True), ends(False)
+    assert all(map(torch.equal, mine, theirs))
+    assert replayed > 5
+
+
 @pytest.mark.parametrize("estimator", ["sampled(fraction=0.5, limit=0.5)", "empirical(limit=0.5)"])
 def test_a_preconditioner(estimator: str) -> None:
     def ends(graphs: bool) -> tuple[list[Tensor], int]:

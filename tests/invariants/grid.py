@@ -10,7 +10,12 @@ KFAC = ("paper", "paper_tridiagonal", "no_momentum", "heskes", "centering", "rob
 
 # slot → texts; a mapping stands for several slots at once.
 PARTS: dict[str, list[Any]] = {
-    "estimator": ["sampled(fraction=0.5)", "exact(fraction=0.5)", "empirical(fraction=0.5)"],
+    # the first beside that of BASE: a swap between the two is one of the last layer's block
+    "estimator": [
+        "sampled(fraction=0.5, output='exact')",
+        "exact(fraction=0.5)",
+        "empirical(fraction=0.5)",
+    ],
     "structure": [
         "block_diagonal",
         "block_tridiagonal",

@@ -371,3 +371,37 @@ def test_good_steps_are_the_same_either_way(kind):
     for name in columns[0]:
         if name != "seconds":
             same(columns[0][name], columns[1][name])
+
+
+def test_a_count_of_a_part_s_leaves_void_steps_out():
+    """A momentum that counts in Python is told when the flag is read."""
+    run = accelerated(momentum="layered(steps=40)")
+    run.advance(VOID - 1)
+    made = run.stepper.state_.part_states["momentum"]["made"]
+    run.step_once()
+    run.stepper.read([])
+    assert run.stepper.state_.part_states["momentum"]["made"] == made == VOID - 1
+
+
+def test_a_preconditioner_forgets_the_pass_of_a_step_that_only_told():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Tanh(), torch.nn.Linear(5, 4))
+    schedule = "periodic(T1=50, T2=50, T3=50, burn_in=1)"
+    recipe = kl.Recipe.named("small_batch").replace(
+        schedule=schedule, estimator="empirical(fraction=1.0, limit=0.5)"
+    )
+    pre = kl.Preconditioner(model, "bernoulli", recipe=recipe)
+    told, batches = [], []
+    for i in range(1, 9):
+        x = torch.randn(64, 6)
+        y = torch.sigmoid(x[:, :4])
+        if i == 5:
+            x[0] = 1e25
+        model.zero_grad()
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(model(x), y, reduction="sum")
+        (loss / 64).backward()
+        try:
+            batches.append(pre.step().batch)
+        except kl.NumericalError:
+            told.append(i)
+    assert told and set(batches) == {64}
