@@ -163,6 +163,35 @@ def test_what_cannot_be_built_is_made_anew_of_the_same_moments():
     assert same(run, plain)
 
 
+def guarded(graphs, cut=None):
+    """A loop whose targets are thirty times as large now and then; θ, and where the guard acted."""
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
+    schedule = "staggered(T1=5, T2=5, T3=5, burn_in=2, spread=3)"
+    recipe = kl.Recipe.named("robust").replace(schedule=schedule)
+    opt = kl.KFAC(model, "gaussian", recipe, graphs=graphs)
+    found = []
+    for k in range(1, 33):
+        x, noise = torch.randn(60, 6, generator=generator), torch.randn(60, 3, generator=generator)
+        y = 0.3 * noise + x[:, :3]
+        y = 30 * y if torch.rand((), generator=generator) < 0.25 else y
+        record = opt.step(x, y)
+        if record.taken_back:
+            found.append((opt._engine.state_.build is not None, record.due.inverse))
+        if k == cut:
+            state, opt = opt.state_dict(), kl.KFAC(model, "gaussian", recipe, graphs=graphs)
+            opt.load_state_dict(state)
+    return torch.cat([p.detach().reshape(-1) for p in model.parameters()]), found
+
+
+def test_a_step_is_taken_back_in_the_midst_and_where_it_would_be_taken_into_use():
+    whole, found = guarded(False)
+    assert {(True, False), (False, True), (False, False)} <= set(found)
+    assert torch.equal(whole, guarded(True)[0])
+    assert torch.equal(whole, guarded(False, cut=6)[0])
+
+
 def test_a_block_whose_memory_changes_is_refreshed_at_once():
     class Remembering(Kronecker):
         def factorise(self, moments, part_state):
