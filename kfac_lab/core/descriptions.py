@@ -11,6 +11,7 @@ import re
 import sys
 import types
 import typing
+import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass
 from typing import Any
@@ -175,10 +176,19 @@ def _infinite(value: Any) -> bool:
     return isinstance(value, float) and math.isinf(value)
 
 
+#: class or function → its annotations, which take longer than all else that is described of it
+_KNOWN: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
+
+
 def _hints(target: Any) -> dict[str, Any]:
     """The annotations as objects; one that cannot be resolved counts as Any."""
+    known = _KNOWN.get(target)
+    if known is not None:
+        return known
     try:
-        return typing.get_type_hints(target)
+        found = typing.get_type_hints(target)
+        _KNOWN[target] = found
+        return found
     except MemoryError:
         raise
     except Exception:  # a name that only a type checker knows, or that a notebook has not kept

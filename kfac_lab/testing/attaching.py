@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from kfac_lab.hooks.manager import Lab
 from kfac_lab.hooks.recipe import Recipe
 from kfac_lab.testing.law import Case
 
-__all__ = ["engine_for", "first_memo", "first_state", "own_lab"]
+__all__ = ["built_ins", "engine_for", "first_memo", "first_state", "own_lab"]
 
 
 def first_state(component: Any, slot: str) -> Mapping[str, Any]:
@@ -28,6 +29,14 @@ first_memo = first_state  # its former name
 def own_lab() -> Lab:
     """A Lab with the built-ins alone; the process's own is never touched."""
     return Lab(entry_points=False)
+
+
+@functools.cache
+def built_ins() -> Lab:
+    """The same, loaded once, for laws that only look parts up in it; nobody may register there."""
+    lab = own_lab()
+    lab.load()
+    return lab
 
 
 #: on 24 cases: everything is due at even steps
@@ -51,5 +60,5 @@ def engine_for(
     slots = {**_PARTS, **(parts or {})}
     if case.slot in SLOTS:
         slots[case.slot] = component
-    lab = options.pop("lab", None) or own_lab()
+    lab = options.pop("lab", None) or built_ins()
     return attach(problem, Recipe(lab=lab, **slots), 0, **options)

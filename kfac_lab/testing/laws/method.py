@@ -24,8 +24,9 @@ from kfac_lab.core.traits import StepperTraits, traits
 from kfac_lab.hooks.recipe import Recipe
 from kfac_lab.paper.averaging import Polyak
 from kfac_lab.run import Kfac
+from kfac_lab.testing.attaching import built_ins
 from kfac_lab.testing.law import Broken, Case, law
-from kfac_lab.testing.laws.common import CHEAP, Trial, common_laws, hidden, own_lab, same_to_the_bit
+from kfac_lab.testing.laws.common import CHEAP, Trial, common_laws, hidden, same_to_the_bit
 from kfac_lab.testing.subjects import Subject, tiny_problem
 from kfac_lab.testing.trees import Watch
 
@@ -70,7 +71,7 @@ class _Two(Mapping[str, Any]):
 def _recipe(batch: Any = "constant(size=10)") -> Recipe:
     """Every slot filled, for whoever looks."""
     return Recipe(
-        lab=own_lab(),
+        lab=built_ins(),
         batch=batch,
         estimator="sampled(fraction=1.0)",
         quadratic_model="exact_fisher(fraction=1.0)",

@@ -25,8 +25,9 @@ from kfac_lab.core.problem import Problem, Split
 from kfac_lab.engine import attach
 from kfac_lab.errors import DataError
 from kfac_lab.hooks.recipe import Recipe
+from kfac_lab.testing.attaching import built_ins
 from kfac_lab.testing.law import Broken, Case, law
-from kfac_lab.testing.laws.common import hidden, own_lab, same_to_the_bit
+from kfac_lab.testing.laws.common import hidden, same_to_the_bit
 from kfac_lab.testing.trees import leaves
 
 SLOT = "problem"
@@ -213,7 +214,7 @@ def builds_apart(case: Case) -> None:
 )
 def trains(case: Case) -> None:
     recipe = Recipe(
-        lab=own_lab(),
+        lab=built_ins(),
         fallback="diagonal",
         batch="constant(size=24)",
         estimator="sampled(fraction=1.0)",
