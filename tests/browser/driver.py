@@ -200,7 +200,7 @@ class Page:
 
     def hasten(self, hasty: bool = True) -> None:
         """Waits a moment only: for a control that does nothing."""
-        self.soon = 1.5 if hasty else type(self).soon
+        self.soon = 0.8 if hasty else type(self).soon
         self.tab.set_default_timeout(1000 * (self.soon if hasty else PATIENCE))
 
     # --- cells ----------------------------------------------------------------------------------

@@ -271,14 +271,20 @@ def clean(lab: Lab) -> None:
         path.unlink(missing_ok=True)
 
 
-@pytest.mark.parametrize("name", CHECKS)
+def in_turns(first: int) -> Any:
+    """Every other check here, and the others under `make soak`."""
+    marks = [() if n % 2 == first else pytest.mark.soak for n in range(len(CHECKS))]
+    return [pytest.param(name, marks=mark) for name, mark in zip(CHECKS, marks, strict=True)]
+
+
+@pytest.mark.parametrize("name", in_turns(0))
 def test_a_run_without_effect_is_found_out(name: str, page: Pressed, clean: None) -> None:
     with pytest.raises((AssertionError, OSError, kl.KfacLabError)) as failed:
         CHECKS[name](fresh(page, kind=f"WITHOUT_EFFECT[{name!r}]"))
     assert "never became true" not in str(failed.value)
 
 
-@pytest.mark.parametrize("name", CHECKS)
+@pytest.mark.parametrize("name", in_turns(1))
 def test_a_button_without_effect_is_found_out(name: str, page: Pressed, clean: None) -> None:
     with pytest.raises((AssertionError, OSError, kl.KfacLabError)) as failed:
         CHECKS[name](fresh(page, deaf=name))

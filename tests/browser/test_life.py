@@ -27,6 +27,15 @@ AWAITING = "print('begun', flush=True)\nawait panel.live"
 HELD = "import time\nprint('begun', flush=True)\ntime.sleep(600)"
 
 
+#: what the kernel's version has no part in: with ipykernel 6 under `make soak` only
+EITHER = pytest.mark.parametrize(
+    "kernel",
+    ["python3", pytest.param("ipykernel6", marks=pytest.mark.soak)],
+    indirect=True,
+    scope="module",
+)
+
+
 @pytest.fixture(scope="module")
 def page(lab: Lab, chrome: Any, kernel: str) -> Iterator[Page]:
     name = f"life-{kernel}.ipynb"
@@ -90,6 +99,7 @@ def test_training_leaves_other_cells_free_and_stop_leaves_ordinary_output(page: 
     assert output == []
 
 
+@EITHER
 def test_start_works_again_after_stop(page: Page) -> None:
     begin(page)
     page.button("Stop").click()
@@ -99,6 +109,7 @@ def test_start_works_again_after_stop(page: Page) -> None:
     page.kernel.until(f"panel.run.step == {stopped + 1} and not panel.live.running")
 
 
+@EITHER
 def test_two_panels_train_side_by_side_and_closing_ends_their_threads(page: Page) -> None:
     page.write(1, SECOND)
     page.button("Start", 1).wait_for()
@@ -116,6 +127,7 @@ def test_two_panels_train_side_by_side_and_closing_ends_their_threads(page: Page
     assert page.button("Start").count() == 0
 
 
+@EITHER
 def test_an_error_names_the_part_and_leaves_the_run_usable(page: Page) -> None:
     page.write(1, BREAKING)
     page.fill("steps", 3)
@@ -178,6 +190,7 @@ def test_an_interrupt_of_another_cell_leaves_the_run_going(page: Page) -> None:
     page.kernel.until("not panel.live.running")
 
 
+@EITHER
 def test_a_restart_while_training_ends_the_process_and_start_works_again(page: Page) -> None:
     begin(page)
     old = page.kernel.ask("__import__('os').getpid()")

@@ -56,7 +56,7 @@ def test_the_chart_moves_while_the_cell_runs(page: Page) -> None:
 
     def moves() -> bool:
         seen.add(len(points(page)))
-        return len(seen) >= 8 and page.frames() >= frames + 8 and max(seen) > first + 8
+        return len(seen) >= 5 and page.frames() >= frames + 5 and max(seen) > first + 5
 
     wait(moves, "the chart stands still", 20)
     assert "[*]" in page.cell(1).locator(".jp-InputPrompt").inner_text(), "the cell still runs"
