@@ -176,19 +176,22 @@ def _infinite(value: Any) -> bool:
     return isinstance(value, float) and math.isinf(value)
 
 
-#: class or function → its annotations, which take longer than all else that is described of it
-_KNOWN: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
+#: class → its annotations, which take longer than all else that is described of it
+_KNOWN: weakref.WeakKeyDictionary[type, dict[str, Any]] = weakref.WeakKeyDictionary()
 
 
 def _hints(target: Any) -> dict[str, Any]:
     """The annotations as objects; one that cannot be resolved counts as Any."""
-    known = _KNOWN.get(target)
-    if known is not None:
-        return known
+    if not isinstance(target, type):
+        return _read_hints(target)
+    if target not in _KNOWN:
+        _KNOWN[target] = _read_hints(target)
+    return _KNOWN[target]
+
+
+def _read_hints(target: Any) -> dict[str, Any]:
     try:
-        found = typing.get_type_hints(target)
-        _KNOWN[target] = found
-        return found
+        return typing.get_type_hints(target)
     except MemoryError:
         raise
     except Exception:  # a name that only a type checker knows, or that a notebook has not kept
