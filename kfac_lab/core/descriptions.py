@@ -182,20 +182,22 @@ _KNOWN: weakref.WeakKeyDictionary[type, dict[str, Any]] = weakref.WeakKeyDiction
 
 def _hints(target: Any) -> dict[str, Any]:
     """The annotations as objects; one that cannot be resolved counts as Any."""
-    if not isinstance(target, type):
-        return _read_hints(target)
-    if target not in _KNOWN:
-        _KNOWN[target] = _read_hints(target)
-    return _KNOWN[target]
-
-
-def _read_hints(target: Any) -> dict[str, Any]:
+    known = _KNOWN.get(target) if isinstance(target, type) else None
+    if known is not None:
+        return known
     try:
-        return typing.get_type_hints(target)
+        found = typing.get_type_hints(target)
     except MemoryError:
         raise
     except Exception:  # a name that only a type checker knows, or that a notebook has not kept
-        pass
+        return _resolved_hints(target)
+    if isinstance(target, type):
+        _KNOWN[target] = found
+    return found
+
+
+def _resolved_hints(target: Any) -> dict[str, Any]:
+    """Those that can be resolved now, Any for the others."""
     classes = target.__mro__[::-1] if isinstance(target, type) else (target,)
     hints: dict[str, Any] = {}
     for cls in classes:
