@@ -95,6 +95,25 @@ def test_the_points_are_the_historys_numbers(page: Page) -> None:
     )
 
 
+#: how many diamonds are drawn where there are 500 held-out points, and pixels across
+DIAMONDS = """(() => {
+    const part = chart.plots[0].axes[1].parts.find(p => p.name === 'held out'), kept = {...part};
+    const column = at => ({ length: 500, at }), pen = CanvasRenderingContext2D.prototype;
+    const close = pen.closePath;
+    let count = 0;
+    part.y = column(() => 1); part.x = { along: { iteration: column(i => i / 6) } };
+    pen.closePath = function () { count++; close.call(this); };
+    chart.draw();
+    pen.closePath = close; Object.assign(part, kept); chart.draw();
+    return [count, chart.cells[1].place.clientWidth];
+})()"""
+
+
+def test_points_that_would_run_into_each_other_are_drawn_apart(page: Page) -> None:
+    count, width = page.chart(DIAMONDS)
+    assert 15 < count < width / 11 + 10
+
+
 def test_several_updates_a_second_and_none_without_training(page: Page) -> None:
     before = page.frames()
     page.tab.wait_for_timeout(700)

@@ -218,9 +218,12 @@ export const drawAxes = (c, axes, look, width, height, theme) => {
       dot(c, '', X, Y, 3); c.lineWidth = 1.3; c.stroke();
     }
     const every = part.shape === 'line' && n > 1 ? (thin ? n : n - 1) : part.shape === 'area' ? n : 0;
-    for (let k = every; k < n; k++) {
-      const edge = Math.min(Math.max(p.y[k], clip[0]), clip[1]);
-      const X = sx.at(p.x[k]), Y = part.shape === 'crosses' ? bottom - 6 : sy.at(edge);
+    const apart = part.shape === 'diamonds' || part.shape === 'circles' ? 11 : 0;  // pixels, or they would be a bar
+    for (let k = every, drawn = -Infinity; k < n; k++) {
+      const edge = Math.min(Math.max(p.y[k], clip[0]), clip[1]), X = sx.at(p.x[k]);
+      if (X - drawn < apart && k < n - 1) continue;
+      drawn = X;
+      const Y = part.shape === 'crosses' ? bottom - 6 : sy.at(edge);
       dot(c, part.shape, X, Y, part.shape === 'line' ? 3 : n > 150 && part.shape === 'dots' ? 1.2 : 3);
       if (part.shape === 'crosses') { c.lineWidth = 1.5; c.stroke(); }
       else if (part.shape === 'circles') { c.save(); c.fillStyle = theme.paper; c.fill(); c.restore(); c.lineWidth = 1.3; c.stroke(); }
