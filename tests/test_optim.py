@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import kfac_lab as kl
+from kfac_lab.core.linalg import reading
 
 pytestmark = pytest.mark.filterwarnings("ignore:a batch of")
 
@@ -1427,19 +1428,34 @@ def test_an_interrupt_in_a_swap_leaves_all_of_it_or_nothing(monkeypatch) -> None
 
 
 def test_a_rate_that_is_a_tensor_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On an accelerator each read waits for all that is queued."""
+    """On an accelerator each read waits for all that is queued: one, where all reads are counted,
+    and there not before the rate is written anew.
+    """
     opt = kl.KFAC(nn.Linear(3, 2), "gaussian", recipe="small_batch")
-    opt.param_groups[0]["lr"] = torch.tensor(0.5)
-    rate, reads, work = opt.param_groups[0]["lr"], [], torch.Tensor.__float__
+    rate, reads, work = torch.tensor(0.5), [], reading.transfer
+    plain = torch.Tensor.__float__
+    opt.param_groups[0]["lr"] = rate
 
-    def counted(self: torch.Tensor) -> float:
-        if self is rate:
-            reads.append(True)
-        return work(self)
+    def counted(tensors: Any) -> list[float]:
+        reads.append(any(t is rate for t in tensors))
+        return work(tensors)
 
-    monkeypatch.setattr(torch.Tensor, "__float__", counted)
+    def forbidden(self: torch.Tensor) -> float:
+        assert self is not rate, "a read beside linalg.host"
+        return plain(self)
+
+    monkeypatch.setattr(reading, "transfer", counted)
+    monkeypatch.setattr(torch.Tensor, "__float__", forbidden)
     opt.step(torch.randn(8, 3), torch.randn(8, 2))
-    assert len(reads) == 1 and opt._engine.lr == 0.5
+    assert sum(reads) == 1 and opt._engine.lr == 0.5
+    opt._engine._reads_are_free = False  # as on an accelerator
+    reads.clear()
+    for k in range(4):
+        if k == 2:
+            rate.fill_(0.25)
+        opt.step(torch.randn(8, 3), torch.randn(8, 2))
+        assert sum(reads) == (1 if k < 2 else 2)
+        assert opt._engine.lr == (0.5 if k < 2 else 0.25)
     for odd in (torch.tensor([0.1, 0.2]), torch.tensor(float("nan")), "0.1", -1.0):
         opt.param_groups[0]["lr"] = odd
         with pytest.raises(kl.RecipeError, match="must be at least 0 and finite"):

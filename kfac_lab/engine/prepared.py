@@ -205,8 +205,8 @@ def filled_in(
         part_states = own.setdefault("part_states", dict(state.part_states))
         new = count if change is None else change(count)
         part_states[slot] = {**part_states[slot], name: new}
-    if told:  # the spread of the cases' losses
-        (own["spread"],) = told
+    if told:  # the spread of the cases' losses, by each try of a refresh
+        own["spread"] = told[-1]
     batch = plan.m * engine.parts.processes
     record = replace(tree.pop("record"), step=plan.k, batch=batch)
     after = replaced(state, **{**counted(state, begun.gathered), **own})

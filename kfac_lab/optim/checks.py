@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kfac_lab import engine as _engine
+from kfac_lab.core import linalg
 from kfac_lab.core.cases import Cases, as_cases, tensors_of
 from kfac_lab.core.likelihood import Selector
 from kfac_lab.core.problem import Problem
@@ -129,7 +130,7 @@ def _no_cases(step: int, size: int) -> tuple[Tensor, Tensor]:
 def check_rate(lr: Any) -> float:
     """A learning rate: at least 0 and finite; of a tensor, which is read once."""
     number = isinstance(lr, Real) or (isinstance(lr, Tensor) and lr.numel() == 1)
-    rate = float(lr) if number else None
+    rate = (linalg.host([lr])[0] if isinstance(lr, Tensor) else float(lr)) if number else None
     if rate is None or not 0 <= rate < math.inf:
         shown = repr(lr) if rate is None else f"{rate:g}"
         raise RecipeError(f"lr={shown} must be at least 0 and finite: it multiplies the update")

@@ -83,6 +83,7 @@ class KFAC(torch.optim.Optimizer):
     ) -> None:
         model, _ = checks.bare("KFAC", model)
         checks.check_rate(lr)
+        self._known_rate: tuple[Tensor, int, float] | None = None
         chosen = checks.recipe_of("KFAC", recipe)
         checks.check_processes("KFAC", chosen)
         problem = checks.problem_of(model, likelihood, l2, outputs)
@@ -141,7 +142,7 @@ class KFAC(torch.optim.Optimizer):
         rows = len(inputs)
         weights = checks.placed("KFAC.step", engine, "weights", weights)
         targets = weighed(targets, weights, engine.problem.likelihood)
-        engine.lr = checks.check_rate(self.param_groups[0]["lr"])
+        engine.lr = self._rate()
         order = seeds.permutation(engine.seed, "rows", engine.step_count + 1, rows)
         kind = kind_of(inputs)
         try:
@@ -156,6 +157,17 @@ class KFAC(torch.optim.Optimizer):
                 f"KFAC.step: the model does not take cases of {kind}; those before had "
                 f"{self._kind}: {str(error).splitlines()[0]}"
             ) from error
+
+    def _rate(self) -> float:
+        """``lr`` as a number; a tensor on an accelerator is read where it was written since."""
+        lr = self.param_groups[0]["lr"]
+        free = self._engine._reads_are_free
+        if free or not isinstance(lr, Tensor) or lr.is_inference():
+            return checks.check_rate(lr)
+        last = self._known_rate
+        if last is None or last[0] is not lr or last[1] != lr._version:
+            last = self._known_rate = lr, lr._version, checks.check_rate(lr)
+        return last[2]
 
     def _noted(self, engine: _engine.Engine, kind: str) -> StepRecord:
         """The record of the step just made, in the history; one that is there stays alone."""

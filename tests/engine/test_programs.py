@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 import kfac_lab as kl
 from kfac_lab.engine import Engine
+from kfac_lab.paper.damping import Promised
 
 TRAJECTORIES = Path(__file__).parents[1] / "trajectories"
 sys.path.insert(0, str(TRAJECTORIES))
@@ -236,3 +238,29 @@ def test_a_launch_that_gives_other_numbers_is_not_used() -> None:
     assert mine.stepper.programs.replayed > 2
     pairs = zip(mine.problem.model.parameters(), theirs.problem.model.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@dataclass(frozen=True)
+class Twice(Promised):
+    """Each refresh is tried again, with twice the λ."""
+
+    def retry(self, strength: Any, part_state: Any, draft: Any, tries: int) -> Any:
+        """Another strength, once."""
+        return None if tries else strength._replace(lam=strength.lam * 2)
+
+
+def test_a_refresh_that_is_tried_again_is_replayed() -> None:
+    """It tells the spread of the cases' losses by each try."""
+    recipe = kl.Recipe.named("quick").replace(
+        damping=Twice(),
+        batch="constant(size=200)",
+        schedule="periodic(T1=1, T2=1, T3=1, burn_in=1)",
+    )
+    runs = [kl.Run("digits", recipe, seed=0, graphs=graphs) for graphs in (False, True)]
+    for run in runs:
+        run.advance(9)
+        assert len(run.stepper.record.candidates) == 2
+    assert runs[1].stepper.programs.replayed > 1
+    one, other = (list(run.problem.model.parameters()) for run in runs)
+    assert all(map(torch.equal, one, other))
+    assert runs[0].stepper.state_.spread == runs[1].stepper.state_.spread
