@@ -17,7 +17,7 @@
     known       what is known of steps with a key: how often they came, their program
     prepared    such a step before its commit
     guard       a step after which h explodes is taken back
-    commit      move, average: one exchange of what is held
+    commit      move: one exchange of what is held
     finite      whether a step's numbers are finite, and what is said
     swap        other parts at a step boundary
     rebind      the model as it is now, the moments of what stayed

@@ -1,4 +1,4 @@
-"""move, average: what a step has prepared becomes what is, in one exchange."""
+"""move: what a step has prepared becomes what is, in one exchange."""
 
 from __future__ import annotations
 

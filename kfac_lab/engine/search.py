@@ -78,6 +78,9 @@ class Search:
         if self.due.inverse and gathered.fresh:
             self.increments += gathered.store.diagonals()
         self.verdict = verdict
+        self._seen: float | None = None  # the spread, by the last read
+        # The last attempt whose factors could not be inverted, and which.
+        self._ended: tuple[linalg.Attempt, Any] | None = None
 
     def strength(self, strength: DampingStrength) -> DampingStrength:
         """A part's strength as 0-dim tensors on the device, with η."""
@@ -256,6 +259,7 @@ class Search:
     def _kept(self, block_states: tuple[Any, ...]) -> Outcome:
         """No inverse could be built: the last good one serves, for a bounded number of times."""
         state = self.state
+        assert self._ended is not None
         attempt, failed = self._ended
         if state.inverse is None or state.forced or state.kept_inverse >= KEPT:
             known = [] if self.loss is None else [self.loss]
