@@ -36,7 +36,7 @@ def batches(device: torch.device) -> bool:
 
 
 def damped_inverses(asked: Sequence[Asked]) -> list[Tensor]:
-    """As ``damped_inverse`` of each under its label, in the order asked for.
+    """As ``damped_inverse`` of each matrix [d, d] under its label, in the order asked for.
 
     What an attempt has escalated is made alone, and so is all that is asked for outside of one.
     """
