@@ -130,9 +130,8 @@ class History:
     Columns, one float64 number per step, NaN where a step or a method has none: ``step``; ``loss``
     h(θ_k) on the batch, ℓ2 included, before the move; ``error`` from the same pass (squared error
     summed over outputs, or % wrong); ``alpha``, ``mu`` the coefficients (section 7); ``lam``,
-    ``gamma``, ``eta`` as used in the step (section 6), γ being what its inverse was built with;
-    ``rho`` the reduction ratio (5.5), whose numerator is ``actual`` and whose denominator rests on
-    ``predicted`` M(δ) − M(0);
+    ``gamma``, ``eta`` as used in the step (section 6); ``rho`` the reduction ratio (5.5), whose
+    numerator is ``actual`` and whose denominator rests on ``predicted`` M(δ) − M(0);
     ``norm_squared`` ‖δ‖²; ``slope`` ∇hᵀδ; ``lr``; ``batch`` in cases; ``seconds`` of training so
     far; ``cross_weight``, ``kept_inverse``, ``skipped`` as in
     :class:`~kfac_lab.core.state.StepRecord`.

@@ -172,7 +172,6 @@ STATE = record(
         "reference": maybe(_tensors),
         "factored": anything,  # the structure's own, as are the inverse and the memories inside
         "inverse": anything,
-        "inverse_gamma": _level,
         "kept_inverse": whole(),
         "level": _level,
         "before": _before,

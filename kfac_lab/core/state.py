@@ -85,10 +85,10 @@ class StepRecord:
 
     ``loss`` is h(θ_k) on the step's batch, ℓ2 included, before the move; ``error`` comes from the
     same pass, the mean per case of the squared error summed over outputs, or for classes the
-    percentage wrong; ``lam`` is the λ of the step's model, ``gamma`` the γ that its inverse was
-    built with, at this step or at the last refresh; ``rho`` is NaN when not due; ``predicted`` is
-    M(δ) − M(0); ``seconds`` is the training time of the run up to the end of this step, evaluations
-    excluded.
+    percentage wrong; ``lam`` and ``gamma`` are the strength of this step, γ what an inverse is
+    built with at it: the one in use has that of its refresh (``due.inverse``); ``rho`` is NaN when
+    not due; ``predicted`` is M(δ) − M(0); ``seconds`` is the training time of the run up to the end
+    of this step, evaluations excluded.
     """
 
     step: int
@@ -246,7 +246,6 @@ class State:
     reference: Mapping[Any, Tensor] | None = _held(host=True)
     factored: Any = None
     inverse: Any = None
-    inverse_gamma: Any = float("nan")  # γ that it was built with; NaN in a state of old
     # Of the next inverse, where the schedule spreads a refresh.
     build: Build | None = _held(host=True)
     level: Any = _held(float("nan"), gated=True)  # of h of late, for the guard

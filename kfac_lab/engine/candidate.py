@@ -31,7 +31,6 @@ class Candidate:
     slope: Tensor  # ∇hᵀv per vector of the basis
     gram: Tensor
     curvature: Tensor
-    gamma: Any = None  # γ that the preconditioner was built with; the strength's may be another
 
     def numbers(self) -> list[Tensor]:
         """Finite where the candidate is."""

@@ -37,7 +37,6 @@ def next_state(begun: Begun, outcome: Outcome, part_states: Mapping[str, Any], *
         **counted(state, gathered),
         factored=outcome.factored,
         inverse=outcome.chosen.preconditioner,
-        inverse_gamma=outcome.chosen.gamma,
         kept_inverse=outcome.kept,
         block_states=outcome.block_states,
         part_states={**state.part_states, **part_states},

@@ -110,12 +110,12 @@ class Search:
         if self.ready is None:
             named = self.parts["damping"].candidates(state.strength, self.due)
             named = named if self.parts.rho_counts else named[:1]
-        else:  # λ and γ as they are now, or with a γ that it was built with besides
+        else:  # λ and γ as they are now, and the other γ that it was built with
             others = self.ready.gammas[1:]
             named = (state.strength, *(state.strength._replace(gamma=g) for g in others))
         strengths = tuple(map(self.strength, named))
         if not self.due.inverse:
-            trials = [self._in_use(s) for s in strengths[:1]]
+            trials = [self.trial(s, state.inverse) for s in strengths[:1]]
             kept = state.kept_inverse
             return Outcome(trials[0], trials, state.factored, block_states, kept, {})
         tried: list[Candidate] = []
@@ -174,18 +174,6 @@ class Search:
             attempt = attempt.escalate(failed)
         return None
 
-    def _tried(self, strength: DampingStrength, inverse: Any, gamma: Any) -> Candidate:
-        """The candidate of a strength and an inverse that was built with γ."""
-        found = self.trial(strength, inverse)
-        found.gamma = gamma
-        return found
-
-    def _in_use(self, strength: DampingStrength) -> Candidate:
-        """The candidate by the inverse in use; of a state of old nobody knows its γ."""
-        built = self.state.inverse_gamma
-        gamma = built if isinstance(built, Tensor) else strength.gamma
-        return self._tried(strength, self.state.inverse, gamma)
-
     def _made(
         self,
         strengths: Sequence[DampingStrength],
@@ -216,8 +204,7 @@ class Search:
                     if ready is None
                     else ready.inverses[n]
                 )
-            gamma = strength.gamma if ready is None else ready.gammas[n]
-            trials.append(self._tried(strength, inverse, gamma))
+            trials.append(self.trial(strength, inverse))
         return factored, part_states, trials
 
     def _read(
@@ -267,7 +254,7 @@ class Search:
             if not all(map(math.isfinite, loss)):
                 raise not_finite(self.k, self.loss, state.strength)
             raise attempt.error(failed, lam, gamma)
-        trial = self._in_use(state.strength)
+        trial = self.trial(state.strength, state.inverse)
         if not expected([all_finite(trial.numbers())], self.begun.engine.read)[0]:
             raise not_finite(self.k, self.loss, state.strength)
         return Outcome(trial, [trial], state.factored, block_states, state.kept_inverse + 1, {})

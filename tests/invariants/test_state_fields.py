@@ -21,8 +21,7 @@ REBOUND = {
     "kept": {"step", "seconds", "strength", "updates", "block_states"},
     "anew": {
         "previous", "moments", "build", "ages", "cross_weight", "reference", "factored", "inverse",
-        "inverse_gamma", "level", "spread", "before", "former", "kept_inverse", "forced", "pending",
-        "bound",
+        "level", "spread", "before", "former", "kept_inverse", "forced", "pending", "bound",
     },
     "by part": {"part_states", "block_ages"},
 }  # fmt: skip
@@ -46,7 +45,7 @@ def test_each_field_is_in_one_class() -> None:
     assert not HOST & set(GATED)
     # A step that is skipped keeps all it has computed but the curvature, whose gates are their own.
     free = NAMES - HOST - set(GATED)
-    assert free == {"factored", "inverse", "inverse_gamma", "kept_inverse", "forced"}
+    assert free == {"factored", "inverse", "kept_inverse", "forced"}
 
 
 def test_a_rebind_does_what_the_table_says() -> None:
@@ -74,7 +73,7 @@ def _plain(state: State, name: str) -> object:
     return trees.encoded(getattr(state, name))
 
 
-@pytest.mark.parametrize("lost", ["level", "cross_weight", "updates", "spread", "inverse_gamma"])
+@pytest.mark.parametrize("lost", ["level", "cross_weight", "updates", "spread"])
 def test_a_file_without_a_field_gives_a_state_that_a_flag_can_gate(lost: str) -> None:
     saved = checkpoint.saved(optimizer()._engine)
     content = trees.decoded(saved["tree"])

@@ -65,11 +65,7 @@ def test_tied_sets_gamma_at_the_swap_itself_from_the_kept_lambda():
     run.swap(damping="tied(lam=4.0)")
     assert strength(run) == [4.0, pytest.approx(math.sqrt(4 + eta), rel=1e-15), eta]
     record = run.step_once()
-    assert float(record.gamma) == gamma  # the inverse in use was built with it; the next one is not
-    while not record.due.inverse:
-        record = run.step_once()
-    expected = math.sqrt(float(record.lam) + eta)
-    assert float(record.gamma) == pytest.approx(expected, rel=1e-15)
+    assert float(record.gamma) == pytest.approx(math.sqrt(4 + eta), rel=1e-15)
 
 
 # --- δ0, moments, inverse, k --------------------------------------------------------------------
