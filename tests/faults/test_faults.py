@@ -175,9 +175,9 @@ def check(tally: Any, name: str, fault: type[BaseException]) -> None:
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_some_lines(name: str) -> None:
-    """Every 83rd line, from another one for each fault."""
+    """Every 41st line, from another one for each fault."""
     for first, fault in enumerate(FAULTS):
-        check(attacked(*OPERATIONS[name], fault, every=83, first=7 + 41 * first), name, fault)
+        check(attacked(*OPERATIONS[name], fault, every=41, first=7 + 20 * first), name, fault)
 
 
 @pytest.mark.soak
@@ -274,7 +274,7 @@ def attack_files(name: str, folder: Path, every: int) -> None:
 
 @pytest.mark.parametrize("name", FILED)
 def test_some_lines_of_files_and_states(name: str, tmp_path: Path) -> None:
-    attack_files(name, tmp_path, 83)
+    attack_files(name, tmp_path, 41)
 
 
 @pytest.mark.soak

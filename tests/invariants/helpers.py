@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import kfac_lab as kl
 from kfac_lab.core.state import from_tree, to_tree
+from kfac_lab.engine import Engine
 from kfac_lab.paper.kronecker import Kronecker
 
 # Everything is due at an even step: statistics, factors, inverse, γ and λ.
@@ -165,3 +166,14 @@ def steady(steps: int = 6, **slots: Any) -> kl.Run:
 def strength(run: kl.Run) -> list[float]:
     """λ, γ and η as numbers."""
     return [float(x) for x in run.stepper.state_.strength]
+
+
+def reads_cost(monkeypatch: Any) -> None:
+    """No read is free: for every engine, also of a fork's and of a replay's."""
+    opened = Engine._open
+
+    def open_(self: Engine, *arguments: Any) -> None:
+        opened(self, *arguments)
+        self._reads_are_free = False
+
+    monkeypatch.setattr(Engine, "_open", open_)

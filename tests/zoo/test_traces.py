@@ -111,7 +111,7 @@ def check_band(found, rows, diagonals):
 
 # --- by Monte Carlo on both sides -----------------------------------------------------------------
 
-STEPS, SAMPLES = 60, 60
+STEPS, SAMPLES = 100, 100
 
 
 @pytest.mark.parametrize("name", ZOO)
