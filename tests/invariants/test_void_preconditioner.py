@@ -1,4 +1,4 @@
-"""Where a read is not free: a Preconditioner's step that is skipped, and what it keeps of a batch."""
+"""Where a read is not free: a Preconditioner's step that is skipped, and what it keeps of cases."""
 
 import pytest
 import torch
