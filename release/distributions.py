@@ -50,7 +50,7 @@ TELLING = (
     "tests/cli/test_parser.py",
     "tests/cli/test_tables.py",
     "tests/cli/test_train.py",
-    "tests/test_optim.py",
+    "tests/optim",
 )
 
 

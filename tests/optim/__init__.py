@@ -1,0 +1,1 @@
+"""KFAC and Preconditioner: one's own loop around the engine."""
