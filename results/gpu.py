@@ -42,7 +42,7 @@ LIMIT = 8 * 60.0  # seconds of all
 SHARES = {"tests": 0.4, "steps": 0.2, "curves": 0.4}
 SUITES = (
     "tests/accelerator", "tests/trajectories", "tests/engine", "tests/paper", "tests/invariants",
-    "tests/optim", "tests/test_baselines.py", "tests/zoo",
+    "tests/optim", "tests/baselines", "tests/zoo",
 )  # fmt: skip
 SMALL_SUITES = ("tests/trajectories/test_trajectories.py", "tests/engine/test_guard.py")
 STEPS = (

@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 import torch
-from oracles import dense
+from oracles import approximations, dense
 from torch import nn
 
 import kfac_lab as kl
@@ -112,7 +112,7 @@ def test_singular_moments_have_finite_damped_inverses(kind, structure, path):
     P = matrix_of(engine)
     assert bool(torch.isfinite(P).all()) and math.isfinite(float(record.predicted))
     moments = dense.moments_a(net, x), dense.moments_g(net, "gaussian_half", x)
-    expected = dense.preconditioner(*moments, structure, float(record.gamma))
+    expected = approximations.preconditioner(*moments, structure, float(record.gamma))
     assert (P - expected).abs().max() < 1e-8 * expected.abs().max()
     losses = [float(record.loss)] + [numbers(engine.step())["loss"] for _ in range(24)]
     assert all(math.isfinite(loss) for loss in losses) and losses[-1] < losses[0]

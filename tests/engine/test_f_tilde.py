@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from oracles import cumulants, dense
+from oracles import approximations, cumulants, dense
 
 from engine.helpers import (
     GAUSSIAN,
@@ -19,7 +19,7 @@ from engine.helpers import (
 def f_tilde_and_f(net, likelihood, x, y, **options):
     """The engine's own F-tilde (all blocks) and its exact F."""
     engine = engine_of(net, likelihood, x, y, structure=AllPairs(), **options)
-    return dense.f_tilde(*statistics_of(engine)), fisher_of(engine)
+    return approximations.f_tilde(*statistics_of(engine)), fisher_of(engine)
 
 
 @pytest.mark.parametrize("copies", [1, 4])
@@ -58,12 +58,12 @@ def test_deep_linear_with_sampled_targets_converges(likelihood):
     engine = engine_of(
         net, likelihood, *many, structure=AllPairs(), estimator="sampled(fraction=1.0)"
     )
-    tilde, F = dense.f_tilde(*statistics_of(engine)), dense.fisher(net, likelihood, x)
+    tilde, F = approximations.f_tilde(*statistics_of(engine)), dense.fisher(net, likelihood, x)
     torch.testing.assert_close(tilde, F, rtol=5e-2, atol=0.01 * F.abs().max().item())
     by_labels = engine_of(
         net, likelihood, x, y, structure=AllPairs(), estimator="empirical(fraction=1.0)"
     )
-    assert (dense.f_tilde(*statistics_of(by_labels)) - F).abs().max() > 0.1 * F.abs().max()
+    assert (approximations.f_tilde(*statistics_of(by_labels)) - F).abs().max() > 0.1 * F.abs().max()
 
 
 def test_nonlinear_is_not_exact():
@@ -105,7 +105,7 @@ def test_positive_and_of_zero_mean(likelihood):
     net, x, y = problem(likelihood, count=6, seed=5)
     tilde, F = f_tilde_and_f(net, likelihood, x, y)
     A, G = statistics_of(engine_of(net, likelihood, x, y, structure=AllPairs()))
-    breve = dense.f_breve(A, G)
+    breve = approximations.f_breve(A, G)
     for matrix in (tilde, F, breve):
         close(matrix, matrix.t(), 1e-12)
         assert torch.linalg.eigvalsh(matrix).min() > -1e-12

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from oracles import dense, quadratic
+from oracles import approximations, dense, quadratic
 
 from engine.helpers import (
     GAUSSIAN,
@@ -101,7 +101,7 @@ def test_momentum_on_a_quadratic_is_preconditioned_conjugate_gradients(likelihoo
 
     thetas, records, P = path(0.0)
     moments = dense.moments_a(net, x), dense.moments_g(net, likelihood, x)
-    close(P, dense.preconditioner(*moments, "block_diagonal", 0.8))
+    close(P, approximations.preconditioner(*moments, "block_diagonal", 0.8))
     H, b = hessian_and_slope(net, likelihood, x, y, eta)
     reference = quadratic.conjugate_gradient(H, b, P, steps, dense.flatten(net.weights))
     for theta, iterate, record in zip(thetas, reference, records, strict=True):

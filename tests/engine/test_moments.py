@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from oracles import dense
+from oracles import approximations, dense
 from torch import nn
 
 from engine.helpers import (
@@ -207,7 +207,7 @@ def test_the_rows_of_an_ordered_batch_are_those_that_the_order_names():
         close(G[1][1], dense.moments_g(net, "bernoulli", first)[1][1])
         F = dense.fisher(net, "bernoulli", x[order[:9]])
         g = dense.gradient(net, "bernoulli", x, y)
-        P = dense.preconditioner(
+        P = approximations.preconditioner(
             dense.moments_a(net, first),
             dense.moments_g(net, "bernoulli", first),
             "block_diagonal",
@@ -244,7 +244,7 @@ def test_s1_goes_by_the_order_also_where_s2_is_the_whole_batch(model, path):
     if model != "none":
         F, g = dense.fisher(net, "bernoulli", x), dense.gradient(net, "bernoulli", x, y)
         moments = dense.moments_a(net, first), dense.moments_g(net, "bernoulli", first)
-        proposal = -(dense.preconditioner(*moments, "block_diagonal", 0.1**0.5) @ g)
+        proposal = -(approximations.preconditioner(*moments, "block_diagonal", 0.1**0.5) @ g)
         curvature = proposal @ F @ proposal + 0.1 * proposal @ proposal
         assert record["alpha"] == pytest.approx((-(g @ proposal) / curvature).item(), rel=1e-9)
 
@@ -298,7 +298,7 @@ def test_cross_moments_that_open_late_keep_the_joint_moment_positive():
         for table in (A, G):
             for i in range(3):
                 pair = [[table[i][i], table[i][i + 1]], [table[i + 1][i], table[i + 1][i + 1]]]
-                assert torch.linalg.eigvalsh(dense.assemble(pair)).min() > -1e-12
+                assert torch.linalg.eigvalsh(approximations.assemble(pair)).min() > -1e-12
         remaining = 1.0
         for j in range(7, k + 1):
             remaining *= min(1 - 1 / j, 0.95)

@@ -6,7 +6,7 @@ things are the engine's.
 
 import pytest
 import torch
-from oracles import dense, heskes
+from oracles import approximations, dense, heskes
 
 from engine.helpers import (
     ADAPTIVE,
@@ -64,7 +64,9 @@ def test_it_is_the_dense_inverse(likelihood, shape, structure, path):
     dims, bias, count = SHAPES[shape]
     net, x, y = problem(likelihood, dims, count, "tanh", bias, seed=2)
     _, P = stepped(net, likelihood, x, y, structure, path=path)
-    same_matrix(P, dense.preconditioner(*dense_moments(net, likelihood, x), structure, GAMMA))
+    same_matrix(
+        P, approximations.preconditioner(*dense_moments(net, likelihood, x), structure, GAMMA)
+    )
 
 
 BLOCKS = {
@@ -84,7 +86,7 @@ def test_every_way_to_invert(name, structure):
     _, P = stepped(net, "bernoulli", x, y, structure, block=BLOCKS[name])
     rule = name.split()[1] if name.startswith("pi") else "trace"
     moments = dense_moments(net, "bernoulli", x)
-    expected = dense.preconditioner(*moments, structure.partition("(")[0], GAMMA, rule)
+    expected = approximations.preconditioner(*moments, structure.partition("(")[0], GAMMA, rule)
     same_matrix(P, expected, 1e-8)
 
 
@@ -93,7 +95,9 @@ def test_unfactored_tikhonov(structure):
     """(A (x) G + gamma^2 I)^-1 by the eigenbasis; it ends its chain."""
     net, x, y = problem("categorical", seed=2)
     _, P = stepped(net, "categorical", x, y, structure, block="kronecker(tikhonov='unfactored')")
-    same_matrix(P, dense.tikhonov_inverse(*dense_moments(net, "categorical", x), GAMMA**2), 1e-9)
+    same_matrix(
+        P, approximations.tikhonov_inverse(*dense_moments(net, "categorical", x), GAMMA**2), 1e-9
+    )
 
 
 def test_a_chain_that_one_block_ends():
@@ -102,10 +106,10 @@ def test_a_chain_that_one_block_ends():
     rules = {"4": "kronecker(tikhonov='unfactored')", "*": "kronecker"}  # 4: the third Linear
     _, P = stepped(net, "gaussian_full", x, y, "block_tridiagonal", block=rules)
     A, G = dense_moments(net, "gaussian_full", x)
-    blocks = dense.kron_blocks(*dense.damp(A, G, GAMMA))
+    blocks = approximations.kron_blocks(*approximations.damp(A, G, GAMMA))
     lone = torch.kron(A[2][2], G[2][2])
     blocks[2][2] = lone + GAMMA**2 * torch.eye(len(lone), dtype=lone.dtype)
-    same_matrix(P, dense.chains_precision(blocks, [[0, 1], [2], [3, 4]]), 1e-9)
+    same_matrix(P, approximations.chains_precision(blocks, [[0, 1], [2], [3, 4]]), 1e-9)
 
 
 @pytest.mark.parametrize("gamma", [0.02, 0.4])
@@ -114,8 +118,8 @@ def test_f_hat_by_its_definition(bias, gamma):
     """tridiagonal blocks of F-tilde, block-tridiagonal inverse, PD."""
     net, x, y = problem("categorical", (6, 5, 4, 3, 4, 5), 40, bias=bias, seed=3)
     _, inverse = stepped(net, "categorical", x, y, "block_tridiagonal", gamma)
-    A, G = dense.damp(*dense_moments(net, "categorical", x), gamma)
-    blocks, hat = dense.kron_blocks(A, G), torch.linalg.inv(inverse)
+    A, G = approximations.damp(*dense_moments(net, "categorical", x), gamma)
+    blocks, hat = approximations.kron_blocks(A, G), torch.linalg.inv(inverse)
     parts = dense.layer_slices(net.weights)
     for i, rows in enumerate(parts):
         for j, columns in enumerate(parts):
@@ -125,10 +129,10 @@ def test_f_hat_by_its_definition(bias, gamma):
                 assert inverse[rows, columns].abs().max() == 0
     assert (inverse - inverse.t()).abs().max() < 1e-12 * inverse.abs().max()
     assert torch.linalg.eigvalsh(inverse).min() > 0
-    same_matrix(inverse, dense.chain_precision_reversed(blocks), 1e-8)
+    same_matrix(inverse, approximations.chain_precision_reversed(blocks), 1e-8)
     # maximum entropy: log det F-tilde < log det F-hat < log det F-breve; traces are the dimension
     _, breve_inverse = stepped(net, "categorical", x, y, "block_diagonal", gamma)
-    tilde = dense.f_tilde(A, G)
+    tilde = approximations.f_tilde(A, G)
     assert tilde.logdet() < -inverse.logdet() < -breve_inverse.logdet()
     for matrix in (inverse, breve_inverse):
         assert (matrix @ tilde).trace().item() == pytest.approx(len(tilde), rel=1e-8)
@@ -138,8 +142,8 @@ def test_f_hat_by_its_definition(bias, gamma):
 def test_one_and_two_layers_are_exact(dims):
     """l = 1: F-breve = F-hat = F-tilde; l = 2: F-hat = F-tilde."""
     net, x, y = problem("bernoulli", dims, 20, seed=4)
-    A, G = dense.damp(*dense_moments(net, "bernoulli", x), GAMMA)
-    expected = torch.linalg.inv(dense.f_tilde(A, G))
+    A, G = approximations.damp(*dense_moments(net, "bernoulli", x), GAMMA)
+    expected = torch.linalg.inv(approximations.f_tilde(A, G))
     _, hat = stepped(net, "bernoulli", x, y, "block_tridiagonal")
     same_matrix(hat, expected, 1e-9)
     _, breve = stepped(net, "bernoulli", x, y, "block_diagonal")
@@ -162,8 +166,8 @@ def test_f_hat_is_nearer_to_f_tilde_on_a_trained_tanh_net(likelihood):
         last = numbers(engine.step())["loss"]
     assert last < 0.97 * first
     here = dense.at(net, theta_of(engine))
-    A, G = dense.damp(*dense_moments(here, likelihood, x), 0.1)
-    tilde = dense.f_tilde(A, G)
+    A, G = approximations.damp(*dense_moments(here, likelihood, x), 0.1)
+    tilde = approximations.f_tilde(A, G)
     matrices = {}
     for structure in STRUCTURES:
         _, matrices[structure] = stepped(here, likelihood, x, y, structure, 0.1)

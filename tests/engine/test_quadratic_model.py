@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from oracles import dense, quadratic
+from oracles import approximations, dense, quadratic
 
 from engine.helpers import (
     ADAPTIVE,
@@ -205,7 +205,7 @@ def one_step(engine, net, likelihood, x, y, structure, l2, gamma):
     here = dense.at(net, theta)
     A, G = dense.moments_a(here, x), dense.moments_g(here, likelihood, x)
     g = dense.gradient(here, likelihood, x, y, l2)
-    proposal = -(dense.preconditioner(A, G, structure, gamma) @ g)
+    proposal = -(approximations.preconditioner(A, G, structure, gamma) @ g)
     record = engine.step_on(in_order(engine))
     return g, proposal, dense.fisher(here, likelihood, x), numbers(record), theta_of(engine) - theta
 
@@ -345,7 +345,7 @@ def test_many_conjugate_gradient_steps_are_the_newton_step(structure, momentum):
         made = first_two(f"conjugate_gradient(steps={steps}, momentum={momentum})")
         g, _, F, record, delta = made[0]
         matrix = quadratic.curvature(F, LAM, ETA)
-        inverse = dense.preconditioner(
+        inverse = approximations.preconditioner(
             dense.moments_a(net, x), dense.moments_g(net, "gaussian_half", x), structure, 0.5
         )
         reference = quadratic.conjugate_gradient(matrix, g, inverse, min(steps, 12))

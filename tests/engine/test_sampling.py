@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from oracles import dense
+from oracles import approximations, dense
 
 from engine.helpers import (
     GAUSSIAN,
@@ -138,12 +138,12 @@ def estimates(likelihood, net, x, y, copies, steps, **options):
     )
     for step in steps:
         _, G = statistics_of(engine, step)
-        yield dense.assemble([[G[1][1], G[1][2]], [G[2][1], G[2][2]]]).clone()
+        yield approximations.assemble([[G[1][1], G[1][2]], [G[2][1], G[2][2]]]).clone()
 
 
 def exact(likelihood, net, x):
     G = dense.moments_g(net, likelihood, x)
-    return dense.assemble([[G[1][1], G[1][2]], [G[2][1], G[2][2]]])
+    return approximations.assemble([[G[1][1], G[1][2]], [G[2][1], G[2][2]]])
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
@@ -183,7 +183,9 @@ def test_sampled_g_is_unbiased(likelihood, path):
     for step in range(1, 501):
         table = statistics_of(engine, step)[1]
         rounds.append(
-            dense.assemble([[table[1][1], table[1][2]], [table[2][1], table[2][2]]]).clone()
+            approximations.assemble(
+                [[table[1][1], table[1][2]], [table[2][1], table[2][2]]]
+            ).clone()
         )
     rounds = torch.stack(rounds)
     z = (rounds.mean(0) - G) / (rounds.std(0) / math.sqrt(len(rounds)))

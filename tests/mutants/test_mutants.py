@@ -156,7 +156,7 @@ def test_another_package_is_not_tested(tmp_path):
     tree = tmp_path / "tree"
     run.copied(run.ROOT, tree)
     (tree / "kfac_lab").rename(tree / "kfac_lob")
-    ran = run.tested(tree, ["tests/oracles/test_oracles.py::test_schedules"])
+    ran = run.tested(tree, ["tests/oracles/test_paths.py::test_schedules"])
     assert "kfac_lab was imported from" in ran.trouble and ran.outcomes == {}
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from optim.helpers import Wrapped, backward, classifier, data, same
 from torch import nn
 from torch.nn import functional
 
 import kfac_lab as kl
+from optim.helpers import Wrapped, backward, classifier, data, same
 
 pytestmark = pytest.mark.filterwarnings("ignore:a batch of")
 

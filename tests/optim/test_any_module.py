@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from optim.helpers import Branching, Wrapped, classifier, data, gradient, parameters, update
 from torch import Tensor, nn
 from torch.nn import functional
 
 import kfac_lab as kl
+from optim.helpers import Branching, Wrapped, classifier, data, gradient, parameters, update
 
 pytestmark = pytest.mark.filterwarnings("ignore:a batch of")
 

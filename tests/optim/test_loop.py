@@ -6,11 +6,11 @@ import warnings
 
 import pytest
 import torch
-from optim.helpers import Wrapped, classifier, data, parameters, same, update
 from torch import Tensor, nn
 from torch.nn import functional
 
 import kfac_lab as kl
+from optim.helpers import Wrapped, classifier, data, parameters, same, update
 
 pytestmark = pytest.mark.filterwarnings("ignore:a batch of")
 

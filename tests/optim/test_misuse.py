@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from optim.helpers import Branching, backward, classifier, data, exact, parameters, same
 from torch import Tensor, nn
 from torch.nn import functional
 
 import kfac_lab as kl
+from optim.helpers import Branching, backward, classifier, data, exact, parameters, same
 
 pytestmark = pytest.mark.filterwarnings("ignore:a batch of")
 

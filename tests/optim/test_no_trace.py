@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from optim.helpers import Branching, backward, classifier, data, exact
 
 import kfac_lab as kl
+from optim.helpers import Branching, backward, classifier, data, exact
 
 pytestmark = pytest.mark.filterwarnings("ignore:a batch of")
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from optim.helpers import backward, classifier, data, exact, parameters
 from torch import Tensor, nn
 from torch.nn import functional
 
 import kfac_lab as kl
 from kfac_lab.core.linalg import reading
+from optim.helpers import backward, classifier, data, exact, parameters
 
 pytestmark = pytest.mark.filterwarnings("ignore:a batch of")
 

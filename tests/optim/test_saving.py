@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 import warm
-from optim.helpers import Wrapped, backward, classifier, data, parameters, same
 from torch import nn
 
 import kfac_lab as kl
+from optim.helpers import Wrapped, backward, classifier, data, parameters, same
 
 pytestmark = pytest.mark.filterwarnings("ignore:a batch of")
 

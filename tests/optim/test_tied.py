@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from optim.helpers import data, gradient
 from torch import Tensor, nn
 from torch.nn import functional
 
 import kfac_lab as kl
+from optim.helpers import data, gradient
 
 pytestmark = pytest.mark.filterwarnings("ignore:a batch of")
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import dense, quadratic
+from . import approximations, dense, quadratic
 from .linear_equations import inverse_root
 
 SWAPPED = {"tanh": "logistic", "logistic": "tanh", "sigmoid": "tanh"}
@@ -141,7 +141,7 @@ def path(
         if structure == "identity":
             proposal = -g
         else:
-            proposal = -(dense.preconditioner(A, G, structure, gamma) @ g)
+            proposal = -(approximations.preconditioner(A, G, structure, gamma) @ g)
         if alpha is not None:
             delta = alpha * proposal
         else:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from . import dense, quadratic
+from . import approximations, dense, quadratic
 
 StepDict = dict
 
@@ -115,7 +115,11 @@ def run(
             kept = None
         tried = []
         for candidate, origin in zip(named, made_of, strict=True):
-            P = dense.preconditioner(*origin[:2], structure, origin[2], pi) if refresh else inverse
+            P = (
+                approximations.preconditioner(*origin[:2], structure, origin[2], pi)
+                if refresh
+                else inverse
+            )
             proposal = -(P @ g)
             directions = [proposal, previous] if momentum else [proposal]
             coeffs = quadratic.coefficients(directions, F, g, lam, eta)

@@ -6,7 +6,9 @@ import torch
 import kfac_lab as kl
 
 from .engine_side import laboratory, recipe, stepped
-from .models import ZOO, Derivative, Zoo, made, pinn
+from .exhibit import Zoo
+from .models import ZOO, made
+from .written import Derivative, pinn
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from oracles import dense
+from oracles import approximations
 from torch import nn
 
 import kfac_lab as kl
@@ -194,7 +194,7 @@ def test_block_averages_of_a_chain_are_those_of_the_papers_inverse(sigma) -> Non
     A[0][2], A[2][0] = torch.zeros(sides[0][1], sides[2][1]).double(), None
     G[0][2], G[2][0] = torch.zeros(sides[0][0], sides[2][0]).double(), None
     A[2][0], G[2][0] = A[0][2].t(), G[0][2].t()
-    whole = dense.chain_precision(dense.kron_blocks(A, G)).numpy()
+    whole = approximations.chain_precision(approximations.kron_blocks(A, G)).numpy()
     found = inverse.averages(glance)
     assert found.exact
     expected = oracle_averages(whole, sides)
