@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tune_plans import PLANS
 
 from kfac_lab.errors import NumericalError
 from kfac_lab.hooks import Recipe, lab
@@ -36,108 +37,6 @@ COARSE = {"curves": 1 / 4, "mnist": 1 / 6, "faces": 1 / 8}  # shares that narrow
 STRIDE = {"faces": 5}  # cases are in the order of the people, so a stride sees them all
 SEED = 0
 LADDER = [m * 10.0**e for e in range(-6, 1) for m in (1, 2, 3, 5, 7)]
-
-# The first batch, the learning rates to start from, settings crossed with them, the batches and
-# settings then tried one after the other, and those tried once more with the whole budget. MNIST
-# starts where CURVES ended.
-_MUON = {"adjust": "match_rms_adamw", "hidden_only": True, "adam_lr": 0.003, "momentum": 0.9}
-_SOAP = {"max_side": 512, "every": 10}
-PLANS: dict[tuple[str, str], dict[str, Any]] = {
-    ("curves", "muon"): {
-        "size": 100,
-        "lr": [0.01, 0.02, 0.05],
-        "crossed": [_MUON],
-        "sizes": [50, 200],
-        "settings": [{"momentum": 0.95}, {"adam_lr": 0.005}, {"decay": 0.6}, {"ns_steps": 3}],
-    },
-    ("curves", "nag"): {
-        "size": 100,
-        "lr": [0.001, 0.003, 0.01],
-        "crossed": [{"mu_max": 0.99}],
-        "sizes": [50, 250, 25],
-        "settings": [{"mu_max": 0.9}, {"mu_max": 0.95}, {"final": 0.1}],
-        "late": [{"decay": 0.3}],
-    },
-    ("curves", "adam"): {
-        "size": 100,
-        "lr": [0.001, 0.003, 0.01],
-        "crossed": [{}],
-        "sizes": [50, 200, 25],
-        "settings": [{"decay": 0.3}, {"beta2": 0.99}, {"beta1": 0.95}],
-        "late": [{"decay": 0.3}],
-    },
-    ("curves", "soap"): {
-        "size": 100,
-        "lr": [0.001, 0.003, 0.01],
-        "crossed": [_SOAP],
-        "sizes": [50, 200],
-        "settings": [{"beta1": 0.9}, {"beta2": 0.99}, {"max_side": 300}, {"every": 5}],
-    },
-    ("mnist", "muon"): {
-        "size": 100,
-        "lr": [0.01, 0.02, 0.05],
-        "crossed": [_MUON],
-        "sizes": [50, 200, 400],
-        "settings": [{"momentum": 0.95}],
-    },
-    ("mnist", "nag"): {
-        "size": 50,
-        "lr": [0.005, 0.01, 0.02],
-        "crossed": [{"mu_max": 0.95}],
-        "sizes": [100, 25],
-        "settings": [{"mu_max": 0.99}],
-        "late": [{"decay": 0.3}],
-    },
-    ("mnist", "adam"): {
-        "size": 50,
-        "lr": [0.0005, 0.001, 0.002],
-        "crossed": [{"beta2": 0.99}],
-        "sizes": [100, 25],
-        "settings": [{"beta2": 0.999}],
-        "late": [{"decay": 0.3}],
-    },
-    ("mnist", "soap"): {
-        "size": 100,
-        "lr": [0.003, 0.007],
-        "crossed": [{"max_side": 300, "every": 5, "beta1": 0.9}],
-        "sizes": [200],
-        "settings": [{"max_side": 512, "every": 10}],
-        "seconds": 30.0,
-    },
-    ("faces", "nag"): {
-        "size": 50,
-        "lr": [0.0003, 0.001, 0.003],
-        "crossed": [{"mu_max": 0.95}],
-        "sizes": [100, 25, 10],
-        "settings": [{"mu_max": 0.99}],
-        "late": [{"mu_max": 0.99}],
-    },
-    ("faces", "muon"): {
-        "size": 100,
-        "lr": [0.003, 0.01],
-        "crossed": [_MUON],
-        "sizes": [50],
-        "settings": [{"adam_lr": 0.001}],
-        "seconds": 30.0,
-    },
-    ("faces", "adam"): {
-        "size": 50,
-        "lr": [0.0003, 0.001],
-        "crossed": [{"beta2": 0.99}],
-        "sizes": [25],
-        "settings": [{"beta2": 0.999}],
-        "late": [{"decay": 0.3}],
-        "seconds": 30.0,
-    },
-    ("faces", "soap"): {
-        "size": 100,
-        "lr": [0.003],
-        "crossed": [{"max_side": 300, "every": 5, "beta1": 0.9}],
-        "sizes": [50],
-        "settings": [{"max_side": 700, "every": 10}],
-        "seconds": 30.0,
-    },
-}
 
 
 class Bench:

@@ -205,6 +205,30 @@ def test_a_circle_is_found_in_every_form(tmp_path: Path, monkeypatch) -> None:
     assert circles(modules_in("pkg")) == wrong
 
 
+# ---- one idea a file ------------------------------------------------------------------------------
+
+LONGEST = 400  # lines
+
+
+def longer(paths: list[Path]) -> list[str]:
+    """The Python files that are longer than a file may be, with their lines."""
+    counted = {p: len(p.read_text(encoding="utf-8").splitlines()) for p in paths}
+    return [f"{p.relative_to(ROOT)}: {n} lines" for p, n in counted.items() if n > LONGEST]
+
+
+def test_no_file_is_long() -> None:
+    paths = [path for path in tracked_files() if path.suffix == ".py"]
+    assert len(paths) > 500
+    assert longer(paths) == []
+
+
+def test_a_long_file_is_noticed(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    for lines in (LONGEST, LONGEST + 1):
+        (tmp_path / f"of_{lines}.py").write_text("x = 1\n" * lines)
+    assert longer(sorted(tmp_path.glob("*.py"))) == ["of_401.py: 401 lines"]
+
+
 # ---- what ARCHITECTURE.md says is so -------------------------------------------------------------
 
 

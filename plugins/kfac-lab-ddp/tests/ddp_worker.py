@@ -14,6 +14,7 @@ from pathlib import Path
 import ddp_scenarios as scenarios
 import torch
 import torch.distributed as dist
+from ddp_several import SEVERAL
 from kfac_lab_ddp import Distributed
 
 import kfac_lab as kl
@@ -24,7 +25,7 @@ def main(folder: Path, names: list[str]) -> None:
     warnings.simplefilter("ignore")
     dist.init_process_group("gloo", timeout=timedelta(seconds=40))
     rank, size = dist.get_rank(), dist.get_world_size()
-    known = {**scenarios.SAME, **scenarios.SEVERAL}
+    known = {**scenarios.SAME, **SEVERAL}
     for name in names:
         torch.save(known[name](rank, size), folder / f"{name}.{rank}.pt")
     if os.environ.get("SAVE"):

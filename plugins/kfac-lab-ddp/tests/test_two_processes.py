@@ -9,6 +9,7 @@ import ddp_scenarios as scenarios
 import pytest
 import torch
 from ddp_jobs import torchrun
+from ddp_several import SEVERAL
 
 import kfac_lab as kl
 
@@ -21,7 +22,7 @@ DOUBLE = 1e-9
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
     folder = tmp_path_factory.mktemp("job")
-    names = [*scenarios.SAME, *scenarios.SEVERAL]
+    names = [*scenarios.SAME, *SEVERAL]
     found = torchrun(folder, *names, SAVE="1")
     found["folder"] = folder
     return found
