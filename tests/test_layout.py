@@ -205,7 +205,7 @@ def test_a_circle_is_found_in_every_form(tmp_path: Path, monkeypatch) -> None:
     assert circles(modules_in("pkg")) == wrong
 
 
-# ---- one idea a file ------------------------------------------------------------------------------
+# ---- one idea a file -----------------------------------------------------------------------------
 
 LONGEST = 400  # lines
 
