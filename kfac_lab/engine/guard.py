@@ -8,6 +8,9 @@ buffers and average stay what they were. Where h is still up after that, the dat
 not the step: that is the new level. A level that is not above 0 says nothing, and neither does an h
 that is NaN: targets that cannot be give it as well.
 
+Only what the last step did is taken back: where θ is not where it put it, to the last bit, somebody
+else has written into it since (loaded weights, a layer made anew), and h is what that has made it.
+
 θ before the last step is kept in the state, since θ + δ − δ0 is not it: what a large δ0 has rounded
 away of a small θ is lost. Nothing is read for the verdict: it chooses between the tensors of a
 steady step, and goes along with what a refresh reads.
@@ -27,7 +30,16 @@ from kfac_lab.core.state import GATED, DampingStrength, State, StepRecord
 from kfac_lab.core.vector import Vec
 from kfac_lab.engine.parts import number
 
-__all__ = ["Verdict", "level_after", "may_be_back", "remembered", "taken_back", "undone", "verdict"]
+__all__ = [
+    "Verdict",
+    "level_after",
+    "may_be_back",
+    "remembered",
+    "stayed",
+    "taken_back",
+    "undone",
+    "verdict",
+]
 
 SAID = 10.0  # a rise by this factor is told where there is no guard
 FADE = 0.9  # the level is the largest h of late, fading by this factor a step
@@ -51,7 +63,12 @@ class Verdict:
 
 
 def verdict(
-    declared: Any, state: State, loss: Tensor, sound: Callable[[], Tensor], looks: bool
+    declared: Any,
+    state: State,
+    loss: Tensor,
+    sound: Callable[[], Tensor],
+    stayed: Callable[[], Tensor],
+    looks: bool,
 ) -> Verdict:
     """What the guard says of the last step; without one, whether it would have been called for.
 
@@ -60,7 +77,8 @@ def verdict(
         state: of before this step.
         loss: h of this step's batch.
         sound: whether the numbers of the batch are finite, 0-dim.
-        looks: whether a look at the flag costs nothing, so that ``sound`` need not be asked.
+        stayed: whether θ is where the last step put it, 0-dim.
+        looks: whether a look at the flag costs nothing, so that the others need not be asked.
     """
     level = _level(state, loss)
     if not declared.guard or declared.back is None or state.previous is None:
@@ -73,7 +91,14 @@ def verdict(
     back = declared.back(state.strength)
     if looks and not linalg.host([exploded])[0]:
         return Verdict(exploded, back, calm=True)
-    return Verdict(exploded & (torch.isfinite(loss) | sound()), back)
+    return Verdict(exploded & stayed() & (torch.isfinite(loss) | sound()), back)
+
+
+def stayed(state: State, theta: list[Tensor], change: list[Tensor]) -> Tensor:
+    """Whether θ is what it was before the last step plus that step's ``change``, 0-dim."""
+    assert state.before is not None
+    put = torch._foreach_add(list(state.before), change)
+    return torch.stack(torch._foreach_norm(torch._foreach_sub(theta, put), float("inf"))).sum() == 0
 
 
 def level_after(state: State, loss: Tensor) -> Tensor:

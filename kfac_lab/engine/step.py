@@ -154,11 +154,20 @@ def _observed(
             engine.state_,
             evaluated.loss,
             lambda: sound(parts, drawn, evaluated.loss.device),
+            lambda: _stayed(begun, evaluated),
             engine._looks,
         )
         table = begun.gathered.table
         evaluated.approximate = lambda v: statistics.approximate(parts, table, block_states, v)
     return block_states, verdict
+
+
+def _stayed(begun: Begun, evaluated: Evaluated) -> Tensor:
+    """Whether θ is where the last step put it."""
+    engine = begun.engine
+    assert engine.state_.previous is not None
+    change = engine.network.unpack(engine.state_.previous)
+    return guard.stayed(engine.state_, evaluated.theta, change)
 
 
 def _moved(begun: Begun, evaluated: Evaluated, chosen: Candidate) -> tuple[Vec, list[Tensor]]:

@@ -17,14 +17,14 @@ RECIPE = kl.Recipe.named("paper").replace(
 )
 
 
-def run_of(guard: float = 5.0, free: bool = True, **slots: str) -> kl.Run:
+def run_of(guard: float = 5.0, free: bool = True, graphs: bool = False, **slots: str) -> kl.Run:
     torch.manual_seed(0)
     x = torch.randn(40, 5, dtype=torch.float64)
     y = (x.sum(1) > 0).long()
     model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 2)).double()
     problem = kl.Problem(model=model, likelihood="categorical", inputs=x, targets=y, l2=1e-5)
     damping = f"levenberg_marquardt(lam=1.0, guard={guard})"
-    run = kl.Run(problem, RECIPE.replace(damping=damping, **slots), seed=0)
+    run = kl.Run(problem, RECIPE.replace(damping=damping, **slots), seed=0, graphs=graphs)
     run.stepper._reads_are_free = free
     return run
 
@@ -299,3 +299,24 @@ def test_a_step_that_takes_one_back_is_not_counted_by_a_part(free: bool, refresh
     assert run.history["taken_back"][-1] == 1
     run.stepper.read([])
     assert run.stepper.state_.part_states["momentum"]["made"] == made
+
+
+@pytest.mark.parametrize("refresh", [False, True], ids=["steady", "refresh"])
+@pytest.mark.parametrize("kind", ["read", "gated", "graphs"])
+def test_what_somebody_else_wrote_into_theta_stays(kind: str, refresh: bool) -> None:
+    """Weights loaded between two steps, a layer made anew: h explodes, and no step did that."""
+    schedule = f"periodic(T1=3, T2=6, T3={1 if refresh else 6}, burn_in=0)"
+    run = run_of(free=kind != "gated", schedule=schedule, graphs=kind == "graphs").advance(8)
+    head, level = run.problem.model[2], float(run.history["loss"][-1])
+    with torch.no_grad():
+        head.weight.mul_(-40.0)
+    own = head.weight.detach().clone()
+    run.advance(1)
+    assert run.history["loss"][-1] > 5 * level
+    assert not any(run.history["taken_back"])
+    assert (head.weight - own).norm() < 0.5 * own.norm()  # a step from there
+    spoil(run, 1e4)
+    before = run.stepper.state_.before
+    run.advance(1)  # and what a step does is taken back as ever
+    assert run.history["taken_back"][-1] == 1
+    assert all(map(torch.equal, theta(run), before))
