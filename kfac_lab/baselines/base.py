@@ -287,7 +287,7 @@ class Baseline:
         for at in range(0, m, size):
             x, y = inputs[at : at + size], targets[at : at + size]
             with torch.enable_grad(), self._mask(k, at, x.device):
-                z = read(called(model, buffers, x) if buffers else problem.called(x))
+                z = read(called(model, buffers, x, buffers) if buffers else problem.called(x))
             outputs, criterion = z.detach(), batch.of(read.likelihood)
             losses.append(criterion.loss(outputs, y).sum(dtype=torch.float64))
             errors.append(criterion.error(outputs, y).sum(dtype=torch.float64))

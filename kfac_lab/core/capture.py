@@ -336,8 +336,17 @@ def _check_tensors(model: nn.Module) -> None:
         )
 
 
-def called(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor) -> Any:
+def called(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    inputs: Tensor,
+    buffers: dict[str, Tensor] | None = None,
+) -> Any:
     """The model's outputs with other tensors in place of its own, by canonical name.
+
+    Of the ``buffers`` among them, those that the call has written into have the new numbers; one
+    that it has put another tensor of the same shape and type in place of (``self.n = self.n + 1``)
+    becomes that tensor. A buffer that the call has made anew in another shape stays.
 
     ``functional_call`` ties weights itself, but puts the wrong tensor back into a module that has
     two paths (torch 2.13); so every module's own entry is named here, once.
@@ -353,7 +362,16 @@ def called(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor) -> A
             if canonical != name and canonical in tensors:
                 named[name] = tensors[canonical]
     args, kwargs = call_arguments(inputs)
-    return torch.func.functional_call(model, named, args, kwargs, tie_weights=False)
+    outputs = torch.func.functional_call(model, named, args, kwargs, tie_weights=False)
+    if buffers is not None:
+        changed = {n: named[n] for n, old in buffers.items() if named[n] is not old}
+        buffers.update({n: new.detach() for n, new in changed.items() if _fits(new, buffers[n])})
+    return outputs
+
+
+def _fits(new: Any, old: Tensor) -> bool:
+    """Whether it can take the place of a buffer, as its numbers."""
+    return isinstance(new, Tensor) and (new.shape, new.dtype) == (old.shape, old.dtype)
 
 
 def _reach(module: nn.Module, name: str) -> nn.Parameter:

@@ -50,14 +50,14 @@ class Function:
         return {name: b.clone() for name, b in self.model.named_buffers()}
 
     def __call__(self, theta: list[Tensor] | None, buffers: dict[str, Tensor], x: Any) -> Tensor:
-        """The outputs z at ``theta``, or where the model is; ``buffers`` are updated in place."""
+        """The outputs z at ``theta``; or where the model is, with ``buffers`` updated in place."""
         if theta is None and not buffers:
             args, kwargs = call_arguments(x)
             return self.outputs(self.model(*args, **kwargs))
         named = dict(buffers)
         if theta is not None:
             named.update(self.network.named(theta))
-        return self.outputs(called(self.model, named, x))
+        return self.outputs(called(self.model, named, x, buffers if theta is None else None))
 
     def mask(self, step: int, start: int, device: torch.device) -> Any:
         """The network's own randomness, a function of (seed, step, chunk, process)."""
