@@ -1,6 +1,8 @@
 """Statistics on some steps, from the user's own backward; layers left to another optimiser."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -243,3 +245,19 @@ def test_a_preconditioner_reads_its_history_on_refreshes(monkeypatch):
         pre.step()
     assert len(pre.history) == 4 and pre.history.records[-1].step == 9
     assert sum(row is None for _, row in pre.history._steps) == 0
+
+
+def test_a_first_step_imports_no_algebra_system() -> None:
+    """torch imports sympy, half a second of it, for the first gradient that is given a cotangent."""
+    script = """
+import sys, torch, kfac_lab as kl
+from torch import nn
+assert "sympy" not in sys.modules
+model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
+pre = kl.Preconditioner(model, recipe="amortised", normalise=True)
+nn.functional.cross_entropy(model(torch.randn(8, 4)), torch.randint(2, (8,))).backward()
+pre.step()
+print("sympy" in sys.modules)
+"""
+    made = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert made.stdout.split() == ["False"]

@@ -27,7 +27,7 @@ from kfac_lab.errors import CoverageError, RecipeError
 __all__ = ["Accumulation", "Ledger", "MomentLayout", "MomentStore", "Table"]
 
 Key = tuple[str, int, int]  # name, layer, layer; both equal but for cross moments
-WIDE = 128  # on a CPU: from which side on a moment is updated by strips
+WIDE = 192  # on a CPU: from which side on a moment is updated by strips, from 256 rows up
 NAMES = ("A", "G", "A.diagonal", "G.diagonal", "A.mean", "A.reduced", "G.reduced")
 
 

@@ -76,6 +76,14 @@ class Vec:
             dtype=torch.float64
         )
 
+    def squared(self) -> Tensor:
+        """``dot`` with itself, in half the time: each matrix's norm is of its own precision."""
+        own = [self.matrices[i] for i in self.layers]
+        if not own:
+            return self.matrices[0].new_zeros((), dtype=torch.float64)
+        norms = torch.stack(torch._foreach_norm(own)).to(torch.float64)
+        return (norms * norms).sum()
+
     @staticmethod
     def combine(coefficients: Tensor, basis: Sequence[Vec]) -> Vec:
         """Σ_j coefficients[j] · basis[j]; ``coefficients`` ``[k]`` are not read by the host."""

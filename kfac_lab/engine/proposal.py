@@ -167,7 +167,7 @@ def preconditioned(gradient: Vec, clock: Clock) -> Trial:
         with clock("propose"):
             result = preconditioner.apply(gradient)
             slope = -gradient.dot(result).reshape(1)
-            gram = result.dot(result).reshape(1, 1)
+            gram = result.squared().reshape(1, 1)
         one, nothing = torch.ones_like(slope), torch.zeros_like(gram)
         return Candidate(
             strength, preconditioner, (result,), one, slope[0], slope[0], slope, gram, nothing

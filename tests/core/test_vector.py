@@ -33,3 +33,12 @@ def test_inner_products_and_combinations_are_those_of_dense_vectors() -> None:
     alone = Vec.combine(c[:1], basis[:1])
     torch.testing.assert_close(dense(alone), 0.5 * stacked[0], rtol=0, atol=0)
     assert float(Part(a, (0,)).dot(Part(a, (1,)))) == 0.0
+
+
+def test_the_square_is_the_inner_product_with_itself_whatever_the_strides() -> None:
+    whole = vec(0)
+    strided = Vec([m.t() for m in whole])
+    for v in (whole, strided, Part(whole, (0, 2)), Part(whole, ())):
+        wanted = dense(v) @ dense(v)
+        torch.testing.assert_close(v.squared(), wanted, rtol=1e-12, atol=0)
+    assert Vec([m.float() for m in whole]).squared().dtype == torch.float64

@@ -47,12 +47,16 @@ class Look:
         ]
 
     def backward(self, cotangent: Tensor, asked: Sequence[Tensor]) -> Sequence[Tensor | None]:
-        """Gradients of ``asked``; all that was recorded gets its own."""
+        """Gradients of ``asked``; all that was recorded gets its own.
+
+        They are those of the sum Σ cotangent·outputs, whose derivative is the cotangent to the
+        last bit: the first gradient that is given one imports sympy (torch 2.13), half a second.
+        """
         leaves = [*asked, *self.parameters()]
         with self.recorder.inside(), _undropped(self.recorder.model):
-            found = torch.autograd.grad(
-                self.outputs, leaves, cotangent, retain_graph=True, allow_unused=True
-            )
+            with torch.enable_grad():
+                total = (self.outputs * cotangent).sum()
+            found = torch.autograd.grad(total, leaves, retain_graph=True, allow_unused=True)
         return found[: len(asked)]
 
     def parameters(self) -> list[Tensor]:
