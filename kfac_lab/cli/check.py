@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from kfac_lab.cli.terminal import Live, paint, table
+from kfac_lab.cli.terminal import LiveLines, paint, table
 from kfac_lab.core.parameters import build, did_you_mean
 from kfac_lab.errors import PluginError
 from kfac_lab.testing import Report, report
@@ -24,7 +24,7 @@ _COLOURS = {"broken": 160, "obeyed": 34}
 
 def check(options: argparse.Namespace) -> int:
     """Runs the command; returns its exit code: 1 where a law is broken."""
-    live = Live()
+    live = LiveLines()
     if options.laws:
         live.say("\n".join(_laws(_width())))
         return 0

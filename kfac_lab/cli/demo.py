@@ -15,7 +15,7 @@ from kfac_lab.baselines import tuned
 from kfac_lab.cli.about import error_unit
 from kfac_lab.cli.picture import available, race_picture
 from kfac_lab.cli.race import Lane, Race, lead, threads, time_to
-from kfac_lab.cli.terminal import Live, bar, chart, duration, number, paint, table, ticks
+from kfac_lab.cli.terminal import LiveLines, bar, chart, duration, number, paint, table, ticks
 from kfac_lab.core import files
 from kfac_lab.core.problem import Problem
 from kfac_lab.errors import RecipeError
@@ -50,7 +50,7 @@ _COLOURS = {
 def demo(options: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
     available()
-    live = Live(every=5.0)
+    live = LiveLines(every=5.0)
     interrupted = False
     with live, threads(options.threads):
         live.say(f"{options.problem}: setting up …")
@@ -163,7 +163,7 @@ def _recipe_lines(lane: Lane) -> Sequence[str]:
 class _Screen:
     """The race as it happens."""
 
-    def __init__(self, race: Race, live: Live) -> None:
+    def __init__(self, race: Race, live: LiveLines) -> None:
         self.race, self.live = race, live
         self._wall = time.monotonic()
 

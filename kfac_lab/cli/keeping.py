@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from kfac_lab.cli.terminal import Live
+from kfac_lab.cli.terminal import LiveLines
 from kfac_lab.errors import CheckpointError, KfacLabError, RecipeError
 from kfac_lab.run import Run
 
@@ -40,7 +40,7 @@ class Keeper:
     file stays.
     """
 
-    def __init__(self, run: Run, options: argparse.Namespace, live: Live) -> None:
+    def __init__(self, run: Run, options: argparse.Namespace, live: LiveLines) -> None:
         self.run, self.options, self.live = run, options, live
         self._step: int | None = None  # of the last save
         self._time, self._cost = time.monotonic(), 0.0

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from kfac_lab.cli.terminal import Live, paint, table
+from kfac_lab.cli.terminal import LiveLines, paint, table
 from kfac_lab.core import files
 from kfac_lab.core.parameters import Description, cited, describe, did_you_mean
 from kfac_lab.errors import KfacLabError, RecipeError
@@ -31,7 +31,7 @@ def components(options: argparse.Namespace) -> int:
     elif options.markdown:
         print(markdown(entries))
     else:
-        Live().say("\n".join(_listing(entries)))
+        LiveLines().say("\n".join(_listing(entries)))
     return 0
 
 
@@ -157,7 +157,7 @@ def plugins(options: argparse.Namespace) -> int:
     """Runs the command; returns its exit code: 1 where ``--why`` names one that failed."""
     if options.why is not None:
         plugin = lab.plugin(options.why)
-        Live().say("\n".join(_why(plugin)))
+        LiveLines().say("\n".join(_why(plugin)))
         return int(plugin.status == "FAILED")
     rows = [["plugin", "version", "status", "import", "brings"]]
     for plugin in lab.plugins():
@@ -169,7 +169,7 @@ def plugins(options: argparse.Namespace) -> int:
     for plugin in lab.plugins():
         if plugin.why:
             lines.append(f"{plugin.qualified}: {plugin.why}")
-    Live().say("\n".join(lines))
+    LiveLines().say("\n".join(lines))
     return 0
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-__all__ = ["Live", "Series", "bar", "chart", "duration", "number", "paint", "table", "visible"]
+__all__ = ["LiveLines", "Series", "bar", "chart", "duration", "number", "paint", "table", "visible"]
 
 #: a line of a chart: its points, and the 256-colour code that it is drawn in
 Series = tuple[Sequence[tuple[float, float]], int]
@@ -35,7 +35,7 @@ _ASCII = {
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
-class Live:
+class LiveLines:
     """Lines that are redrawn in place at most ten times a second.
 
     Where the stream is no terminal nothing is redrawn: ``draw`` writes its ``plain`` line now and
@@ -126,7 +126,7 @@ class Live:
         self.stream.write(text)
         self.stream.flush()
 
-    def __enter__(self) -> Live:
+    def __enter__(self) -> LiveLines:
         if self.tty:
             self._write("\x1b[?25l")
         self._warnings = warnings.catch_warnings()
@@ -155,7 +155,7 @@ class Live:
 
 
 def paint(text: str, colour: int | None = None, *, bold: bool = False) -> str:
-    """The text in one of the terminal's 256 colours; ``Live`` takes the colour off elsewhere."""
+    """The text in one of the terminal's 256 colours; ``LiveLines`` takes it off elsewhere."""
     codes = (["1"] if bold else []) + ([f"38;5;{colour}"] if colour is not None else [])
     return f"\x1b[{';'.join(codes)}m{text}\x1b[0m" if codes else text
 
@@ -332,3 +332,6 @@ def plainly(stream: TextIO) -> Iterator[None]:
         yield
     finally:
         reconfigure(errors=before)
+
+
+Live = LiveLines  # its former name

@@ -13,7 +13,7 @@ import torch
 from kfac_lab.cli.about import error_unit, has_test
 from kfac_lab.cli.ending import Ending, ending
 from kfac_lab.cli.keeping import Keeper, complain, undisturbed, writable
-from kfac_lab.cli.terminal import Live, bar, duration, number, paint, table
+from kfac_lab.cli.terminal import LiveLines, bar, duration, number, paint, table
 from kfac_lab.errors import RecipeError
 from kfac_lab.hooks import Recipe
 from kfac_lab.run import Run, Score
@@ -47,7 +47,7 @@ def train(options: argparse.Namespace) -> int:
         available(options.plot)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    live = Live(quiet=options.quiet)
+    live = LiveLines(quiet=options.quiet)
     with live, ending() as ended:
         run = _start(options, live)
         swaps = _planned(run, options)
@@ -93,7 +93,7 @@ def train(options: argparse.Namespace) -> int:
 # --- the start ------------------------------------------------------------------------------------
 
 
-def _start(options: argparse.Namespace, live: Live) -> Run:
+def _start(options: argparse.Namespace, live: LiveLines) -> Run:
     if options.resume is not None:
         run = Run.load(options.resume, device=options.device)
         _agrees(run, options)
@@ -216,7 +216,7 @@ def _advance(
 class _Progress:
     """The live lines of a run; asked after every step, it reads numbers only when it draws."""
 
-    def __init__(self, run: Run, live: Live, steps: int | None, seconds: float | None) -> None:
+    def __init__(self, run: Run, live: LiveLines, steps: int | None, seconds: float | None) -> None:
         self.run, self.live, self.steps, self.seconds = run, live, steps, seconds
         self.measured: Score | None = None
         self._from = run.step, run.seconds

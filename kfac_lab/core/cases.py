@@ -17,7 +17,7 @@ from kfac_lab.core.trees import mapped, tensors
 from kfac_lab.errors import DataError
 
 __all__ = [
-    "Call",
+    "Arguments",
     "Cases",
     "HeadTargets",
     "Unlabelled",
@@ -208,7 +208,7 @@ def as_cases(value: Any, name: str) -> Any:
     )
 
 
-class Call(NamedTuple):
+class Arguments(NamedTuple):
     """The arguments of a call, of either kind."""
 
     args: tuple[Any, ...]
@@ -218,7 +218,7 @@ class Call(NamedTuple):
 def call_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """How a model is called: a tuple is its arguments, a dict its named arguments."""
     tree = inputs.tree if isinstance(inputs, Cases) else inputs
-    if isinstance(tree, Call):
+    if isinstance(tree, Arguments):
         return tree.args, tree.kwargs
     if isinstance(tree, Mapping):
         return (), {str(name): value for name, value in tree.items()}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from kfac_lab.core.capture import Network
 from kfac_lab.core.traits import LayerTraits, traits
-from kfac_lab.core.vector import Part, Vec
+from kfac_lab.core.vector import PartialVec, Vec
 
 __all__ = ["Plan"]
 
@@ -170,7 +170,7 @@ class Plan:
 
         A vector enters at the first of its ``layers`` and costs nothing before.
         """
-        partial = any(isinstance(vector, Part) for vector in basis)
+        partial = any(isinstance(vector, PartialVec) for vector in basis)
         moving: Tensor | None = None
         order: list[int] = []  # which vector each row of ``moving`` belongs to
         for n, leaf in enumerate(self.leaves):

@@ -58,6 +58,7 @@ __all__ = [
     "Damping",
     "Estimator",
     "Evaluation",
+    "InverseOperator",
     "Layer",
     "Memo",
     "Model",
@@ -65,7 +66,6 @@ __all__ = [
     "Moments",
     "Momentum",
     "PartState",
-    "Preconditioner",
     "QuadraticModel",
     "Restriction",
     "Schedule",
@@ -184,7 +184,7 @@ class Structure(Protocol):
         part_states: Sequence[PartState],
         strength: DampingStrength,
         previous: Any,
-    ) -> Preconditioner:
+    ) -> InverseOperator:
         """The preconditioner for one candidate; saved with the run."""
         ...
 
@@ -198,7 +198,7 @@ class Structure(Protocol):
 
 
 @runtime_checkable
-class Preconditioner(Protocol):
+class InverseOperator(Protocol):
     """The damped inverse of the whole approximate Fisher."""
 
     def apply(self, vector: Vec) -> Vec:
@@ -378,3 +378,4 @@ class Stepper(Protocol):
 
 Restriction = SubspaceModel  # its former name
 Model = QuadraticModel  # its former name
+Preconditioner = InverseOperator  # its former name

@@ -1,5 +1,5 @@
-"""The former home of :class:`~kfac_lab.core.subspace.SubspaceModel`, for whoever imports it."""
+"""The former home of :class:`~kfac_lab.core.subspace.SubspaceQuadratic`, for whoever imports it."""
 
-from kfac_lab.core.subspace import SubspaceModel as Restriction
+from kfac_lab.core.subspace import SubspaceQuadratic as Restriction
 
 __all__ = ["Restriction"]

@@ -1,4 +1,4 @@
-"""SubspaceModel: the quadratic model on the span of k vectors (section 6.1, appendix C).
+"""SubspaceQuadratic: the quadratic model on the span of k vectors (section 6.1, appendix C).
 
 Models make it, momenta and the γ search consume it; none can tell which model it came from.
 """
@@ -14,14 +14,14 @@ from torch import Tensor
 
 from kfac_lab.core.state import DampingStrength
 
-__all__ = ["SubspaceModel"]
+__all__ = ["SubspaceQuadratic"]
 
 # A pivot below this share of its diagonal entry is a direction that the others span already.
 _DEPENDENT = 1e-10
 
 
 @dataclass(frozen=True)
-class SubspaceModel:
+class SubspaceQuadratic:
     """M on the span of k vectors; see ``core.protocols.SubspaceModel``."""
 
     curvature: Tensor  # [k, k], never with λ or η
@@ -89,3 +89,6 @@ class SubspaceModel:
         for j, value in fixed.items():
             solution[j] = torch.zeros_like(sides[j]) + value
         return torch.stack([solution[j] for j in range(k)])
+
+
+SubspaceModel = SubspaceQuadratic  # its former name

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Part", "Vec"]
+__all__ = ["PartialVec", "Vec"]
 
 
 class Vec:
@@ -64,7 +64,7 @@ class Vec:
     def dot(self, other: Vec) -> Tensor:
         """Inner product as a 0-dim float64 tensor."""
         mine, theirs = self.matrices, other.matrices
-        if isinstance(self, Part) or isinstance(other, Part):
+        if isinstance(self, PartialVec) or isinstance(other, PartialVec):
             shared = [i for i in self.layers if i in other.layers]
             if not shared:
                 return mine[0].new_zeros((), dtype=torch.float64)
@@ -117,7 +117,7 @@ def _rows(entries: Tensor) -> Tensor:
     return entries.flatten(1).sum(1) if entries.dim() > 1 else entries
 
 
-class Part(Vec):
+class PartialVec(Vec):
     """A vector's share of some layers; in the others its matrices are zeros that take no memory.
 
     It is a Vec like any other. Who looks at ``layers`` saves the work on the zeros.
@@ -136,3 +136,6 @@ class Part(Vec):
     def layers(self) -> Sequence[int]:
         """The layers it has a share of."""
         return self._layers
+
+
+Part = PartialVec  # its former name

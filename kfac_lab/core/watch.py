@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-__all__ = ["Watch"]
+__all__ = ["ModelWatch"]
 
 
-class Watch:
+class ModelWatch:
     """The modules and trained parameters of a model as they are now, to be compared later.
 
     Comparing walks over what was there, without a name or a tensor made: microseconds a module.

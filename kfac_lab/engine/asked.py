@@ -18,11 +18,11 @@ from kfac_lab.engine.prepared import Begun, carried
 if TYPE_CHECKING:
     from kfac_lab.engine.engine import Engine
 
-__all__ = ["Asked", "names_of", "size_pattern"]
+__all__ = ["StepInputs", "names_of", "size_pattern"]
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class StepInputs:
     """A step's inputs and the key of what else it depends on."""
 
     key: Any
@@ -35,7 +35,7 @@ class Asked:
     family: Any = None  # the key but for the sizes; None where other sizes are another step
 
     @staticmethod
-    def of(begun: Begun) -> Asked:
+    def of(begun: Begun) -> StepInputs:
         """Of a step that is about to be made."""
         engine, plan, drawn, gathered = begun.engine, begun.plan, begun.drawn, begun.gathered
         state, store, problem = engine.state_, gathered.store, engine.problem
@@ -88,7 +88,7 @@ class Asked:
         numbers = gathered.weights(state.block_ages)
         numbers.update(sizes)
         numbers["lr"] = engine.lr  # a rate that a scheduler changes at every step
-        return Asked(key, holds, tensors, writable, numbers, counts, sizes, family)
+        return StepInputs(key, holds, tensors, writable, numbers, counts, sizes, family)
 
 
 def _shapes(tensors: list[Tensor], rows: int | None = None) -> tuple[Any, ...]:

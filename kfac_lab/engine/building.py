@@ -35,7 +35,7 @@ from kfac_lab.engine.parts import Parts
 if TYPE_CHECKING:
     from kfac_lab.engine.engine import Engine
 
-__all__ = ["AT_ONCE", "Ready", "SideStream", "Staggered", "after", "shares", "staggered_at"]
+__all__ = ["AT_ONCE", "Ready", "SideStream", "SpreadRefresh", "after", "shares", "staggered_at"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Ready:
     block_states: tuple[Any, ...]
 
 
-class Staggered(NamedTuple):
+class SpreadRefresh(NamedTuple):
     """What a step does of a refresh that is spread: of the one ``build`` is, after its share.
 
     ``begins``: over how many steps the refresh that begins with it is spread, 1 where none does;
@@ -67,7 +67,7 @@ class Staggered(NamedTuple):
     gamma: bool = False
 
 
-AT_ONCE = Staggered()
+AT_ONCE = SpreadRefresh()
 
 
 class SideStream:
@@ -93,7 +93,7 @@ class SideStream:
             torch.cuda.current_stream().wait_event(self._end)
 
 
-def staggered_at(engine: Engine, due: Due, k: int, clock: Clock) -> tuple[Due, Staggered]:
+def staggered_at(engine: Engine, due: Due, k: int, clock: Clock) -> tuple[Due, SpreadRefresh]:
     """What step k does of a refresh that is spread over steps, its share built; and what is due of
     the step itself.
     """
@@ -106,18 +106,20 @@ def staggered_at(engine: Engine, due: Due, k: int, clock: Clock) -> tuple[Due, S
         return due, AT_ONCE
     later = due._replace(factors=False, inverse=False, gamma=False)
     if build is None:
-        return (later, Staggered(None, None, steps, due.gamma)) if due.factors else (due, AT_ONCE)
+        return (
+            (later, SpreadRefresh(None, None, steps, due.gamma)) if due.factors else (due, AT_ONCE)
+        )
     with clock("invert"):
         grown = _grown(engine, build, k)
     if grown is None:  # it cannot be spread
         return due._replace(factors=True, inverse=True, gamma=build.gamma), AT_ONCE
     if k < build.ends:
-        return later if due.factors else due, Staggered(grown)
+        return later if due.factors else due, SpreadRefresh(grown)
     own = due._replace(factors=True, inverse=True, gamma=build.gamma)
-    return own, Staggered(None, _ready(engine, grown), steps, due.gamma)
+    return own, SpreadRefresh(None, _ready(engine, grown), steps, due.gamma)
 
 
-def after(engine: Engine, staggered: Staggered, new: State) -> State:
+def after(engine: Engine, staggered: SpreadRefresh, new: State) -> State:
     """The state after a step, with the refresh that is under way or that begins with it."""
     if staggered.begins <= 1:
         same = new.build is staggered.build

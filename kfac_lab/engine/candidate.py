@@ -10,7 +10,7 @@ from torch import Tensor
 from kfac_lab.core.state import DampingStrength
 from kfac_lab.core.vector import Vec
 
-__all__ = ["Candidate", "Outcome", "Trial"]
+__all__ = ["Candidate", "CandidateMaker", "SearchOutcome"]
 
 
 @dataclass(eq=False)
@@ -37,7 +37,7 @@ class Candidate:
         return [self.value, self.curvature, self.gram, self.slope, self.coefficients]
 
 
-class Trial(Protocol):
+class CandidateMaker(Protocol):
     """Makes a candidate of a strength and its preconditioner."""
 
     def __call__(self, strength: DampingStrength, preconditioner: Any) -> Candidate:
@@ -46,7 +46,7 @@ class Trial(Protocol):
 
 
 @dataclass(eq=False)
-class Outcome:
+class SearchOutcome:
     """The candidate chosen, all that were tried, and what the refresh has made."""
 
     chosen: Candidate

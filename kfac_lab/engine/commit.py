@@ -16,7 +16,7 @@ from kfac_lab.core.state import State, StepRecord, Unread
 from kfac_lab.core.trees import replaced
 from kfac_lab.engine import building
 from kfac_lab.engine.boundary import reference_of
-from kfac_lab.engine.candidate import Outcome
+from kfac_lab.engine.candidate import SearchOutcome
 from kfac_lab.engine.finite import all_finite, not_finite
 from kfac_lab.engine.guard import Verdict
 from kfac_lab.engine.parts import counts_of, uncounted
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 __all__ = ["counted", "next_state", "ok_of", "settled"]
 
 
-def next_state(begun: Begun, outcome: Outcome, part_states: Mapping[str, Any], **new: Any) -> State:
+def next_state(
+    begun: Begun, outcome: SearchOutcome, part_states: Mapping[str, Any], **new: Any
+) -> State:
     """The state after a step: what it has gathered and chosen, and ``new`` fields besides."""
     state = begun.engine.state_  # of now: the search's read may have counted anew
     gathered = begun.gathered
@@ -61,7 +63,7 @@ def counted(state: State, statistics: StepMoments) -> dict[str, Any]:
     }
 
 
-def ok_of(outcome: Outcome, loss: Tensor, statistics: StepMoments) -> Tensor:
+def ok_of(outcome: SearchOutcome, loss: Tensor, statistics: StepMoments) -> Tensor:
     """Whether all of a step's numbers are finite, 0-dim."""
     values = [loss, *outcome.chosen.numbers()]
     if statistics.fresh:

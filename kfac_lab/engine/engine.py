@@ -19,7 +19,7 @@ from kfac_lab.core.problem import Drawn, Problem
 from kfac_lab.core.program import CudaGraphs
 from kfac_lab.core.state import GATED, Bound, DampingStrength, Signals, State, StepRecord
 from kfac_lab.core.vector import Vec
-from kfac_lab.core.watch import Watch
+from kfac_lab.core.watch import ModelWatch
 from kfac_lab.engine import boundary, opening, rebind, step, swap
 from kfac_lab.engine.building import SideStream
 from kfac_lab.engine.coverage import coverage_of
@@ -75,7 +75,7 @@ class Engine(Holder):
         """The network's layers, and the state before the first step."""
         problem, fallback = self.problem, recipe.fallback is not None
         self.network = Network.of(problem.model, recipe.claim, fallback, self.leave, self.unseen)
-        self._watch = Watch(problem.model)
+        self._watch = ModelWatch(problem.model)
         self.passes = Passes(
             self.network,
             problem.likelihood,

@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kfac_lab.core.program import Captured, Program, Recording
-from kfac_lab.core.program.calls import Held
-from kfac_lab.engine.asked import Asked
+from kfac_lab.core.program.calls import HeldValue
+from kfac_lab.engine.asked import StepInputs
 
-__all__ = ["AGAIN", "KEPT", "Entry", "Known"]
+__all__ = ["AGAIN", "KEPT", "KnownStep", "KnownSteps"]
 
 AGAIN = 500  # replays of a program between two that are tried against the step itself
 KEPT = 16  # programs and keys of an engine; the one that was not used for longest goes first
 
 
 @dataclass(eq=False)
-class Entry:
+class KnownStep:
     """What is known of a key."""
 
     holds: Any  # objects whose identity is in the key
@@ -35,18 +35,18 @@ class Entry:
 
 
 @dataclass(eq=False)
-class Known:
+class KnownSteps:
     """The entries of an engine, by key and by what steps decide."""
 
-    kind: type[Entry] = Entry
-    _entries: OrderedDict[Any, Entry] = field(default_factory=OrderedDict)
+    kind: type[KnownStep] = KnownStep
+    _entries: OrderedDict[Any, KnownStep] = field(default_factory=OrderedDict)
     _choices: dict[Any, dict[tuple[Any, ...], Any]] = field(default_factory=dict)
 
-    def entries(self) -> ValuesView[Entry]:
+    def entries(self) -> ValuesView[KnownStep]:
         """All of them."""
         return self._entries.values()
 
-    def of(self, asked: Asked, k: int) -> Entry:
+    def of(self, asked: StepInputs, k: int) -> KnownStep:
         """What is known of steps with this key that decide by k and by counts as this one does."""
         choices = self._choices.get(asked.key, {})
         decided: tuple[Any, ...] = ()
@@ -64,7 +64,7 @@ class Known:
         self._entries.move_to_end(known)
         return entry
 
-    def file(self, asked: Asked, entry: Entry, held: Sequence[Held]) -> None:
+    def file(self, asked: StepInputs, entry: KnownStep, held: Sequence[HeldValue]) -> None:
         """Puts what is known where steps with the same decisions find it: each depends on those
         before it alone.
         """

@@ -14,12 +14,12 @@ from torch import Tensor
 from kfac_lab.core import trees
 from kfac_lab.core.clock import Clock
 from kfac_lab.core.problem import Drawn
-from kfac_lab.core.program import Recorder, Recording, Slot, identical
+from kfac_lab.core.program import ProgramRecorder, Recording, TensorSlot, identical
 from kfac_lab.core.state import HOST, Due, State, StepRecord
 from kfac_lab.core.trees import replaced
 from kfac_lab.core.vector import Vec
 from kfac_lab.engine import statistics
-from kfac_lab.engine.building import AT_ONCE, Staggered
+from kfac_lab.engine.building import AT_ONCE, SpreadRefresh
 from kfac_lab.engine.commit import counted
 from kfac_lab.engine.guard import Verdict
 from kfac_lab.engine.parts import counts_of
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Begun",
-    "Plan",
     "Prepared",
+    "StepPlan",
     "carried",
     "counting",
     "differs",
@@ -41,7 +41,7 @@ __all__ = [
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class StepPlan:
     """What Python has decided of step k before any number is computed."""
 
     k: int
@@ -50,7 +50,7 @@ class Plan:
     m: int
     s1: int  # |S1|
     s2: int  # |S2|
-    staggered: Staggered = AT_ONCE  # what it does of a refresh that is spread over steps
+    staggered: SpreadRefresh = AT_ONCE  # what it does of a refresh that is spread over steps
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +83,7 @@ class Begun:
     """
 
     engine: Engine
-    plan: Plan
+    plan: StepPlan
     drawn: Drawn | None
     gathered: StepMoments
     clock: Clock
@@ -93,7 +93,7 @@ class Begun:
     @staticmethod
     def of(
         engine: Engine,
-        plan: Plan,
+        plan: StepPlan,
         drawn: Drawn | None,
         clock: Clock,
         prepare: Callable[[Begun, Any], Prepared],
@@ -111,7 +111,7 @@ class Begun:
         return self.prepare(self, self.plan.k)
 
 
-def _gathering(engine: Engine, plan: Plan) -> StepMoments:
+def _gathering(engine: Engine, plan: StepPlan) -> StepMoments:
     assert engine.store is not None
     kind = engine.precision.statistics
     return statistics.begun(engine.parts, engine.store, plan.due, engine.state_, plan.s1, kind)
@@ -172,9 +172,9 @@ def _parted(made: Prepared, old: State) -> dict[str, Any]:
     return {"new": own, **rest}
 
 
-def template(recorder: Recorder, made: Prepared, old: State) -> tuple[Any, list[Slot]]:
+def template(recorder: ProgramRecorder, made: Prepared, old: State) -> tuple[Any, list[TensorSlot]]:
     """A step's tree with places for its tensors, and the slots that go there."""
-    outputs: list[Slot] = []
+    outputs: list[TensorSlot] = []
 
     def place(tensor: Tensor) -> _Place:
         outputs.append(recorder.slot_of(tensor))

@@ -28,19 +28,19 @@ from kfac_lab.core.program import (
     Capture,
     Captured,
     Program,
-    Recorder,
+    ProgramRecorder,
     Recording,
     identical,
     watched,
 )
 from kfac_lab.core.program.stepwise import Step
 from kfac_lab.core.program.watched_number import bare
-from kfac_lab.engine.asked import Asked, names_of
-from kfac_lab.engine.known import AGAIN, Entry, Known
+from kfac_lab.engine.asked import StepInputs, names_of
+from kfac_lab.engine.known import AGAIN, KnownStep, KnownSteps
 from kfac_lab.engine.prepared import (
     Begun,
-    Plan,
     Prepared,
+    StepPlan,
     counting,
     differs,
     filled_in,
@@ -89,7 +89,7 @@ class Programs:
     patience: int = PATIENCE
     capture: Capture | None = None  # what makes one launch of a program
     _counting: int = 0  # steps that a part has counted in Python
-    _known: Known = field(default_factory=Known)
+    _known: KnownSteps = field(default_factory=KnownSteps)
     _sized: Sized = field(default_factory=Sized)
 
     def step(self, begun: Begun) -> tuple[Prepared, Begun]:
@@ -97,7 +97,7 @@ class Programs:
         engine, plan = begun.engine, begun.plan
         if not self.on or engine.parts.processes > 1:  # processes that agree read
             return begun.made(), begun
-        asked = Asked.of(begun)
+        asked = StepInputs.of(begun)
         entry = self._known.of(asked, plan.k)
         entry.seen += 1
         if entry.refused:
@@ -125,7 +125,7 @@ class Programs:
             return made, begun
         return self.replayed_step(begun, asked, entry) or begun.made(), begun
 
-    def replayed_step(self, begun: Begun, asked: Asked, entry: Entry) -> Prepared | None:
+    def replayed_step(self, begun: Begun, asked: StepInputs, entry: KnownStep) -> Prepared | None:
         """The step by its program; None where it is to be made call by call: bad targets, which
         the step itself tells of, or a read that comes out otherwise.
         """
@@ -151,7 +151,7 @@ class Programs:
                 self.refuse(begun, entry, reason)
         return None
 
-    def _seen_once(self, begun: Begun, made: Prepared, asked: Asked) -> None:
+    def _seen_once(self, begun: Begun, made: Prepared, asked: StepInputs) -> None:
         """Says so where a step's key never comes again, for a part that counts in Python."""
         reason = counting(begun.engine.state_, made.new, asked.counts)
         if reason is not None:
@@ -160,14 +160,16 @@ class Programs:
                 self.refuse(begun, None, reason)
 
     def noted(
-        self, begun: Begun, asked: Asked, before: Recording | None
-    ) -> tuple[Prepared, Recorder, Recording] | Exception:
+        self, begun: Begun, asked: StepInputs, before: Recording | None
+    ) -> tuple[Prepared, ProgramRecorder, Recording] | Exception:
         """A step made as ever, and its recording, which should be like ``before``; or what was
         raised.
         """
         engine, plan = begun.engine, begun.plan
         names = names_of(engine)
-        recorder = Recorder(plan.k, asked.tensors, asked.writable, names, before, asked.counts)
+        recorder = ProgramRecorder(
+            plan.k, asked.tensors, asked.writable, names, before, asked.counts
+        )
         try:
             with recorder:
                 made = begun.prepare(begun, watched(plan.k))
@@ -187,7 +189,7 @@ class Programs:
             recording.refusals.append(reason)
         return made, recorder, recording
 
-    def _recorded(self, begun: Begun, asked: Asked, entry: Entry) -> Prepared | Exception:
+    def _recorded(self, begun: Begun, asked: StepInputs, entry: KnownStep) -> Prepared | Exception:
         """A step made as ever, and noted; at the second time a program, if it may be one.
 
         What was raised, where it failed while it was noted.
@@ -216,7 +218,7 @@ class Programs:
         return made
 
     def tried(
-        self, begun: Begun, asked: Asked, entry: Entry, made: Prepared, final: bool = True
+        self, begun: Begun, asked: StepInputs, entry: KnownStep, made: Prepared, final: bool = True
     ) -> bool:
         """A replay of the step just made has to give the same, or where that is ``final`` there is
         no program. Whether it has; where it reads something else it tells nothing.
@@ -247,7 +249,7 @@ class Programs:
             self.refusals.pop(_due(begun.plan), None)
         return other is None and told is not None
 
-    def _values(self, begun: Begun, asked: Asked, entry: Entry) -> list[Tensor]:
+    def _values(self, begun: Begun, asked: StepInputs, entry: KnownStep) -> list[Tensor]:
         """What a program gives: by one launch where there is a way to capture it, but for a
         refresh, whose library calls keep memory of their own.
         """
@@ -288,7 +290,7 @@ class Programs:
         engine.warnings.say("capture", f"programs are replayed call by call: {what}", stacklevel=9)
 
     def refuse(
-        self, begun: Begun, entry: Entry | None, reason: str, held: Sequence[Any] = ()
+        self, begun: Begun, entry: KnownStep | None, reason: str, held: Sequence[Any] = ()
     ) -> None:
         """No program for steps like this one, which decide by k as it does."""
         if entry is not None:
@@ -334,5 +336,5 @@ class Programs:
         return text
 
 
-def _due(plan: Plan) -> str:
+def _due(plan: StepPlan) -> str:
     return ", ".join(name for name, flag in plan.due._asdict().items() if flag) or "nothing"

@@ -13,21 +13,21 @@ from kfac_lab.core.program import branch, counting, supplied
 from kfac_lab.core.state import DampingStrength, State
 from kfac_lab.core.traits import PreconditionerTraits, traits
 from kfac_lab.core.vector import Vec
-from kfac_lab.engine.candidate import Candidate, Trial
+from kfac_lab.engine.candidate import Candidate, CandidateMaker
 from kfac_lab.engine.parts import Parts
 from kfac_lab.errors import RecipeError
 
 if TYPE_CHECKING:
     from kfac_lab.engine.prepared import Begun
 
-__all__ = ["Space", "by_case", "modelled", "preconditioned", "remembered_by"]
+__all__ = ["CandidateSpace", "by_case", "modelled", "preconditioned", "remembered_by"]
 
 SOON = 10  # steps with the first P ηθ
 SLIGHT = 5e-5  # the largest η with which a P ηθ of an earlier step serves
 
 
 @dataclass(eq=False)
-class Space:
+class CandidateSpace:
     """What a momentum may build directions from; see ``core.protocols.Space``."""
 
     evaluated: Evaluated
@@ -70,7 +70,9 @@ def by_case(parts: Parts, l2: float) -> bool:
     return bool(parts.declares("structure").by_case and parts.processes == 1 and l2 <= SLIGHT)
 
 
-def modelled(begun: Begun, k: int, evaluated: Evaluated, part_state: Any, factor: Any) -> Trial:
+def modelled(
+    begun: Begun, k: int, evaluated: Evaluated, part_state: Any, factor: Any
+) -> CandidateMaker:
     """How a step of the whole algorithm makes a candidate: propose, model, choose.
 
     ``part_state`` and the ``factor`` on the step's length are the momentum's, by
@@ -94,7 +96,7 @@ def modelled(begun: Begun, k: int, evaluated: Evaluated, part_state: Any, factor
                 direction = -own.apply_cases(cases, evaluated.gradient)
             else:
                 direction = -preconditioner.apply(evaluated.gradient)
-            space = Space(evaluated, preconditioner, strength, parts["collective"])
+            space = CandidateSpace(evaluated, preconditioner, strength, parts["collective"])
             basis = tuple(momentum.basis(space, direction, state.previous, part_state))
         with clock("model"):
             restriction = parts["quadratic_model"].restrict(evaluated, basis)
@@ -152,12 +154,12 @@ def remembered_by(parts: Parts, state: State, evaluated: Evaluated) -> tuple[Any
     part_state = counting(state.part_states["momentum"], declared.counts, "momentum")
     if declared.length is None:
         return part_state, None
-    space = Space(evaluated, None, state.strength, parts["collective"])
+    space = CandidateSpace(evaluated, None, state.strength, parts["collective"])
     found: tuple[Any, Any] = declared.length(part_state, space, state.previous)
     return found
 
 
-def preconditioned(gradient: Vec, clock: Clock) -> Trial:
+def preconditioned(gradient: Vec, clock: Clock) -> CandidateMaker:
     """How a gradient of somebody else's becomes a candidate: P∇h, with nothing to judge it by.
 
     The basis is P∇h itself, not Δ = −P∇h: it is what the caller asked for. The slope is Δ's.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from kfac_lab.core.passes import Evaluated
 from kfac_lab.core.state import StepRecord
-from kfac_lab.engine.candidate import Outcome
+from kfac_lab.engine.candidate import SearchOutcome
 
 if TYPE_CHECKING:
     from kfac_lab.engine.prepared import Begun
@@ -17,7 +17,7 @@ __all__ = ["record_of"]
 def record_of(
     begun: Begun,
     k: int,
-    outcome: Outcome,
+    outcome: SearchOutcome,
     evaluated: Evaluated | None = None,
     draft: bool = False,
 ) -> StepRecord:

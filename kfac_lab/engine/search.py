@@ -22,7 +22,7 @@ from kfac_lab.core.passes import Evaluated
 from kfac_lab.core.program import expected
 from kfac_lab.core.state import DampingStrength, StepRecord
 from kfac_lab.engine.building import Ready
-from kfac_lab.engine.candidate import Candidate, Outcome, Trial
+from kfac_lab.engine.candidate import Candidate, CandidateMaker, SearchOutcome
 from kfac_lab.engine.finite import all_finite, not_finite
 from kfac_lab.engine.guard import Verdict
 from kfac_lab.engine.record import record_of
@@ -62,7 +62,7 @@ class Search:
         self,
         begun: Begun,
         k: int,
-        trial: Trial,
+        trial: CandidateMaker,
         evaluated: Evaluated | None = None,
         verdict: Verdict | None = None,
     ) -> None:
@@ -88,10 +88,10 @@ class Search:
 
     def draft(self, chosen: Candidate, tried: Sequence[Candidate]) -> StepRecord:
         """The record of a candidate, for the damping's ``retry``."""
-        seen = Outcome(chosen, list(tried), None, (), 0, {})
+        seen = SearchOutcome(chosen, list(tried), None, (), 0, {})
         return record_of(self.begun, self.k, seen, self.evaluated, draft=True)
 
-    def outcome(self, block_states: tuple[Any, ...]) -> Outcome | None:
+    def outcome(self, block_states: tuple[Any, ...]) -> SearchOutcome | None:
         """Tries the strengths that the damping names, and what a retry asks for.
 
         None where the last step is to be taken back. An exception at any line, an interrupt say,
@@ -105,7 +105,7 @@ class Search:
         except Exploded:
             return None
 
-    def _outcome(self, block_states: tuple[Any, ...]) -> Outcome:
+    def _outcome(self, block_states: tuple[Any, ...]) -> SearchOutcome:
         state = self.state
         if self.ready is None:
             named = self.parts["damping"].candidates(state.strength, self.due)
@@ -117,7 +117,7 @@ class Search:
         if not self.due.inverse:
             trials = [self.trial(s, state.inverse) for s in strengths[:1]]
             kept = state.kept_inverse
-            return Outcome(trials[0], trials, state.factored, block_states, kept, {})
+            return SearchOutcome(trials[0], trials, state.factored, block_states, kept, {})
         tried: list[Candidate] = []
         factored, part_states = None if self.due.factors else state.factored, block_states
         jitter: dict[str, float] = {}
@@ -126,7 +126,7 @@ class Search:
         while True:
             refreshed = self._refreshed(strengths, factored, part_states, chosen is not None)
             if refreshed is None and chosen is not None:  # what the retry was to better stays
-                return Outcome(chosen, tried, factored, part_states, 0, jitter, self._seen)
+                return SearchOutcome(chosen, tried, factored, part_states, 0, jitter, self._seen)
             if refreshed is None:
                 return self._kept(block_states)
             chosen, trials, factored, part_states, added = refreshed
@@ -138,7 +138,7 @@ class Search:
                 draft = self.draft(chosen, tried)
                 again = retry(chosen.strength, state.part_states["damping"], draft, tries)
             if again is None:
-                return Outcome(chosen, tried, factored, part_states, 0, jitter, self._seen)
+                return SearchOutcome(chosen, tried, factored, part_states, 0, jitter, self._seen)
             tries += 1
             strengths = (self.strength(again),)
 
@@ -243,7 +243,7 @@ class Search:
             dict(zip(added, read[end:], strict=True)),
         )
 
-    def _kept(self, block_states: tuple[Any, ...]) -> Outcome:
+    def _kept(self, block_states: tuple[Any, ...]) -> SearchOutcome:
         """No inverse could be built: the last good one serves, for a bounded number of times."""
         state = self.state
         assert self._ended is not None
@@ -257,7 +257,9 @@ class Search:
         trial = self.trial(state.strength, state.inverse)
         if not expected([all_finite(trial.numbers())], self.begun.engine.read)[0]:
             raise not_finite(self.k, self.loss, state.strength)
-        return Outcome(trial, [trial], state.factored, block_states, state.kept_inverse + 1, {})
+        return SearchOutcome(
+            trial, [trial], state.factored, block_states, state.kept_inverse + 1, {}
+        )
 
 
 def _best(values: Sequence[Tensor]) -> Tensor:

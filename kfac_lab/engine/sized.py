@@ -18,9 +18,9 @@ from kfac_lab.core.clock import Clock
 from kfac_lab.core.problem import Drawn
 from kfac_lab.core.program import Program, Recording
 from kfac_lab.core.program.sizes import Unlike, unified
-from kfac_lab.engine.asked import Asked, size_pattern
-from kfac_lab.engine.known import AGAIN, Entry, Known
-from kfac_lab.engine.prepared import Begun, Plan, Prepared, template
+from kfac_lab.engine.asked import StepInputs, size_pattern
+from kfac_lab.engine.known import AGAIN, KnownStep, KnownSteps
+from kfac_lab.engine.prepared import Begun, Prepared, StepPlan, template
 
 if TYPE_CHECKING:
     from kfac_lab.engine.engine import Engine
@@ -35,7 +35,7 @@ OTHERS = 3  # sizes that come once before a step is recorded for all of them
 
 
 @dataclass(eq=False)
-class Family(Entry):
+class Family(KnownStep):
     """What is known of steps that differ in the sizes of their batches alone."""
 
     first: tuple[Recording, dict[str, int]] | None = None
@@ -60,9 +60,9 @@ class Family(Entry):
 class Sized:
     """The programs of an engine that serve every size."""
 
-    known: Known = field(default_factory=lambda: Known(Family))
+    known: KnownSteps = field(default_factory=lambda: KnownSteps(Family))
 
-    def step(self, programs: Programs, begun: Begun, asked: Asked) -> Prepared | None:
+    def step(self, programs: Programs, begun: Begun, asked: StepInputs) -> Prepared | None:
         """A step whose size has come for the first time, or None: it is to be made call by call."""
         if asked.family is None:
             return None
@@ -91,7 +91,7 @@ class Sized:
         return programs.replayed_step(begun, asked, family)
 
     def _recorded(
-        self, programs: Programs, begun: Begun, asked: Asked, family: Family
+        self, programs: Programs, begun: Begun, asked: StepInputs, family: Family
     ) -> Prepared | None:
         """A step made as ever, and noted; with one of another size a program."""
         noted = programs.noted(begun, asked, None)
@@ -127,7 +127,7 @@ class Sized:
         return made
 
     def _stretched(
-        self, programs: Programs, begun: Begun, asked: Asked, family: Family
+        self, programs: Programs, begun: Begun, asked: StepInputs, family: Family
     ) -> Prepared | None:
         """Tries the program beyond the sizes that it serves: on a larger batch, by the
         spare side of the moments, or on the step itself where there is no larger one.
@@ -146,7 +146,7 @@ class Sized:
             assert begun.drawn is not None  # or there would be no family
             cases = _repeated(begun.drawn, plan.m, larger.m)
             trial = Begun.of(engine, larger, cases, Clock(), begun.prepare)
-            own = Asked.of(trial)
+            own = StepInputs.of(trial)
             if own.family != asked.key:  # all of the batch is S1 there, say
                 return None
             try:
@@ -172,7 +172,7 @@ class Sized:
             programs.refuse(begun, family, reason)
 
 
-def _larger(engine: Engine, plan: Plan, bound: int) -> Plan | None:
+def _larger(engine: Engine, plan: StepPlan, bound: int) -> StepPlan | None:
     """The step on as much as twice the cases, so that its sizes are to each other as they are, and
     on less than ``bound`` where that is known to be made otherwise.
     """

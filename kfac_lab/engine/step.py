@@ -35,7 +35,7 @@ from kfac_lab.engine.boundary import ascertained, due_at, sound
 from kfac_lab.engine.building import staggered_at
 from kfac_lab.engine.candidate import Candidate
 from kfac_lab.engine.parts import Parts
-from kfac_lab.engine.prepared import Begun, Plan, Prepared
+from kfac_lab.engine.prepared import Begun, Prepared, StepPlan
 from kfac_lab.engine.record import record_of
 from kfac_lab.engine.search import Search
 from kfac_lab.errors import RecipeError
@@ -60,7 +60,7 @@ def whole(engine: Engine, drawn: Drawn, clock: Clock) -> StepRecord:
     spread = engine.state_.spread
     s1, s2 = (passes.subset(parts[slot], m, spread) for slot in ("estimator", "quadratic_model"))
     engine.warnings.small(parts, m * processes, s1 * processes, s2 * processes)
-    plan = Plan(k, due, schedule_state, m, s1, s2, staggered)
+    plan = StepPlan(k, due, schedule_state, m, s1, s2, staggered)
     return _settled(Begun.of(engine, plan, drawn, clock, _prepared, staggered.ready))[1]
 
 
@@ -266,7 +266,7 @@ def preconditioned(
         scale = m * engine.passes.predictions**0.5
         if engine.passes.leading(drawn.inputs, drawn.targets):
             rows = seen.taken(drawn.order, s1, scale)
-    plan = Plan(k, due, schedule_state, m, s1, 0, staggered)
+    plan = StepPlan(k, due, schedule_state, m, s1, 0, staggered)
 
     begun = Begun.of(
         engine,

@@ -18,7 +18,7 @@ from kfac_lab.hooks.registry import Entry
 if TYPE_CHECKING:
     from kfac_lab.hooks.manager import Lab
 
-__all__ = ["FALLBACKS", "Part", "Rules", "read_fallback", "read_layers", "resolved"]
+__all__ = ["FALLBACKS", "RecipePart", "Rules", "read_fallback", "read_layers", "resolved"]
 
 #: what may happen to parameters that no layer claims
 FALLBACKS = (None, "identity", "diagonal")
@@ -54,7 +54,7 @@ class Rules(Mapping[str, Any]):
 
 
 @dataclass(frozen=True)
-class Part:
+class RecipePart:
     """A component, whose it is, and the text that it came from."""
 
     component: Any
@@ -93,9 +93,9 @@ def resolved(lab: Lab, slot: str, value: Any, prefer: str | None) -> Any:
     if value is None:
         raise RecipeError(f"{slot}=None says nothing; name a component")
     if slot == "method" and isinstance(value, str) and parse(value) == ("kfac", {}):
-        return Part(None, None, "kfac")  # looked up when it is asked for
+        return RecipePart(None, None, "kfac")  # looked up when it is asked for
     component, entry = lab.resolve(slot, value, prefer)
-    return Part(component, entry, value if isinstance(value, str) else "")
+    return RecipePart(component, entry, value if isinstance(value, str) else "")
 
 
 def read_layers(lab: Lab, layers: Any) -> Mapping[str, str]:

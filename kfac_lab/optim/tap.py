@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kfac_lab.core import seeds
-from kfac_lab.core.cases import Call, Cases, Unlabelled, as_cases, concatenated
+from kfac_lab.core.cases import Arguments, Cases, Unlabelled, as_cases, concatenated
 from kfac_lab.core.passes import WatchedPasses
 from kfac_lab.core.problem import Drawn, weighed
 from kfac_lab.errors import DataError, NumericalError, RecipeError
@@ -46,7 +46,7 @@ class Tap:
             if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
                 inputs: Any = args[0]
             else:
-                inputs = Cases(Call(args, dict(kwargs)))
+                inputs = Cases(Arguments(args, dict(kwargs)))
             if not inputs.dim():
                 raise DataError("inputs are one number without cases")
         except DataError as error:

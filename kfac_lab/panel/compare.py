@@ -10,10 +10,10 @@ from kfac_lab.errors import RecipeError
 from kfac_lab.history import History
 from kfac_lab.run import Run
 
-__all__ = ["Table", "differences", "histories", "standing"]
+__all__ = ["ComparisonTable", "differences", "histories", "standing"]
 
 
-class Table(NamedTuple):
+class ComparisonTable(NamedTuple):
     """A small table: the names of its columns, and rows of text."""
 
     columns: Sequence[str]
@@ -49,17 +49,17 @@ def histories(runs: Mapping[str, Run]) -> dict[str, History]:
     return {label: run.history.copy() for label, run in runs.items()}
 
 
-def standing(runs: Mapping[str, Run]) -> Table:
+def standing(runs: Mapping[str, Run]) -> ComparisonTable:
     """Where each run stands: step, loss, error, training time."""
     rows = []
     for label, run in runs.items():
         records = run.history.records
         loss, error = (records[-1].loss, records[-1].error) if records else ("–", "–")
         rows.append((label, str(run.step), _number(loss), _number(error), f"{run.seconds:.1f}"))
-    return Table(("run", "step", "loss", "error", "seconds"), rows)
+    return ComparisonTable(("run", "step", "loss", "error", "seconds"), rows)
 
 
-def differences(runs: Mapping[str, Run]) -> Table:
+def differences(runs: Mapping[str, Run]) -> ComparisonTable:
     """A row for everything in which the runs differ: problem, seed, device, parts of the recipe.
 
     A slot that a run's method does not use is "–", which alone makes no difference.
@@ -78,7 +78,7 @@ def differences(runs: Mapping[str, Run]) -> Table:
     for name in names:
         if len({fact[name] for fact in facts.values() if name in fact}) > 1:
             rows.append((name, *(fact.get(name, "–") for fact in facts.values())))
-    return Table(("differs in", *facts), rows)
+    return ComparisonTable(("differs in", *facts), rows)
 
 
 def _part(run: Run, slot: str) -> str:
@@ -94,3 +94,6 @@ def _number(value: float | str) -> str:
 
 def _safe(text: str) -> str:
     return html.escape(str(text))
+
+
+Table = ComparisonTable  # its former name

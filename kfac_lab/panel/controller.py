@@ -24,10 +24,10 @@ from kfac_lab.panel import export
 from kfac_lab.panel.culprit import culprit
 from kfac_lab.panel.manage import Managing
 from kfac_lab.panel.measure import Measure
-from kfac_lab.panel.status import Mark, Status, status_of
+from kfac_lab.panel.status import RewindPoint, Status, status_of
 from kfac_lab.run import Run
 
-__all__ = ["BUTTONS", "OWN", "Controller", "Mark", "Status", "culprit", "nudged"]
+__all__ = ["BUTTONS", "OWN", "Controller", "RewindPoint", "Status", "culprit", "nudged"]
 
 #: the buttons' names, in the order in which they stand
 BUTTONS = (
@@ -83,20 +83,22 @@ class Controller(Managing):
         """The numbers of the last step; read them at a step boundary."""
         return status_of(self.run, self.state)
 
-    def marks(self) -> list[Mark]:
+    def marks(self) -> list[RewindPoint]:
         """Where Rewind can go: the start, and every swap of the current run.
 
         A run that was loaded starts where it was saved.
         """
         start = self.run.earliest
-        marks = [Mark(f"{'where it was loaded' if start else 'the start'} (step {start})", start)]
+        marks = [
+            RewindPoint(f"{'where it was loaded' if start else 'the start'} (step {start})", start)
+        ]
         for mark in self.run.history.marks:
             if mark.step < start:
                 continue
             what = ", ".join(
                 f"{slot} {text.partition('(')[0]}" for slot, text in mark.parts.items()
             )
-            marks.append(Mark(f"step {mark.step}: {what}", mark.step))
+            marks.append(RewindPoint(f"step {mark.step}: {what}", mark.step))
         return marks
 
     def problems(self) -> list[str]:
@@ -366,3 +368,6 @@ def recipe_name(recipe: Recipe, lab: Lab) -> str:
         except KfacLabError:  # a plugin's, for which a part is missing
             continue
     return OWN
+
+
+Mark = RewindPoint  # its former name

@@ -23,8 +23,8 @@ from kfac_lab.panel import export
 from kfac_lab.panel.machine import Machine
 from kfac_lab.panel.measure import Measure
 from kfac_lab.panel.pace import INTERVAL, Pace
-from kfac_lab.panel.source import Source, hooked
-from kfac_lab.panel.status import Mark, Status, status_of
+from kfac_lab.panel.source import RunSource, hooked
+from kfac_lab.panel.status import RewindPoint, Status, status_of
 
 __all__ = ["Beside", "Loop", "Stopped"]
 
@@ -52,7 +52,7 @@ class Loop(Machine):
                 "optimiser or any other object with a history"
             )
         self.label = type(given).__name__
-        self.roster.add(self.label, Source(given, sets))
+        self.roster.add(self.label, RunSource(given, sets))
         found = traits(given, StepperTraits)
         self.swaps, self.slots = found.swap is not None, found.swaps
         # between backward() and step() others may hold what a swap would change
@@ -70,7 +70,7 @@ class Loop(Machine):
         """The numbers of the last step."""
         return status_of(self.run, self.state)
 
-    def marks(self) -> list[Mark]:
+    def marks(self) -> list[RewindPoint]:
         """There is nowhere to rewind to."""
         return []
 

@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from kfac_lab.panel.compare import Table
+from kfac_lab.panel.compare import ComparisonTable
 
 __all__ = ["Cell", "after_cells", "answer_beside", "forget"]
 
@@ -14,7 +14,7 @@ __all__ = ["Cell", "after_cells", "answer_beside", "forget"]
 class _Tables:
     """Tables as ordinary output: text, and HTML where it can be shown."""
 
-    def __init__(self, tables: Sequence[Table]) -> None:
+    def __init__(self, tables: Sequence[ComparisonTable]) -> None:
         self._tables = tables
 
     def __repr__(self) -> str:
@@ -37,7 +37,7 @@ class Cell:
         self._header = shell.display_pub.parent_header if shell is not None else None
         self._handles = []
 
-    def leave(self, png: bytes | None, tables: Sequence[Table], here: bool) -> bool:
+    def leave(self, png: bytes | None, tables: Sequence[ComparisonTable], here: bool) -> bool:
         """Leaves a picture and tables: in the running cell, or below the panel.
 
         Below the panel the last ones take the place of those before. Returns whether it could.

@@ -15,7 +15,7 @@ from kfac_lab.panel import compare, views
 from kfac_lab.panel.bands import banded
 from kfac_lab.panel.status import Status
 from kfac_lab.panel.views.style import style_of
-from kfac_lab.panel.wire import Picture, Wire, words
+from kfac_lab.panel.wire import SentPicture, Wire, words
 from kfac_lab.plots import Plot
 
 __all__ = ["Painted", "Painter"]
@@ -61,7 +61,7 @@ class Painter:
         self._lock = threading.Lock()
         self.sent = 0
         self._begun = math.inf  # when the page was first waited for
-        self._heavy: list[tuple[str, Plot | Picture]] = []
+        self._heavy: list[tuple[str, Plot | SentPicture]] = []
         self._heavy_of: Any = None
         self._next_heavy = self._next_words = self._next_picture = self._next_whole = 0.0
         self._runs: Any = None
@@ -164,7 +164,7 @@ class Painter:
         """Whether the open view is dear: it looks into the run, or is drawn here."""
         return bool(self.view.heavy)
 
-    def _plots(self, between: bool) -> list[tuple[str, Plot | Picture]] | None:
+    def _plots(self, between: bool) -> list[tuple[str, Plot | SentPicture]] | None:
         """The open view's plots; None where they are dear and not due."""
         if not self.heavy:
             return self._made(None)
@@ -180,7 +180,7 @@ class Painter:
         self._next_heavy = now + min(max(took / HEAVY, INTERVAL), RARELY)
         return self._heavy
 
-    def _made(self, heavy: float | None) -> list[tuple[str, Plot | Picture]]:
+    def _made(self, heavy: float | None) -> list[tuple[str, Plot | SentPicture]]:
         control, view = self.control, self.view
         run = control.run
         seen = views.facts(run) if heavy is None else views.seen(run, view.wants)
@@ -188,7 +188,7 @@ class Painter:
         mine = self._problem(run)
         if heavy is not None:  # what is dear is made of the current run's problem alone
             several = {mine: several.get(mine, {control.label: run})}
-        made: list[tuple[str, Plot | Picture]] = []
+        made: list[tuple[str, Plot | SentPicture]] = []
         for problem, runs in several.items():
             heading = problem if len(several) > 1 else ""
             histories = {label: each.history for label, each in runs.items()}
@@ -196,13 +196,13 @@ class Painter:
                 if view.plot is None:
                     copies = compare.histories(runs)
                     png, told = views.figure(view, copies, seen)
-                    made.append((heading, Picture(view.title, png, told)))
+                    made.append((heading, SentPicture(view.title, png, told)))
                 else:
                     look = seen if problem == mine else None
                     made.append((heading, self._with_bands(view.plot(histories, look))))
             except Exception as error:
                 png, told = views.failure(view, error)
-                made.append((heading, Picture(view.title, png, told)))
+                made.append((heading, SentPicture(view.title, png, told)))
         return made
 
     def _with_bands(self, plot: Plot) -> Plot:

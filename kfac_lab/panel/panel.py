@@ -173,7 +173,7 @@ class Panel(Layout):
         """Evaluates training set and held-out cases every so often; see :class:`Controller`."""
         self.controller.evaluate(every, seconds)
 
-    def compare(self) -> compare.Table:
+    def compare(self) -> compare.ComparisonTable:
         """What the runs differ in, as a table that prints."""
         return compare.differences(self.controller.runs)
 

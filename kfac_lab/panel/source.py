@@ -21,7 +21,7 @@ from kfac_lab.optim import KFAC, Preconditioner
 from kfac_lab.plots import Axes, Axis, Plot, Series, floats
 from kfac_lab.run.evaluation import measured
 
-__all__ = ["Foreign", "Source", "every_column"]
+__all__ = ["Foreign", "RunSource", "every_column"]
 
 
 class Foreign:
@@ -145,7 +145,7 @@ class _Own:
         raise RecipeError("the cases come from your own loop")
 
 
-class Source:
+class RunSource:
     """An object with a ``history`` where a run is expected.
 
     Attributes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-__all__ = ["Mark", "Status", "status_of"]
+__all__ = ["RewindPoint", "Status", "status_of"]
 
 LOOK_BACK = 60  # records searched for the last ρ, which is not due at every step
 
@@ -35,7 +35,7 @@ class Status(NamedTuple):
         return f"{self.state:<9}  step {self.step:<6d}  {shown}  {self.seconds:8.1f} s"
 
 
-class Mark(NamedTuple):
+class RewindPoint(NamedTuple):
     """A place to rewind to: what happened there, and after which step."""
 
     label: str

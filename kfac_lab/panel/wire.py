@@ -12,10 +12,10 @@ from kfac_lab.panel.views.draw import told
 from kfac_lab.panel.views.pixels import colours_of
 from kfac_lab.plots import Axes, Axis, Bars, Floats, Images, Matrix, Part, Plot, Series, floats
 
-__all__ = ["Picture", "Wire"]
+__all__ = ["SentPicture", "Wire"]
 
 
-class Picture:
+class SentPicture:
     """A view that is drawn here and sent as PNG: one that gives no data."""
 
     def __init__(self, title: str, png: bytes, words: str) -> None:
@@ -45,7 +45,7 @@ class Wire:
         self._sent, self._spec = {}, ""
 
     def message(
-        self, plots: Sequence[tuple[str, Plot | Picture]]
+        self, plots: Sequence[tuple[str, Plot | SentPicture]]
     ) -> tuple[dict[str, Any], list[Any]]:
         """What is new of the plots (heading, plot): a message and its buffers."""
         arrays: dict[str, Floats] = {}
@@ -87,9 +87,14 @@ class Wire:
     # --- plots as JSON ----------------------------------------------------------------------------
 
     def _plot(
-        self, n: int, heading: str, plot: Plot | Picture, arrays: dict[str, Floats], buffers: Any
+        self,
+        n: int,
+        heading: str,
+        plot: Plot | SentPicture,
+        arrays: dict[str, Floats],
+        buffers: Any,
     ) -> dict[str, Any]:
-        if isinstance(plot, Picture):
+        if isinstance(plot, SentPicture):
             buffers.append(plot.png)
             return {
                 "title": plot.title,
@@ -205,6 +210,6 @@ def _name(part: Part | Images) -> str:
     return f"{part.run}.{part.name}" if isinstance(part, Series) else type(part).__name__
 
 
-def words(plots: Sequence[tuple[str, Plot | Picture]]) -> str:
+def words(plots: Sequence[tuple[str, Plot | SentPicture]]) -> str:
     """All plots in words."""
-    return " ".join(p.words if isinstance(p, Picture) else told(p) for _, p in plots)
+    return " ".join(p.words if isinstance(p, SentPicture) else told(p) for _, p in plots)

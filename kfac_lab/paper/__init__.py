@@ -107,7 +107,7 @@ def kfac_register_dampings(register: Any) -> None:
         summary="tied, λ moved by the first steps' promises",
         reference=S + "6.5",
     )
-    register("constant", damping.Constant, summary="fixed λ and γ", reference="Heskes 2000")
+    register("constant", damping.ConstantDamping, summary="fixed λ and γ", reference="Heskes 2000")
     register("scheduled", damping.Scheduled, summary="λ falls by a schedule", reference=S + "6.3")
 
 
@@ -159,7 +159,7 @@ def kfac_register_schedules(register: Any) -> None:
 @hookimpl
 def kfac_register_batches(register: Any) -> None:
     """How many cases."""
-    register("constant", schedules.Constant, summary="the same m always", reference=S + "13")
+    register("constant", schedules.ConstantBatch, summary="the same m always", reference=S + "13")
     register("exponential", schedules.Exponential, summary="m grows to |S|", reference=S + "13")
 
 

@@ -16,7 +16,7 @@ from kfac_lab.core.program import branch, numbers
 from kfac_lab.core.state import DampingStrength, Due, StepRecord
 from kfac_lab.core.traits import DampingTraits
 
-__all__ = ["Constant", "LevenbergMarquardt", "Promised", "Scheduled", "Steered", "Tied"]
+__all__ = ["ConstantDamping", "LevenbergMarquardt", "Promised", "Scheduled", "Steered", "Tied"]
 
 PartState = Mapping[str, Any]
 OMEGA_1 = 0.95**5  # ω1 for T1 = 5
@@ -343,7 +343,7 @@ class Promised(Tied):
 
 
 @dataclass(frozen=True)
-class Constant:
+class ConstantDamping:
     """Fixed λ and γ; with ``pi="one"`` in the block this is Heskes' damping (2000)."""
 
     lam: float = parameter(1e-2, symbol="λ", section="6.3", low=0.0, log=True)
@@ -395,3 +395,6 @@ class Scheduled:
 
         (lam,) = numbers(value, record.step, strength.lam)
         return strength._replace(lam=lam, gamma=torch.sqrt(lam + strength.eta)), part_state
+
+
+Constant = ConstantDamping  # its former name

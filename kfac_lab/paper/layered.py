@@ -17,7 +17,7 @@ from kfac_lab.core.program import branch, counted
 from kfac_lab.core.protocols import Space, SubspaceModel
 from kfac_lab.core.state import DampingStrength, StepRecord
 from kfac_lab.core.traits import MomentumTraits
-from kfac_lab.core.vector import Part, Vec
+from kfac_lab.core.vector import PartialVec, Vec
 
 __all__ = ["Layered"]
 
@@ -78,7 +78,7 @@ class Layered:
         if count == 1:
             return (direction, *last)
         edges = [len(direction) * g // count for g in range(count + 1)]
-        parts = (Part(direction, range(a, b)) for a, b in itertools.pairwise(edges))
+        parts = (PartialVec(direction, range(a, b)) for a, b in itertools.pairwise(edges))
         return (*parts, *last)
 
     def choose(self, restriction: SubspaceModel, strength: DampingStrength, step: int) -> Tensor:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from kfac_lab.core.parameters import parameter
 from kfac_lab.core.protocols import Evaluation
-from kfac_lab.core.subspace import SubspaceModel
+from kfac_lab.core.subspace import SubspaceQuadratic
 from kfac_lab.core.traits import ModelTraits
-from kfac_lab.core.vector import Part, Vec
+from kfac_lab.core.vector import PartialVec, Vec
 from kfac_lab.paper.estimators import least_rows, rows_of, told_by, told_to
 
 __all__ = ["ApproximateFisher", "ExactFisher", "NoModel"]
@@ -22,7 +22,7 @@ CASES = 32  # of one product of tangents
 
 
 def _split(basis: Sequence[Vec]) -> bool:
-    return any(isinstance(vector, Part) for vector in basis)
+    return any(isinstance(vector, PartialVec) for vector in basis)
 
 
 def _linear(evaluation: Evaluation, basis: Sequence[Vec]) -> tuple[Tensor, Tensor]:
@@ -52,7 +52,7 @@ class ExactFisher:
         """|S2| where the cases' losses have a standard deviation of ``spread`` times their mean."""
         return max(self.rows(m), told_by(self.noise, m, spread))
 
-    def restrict(self, evaluation: Evaluation, basis: Sequence[Vec]) -> SubspaceModel:
+    def restrict(self, evaluation: Evaluation, basis: Sequence[Vec]) -> SubspaceQuadratic:
         """M on the span of ``basis``, the exact Fisher on S2."""
         k = len(basis)
         gram, slope = _linear(evaluation, basis)
@@ -61,7 +61,9 @@ class ExactFisher:
             rooted = evaluation.likelihood.factor_transposed(outputs, tangents)
             rooted = rooted.reshape(k, outputs.shape[0], -1)
             total = total + (_inner(rooted) if k <= 2 else _product(rooted))
-        return SubspaceModel(total / evaluation.rows, gram, slope, evaluation.loss, _split(basis))
+        return SubspaceQuadratic(
+            total / evaluation.rows, gram, slope, evaluation.loss, _split(basis)
+        )
 
 
 def _inner(rooted: Tensor) -> Tensor:
@@ -89,13 +91,13 @@ class ApproximateFisher:
     fraction: ClassVar[float] = 1.0
     traits: ClassVar[ModelTraits] = ModelTraits(needs_tangents=False)
 
-    def restrict(self, evaluation: Evaluation, basis: Sequence[Vec]) -> SubspaceModel:
+    def restrict(self, evaluation: Evaluation, basis: Sequence[Vec]) -> SubspaceQuadratic:
         """M on the span of ``basis``, F̆ in place of F."""
         gram, slope = _linear(evaluation, basis)
         products = [evaluation.approximate_product(v) for v in basis]
         rows = [torch.stack([u.dot(p) for p in products]) for u in basis]
         curvature = torch.stack(rows)
-        return SubspaceModel(
+        return SubspaceQuadratic(
             (curvature + curvature.t()) / 2, gram, slope, evaluation.loss, _split(basis)
         )
 
@@ -107,7 +109,7 @@ class NoModel:
     fraction: ClassVar[float] = 1.0
     traits: ClassVar[ModelTraits] = ModelTraits(needs_tangents=False, has_curvature=False)
 
-    def restrict(self, evaluation: Evaluation, basis: Sequence[Vec]) -> SubspaceModel:
+    def restrict(self, evaluation: Evaluation, basis: Sequence[Vec]) -> SubspaceQuadratic:
         """The linear part of M alone."""
         gram, slope = _linear(evaluation, basis)
-        return SubspaceModel(torch.zeros_like(gram), gram, slope, split=_split(basis))
+        return SubspaceQuadratic(torch.zeros_like(gram), gram, slope, split=_split(basis))

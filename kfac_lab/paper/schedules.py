@@ -13,7 +13,7 @@ from kfac_lab.core.state import Due, Signals
 from kfac_lab.core.traits import ScheduleTraits
 from kfac_lab.errors import RecipeError
 
-__all__ = ["Constant", "EveryStep", "Exponential", "Growing", "OnDrift", "Periodic"]
+__all__ = ["ConstantBatch", "EveryStep", "Exponential", "Growing", "OnDrift", "Periodic"]
 
 PartState = Mapping[str, Any]
 
@@ -151,7 +151,7 @@ class _Cases(int):
 
 
 @dataclass(frozen=True)
-class Constant:
+class ConstantBatch:
     """The same number of cases at every step: ``batch.size(step, available)`` is min(size, |S|)."""
 
     size: int = parameter(1000, symbol="m", section="13", low=1)
@@ -194,3 +194,6 @@ class Exponential:
         if power >= 1:
             return full
         return min(math.floor(self.start * (full / self.start) ** power + 1e-9), full)
+
+
+Constant = ConstantBatch  # its former name

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from kfac_lab.core.problem import Problem
 
-__all__ = ["PROBLEMS", "Entry", "LazyProblem"]
+__all__ = ["PROBLEMS", "LazyProblem", "ProblemEntry"]
 
 
 class LazyProblem:
@@ -36,7 +36,7 @@ class LazyProblem:
         return f"{self.module}.{self.__name__}"
 
 
-class Entry(NamedTuple):
+class ProblemEntry(NamedTuple):
     """One line of the table: what to call, what it is, where it is described."""
 
     function: LazyProblem
@@ -44,11 +44,11 @@ class Entry(NamedTuple):
     reference: str
 
 
-def _entry(module: str, name: str, summary: str, reference: str) -> tuple[str, Entry]:
-    return name, Entry(LazyProblem(f"{__name__}.{module}", name), summary, reference)
+def _entry(module: str, name: str, summary: str, reference: str) -> tuple[str, ProblemEntry]:
+    return name, ProblemEntry(LazyProblem(f"{__name__}.{module}", name), summary, reference)
 
 
-PROBLEMS: dict[str, Entry] = dict(
+PROBLEMS: dict[str, ProblemEntry] = dict(
     [
         _entry(
             "curves",
@@ -102,3 +102,6 @@ def kfac_register_problems(register: Any) -> None:
     """The problems in the box."""
     for name, (function, summary, reference) in PROBLEMS.items():
         register(name, function, summary=summary, reference=reference)
+
+
+Entry = ProblemEntry  # its former name

@@ -14,7 +14,7 @@ from kfac_lab.run.report import told
 from kfac_lab.run.run import Run
 from kfac_lab.run.saving import warn_elsewhere, where
 from kfac_lab.run.snapshots import SNAPSHOT_BUDGET, SNAPSHOT_EVERY
-from kfac_lab.run.swapping import Plan, carried_out, planned
+from kfac_lab.run.swapping import SwapPlan, carried_out, planned
 from kfac_lab.run.tables import Coverage, Score
 
 __all__ = [
@@ -23,9 +23,9 @@ __all__ = [
     "SNAPSHOT_EVERY",
     "Coverage",
     "Kfac",
-    "Plan",
     "Run",
     "Score",
+    "SwapPlan",
     "carried_out",
     "choose_device",
     "kfac_register_methods",

@@ -11,10 +11,10 @@ from kfac_lab.core.state import Swap
 from kfac_lab.errors import KfacLabError, RecipeError
 from kfac_lab.hooks import Recipe
 
-__all__ = ["Plan", "carried_out", "planned"]
+__all__ = ["SwapPlan", "carried_out", "planned"]
 
 
-class Plan(NamedTuple):
+class SwapPlan(NamedTuple):
     """A swap that was validated: the new recipe, and by slot the fields named and the text."""
 
     recipe: Recipe
@@ -22,7 +22,7 @@ class Plan(NamedTuple):
     text: dict[str, str]
 
 
-def planned(recipe: Recipe, parts: Mapping[str, Any]) -> Plan:
+def planned(recipe: Recipe, parts: Mapping[str, Any]) -> SwapPlan:
     """The plan of a swap of ``parts`` into ``recipe``.
 
     Raises:
@@ -37,11 +37,11 @@ def planned(recipe: Recipe, parts: Mapping[str, Any]) -> Plan:
     parts = by_todays_names(parts)
     new = recipe.replace(**parts)
     named = {slot: Recipe.named_fields(value) for slot, value in parts.items()}
-    return Plan(new, named, {slot: _text(new, slot) for slot in parts})
+    return SwapPlan(new, named, {slot: _text(new, slot) for slot in parts})
 
 
 def carried_out(
-    stepper: Any, recipe: Recipe, plan: Plan, adopt: Callable[[Swap], None] | None = None
+    stepper: Any, recipe: Recipe, plan: SwapPlan, adopt: Callable[[Swap], None] | None = None
 ) -> Swap:
     """Swaps the parts of a stepper that had ``recipe`` until now; returns the mark.
 
@@ -58,7 +58,7 @@ def carried_out(
     return mark
 
 
-def mark_of(step: int, recipe: Recipe, plan: Plan) -> Swap:
+def mark_of(step: int, recipe: Recipe, plan: SwapPlan) -> Swap:
     """What the history says of a swap."""
     before = {slot: _text(recipe, slot) for slot in plan.text}
     note = ""

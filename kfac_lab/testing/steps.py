@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from kfac_lab.core.problem import Problem
 from kfac_lab.core.state import DampingStrength, Due, StepRecord
-from kfac_lab.core.subspace import SubspaceModel
-from kfac_lab.core.vector import Part, Vec
+from kfac_lab.core.subspace import SubspaceQuadratic
+from kfac_lab.core.vector import PartialVec, Vec
 from kfac_lab.testing.subjects import Subject, normal
 
 __all__ = ["Bowl", "bowl", "engine_strength", "number", "record", "strength", "toy_problem"]
@@ -175,11 +175,11 @@ class Bowl:
     def _product(self, name: str, vector: Vec) -> Vec:
         return _vec(self.subject[name] @ torch.cat([m.reshape(-1) for m in vector]))
 
-    def restrict(self, basis: Sequence[Vec]) -> SubspaceModel:
+    def restrict(self, basis: Sequence[Vec]) -> SubspaceQuadratic:
         """M on the span of a basis (appendix C)."""
         products = [self.fisher(v) for v in basis]
         curvature = torch.stack([torch.stack([v.dot(w) for w in products]) for v in basis])
         curvature = (curvature + curvature.t()) / 2
         slope = torch.stack([self.gradient.dot(v) for v in basis])
-        split = any(isinstance(v, Part) for v in basis)
-        return SubspaceModel(curvature, Vec.gram(basis), slope, split=split)
+        split = any(isinstance(v, PartialVec) for v in basis)
+        return SubspaceQuadratic(curvature, Vec.gram(basis), slope, split=split)

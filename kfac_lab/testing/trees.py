@@ -10,7 +10,7 @@ from torch import Tensor
 from kfac_lab.core.trees import leaves, tensors
 from kfac_lab.core.trees import mapped as moved
 
-__all__ = ["Watch", "difference", "leaves", "moved", "tensors"]
+__all__ = ["InputWatch", "difference", "leaves", "moved", "tensors"]
 
 Leaf = tuple[str, Any]
 
@@ -27,7 +27,7 @@ def difference(a: Any, b: Any) -> str | None:
     return None
 
 
-class Watch:
+class InputWatch:
     """Remembers what a component was given, to tell afterwards whether it wrote into it."""
 
     def __init__(self) -> None:
@@ -78,3 +78,6 @@ def _shown(leaf: Any) -> str:
         size = float(torch.linalg.vector_norm(leaf.double()))
         return f"a {kind} tensor {shape} of norm {size:.9g}"
     return repr(leaf.detach().tolist())
+
+
+Watch = InputWatch  # its former name

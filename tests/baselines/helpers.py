@@ -7,7 +7,7 @@ from torch import nn
 import kfac_lab as kl
 from kfac_lab.baselines import Adam, Muon, Nag, Soap
 from kfac_lab.paper.averaging import Polyak
-from kfac_lab.paper.schedules import Constant
+from kfac_lab.paper.schedules import ConstantBatch
 
 METHODS = [
     Nag(lr=0.01, mu_max=0.9),
@@ -37,7 +37,7 @@ def tiny(dtype=torch.float32, device="cpu", noisy=False, l2=0.01, seed=0) -> kl.
 
 
 def attach(method, problem, seed=0, size=16, average=None, **options):
-    recipe = {"batch": Constant(size), "average": average or Polyak()}
+    recipe = {"batch": ConstantBatch(size), "average": average or Polyak()}
     return method.attach(problem, recipe, seed, **options)
 
 

@@ -12,7 +12,7 @@ from baselines.helpers import attach, equal, every_method, theta, tiny
 from kfac_lab.baselines import Adam, Muon, Nag
 from kfac_lab.errors import CheckpointError, CoverageError, NumericalError, RecipeError
 from kfac_lab.paper.averaging import NoAverage, Polyak
-from kfac_lab.paper.schedules import Constant
+from kfac_lab.paper.schedules import ConstantBatch
 
 
 def same(a, b) -> bool:
@@ -187,12 +187,12 @@ def test_batch_and_average_can_be_swapped() -> None:
     problem = tiny()
     stepper = attach(Nag(), problem)
     stepper.step()
-    recipe = {"batch": Constant(8), "average": NoAverage()}
+    recipe = {"batch": ConstantBatch(8), "average": NoAverage()}
     stepper.swap(recipe, {"batch": {"size"}})
     assert stepper.step().batch == 8 and stepper.average() is not None
     stepper.swap(recipe, {"average": set()})
     assert stepper.average() is None
-    stepper.swap({"batch": Constant(8), "average": Polyak()}, {"average": set()})
+    stepper.swap({"batch": ConstantBatch(8), "average": Polyak()}, {"average": set()})
     assert equal(stepper.average(), theta(problem))
 
 

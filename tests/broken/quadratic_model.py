@@ -13,7 +13,7 @@ from broken.common import Remembers, irregular
 from broken.half import but, common_half, refused
 from broken.wrapping import unforwarding
 from kfac_lab.core.state import DampingStrength
-from kfac_lab.core.subspace import SubspaceModel
+from kfac_lab.core.subspace import SubspaceQuadratic
 from kfac_lab.core.vector import Vec
 
 __all__ = ["BROKEN", "Sound"]
@@ -33,59 +33,61 @@ class Sound:
             rooted = evaluation.likelihood.factor_transposed(outputs, tangents).flatten(1).double()
             total = total + rooted @ rooted.t()
         slope = torch.stack([evaluation.gradient.dot(v) for v in basis])
-        found = SubspaceModel(total / evaluation.rows, Vec.gram(basis), slope)
+        found = SubspaceQuadratic(total / evaluation.rows, Vec.gram(basis), slope)
         return self.changed(found, evaluation)
 
-    def changed(self, found: SubspaceModel, evaluation: Any) -> Any:
+    def changed(self, found: SubspaceQuadratic, evaluation: Any) -> Any:
         """Where most of the broken ones differ."""
         return found
 
 
-def _changing(change: Callable[[SubspaceModel, Any], Any]) -> type:
+def _changing(change: Callable[[SubspaceQuadratic, Any], Any]) -> type:
     """Another restriction of M: of the sound one and the evaluation."""
     return but(Sound, changed=lambda self, answer, *given: change(*given))
 
 
 def _restricting(**methods: Any) -> Callable[[], Any]:
     """A model whose restriction has other methods."""
-    kind = type("BrokenRestriction", (SubspaceModel,), methods)
+    kind = type("BrokenRestriction", (SubspaceQuadratic,), methods)
     return _changing(lambda found, evaluation: kind(**vars(found)))
 
 
 @dataclass(frozen=True)
 class _Forgets(Remembers, Sound):
-    def changed(self, found: SubspaceModel, evaluation: Any) -> Any:
+    def changed(self, found: SubspaceQuadratic, evaluation: Any) -> Any:
         if evaluation.rows != 16:
             return found
         self.kept.append(1)
         return replace(found, curvature=found.curvature * (1 + len(self.kept) / 100))
 
 
-def _one_entry(self: SubspaceModel, coefficients: Tensor, strength: DampingStrength) -> Tensor:
-    found = SubspaceModel.value(self, coefficients, strength)
+def _one_entry(self: SubspaceQuadratic, coefficients: Tensor, strength: DampingStrength) -> Tensor:
+    found = SubspaceQuadratic.value(self, coefficients, strength)
     return found[None] if len(coefficients) == 3 else found
 
 
-def _negative(found: SubspaceModel, evaluation: Any) -> Any:
+def _negative(found: SubspaceQuadratic, evaluation: Any) -> Any:
     less = 100.0 if len(found.slope) == 3 else 0.0
     return replace(found, curvature=found.curvature - less * found.gram)
 
 
-def _without_eta(self: SubspaceModel, coefficients: Tensor, strength: DampingStrength) -> Tensor:
-    return SubspaceModel.value(self, coefficients, strength._replace(eta=0 * strength.eta))
+def _without_eta(
+    self: SubspaceQuadratic, coefficients: Tensor, strength: DampingStrength
+) -> Tensor:
+    return SubspaceQuadratic.value(self, coefficients, strength._replace(eta=0 * strength.eta))
 
 
 def _short(
-    self: SubspaceModel, strength: DampingStrength, fixed: Mapping[int, Any] | None = None
+    self: SubspaceQuadratic, strength: DampingStrength, fixed: Mapping[int, Any] | None = None
 ) -> Tensor:
-    found = SubspaceModel.minimiser(self, strength, fixed)
+    found = SubspaceQuadratic.minimiser(self, strength, fixed)
     return found if fixed else 0.9 * found
 
 
 def _free(
-    self: SubspaceModel, strength: DampingStrength, fixed: Mapping[int, Any] | None = None
+    self: SubspaceQuadratic, strength: DampingStrength, fixed: Mapping[int, Any] | None = None
 ) -> Tensor:
-    return SubspaceModel.minimiser(self, strength)
+    return SubspaceQuadratic.minimiser(self, strength)
 
 
 def _curved(change: Callable[[Tensor, Any], Tensor]) -> type:

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from kfac_lab.cli.terminal import (
-    Live,
+    LiveLines,
     bar,
     chart,
     clip,
@@ -35,7 +35,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
 
 
 def test_lines_are_drawn_over_the_last_ones(terminal: Terminal) -> None:
-    live = Live(terminal)
+    live = LiveLines(terminal)
     live.draw(["one", "two"])
     live.draw(["three", "four"])
     live.say("stays")
@@ -46,7 +46,7 @@ def test_lines_are_drawn_over_the_last_ones(terminal: Terminal) -> None:
 def test_it_is_due_ten_times_a_second_at_most(terminal: Terminal, monkeypatch) -> None:
     now = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    live, drawn = Live(terminal), 0
+    live, drawn = LiveLines(terminal), 0
     for step in range(1000):  # two seconds
         now[0] = 100 + step / 500
         if live.due():
@@ -56,7 +56,7 @@ def test_it_is_due_ten_times_a_second_at_most(terminal: Terminal, monkeypatch) -
 
 
 def test_no_line_is_wider_than_the_terminal(terminal: Terminal) -> None:
-    Live(terminal).draw([paint("λ" * 200, 33)])
+    LiveLines(terminal).draw([paint("λ" * 200, 33)])
     drawn = terminal.getvalue().replace("\x1b[K", "").replace("\x1b[J", "").rstrip("\n")
     assert visible(drawn) == 59 and drawn.endswith("\x1b[0m")
     assert clip("plain", 3).startswith("pla")
@@ -64,7 +64,7 @@ def test_no_line_is_wider_than_the_terminal(terminal: Terminal) -> None:
 
 def test_elsewhere_it_writes_plain_ascii_lines_where_it_must() -> None:
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    live = Live(stream)
+    live = LiveLines(stream)
     live.draw(["never"], plain=paint("λ 1 → 2 █", 33))
     stream.flush()
     assert stream.buffer.getvalue() == b"lambda 1 -> 2 #\n"
@@ -72,12 +72,12 @@ def test_elsewhere_it_writes_plain_ascii_lines_where_it_must() -> None:
 
 def test_no_color_is_respected(terminal: Terminal, monkeypatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
-    Live(terminal).say(paint("grey", 33, bold=True))
+    LiveLines(terminal).say(paint("grey", 33, bold=True))
     assert terminal.getvalue() == "grey\n"
 
 
 def test_the_cursor_comes_back_whatever_happens(terminal: Terminal) -> None:
-    with pytest.raises(KeyboardInterrupt), Live(terminal):
+    with pytest.raises(KeyboardInterrupt), LiveLines(terminal):
         raise KeyboardInterrupt
     assert terminal.getvalue() == "\x1b[?25l\x1b[?25h"
 

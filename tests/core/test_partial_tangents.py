@@ -8,7 +8,7 @@ from kfac_lab.core.capture import Network
 from kfac_lab.core.layers import Linear
 from kfac_lab.core.passes.sequential import Sequential
 from kfac_lab.core.plan import Plan
-from kfac_lab.core.vector import Part, Vec
+from kfac_lab.core.vector import PartialVec, Vec
 
 
 class Whole(Linear):
@@ -37,7 +37,13 @@ def test_a_part_is_pushed_like_its_dense_twin(kind: type, bias: bool) -> None:
     walked = Sequential(plan(kind, bias)).record(torch.randn(7, 4).double(), 1, 0)
     shapes = [m.shape for m in walked._plan.network.pack(walked._plan.network.tensors)]
     one, two = (Vec([torch.randn(s).double() for s in shapes]) for _ in range(2))
-    parts = [Part(one, (2, 3)), two, Part(one, (0,)), Part(one, ()), Part(two, (1, 3))]
+    parts = [
+        PartialVec(one, (2, 3)),
+        two,
+        PartialVec(one, (0,)),
+        PartialVec(one, ()),
+        PartialVec(two, (1, 3)),
+    ]
     dense = [Vec([m.contiguous() for m in v]) for v in parts]
     expected = torch.cat([walked.products([v]) for v in dense])
     assert float(expected[3].abs().max()) == 0 < float(expected[4].abs().max())

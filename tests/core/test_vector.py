@@ -1,8 +1,8 @@
-"""Vec and Part: a part is the vector that is zero elsewhere, whoever asks."""
+"""Vec and PartialVec: a part is the vector that is zero elsewhere, whoever asks."""
 
 import torch
 
-from kfac_lab.core.vector import Part, Vec
+from kfac_lab.core.vector import PartialVec, Vec
 
 
 def vec(seed: int) -> Vec:
@@ -17,7 +17,7 @@ def dense(v: Vec) -> torch.Tensor:
 
 def test_a_part_is_zero_elsewhere_and_takes_no_memory_there() -> None:
     whole = vec(0)
-    part = Part(whole, (1,))
+    part = PartialVec(whole, (1,))
     assert [bool(m.any()) for m in part] == [False, True, False]
     assert [tuple(m.shape) for m in part] == [tuple(m.shape) for m in whole]
     assert part[0].untyped_storage().nbytes() == 8 and part[1] is whole[1]
@@ -25,20 +25,20 @@ def test_a_part_is_zero_elsewhere_and_takes_no_memory_there() -> None:
 
 def test_inner_products_and_combinations_are_those_of_dense_vectors() -> None:
     a, b = vec(0), vec(1)
-    basis = [Part(a, (0, 2)), Part(a, (1,)), b, Part(b, ())]
+    basis = [PartialVec(a, (0, 2)), PartialVec(a, (1,)), b, PartialVec(b, ())]
     stacked = torch.stack([dense(v) for v in basis])
     torch.testing.assert_close(Vec.gram(basis), stacked @ stacked.t(), rtol=1e-12, atol=1e-12)
     c = torch.tensor([0.5, -2.0, 3.0, 7.0], dtype=torch.float64)
     torch.testing.assert_close(dense(Vec.combine(c, basis)), c @ stacked, rtol=1e-12, atol=1e-12)
     alone = Vec.combine(c[:1], basis[:1])
     torch.testing.assert_close(dense(alone), 0.5 * stacked[0], rtol=0, atol=0)
-    assert float(Part(a, (0,)).dot(Part(a, (1,)))) == 0.0
+    assert float(PartialVec(a, (0,)).dot(PartialVec(a, (1,)))) == 0.0
 
 
 def test_the_square_is_the_inner_product_with_itself_whatever_the_strides() -> None:
     whole = vec(0)
     strided = Vec([m.t() for m in whole])
-    for v in (whole, strided, Part(whole, (0, 2)), Part(whole, ())):
+    for v in (whole, strided, PartialVec(whole, (0, 2)), PartialVec(whole, ())):
         wanted = dense(v) @ dense(v)
         torch.testing.assert_close(v.squared(), wanted, rtol=1e-12, atol=0)
     assert Vec([m.float() for m in whole]).squared().dtype == torch.float64

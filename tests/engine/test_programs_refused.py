@@ -20,7 +20,7 @@ import kfac_lab as kl
 from kfac_lab.core.program import branch, counted, numbers
 from kfac_lab.core.traits import MomentumTraits
 from kfac_lab.paper.averaging import Polyak
-from kfac_lab.paper.damping import Constant
+from kfac_lab.paper.damping import ConstantDamping
 from kfac_lab.paper.diagonal import Diagonal
 from kfac_lab.paper.momentum import Fixed
 
@@ -116,7 +116,7 @@ class Writes(Polyak):
 
 
 @dataclass(frozen=True)
-class Reads(Constant):
+class Reads(ConstantDamping):
     """λ by a number that is read from the record, when λ is due."""
 
     def adapt(self, strength: Any, part_state: Any, record: Any) -> Any:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import kfac_lab as kl
-from kfac_lab.core.program import Program, Recorder, filled
+from kfac_lab.core.program import Program, ProgramRecorder, filled
 from kfac_lab.core.program.sizes import Unlike, unified
 from kfac_lab.engine.known import KEPT
 from kfac_lab.paper.diagonal import Diagonal
@@ -113,7 +113,7 @@ def step_of(m: int, k: int = 1) -> tuple[Any, list[Tensor], list[Tensor]]:
     """A recorded function of a batch, its inputs, and what it gave."""
     x = torch.arange(3.0 * m, dtype=torch.float64).reshape(m, 3).sin()
     half = x.shape[0] // 3 if k == 2 else 0  # what is no size
-    recorder = Recorder(k, [x], [], {})
+    recorder = ProgramRecorder(k, [x], [], {})
     with recorder:
         noise = filled(lambda k, shape: torch.full(shape, 0.5 * k), k, (m, 3))
         shown = (x + noise).reshape(m * 3)[: 3 * m - 2].sum() / m

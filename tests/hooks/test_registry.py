@@ -74,9 +74,11 @@ def test_of_component_goes_by_exact_type() -> None:
 def test_a_field_may_stand_for_a_method_of_the_slot() -> None:
     assert missing_methods("damping", LevenbergMarquardt) == []
     assert missing_methods("damping", object()) == ["init", "candidates", "adapt"]
-    from kfac_lab.paper.schedules import Constant
+    from kfac_lab.paper.schedules import ConstantBatch
 
-    assert missing_methods("batch", Constant) == [] == missing_methods("batch", Constant(5))
+    assert (
+        missing_methods("batch", ConstantBatch) == [] == missing_methods("batch", ConstantBatch(5))
+    )
 
 
 def test_a_name_of_before_is_read_with_a_note() -> None:

@@ -50,9 +50,11 @@ def test_lambda_is_reset_where_the_text_names_it_and_gamma_where_it_names_that()
     assert strength(run) == [150.0, 0.25, eta]
     run.swap(damping="constant(lam=0.01, gamma=0.1)")
     assert strength(run) == [0.01, 0.1, eta]
-    run.swap(damping=damping.Constant(lam=0.5))  # an object names what differs from its defaults
+    run.swap(
+        damping=damping.ConstantDamping(lam=0.5)
+    )  # an object names what differs from its defaults
     assert strength(run) == [0.5, 0.1, eta]
-    run.swap(damping=damping.Constant())
+    run.swap(damping=damping.ConstantDamping())
     assert strength(run) == [0.5, 0.1, eta]
 
 

@@ -137,7 +137,7 @@ def test_a_fork_compares_kept_with_swapped_from_the_same_step():
 
 
 def test_strategies_may_leave_eta_out():
-    class Plain(damping.Constant):
+    class Plain(damping.ConstantDamping):
         """Gives floats, and no η."""
 
         def init(self, problem):

@@ -58,7 +58,7 @@ class Wishful(Product):
         return ("H",)
 
 
-class Raising(damping.Constant):
+class Raising(damping.ConstantDamping):
     """A damping that cannot begin here."""
 
     def init(self, problem):

@@ -7,19 +7,19 @@ import pytest
 import torch
 
 import kfac_lab as kl
-from kfac_lab.core.subspace import SubspaceModel
-from kfac_lab.core.vector import Part
+from kfac_lab.core.subspace import SubspaceQuadratic
+from kfac_lab.core.vector import PartialVec
 from kfac_lab.paper.damping import Promised
 from kfac_lab.paper.layered import Layered
 from kfac_lab.testing.steps import Bowl, bowl, number, record, strength
 
 
-def model(loss: float | None, seed: int = 0, k: int = 5) -> SubspaceModel:
+def model(loss: float | None, seed: int = 0, k: int = 5) -> SubspaceQuadratic:
     g = torch.Generator().manual_seed(seed)
     root, basis = (torch.randn(k, k, generator=g, dtype=torch.float64) for _ in range(2))
     slope = torch.randn(k, generator=g, dtype=torch.float64)
     h = None if loss is None else number(loss)
-    return SubspaceModel(root @ root.t(), basis @ basis.t(), slope, h)
+    return SubspaceQuadratic(root @ root.t(), basis @ basis.t(), slope, h)
 
 
 def test_the_coefficients_are_the_ridges_solution() -> None:
@@ -52,7 +52,9 @@ def test_groups_are_runs_of_layers_for_so_many_steps_of_its_own() -> None:
     part_state = momentum.init()
     for made in range(4):
         basis = momentum.basis(space, direction, previous, part_state)
-        assert [isinstance(v, Part) for v in basis[:-1]] == ([True] * 2 if made < 2 else [False])
+        assert [isinstance(v, PartialVec) for v in basis[:-1]] == (
+            [True] * 2 if made < 2 else [False]
+        )
         if made < 2:
             assert [tuple(v.layers) for v in basis[:-1]] == [(0,), (1, 2)]
         assert basis[-1] is previous

@@ -21,7 +21,7 @@ from kfac_lab.core.traits import (
     traits,
 )
 from kfac_lab.paper.block_diagonal import BlockDiagonal
-from kfac_lab.paper.damping import Constant, LevenbergMarquardt, Scheduled, Steered
+from kfac_lab.paper.damping import ConstantDamping, LevenbergMarquardt, Scheduled, Steered
 from kfac_lab.paper.kronecker import Kronecker
 from kfac_lab.paper.momentum import Fixed, Optimal
 from kfac_lab.paper.quadratic_model import ExactFisher, NoModel
@@ -108,7 +108,7 @@ def test_promises_are_the_parts_own():
 
 def test_what_the_box_declares():
     assert traits(LevenbergMarquardt(), DampingTraits).follows_rho
-    assert traits(Constant(), DampingTraits) == DampingTraits(follows_rho=False)
+    assert traits(ConstantDamping(), DampingTraits) == DampingTraits(follows_rho=False)
     assert not traits(Fixed(), MomentumTraits).adapts
     assert traits(Periodic(), ScheduleTraits).drift_period is None
     assert traits(OnDrift(check=7), ScheduleTraits).drift_period == 7
@@ -120,7 +120,7 @@ def test_what_the_box_declares():
 # --- attributes of old ---------------------------------------------------------------------------
 
 
-class Old(Constant):
+class Old(ConstantDamping):
     """Written before traits were declared."""
 
     needs_rho = False
@@ -141,13 +141,13 @@ def test_attributes_of_old_count_until_a_class_declares():
     (note,) = report(Old(), "damping").notes
     assert note == "needs_rho still counts; declare traits = DampingTraits(needs_rho=False)"
     assert f"note: {note}" in str(report(Old(), "damping"))
-    assert report(Constant(), "damping").notes == ()
+    assert report(ConstantDamping(), "damping").notes == ()
 
 
 # --- wrong declarations --------------------------------------------------------------------------
 
 
-class Mistaken(Constant):
+class Mistaken(ConstantDamping):
     traits = ModelTraits(has_curvature=False)
 
 
@@ -162,7 +162,7 @@ def test_traits_of_another_slot_are_an_error():
 
 def test_traits_of_a_frozen_part_are_read_once():
     @dataclasses.dataclass(frozen=True)
-    class Counted(Constant):
+    class Counted(ConstantDamping):
         calls: list = dataclasses.field(default_factory=list)
 
         @property

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kfac_lab.core.capture import Network
-from kfac_lab.core.passes.layouts import Look
+from kfac_lab.core.passes.layouts import RecordedPass
 from kfac_lab.core.protocols import Layer
 from kfac_lab.core.rows import Grouped
 from kfac_lab.errors import CoverageError
@@ -32,7 +32,7 @@ class Unseen(CoverageError):
         self.paths = paths
 
 
-def certify(network: Network, seen: Look) -> tuple[float, ...]:
+def certify(network: Network, seen: RecordedPass) -> tuple[float, ...]:
     """Compares, for each claimed layer, Σ_rows g āᵀ with the gradient of its parameters.
 
     Returns for each layer the trace of its Kronecker block over that of the cases' own gradients,

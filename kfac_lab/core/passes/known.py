@@ -28,7 +28,7 @@ from kfac_lab.core.state import Bound, Place
 from kfac_lab.core.traits import RowsTraits, traits
 from kfac_lab.errors import RecipeError
 
-__all__ = ["Known", "subset"]
+__all__ = ["KnownNetwork", "subset"]
 
 CANCELS = 100.0  # by how much a block's trace may be above the Fisher's without a word
 
@@ -50,7 +50,7 @@ def subset(component: Any, rows: int, processes: int = 1, spread: float = float(
     return max(1, min(rows, math.ceil(count / processes)))
 
 
-class Known:
+class KnownNetwork:
     """What is known of a network before a pass, and what of it a first batch tells.
 
     Args:

@@ -21,13 +21,13 @@ from kfac_lab.core.rows import Layouts, RowLayout
 from kfac_lab.core.whole import Whole
 from kfac_lab.errors import CoverageError
 
-__all__ = ["Look", "find", "look"]
+__all__ = ["RecordedPass", "find", "look"]
 
 Shapes = list[list[tuple[int, int]]]  # per layer, per call: [B, S] of its rows
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
+class RecordedPass:
     """One recorded pass over some cases."""
 
     outputs: Tensor
@@ -64,7 +64,7 @@ class Look:
         return self.recorder.tensors
 
 
-def look(function: Function, inputs: Tensor, layouts: Layouts | None = None) -> Look:
+def look(function: Function, inputs: Tensor, layouts: Layouts | None = None) -> RecordedPass:
     """A pass with hooks on the layers, on copies of the buffers; dropout drops nothing."""
     recorder = Recorder(function.network, layouts, len(inputs))
     buffers = function.buffers()
@@ -72,7 +72,7 @@ def look(function: Function, inputs: Tensor, layouts: Layouts | None = None) -> 
         outputs: Any = function(None, buffers, inputs)
     _check_checkpoints(outputs)
     shapes = [[tuple(x.shape[:2]) for x in calls] for calls in recorder.calls_in()]
-    return Look(outputs, recorder, shapes, len(inputs))  # type: ignore[arg-type]
+    return RecordedPass(outputs, recorder, shapes, len(inputs))  # type: ignore[arg-type]
 
 
 def _check_checkpoints(outputs: Tensor) -> None:
@@ -109,7 +109,7 @@ def _undropped(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def find(function: Function, inputs: Tensor, sizes: Sequence[int]) -> tuple[Layouts, Look]:
+def find(function: Function, inputs: Tensor, sizes: Sequence[int]) -> tuple[Layouts, RecordedPass]:
     """The layouts, and a look at the larger size with them.
 
     ``sizes`` are one or two numbers of cases, the larger first.
@@ -146,7 +146,7 @@ def _repeated(
     large: Tensor,
     small: Sequence[Tensor],
     found: list[list[RowLayout]],
-    plain: Look,
+    plain: RecordedPass,
     at: tuple[int, int],
 ) -> list[list[RowLayout]] | None:
     """Layouts with one shared call's input repeated for each case, where that is the same function
@@ -179,7 +179,7 @@ def _repeated(
     return None
 
 
-def _apart(seen: Look, layer: int, call: int, layout: RowLayout) -> bool:
+def _apart(seen: RecordedPass, layer: int, call: int, layout: RowLayout) -> bool:
     """Whether each case's loss reaches its own rows alone."""
     shape = seen.shapes[layer][call]
     for case in range(seen.cases):
@@ -189,14 +189,14 @@ def _apart(seen: Look, layer: int, call: int, layout: RowLayout) -> bool:
     return True
 
 
-def _owner(shape: tuple[int, int], layout: RowLayout, seen: Look) -> Tensor:
+def _owner(shape: tuple[int, int], layout: RowLayout, seen: RecordedPass) -> Tensor:
     """The case of each row ``[B, S]``."""
     along = torch.arange(shape[layout.axis], device=seen.outputs.device)
     case = along.div(layout.inner, rounding_mode="floor") % seen.cases
     return (case[:, None] if layout.axis == 0 else case[None, :]).expand(shape)
 
 
-def _layouts(one: Look, other: Look | None) -> list[list[RowLayout]]:
+def _layouts(one: RecordedPass, other: RecordedPass | None) -> list[list[RowLayout]]:
     evidence: list[list[list[Tensor | None]]] = []
     found: list[list[RowLayout]] = []
     for i, calls in enumerate(one.shapes):
@@ -222,7 +222,7 @@ def _layouts(one: Look, other: Look | None) -> list[list[RowLayout]]:
 def _fits(
     layout: RowLayout,
     shape: tuple[int, int],
-    seen: Look,
+    seen: RecordedPass,
     layer: int,
     call: int,
     evidence: list[list[list[Tensor | None]]],

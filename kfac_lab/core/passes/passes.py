@@ -15,7 +15,7 @@ from kfac_lab.core.layers import dense
 from kfac_lab.core.likelihood import Criterion
 from kfac_lab.core.moments import Accumulation
 from kfac_lab.core.passes.evaluated import Evaluated, Observed
-from kfac_lab.core.passes.known import Known, subset
+from kfac_lab.core.passes.known import KnownNetwork, subset
 from kfac_lab.core.passes.products import raised
 from kfac_lab.core.passes.statistics import Statistics
 from kfac_lab.core.passes.sums import Objective
@@ -52,7 +52,7 @@ class Served(NamedTuple):
         )
 
 
-class Passes(Known):
+class Passes(KnownNetwork):
     """Runs the network; made once at attach.
 
     Attributes:

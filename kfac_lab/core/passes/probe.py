@@ -12,7 +12,7 @@ from torch import Tensor
 from kfac_lab.core.cases import labels
 from kfac_lab.core.passes.certificate import Unseen, certify
 from kfac_lab.core.passes.function import Function
-from kfac_lab.core.passes.layouts import Look, find
+from kfac_lab.core.passes.layouts import RecordedPass, find
 from kfac_lab.core.passes.products import PATHS, jacobian_products, raised
 from kfac_lab.core.rows import Layouts, RowLayout
 from kfac_lab.core.traits import LikelihoodTraits, traits
@@ -152,7 +152,7 @@ def _shape(function: Function, inputs: Any) -> tuple[int, ...] | None:
     return tuple(outputs.shape) if isinstance(outputs, Tensor) else None
 
 
-def check_fired(seen: Look, function: Function, layouts: Layouts) -> None:
+def check_fired(seen: RecordedPass, function: Function, layouts: Layouts) -> None:
     """Every claimed layer has to be called, unless some get their rows sent as they come.
 
     Raises:

@@ -13,9 +13,9 @@
 What a step's inputs are, and when a program serves, is the engine's (``engine/programs.py``).
 """
 
-from kfac_lab.core.program.calls import Recording, Slot, identical
+from kfac_lab.core.program.calls import Recording, TensorSlot, identical
 from kfac_lab.core.program.program import Capture, Captured, CudaGraphs, Program
-from kfac_lab.core.program.recorder import Recorder
+from kfac_lab.core.program.recorder import ProgramRecorder
 from kfac_lab.core.program.repeated import Repeated
 from kfac_lab.core.program.stepwise import (
     branch,
@@ -34,10 +34,10 @@ __all__ = [
     "Captured",
     "CudaGraphs",
     "Program",
-    "Recorder",
+    "ProgramRecorder",
     "Recording",
     "Repeated",
-    "Slot",
+    "TensorSlot",
     "branch",
     "counted",
     "counting",

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "Call",
-    "Held",
+    "AtenCall",
+    "HeldValue",
     "Number",
     "Recording",
-    "Slot",
+    "TensorSlot",
     "difference",
     "identical",
     "mapped",
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 
-class Slot(NamedTuple):
+class TensorSlot(NamedTuple):
     """A tensor of a program, by its number."""
 
     number: int
@@ -37,18 +37,18 @@ class Number(NamedTuple):
     text: str
 
 
-class Call(NamedTuple):
+class AtenCall(NamedTuple):
     """One ATen call; tensors in its arguments are slots, and so are its results."""
 
     operation: Any
     arguments: tuple[Any, ...]
     keywords: dict[str, Any]
-    results: tuple[Slot | None, ...]  # None for one that is an argument again
+    results: tuple[TensorSlot | None, ...]  # None for one that is an argument again
     several: bool  # whether the call gives a list of them
 
 
-Fill = tuple[Slot, Callable[..., Tensor], Any]  # and the shape; None: of k alone
-Held = tuple[Callable[[int], Any], Any, tuple[str, str] | None]
+Fill = tuple[TensorSlot, Callable[..., Tensor], Any]  # and the shape; None: of k alone
+HeldValue = tuple[Callable[[int], Any], Any, tuple[str, str] | None]
 
 
 @dataclass(eq=False)
@@ -71,21 +71,21 @@ class Recording:
 
     k: int
     inputs: int
-    calls: list[Call] = field(default_factory=list)
+    calls: list[AtenCall] = field(default_factory=list)
     fills: list[Fill] = field(default_factory=list)
-    held: list[Held] = field(default_factory=list)
+    held: list[HeldValue] = field(default_factory=list)
     counts: dict[tuple[str, str], Callable[[int], int]] = field(default_factory=dict)
-    constants: list[tuple[Slot, Tensor]] = field(default_factory=list)
-    expected: list[tuple[Slot, float]] = field(default_factory=list)
-    told: list[Slot] = field(default_factory=list)
-    flags: list[Slot] = field(default_factory=list)
+    constants: list[tuple[TensorSlot, Tensor]] = field(default_factory=list)
+    expected: list[tuple[TensorSlot, float]] = field(default_factory=list)
+    told: list[TensorSlot] = field(default_factory=list)
+    flags: list[TensorSlot] = field(default_factory=list)
     supplied: dict[Hashable, str] = field(default_factory=dict)
     refusals: list[str] = field(default_factory=list)
     unclear: str | None = None
     slots: int = 0
 
     @property
-    def looked(self) -> list[Slot]:
+    def looked(self) -> list[TensorSlot]:
         """What a replay has to look at: the flags, what is expected, what is told."""
         return [*self.flags, *(slot for slot, _ in self.expected), *self.told]
 
@@ -130,7 +130,7 @@ def tensors(value: Any) -> list[Tensor]:
     return []
 
 
-def mapped(value: Any, change: Callable[[Tensor], Slot]) -> Any:
+def mapped(value: Any, change: Callable[[Tensor], TensorSlot]) -> Any:
     """A call's arguments with slots for their tensors."""
     if isinstance(value, Tensor):
         return change(value)
@@ -143,7 +143,7 @@ def mapped(value: Any, change: Callable[[Tensor], Slot]) -> Any:
 
 def difference(a: Any, b: Any) -> tuple[Any, Any] | None:
     """The first two leaves that differ."""
-    if isinstance(a, Slot) or isinstance(b, Slot):
+    if isinstance(a, TensorSlot) or isinstance(b, TensorSlot):
         return None if a == b else (a, b)
     if type(a) is not type(b):
         return a, b

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kfac_lab.core.program.calls import Call, Number, Recording, Slot
+from kfac_lab.core.program.calls import AtenCall, Number, Recording, TensorSlot
 
 __all__ = ["Capture", "Captured", "CudaGraphs", "Program"]
 
@@ -27,7 +27,7 @@ class Program:
         outputs: which of its tensors are wanted.
     """
 
-    def __init__(self, recording: Recording, outputs: Sequence[Slot]) -> None:
+    def __init__(self, recording: Recording, outputs: Sequence[TensorSlot]) -> None:
         self.recording = recording
         self._run, self._shapes, self.text = _compiled(recording, outputs)
         self._constants = [tensor for _, tensor in recording.constants]
@@ -174,7 +174,7 @@ def _copied(places: list[Tensor], values: list[Tensor]) -> None:
 
 
 def _compiled(
-    recording: Recording, outputs: Sequence[Slot]
+    recording: Recording, outputs: Sequence[TensorSlot]
 ) -> tuple[Callable[..., list[Tensor]], Callable[..., tuple[Any, ...]], str]:
     """The recording as a Python function of inputs, fills, constants and numbers, the shapes of its
     fills as one of numbers, and the text of both.
@@ -193,7 +193,7 @@ def _compiled(
         return name
 
     def shown(value: Any) -> str:
-        if isinstance(value, Slot):
+        if isinstance(value, TensorSlot):
             return f"t{value.number}"
         if isinstance(value, Number):
             return value.text
@@ -207,7 +207,7 @@ def _compiled(
             return f"({''.join(f'{shown(v)}, ' for v in value)})"
         return bound(value, "c")
 
-    given = [Slot(n) for n in range(recording.inputs)]
+    given = [TensorSlot(n) for n in range(recording.inputs)]
     given += [fill[0] for fill in recording.fills]
     given += [slot for slot, _ in recording.constants]
     last = dict.fromkeys(given, -1)  # the call that needs it last
@@ -241,11 +241,11 @@ def _compiled(
     return names["run"], names["shapes"], text
 
 
-def _slots(value: Any) -> Iterator[Slot]:
+def _slots(value: Any) -> Iterator[TensorSlot]:
     """The slots of a call's arguments."""
-    if isinstance(value, Slot):
+    if isinstance(value, TensorSlot):
         yield value
-    elif isinstance(value, Call):
+    elif isinstance(value, AtenCall):
         yield from _slots([value.arguments, value.keywords])
     elif isinstance(value, dict):
         yield from _slots(list(value.values()))

@@ -22,10 +22,10 @@ from torch.utils.weak import TensorWeakRef
 
 from kfac_lab.core import linalg
 from kfac_lab.core.program.calls import (
-    Call,
+    AtenCall,
     Number,
     Recording,
-    Slot,
+    TensorSlot,
     difference,
     identical,
     mapped,
@@ -33,16 +33,16 @@ from kfac_lab.core.program.calls import (
     storage,
     tensors,
 )
-from kfac_lab.core.program.stepwise import RECORDING, Source, Step, Taker
+from kfac_lab.core.program.stepwise import RECORDING, CountSource, Step, Taker
 from kfac_lab.core.program.supplied import Supplied
 from kfac_lab.core.program.watched_number import bare
 
-__all__ = ["Call", "Recorder", "Recording", "Slot", "identical"]
+__all__ = ["AtenCall", "ProgramRecorder", "Recording", "TensorSlot", "identical"]
 
 _ATEN: Any = torch.ops.aten
 
 
-class Recorder(TorchDispatchMode, Taker):
+class ProgramRecorder(TorchDispatchMode, Taker):
     """Records what is done while it is open.
 
     Args:
@@ -66,7 +66,7 @@ class Recorder(TorchDispatchMode, Taker):
         super().__init__()
         self.k, self._parts, self._expected = k, parts, expected
         self.recording = Recording(k, len(inputs), slots=len(inputs))
-        self._known: dict[int, tuple[TensorWeakRef, Slot]] = {}
+        self._known: dict[int, tuple[TensorWeakRef, TensorSlot]] = {}
         self._counts = counts or {}
         self._busy = False  # while the recorder itself is at work
         self._passed: list[Supplied] = []  # numbers of the torch function that is being called
@@ -78,7 +78,7 @@ class Recorder(TorchDispatchMode, Taker):
         self._protected: set[int] = set()
         for number, tensor in enumerate(inputs):
             if id(tensor) not in self._known:  # the first of several names of one tensor
-                self._know(tensor, Slot(number))
+                self._know(tensor, TensorSlot(number))
             if storage(tensor) not in free:
                 self._protected.add(storage(tensor))
 
@@ -87,7 +87,7 @@ class Recorder(TorchDispatchMode, Taker):
         """No: nothing here is traced by it, and skipping would import it, which takes 0.6 s."""
         return False
 
-    def __enter__(self) -> Recorder:
+    def __enter__(self) -> ProgramRecorder:
         self._token = RECORDING.set(self)
         self._open = ExitStack()
         self._open.enter_context(self._reads)
@@ -114,13 +114,13 @@ class Recorder(TorchDispatchMode, Taker):
         self.recording.fills.append((slot, make, None if shape is None else tuple(shape)))
         return made
 
-    def hold(self, choose: Callable[[int], Any], source: Source) -> Any:
+    def hold(self, choose: Callable[[int], Any], source: CountSource) -> Any:
         """See ``Taker``."""
         value = choose(self.k if source is None else self._counts[source])
         self.recording.held.append((choose, value, source))
         return value
 
-    def count(self, change: Callable[[int], int], source: Source) -> Any:
+    def count(self, change: Callable[[int], int], source: CountSource) -> Any:
         """See ``Taker``."""
         assert source is not None
         self.recording.counts[source] = change
@@ -256,7 +256,7 @@ class Recorder(TorchDispatchMode, Taker):
         known: set[int] | None,
         several: bool = False,
     ) -> None:
-        slots: list[Slot | None] = []
+        slots: list[TensorSlot | None] = []
         for result in results:
             if result is None or (known is not None and id(result) in known):
                 slots.append(None)
@@ -264,7 +264,7 @@ class Recorder(TorchDispatchMode, Taker):
             slot = self._new()
             slots.append(slot)
             self._know(result, slot)
-        call = Call(func, arguments, keywords, tuple(slots), several)
+        call = AtenCall(func, arguments, keywords, tuple(slots), several)
         if self._expected is not None:
             self._compare(len(self.recording.calls), call)
         self.recording.calls.append(call)
@@ -278,7 +278,7 @@ class Recorder(TorchDispatchMode, Taker):
                 if self._number(tensor) is None or storage(tensor) in self._protected:
                     self.refuse(f"writes into a tensor that is kept ({func.__name__})")
 
-    def _compare(self, number: int, call: Call) -> None:
+    def _compare(self, number: int, call: AtenCall) -> None:
         """The call of the earlier step has to be this one.
 
         Where it is another the numbers that depend on the step would be frozen.
@@ -290,7 +290,7 @@ class Recorder(TorchDispatchMode, Taker):
             differing = difference((before.arguments, before.keywords), (call[1], call[2]))
             if differing is None and before.results == call.results:
                 return
-            if differing is not None and not isinstance(differing[0], Slot):
+            if differing is not None and not isinstance(differing[0], TensorSlot):
                 self.refuse(
                     f"gave {call.operation.__name__} {shown(differing[0])} at step "
                     f"{self._expected.k} and {shown(differing[1])} at step {self.k}: a number "
@@ -320,28 +320,28 @@ class Recorder(TorchDispatchMode, Taker):
                     break
         return recording
 
-    def slot_of(self, tensor: Tensor) -> Slot:
+    def slot_of(self, tensor: Tensor) -> TensorSlot:
         """A tensor that the step has given, or was given."""
         slot = self._number(tensor)
         return self._constant(tensor) if slot is None else slot
 
     # --- tensors ----------------------------------------------------------------------------------
 
-    def _new(self) -> Slot:
+    def _new(self) -> TensorSlot:
         self.recording.slots += 1
-        return Slot(self.recording.slots - 1)
+        return TensorSlot(self.recording.slots - 1)
 
-    def _know(self, tensor: Tensor, slot: Slot) -> None:
+    def _know(self, tensor: Tensor, slot: TensorSlot) -> None:
         self._known[id(tensor)] = TensorWeakRef(tensor), slot
 
-    def _number(self, tensor: Tensor) -> Slot | None:
+    def _number(self, tensor: Tensor) -> TensorSlot | None:
         found = self._known.get(id(tensor))
         return found[1] if found is not None and found[0]() is tensor else None
 
-    def _slot(self, tensor: Tensor) -> Slot:
+    def _slot(self, tensor: Tensor) -> TensorSlot:
         return self._number(tensor) or self._constant(tensor)
 
-    def _constant(self, tensor: Tensor) -> Slot:
+    def _constant(self, tensor: Tensor) -> TensorSlot:
         slot = self._new()
         self._know(tensor, slot)
         self._protected.add(storage(tensor))
@@ -368,7 +368,7 @@ class _Reads(TorchFunctionMode):
         {"tolist", "numpy", "__array__", "__dlpack__", "data_ptr", "untyped_storage", "storage"}
     )
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: ProgramRecorder) -> None:
         super().__init__()
         self._recorder = recorder
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
-from kfac_lab.core.program.calls import Recording, Slot, identical
+from kfac_lab.core.program.calls import Recording, TensorSlot, identical
 from kfac_lab.core.program.program import Capture, Captured, Program
-from kfac_lab.core.program.recorder import Recorder
+from kfac_lab.core.program.recorder import ProgramRecorder
 
 __all__ = ["Repeated"]
 
@@ -105,7 +105,7 @@ class Repeated:
         """A call as ever, and noted; at the second time a program, if it gives the same."""
         before = known.recording
         copies = [t.detach().clone() for t in inputs] if before is not None else []
-        recorder = Recorder(known.seen, inputs, writable, {}, before)
+        recorder = ProgramRecorder(known.seen, inputs, writable, {}, before)
         with recorder:
             made = list(function())
         recording = recorder.finish()
@@ -117,7 +117,7 @@ class Repeated:
         elif before is None:
             known.recording = recording
         else:
-            outputs: list[Slot] = [recorder.slot_of(t) for t in made]
+            outputs: list[TensorSlot] = [recorder.slot_of(t) for t in made]
             program = Program(recording, outputs)
             found = program(copies, 0, numbers)
             pairs = zip([*found, *copies], [*made, *inputs], strict=True)

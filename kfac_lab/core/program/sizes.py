@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kfac_lab.core.program.calls import Call, Number, Recording, Slot, identical, shown
+from kfac_lab.core.program.calls import AtenCall, Number, Recording, TensorSlot, identical, shown
 
 __all__ = ["Unlike", "unified"]
 
@@ -44,7 +44,7 @@ def unified(first: Recording, second: Recording, sizes: Sequence[Mapping[str, in
     for (slot, a), (other, b) in zip(first.constants, second.constants, strict=True):
         if slot != other or not (a is b or identical(a, b)):
             raise Unlike("a tensor that is neither an input nor made in the step")
-    fills: list[tuple[Slot, Callable[..., Tensor], Any]] = []
+    fills: list[tuple[TensorSlot, Callable[..., Tensor], Any]] = []
     for (slot, _, a), (other, make, b) in zip(first.fills, second.fills, strict=True):
         if slot != other:
             raise Unlike("other functions of the step")
@@ -59,7 +59,7 @@ class _Unified:
     def __init__(self, sizes: Sequence[Mapping[str, int]]) -> None:
         self._pairs = list(zip(sizes[0].values(), sizes[1].values(), strict=True))
 
-    def call(self, a: Call, b: Call) -> Call:
+    def call(self, a: AtenCall, b: AtenCall) -> AtenCall:
         """One call at any size."""
         if a.operation is not b.operation or a.results != b.results:
             raise Unlike(f"{a.operation.__name__} and {b.operation.__name__}")
@@ -75,7 +75,7 @@ class _Unified:
             raise Unlike(f"{name} of {shown(a)} and {shown(b)}")
         if isinstance(b, Number):
             return Number(self._text(a.text, b.text, name))
-        if isinstance(b, Slot):
+        if isinstance(b, TensorSlot):
             if a != b:
                 raise Unlike(f"{name} of other tensors")
             return b

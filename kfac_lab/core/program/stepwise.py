@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-Source = tuple[str, str] | None  # slot and name of a count; None: k itself
+CountSource = tuple[str, str] | None  # slot and name of a count; None: k itself
 
 
 class Taker(Protocol):
@@ -53,11 +53,11 @@ class Taker(Protocol):
         """``make(k)`` or ``make(k, shape)``, as an input that every replay makes anew."""
         ...
 
-    def hold(self, choose: Callable[[int], Any], source: Source) -> Any:
+    def hold(self, choose: Callable[[int], Any], source: CountSource) -> Any:
         """``choose(k)``, or of a count; what is recorded serves the steps with the same value."""
         ...
 
-    def count(self, change: Callable[[int], int], source: Source) -> Any:
+    def count(self, change: Callable[[int], int], source: CountSource) -> Any:
         """A count after the step; a replay changes the one that the state has then."""
         ...
 
@@ -184,7 +184,7 @@ class Step(WatchedNumber):
 
     __slots__ = ("_taker", "source")
 
-    def __init__(self, number: int, taker: Taker, source: Source = None) -> None:
+    def __init__(self, number: int, taker: Taker, source: CountSource = None) -> None:
         self.value, self._taker, self.source = number, taker, source
 
     def _told(self) -> int:

@@ -27,7 +27,7 @@ from kfac_lab.core.traits import (
 from kfac_lab.core.trees import moved
 from kfac_lab.errors import KfacLabError
 
-__all__ = ["WANTS", "Factor", "Images", "Seen", "Shape", "facts", "image_shape", "seen"]
+__all__ = ["WANTS", "Factor", "Reconstructed", "Seen", "Shape", "facts", "image_shape", "seen"]
 
 #: what a view may ask for
 WANTS = ("factors", "inverse", "images", "filters")
@@ -58,7 +58,7 @@ class Factor(NamedTuple):
     shift: float | None
 
 
-class Images(NamedTuple):
+class Reconstructed(NamedTuple):
     """Cases and what the model makes of them."""
 
     originals: Tensor  # [n, height, width]
@@ -94,7 +94,7 @@ class Seen:
     layers: tuple[Shape, ...] = ()
     factors: tuple[Factor, ...] = ()
     preconditioner: Any = None
-    images: Images | None = None
+    images: Reconstructed | None = None
     filters: Tensor | None = None
     units: int = 0
     missing: Mapping[str, str] | None = None
@@ -212,7 +212,7 @@ def _images(run: Any) -> dict[str, Any]:
         outputs = problem.likelihood.mean(z)
         errors = ((outputs.flatten(1) - inputs.flatten(1)) ** 2).sum(1)
     return {
-        "images": Images(
+        "images": Reconstructed(
             _as_images(_copy(inputs), shape),
             _as_images(_copy(outputs), shape),
             tuple(errors.double().tolist()),
@@ -273,3 +273,6 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+Images = Reconstructed  # its former name

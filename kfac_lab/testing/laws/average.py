@@ -17,7 +17,7 @@ from torch import Tensor
 from kfac_lab.testing.law import Broken, Case, law, try_last
 from kfac_lab.testing.laws.common import CHEAP, Trial, common_laws
 from kfac_lab.testing.subjects import Subject, normal
-from kfac_lab.testing.trees import Watch
+from kfac_lab.testing.trees import InputWatch
 
 SLOT = "average"
 SHAPES = ((3, 4), (3,), (1, 2, 2, 2))
@@ -38,7 +38,7 @@ def subjects(case: Case) -> Sequence[Subject]:
     )
 
 
-def run(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
+def run(component: Any, subject: Subject, watch: InputWatch) -> Mapping[str, Any]:
     """The average from before the first step on, read after each."""
     first, *rest = subject["thetas"]
     part_state = component.init(watch(first, "θ")) or {}
@@ -55,7 +55,7 @@ common_laws(Trial(SLOT, subjects, run, any_dtype=("part_state",)))
 
 
 def _reads(case: Case, thetas: Sequence[list[Tensor]]) -> list[Sequence[Tensor] | None]:
-    found = run(case.component, Subject("", {"thetas": thetas}), Watch())["read"]
+    found = run(case.component, Subject("", {"thetas": thetas}), InputWatch())["read"]
     return list(found)
 
 

@@ -15,7 +15,7 @@ from kfac_lab.errors import RecipeError
 from kfac_lab.testing.law import Broken, Case, law, leave_out, try_last
 from kfac_lab.testing.laws.common import Trial, common_laws, hidden
 from kfac_lab.testing.subjects import Subject
-from kfac_lab.testing.trees import Watch
+from kfac_lab.testing.trees import InputWatch
 
 SLOT = "batch"
 SETS = (1, 2, 24, 999, 60_000)
@@ -27,7 +27,7 @@ def subjects(case: Case) -> Sequence[Subject]:
     return [Subject(f"a set of {size}", {"available": size}) for size in SETS]
 
 
-def run(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
+def run(component: Any, subject: Subject, watch: InputWatch) -> Mapping[str, Any]:
     """The sizes of some steps."""
     return {"sizes": [component.size(k, subject["available"]) for k in STEPS]}
 

@@ -43,7 +43,7 @@ from kfac_lab.testing.laws.block_product import (
     product_symmetric,
 )
 from kfac_lab.testing.laws.block_shown import (
-    Stranger,
+    ForeignInverse,
     asked_is_damped,
     cotangents_even,
     keeps_no_moments,
@@ -74,7 +74,7 @@ __all__ = [
     "GAMMAS",
     "P_LAWS",
     "SLOT",
-    "Stranger",
+    "ForeignInverse",
     "asked_is_damped",
     "awkward",
     "cotangents_even",
@@ -107,3 +107,6 @@ __all__ = [
     "symmetric",
     "wants_known",
 ]
+
+
+Stranger = ForeignInverse  # its former name

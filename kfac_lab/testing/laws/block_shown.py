@@ -122,7 +122,7 @@ def keeps_no_moments(case: Case) -> None:
 
 
 @dataclass(frozen=True)
-class Stranger:
+class ForeignInverse:
     """An inverse of nobody's kind, as a swap of blocks leaves it in use."""
 
     def apply(self, matrix: Tensor) -> Tensor:
@@ -180,7 +180,7 @@ def previous_is_a_hint(case: Case) -> None:
             "the inverse of another γ": inverse_of(case.component, subject),
             "the inverse of earlier moments": inverse_of(case.component, _earlier(subject), at),
             "the inverse of another layer": inverse_of(case.component, everything[n - 1]),
-            "another block's inverse": Stranger(),
+            "another block's inverse": ForeignInverse(),
         }
         for what, previous in others.items():
             where = f"{subject.where}, {what} in use"
@@ -218,3 +218,6 @@ def reread(value: Any) -> Any:
     torch.save(to_tree(value), file)
     file.seek(0)
     return from_tree(torch.load(file, weights_only=True))
+
+
+Stranger = ForeignInverse  # its former name

@@ -17,7 +17,7 @@ from kfac_lab.testing.laws.common import (
     first_state,
 )
 from kfac_lab.testing.subjects import SIDES, Subject, moments_of, normal
-from kfac_lab.testing.trees import Watch
+from kfac_lab.testing.trees import InputWatch
 
 __all__ = [
     "DENSE",
@@ -102,9 +102,9 @@ def observes(block: Any) -> bool:
     return traits(block, BlockTraits).observe is not None
 
 
-def seen(block: Any, subject: Subject, watch: Watch | None = None) -> Mapping[str, Any]:
+def seen(block: Any, subject: Subject, watch: InputWatch | None = None) -> Mapping[str, Any]:
     """The part_state after two observations of the subject's rows."""
-    watch = watch or Watch()
+    watch = watch or InputWatch()
     part_state = watch(first_state(block, "block"), "the part_state of init")
     observe = traits(block, BlockTraits).observe
     if observe is not None:
@@ -115,7 +115,7 @@ def seen(block: Any, subject: Subject, watch: Watch | None = None) -> Mapping[st
 
 
 def factored(
-    block: Any, subject: Subject, watch: Watch | None = None
+    block: Any, subject: Subject, watch: InputWatch | None = None
 ) -> tuple[Any, Mapping[str, Any]]:
     """The factorisation and the part_state that came with it."""
     part_state = seen(block, subject, watch)
@@ -129,7 +129,7 @@ def inverse_of(block: Any, subject: Subject, at: DampingStrength | None = None) 
     return block.damped(found, part_state, at or subject["strength"], None)
 
 
-def run(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
+def run(component: Any, subject: Subject, watch: InputWatch) -> Mapping[str, Any]:
     """observe, factorise, damped twice, apply, dense, factors, product."""
     part_state = seen(component, subject, watch)
     found, after = component.factorise(subject["moments"], part_state)

@@ -25,7 +25,7 @@ from kfac_lab.testing.law import Broken, Case, law
 from kfac_lab.testing.laws.common import CHEAP, Trial, common_laws, exempt_unless, same_to_the_bit
 from kfac_lab.testing.processes import two_processes_agree
 from kfac_lab.testing.subjects import Subject, normal
-from kfac_lab.testing.trees import Watch
+from kfac_lab.testing.trees import InputWatch
 
 SLOT = "collective"
 
@@ -46,7 +46,7 @@ def subjects(case: Case) -> Sequence[Subject]:
     )
 
 
-def run(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
+def run(component: Any, subject: Subject, watch: InputWatch) -> Mapping[str, Any]:
     """mean_, owner and broadcast_ on copies."""
     averaged, sent = ([t.clone() for t in subject["tensors"]] for _ in range(2))
     component.mean_(averaged)

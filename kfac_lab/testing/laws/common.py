@@ -42,7 +42,7 @@ from kfac_lab.testing.laws.replays import replaying_law
 from kfac_lab.testing.laws.wrapping import forwarding_law
 from kfac_lab.testing.reads import Mixed, Read, no_reads, on_meta
 from kfac_lab.testing.subjects import Subject, tiny_problem
-from kfac_lab.testing.trees import Watch, tensors
+from kfac_lab.testing.trees import InputWatch, tensors
 
 __all__ = [
     "CHEAP",
@@ -62,7 +62,7 @@ __all__ = [
 #: what every law of a slot's own needs
 CHEAP = ("runs", "finite", "deterministic", "inputs_not_written")
 
-Run = Callable[[Any, Subject, Watch], Mapping[str, Any]]
+Run = Callable[[Any, Subject, InputWatch], Mapping[str, Any]]
 STEPS = 6
 
 
@@ -114,12 +114,12 @@ def common_laws(trial: Trial) -> None:
     def runs(case: Case) -> None:
         for subject in trial.subjects(case):
             with hidden(f"its methods on {subject.where}"):
-                whole(case.component, subject.fresh(), Watch())
+                whole(case.component, subject.fresh(), InputWatch())
 
     @law(slot, "What comes back is finite, also for awkward inputs.")
     def finite(case: Case) -> None:
         for subject in (*trial.subjects(case), *trial.awkward(case)):
-            for name, value in whole(case.component, subject.fresh(), Watch()).items():
+            for name, value in whole(case.component, subject.fresh(), InputWatch()).items():
                 for path, tensor in tensors(value):
                     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                         got = f"{float(tensor[~torch.isfinite(tensor)][0])}"
@@ -128,23 +128,23 @@ def common_laws(trial: Trial) -> None:
     @law(slot, "The same inputs give the same result, bit for bit.", needs=("runs",))
     def deterministic(case: Case) -> None:
         for subject in trial.subjects(case):
-            first = whole(case.component, subject.fresh(), Watch())
-            again = whole(case.component, subject.fresh(), Watch())
+            first = whole(case.component, subject.fresh(), InputWatch())
+            again = whole(case.component, subject.fresh(), InputWatch())
             same_to_the_bit(subject.where, "the same result twice", first, again)
 
     @law(slot, "What one instance does is not seen by another.", needs=("runs", "deterministic"))
     def instances_share_nothing(case: Case) -> None:
         for subject in trial.subjects(case):
-            first = whole(case.component, subject.fresh(), Watch())
-            other = whole(case.make(), subject.fresh(), Watch())
-            again = whole(case.component, subject.fresh(), Watch())
+            first = whole(case.component, subject.fresh(), InputWatch())
+            other = whole(case.make(), subject.fresh(), InputWatch())
+            again = whole(case.component, subject.fresh(), InputWatch())
             same_to_the_bit(subject.where, "the same result from another instance", first, other)
             same_to_the_bit(subject.where, "the result it gave before", first, again)
 
     @law(slot, "It writes into nothing that it is given: arguments and part_states stay.")
     def inputs_not_written(case: Case) -> None:
         for subject in trial.subjects(case):
-            given, watch = subject.fresh(), Watch()
+            given, watch = subject.fresh(), InputWatch()
             watch(given.values, "")
             whole(case.component, given, watch)
             written = watch.written()
@@ -155,7 +155,7 @@ def common_laws(trial: Trial) -> None:
     def global_state_kept(case: Case) -> None:
         for subject in trial.subjects(case):
             with kept() as changed:
-                whole(case.component, subject.fresh(), Watch())
+                whole(case.component, subject.fresh(), InputWatch())
                 what = changed()
             if what:
                 raise Broken(subject.where, f"{what} as before", "another")
@@ -167,7 +167,7 @@ def common_laws(trial: Trial) -> None:
             for subject in trial.subjects(case):
                 for dtype in (torch.float32, torch.float64):
                     given = subject.to(dtype=dtype)
-                    for name, value in whole(case.component, given, Watch()).items():
+                    for name, value in whole(case.component, given, InputWatch()).items():
                         wanted = torch.float64 if name in trial.double else dtype
                         _check_dtype(trial, given.where, name, value, wanted)
 
@@ -179,10 +179,10 @@ def common_laws(trial: Trial) -> None:
                 given = subject.fresh()
                 try:
                     with no_reads(trial.door):
-                        trial.run(case.component, given, Watch())
+                        trial.run(case.component, given, InputWatch())
                     if trial.refresh is not None:
                         with no_reads(True):
-                            trial.refresh(case.component, given, Watch())
+                            trial.refresh(case.component, given, InputWatch())
                 except Read as error:
                     raise Broken(subject.where, "no read on the host", f"{error}") from None
 
@@ -196,7 +196,7 @@ def common_laws(trial: Trial) -> None:
                 given = subject.to(device="meta")
                 try:
                     with on_meta():
-                        results = whole(case.component, given, Watch())
+                        results = whole(case.component, given, InputWatch())
                 except (Mixed, RuntimeError) as error:
                     raise Broken(given.where, "one device", str(error)) from None
                 for name, value in results.items():
@@ -246,7 +246,7 @@ def _whole(trial: Trial) -> Run:
     if refresh is None:
         return trial.run
 
-    def run(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
+    def run(component: Any, subject: Subject, watch: InputWatch) -> Mapping[str, Any]:
         return {**trial.run(component, subject, watch), **refresh(component, subject, watch)}
 
     return run

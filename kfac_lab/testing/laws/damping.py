@@ -44,7 +44,7 @@ from kfac_lab.testing.laws.damping_subjects import (
     subjects,
 )
 from kfac_lab.testing.steps import engine_strength, number, record, strength, toy_problem
-from kfac_lab.testing.trees import Watch
+from kfac_lab.testing.trees import InputWatch
 
 common_laws(Trial(slot="damping", subjects=subjects, run=run, refresh=refresh, dtypes=False))
 
@@ -85,7 +85,7 @@ def stays_valid(case: Case) -> None:
 @law("damping", "λ and γ that are tensors are 0-dim and float64.", needs=("runs",))
 def scalars_double(case: Case) -> None:
     for subject in subjects(case):
-        results = run(case.component, subject.fresh(), Watch())
+        results = run(case.component, subject.fresh(), InputWatch())
         made = [("init", results["init"])]
         made += [("candidates", s) for s in results["candidates"]]
         made += [("adapt", s) for s, _ in results["adapt"].values()]
@@ -99,7 +99,7 @@ def scalars_double(case: Case) -> None:
 @law("damping", "η is the problem's: it is left out or left as it is.", needs=CHEAP)
 def eta_kept(case: Case) -> None:
     for subject in subjects(case):
-        results = run(case.component, subject.fresh(), Watch())
+        results = run(case.component, subject.fresh(), InputWatch())
         eta = float(subject["l2"])
         made = [*results["candidates"], *(s for s, _ in results["adapt"].values())]
         for given in (results["init"], *made):

@@ -11,7 +11,7 @@ from kfac_lab.core.traits import DampingTraits, traits
 from kfac_lab.testing.law import Case
 from kfac_lab.testing.steps import engine_strength, record, strength, toy_problem
 from kfac_lab.testing.subjects import Subject
-from kfac_lab.testing.trees import Watch
+from kfac_lab.testing.trees import InputWatch
 
 __all__ = [
     "HUGE",
@@ -57,7 +57,7 @@ def drafted(component: Any, rho: float, lam: float, step: int = 5) -> StepRecord
     return made if needs_rho(component) else replace(made, rho=NAN, actual=NAN)
 
 
-def run(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
+def run(component: Any, subject: Subject, watch: InputWatch) -> Mapping[str, Any]:
     """The whole life of a damping, each strength as the engine would hand it back."""
     given: DampingStrength = subject["strength"]
     start, part_state = component.init(toy_problem(subject["l2"], given.eta.device))
@@ -77,7 +77,7 @@ def run(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
     return results
 
 
-def refresh(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
+def refresh(component: Any, subject: Subject, watch: InputWatch) -> Mapping[str, Any]:
     """retry and on_swap, where it has them: at those a read through ``linalg.host`` is allowed."""
     given: DampingStrength = subject["strength"]
     results: dict[str, Any] = {}

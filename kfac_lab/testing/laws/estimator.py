@@ -27,7 +27,7 @@ from kfac_lab.testing import dense
 from kfac_lab.testing.law import Broken, Case, law, try_last
 from kfac_lab.testing.laws.common import CHEAP, Trial, common_laws, exempt_unless, near
 from kfac_lab.testing.subjects import Subject, draws, normal, uniform
-from kfac_lab.testing.trees import Watch
+from kfac_lab.testing.trees import InputWatch
 
 SLOT = "estimator"
 STEPS = (1, 2, 3, 5, 10, 100, 10_000)
@@ -69,7 +69,7 @@ def cotangents_of(component: Any, subject: Subject, seed: int = 0) -> list[Tenso
     return list(component.cotangents(*given))
 
 
-def run(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
+def run(component: Any, subject: Subject, watch: InputWatch) -> Mapping[str, Any]:
     """The decays of a few steps, and the cotangents."""
     return {
         "decay": [component.decay(k) for k in STEPS],

@@ -44,7 +44,7 @@ from kfac_lab.testing.laws.common import (
     own_lab,
 )
 from kfac_lab.testing.subjects import Subject, normal
-from kfac_lab.testing.trees import Watch
+from kfac_lab.testing.trees import InputWatch
 
 SLOT = "layer"
 
@@ -93,7 +93,7 @@ def _like(tensor: Tensor, seed: int, *first: int) -> Tensor:
     return normal(*first, *tensor.shape, seed=seed).to(tensor.dtype)
 
 
-def run(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
+def run(component: Any, subject: Subject, watch: InputWatch) -> Mapping[str, Any]:
     """Rows, matrices, and tangent and pullback where they are there."""
     layer = matched(component, subject)
     x = watch(subject["inputs"], "the inputs")

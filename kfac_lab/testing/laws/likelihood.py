@@ -57,7 +57,7 @@ from kfac_lab.testing.laws.likelihood_subjects import (
     subjects,
 )
 from kfac_lab.testing.subjects import Subject, normal, uniform
-from kfac_lab.testing.trees import Watch
+from kfac_lab.testing.trees import InputWatch
 
 common_laws(Trial(SLOT, subjects, run, recipe=False, engine=attached))
 
@@ -72,7 +72,7 @@ def shapes(case: Case) -> None:
         wanted = {"loss": per_case, "error": per_case, "factor_transposed": (2, *like)}
         if _is_real(subject["targets"]):
             wanted["mean"] = tuple(subject["targets"].shape)
-        for name, value in run(case.component, subject, Watch()).items():
+        for name, value in run(case.component, subject, InputWatch()).items():
             if not isinstance(value, (Tensor, list)):
                 continue  # the means of several heads
             for each in value if isinstance(value, list) else [value]:
@@ -84,13 +84,13 @@ def shapes(case: Case) -> None:
 @law(SLOT, "What comes of a case does not depend on the others.", needs=(*CHEAP, "shapes"))
 def cases_apart(case: Case) -> None:
     for subject in subjects(case):
-        whole = run(case.component, subject, Watch())
+        whole = run(case.component, subject, InputWatch())
         for n in range(len(subject["outputs"])):
             own = {
                 name: value[:, n : n + 1] if name == "tangents" else _rows(value, slice(n, n + 1))
                 for name, value in subject.values.items()
             }
-            alone = run(case.component, Subject("", own), Watch())
+            alone = run(case.component, Subject("", own), InputWatch())
             for name in ("loss", "gradient", "sampled_gradient", "fisher", "error", "mean"):
                 where = f"case {n} of {subject.where}"
                 told = f"{name} as for the case alone"

@@ -17,7 +17,7 @@ from kfac_lab.testing.laws.common import (
     engine_for,
 )
 from kfac_lab.testing.subjects import Subject, normal, tiny_problem, uniform
-from kfac_lab.testing.trees import Watch
+from kfac_lab.testing.trees import InputWatch
 
 __all__ = ["MANY", "SLOT", "attached", "run", "subjects"]
 
@@ -100,7 +100,7 @@ def _subject(where: str, z: Tensor, y: Tensor) -> Subject:
     )
 
 
-def run(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
+def run(component: Any, subject: Subject, watch: InputWatch) -> Mapping[str, Any]:
     """Every method once."""
     z, y, u = subject["outputs"], subject["targets"], subject["tangents"]
     columns = component.factor_columns(z)

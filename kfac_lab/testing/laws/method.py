@@ -28,7 +28,7 @@ from kfac_lab.testing.attaching import built_ins
 from kfac_lab.testing.law import Broken, Case, law
 from kfac_lab.testing.laws.common import CHEAP, Trial, common_laws, hidden, same_to_the_bit
 from kfac_lab.testing.subjects import Subject, tiny_problem
-from kfac_lab.testing.trees import Watch
+from kfac_lab.testing.trees import InputWatch
 
 SLOT = "method"
 STEPS = 4
@@ -88,7 +88,7 @@ def subjects(case: Case) -> Sequence[Subject]:
     ]
 
 
-def run(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
+def run(component: Any, subject: Subject, watch: InputWatch) -> Mapping[str, Any]:
     """Attached and stepped: θ and the losses."""
     with torch.random.fork_rng(devices=[]):  # nn.Linear draws as it is made
         problem = tiny_problem(l2=subject["l2"], dtype=subject["like"].dtype)

@@ -22,14 +22,14 @@ import torch
 from torch import Tensor
 
 from kfac_lab.core.state import StepRecord
-from kfac_lab.core.subspace import SubspaceModel
+from kfac_lab.core.subspace import SubspaceQuadratic
 from kfac_lab.core.traits import MomentumTraits, traits
-from kfac_lab.core.vector import Part, Vec
+from kfac_lab.core.vector import PartialVec, Vec
 from kfac_lab.testing.law import Broken, Case, law, try_last
 from kfac_lab.testing.laws.common import CHEAP, Trial, common_laws, exempt_unless, first_state
 from kfac_lab.testing.steps import Bowl, bowl
 from kfac_lab.testing.subjects import Subject, normal
-from kfac_lab.testing.trees import Watch, moved
+from kfac_lab.testing.trees import InputWatch, moved
 
 SLOT = "momentum"
 _adapts = exempt_unless(
@@ -51,7 +51,7 @@ def subjects(case: Case) -> Sequence[Subject]:
     )
 
 
-def run(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
+def run(component: Any, subject: Subject, watch: InputWatch) -> Mapping[str, Any]:
     """Three steps: the last two have a δ0, which is what the step before has made of its basis."""
     space = Bowl(subject)
     part_state = first_state(component, "momentum")
@@ -78,7 +78,7 @@ common_laws(Trial(SLOT, subjects, run, double=("coefficients",), any_dtype=("par
 
 def _step(
     component: Any, subject: Subject, first: bool = False
-) -> tuple[Bowl, tuple[Any, ...], SubspaceModel, Tensor]:
+) -> tuple[Bowl, tuple[Any, ...], SubspaceQuadratic, Tensor]:
     """Basis, restriction and coefficients of one step on a subject."""
     space = Bowl(subject)
     direction = -space.precondition(space.gradient)
@@ -107,7 +107,7 @@ def direction_first(case: Case) -> None:
         )
         if not len(basis):
             raise Broken(subject.where, "at least Δ in the basis", "no vector")
-        parts = list(itertools.takewhile(lambda v: isinstance(v, Part), basis))
+        parts = list(itertools.takewhile(lambda v: isinstance(v, PartialVec), basis))
         first = Vec.combine(torch.ones(len(parts)), parts) if parts else basis[0]
         for n, (wanted, got) in enumerate(zip(direction, first, strict=True)):
             if not traits(case.component, MomentumTraits).adapts:
@@ -235,7 +235,7 @@ def signs_right(case: Case) -> None:
         chosen = chosen.double()
 
         def promised(
-            c: Tensor, restriction: SubspaceModel = restriction, space: Bowl = space
+            c: Tensor, restriction: SubspaceQuadratic = restriction, space: Bowl = space
         ) -> float:
             scaled = replace(
                 restriction,

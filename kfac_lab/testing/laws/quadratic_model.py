@@ -42,7 +42,7 @@ from kfac_lab.testing.laws.common import (
     scale_of,
 )
 from kfac_lab.testing.subjects import Subject, normal, vector_of
-from kfac_lab.testing.trees import Watch
+from kfac_lab.testing.trees import InputWatch
 
 SLOT = "quadratic_model"
 SHAPES = ((3, 4), (2, 5))
@@ -135,7 +135,7 @@ def restricted(component: Any, subject: Subject) -> Any:
     return component.restrict(subject["evaluation"], subject["basis"])
 
 
-def run(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
+def run(component: Any, subject: Subject, watch: InputWatch) -> Mapping[str, Any]:
     """restrict; and value and minimiser of what it gives."""
     restriction = watch(restricted(component, subject), "the restriction")
     best = restriction.minimiser(subject["strength"])
@@ -167,7 +167,7 @@ def fraction_in_range(case: Case) -> None:
 def shapes(case: Case) -> None:
     for subject in subjects(case):
         k = len(subject["basis"])
-        for name, value in run(case.component, subject, Watch()).items():
+        for name, value in run(case.component, subject, InputWatch()).items():
             wanted = {"curvature": (k, k), "gram": (k, k), "value": ()}.get(name, (k,))
             if tuple(value.shape) != wanted:
                 raise Broken(subject.where, f"{name} {wanted}", f"{tuple(value.shape)}")

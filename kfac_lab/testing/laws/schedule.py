@@ -24,7 +24,7 @@ from kfac_lab.testing.laws.common import (
     hidden,
 )
 from kfac_lab.testing.subjects import Subject
-from kfac_lab.testing.trees import Watch
+from kfac_lab.testing.trees import InputWatch
 
 SLOT = "schedule"
 STEPS = 200
@@ -42,7 +42,7 @@ def _drifts() -> list[float | None]:
     return [None if k % 5 else (0.0, 0.05, 0.5, 20.0)[k // 5 % 4] for k in range(1, STEPS + 1)]
 
 
-def run(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
+def run(component: Any, subject: Subject, watch: InputWatch) -> Mapping[str, Any]:
     """What is due at every step, the part_state handed on."""
     part_state = first_state(component, "schedule")
     dues = []
@@ -58,7 +58,7 @@ common_laws(Trial(SLOT, subjects, run, dtypes=False, device=False))
 
 def _dues(case: Case) -> Iterator[tuple[str, Due]]:
     for subject in subjects(case):
-        for k, flags in enumerate(run(case.component, subject, Watch())["due"], 1):
+        for k, flags in enumerate(run(case.component, subject, InputWatch())["due"], 1):
             if len(flags) != len(Due._fields):
                 told = f"Due({', '.join(Due._fields)})"
                 raise Broken(f"step {k} of {subject.where}", told, f"{len(flags)} flags")
@@ -147,7 +147,7 @@ def check_is_a_period(case: Case) -> None:
 def drift_is_measured(case: Case) -> None:
     if _period(case.component) is not None:
         return
-    still, moving = (run(case.component, s, Watch())["due"] for s in subjects(case))
+    still, moving = (run(case.component, s, InputWatch())["due"] for s in subjects(case))
     for k, (one, other) in enumerate(zip(still, moving, strict=True), 1):
         if one != other:
             where = f"step {k}, with drift and without"
@@ -188,7 +188,7 @@ def spread_is_a_number_of_steps(case: Case) -> None:
 )
 def spread_ends_in_time(case: Case) -> None:
     still, _ = subjects(case)  # what goes by the drift cannot know
-    dues = run(case.component, still, Watch())["due"]
+    dues = run(case.component, still, InputWatch())["due"]
     ends = 0
     for k, flags in enumerate(dues, 1):
         if not Due(*flags).factors:

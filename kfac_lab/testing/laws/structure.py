@@ -299,7 +299,7 @@ def _earlier(subject: Subject) -> Subject:
 
 
 @dataclass(frozen=True)
-class Stranger:
+class ForeignPreconditioner:
     """A preconditioner of nobody's kind, as a swap of structures leaves it in use."""
 
     def apply(self, vector: Vec) -> Vec:
@@ -318,7 +318,7 @@ def previous_is_a_hint(case: Case) -> None:
             "P of another γ": inverse_of(case.component, subject),
             "P of earlier moments": inverse_of(case.component, _earlier(subject), at),
             "P of another network": inverse_of(case.component, everything[n - 1]),
-            "another structure's P": Stranger(),
+            "another structure's P": ForeignPreconditioner(),
         }
         for what, previous in others.items():
             where = f"{subject.where}, {what} in use"
@@ -343,3 +343,6 @@ def saved(case: Case) -> None:
         wanted = case.component.damped(found, part_states, subject["other"], None)
         same_to_the_bit(subject.where, told, inverse.apply(v), back["inverse"].apply(v))
         same_to_the_bit(subject.where, told, wanted.apply(v), again.apply(v))
+
+
+Stranger = ForeignPreconditioner  # its former name

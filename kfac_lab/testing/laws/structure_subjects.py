@@ -25,7 +25,7 @@ from kfac_lab.testing.subjects import (
     tiny_problem,
     vector_of,
 )
-from kfac_lab.testing.trees import Watch
+from kfac_lab.testing.trees import InputWatch
 
 __all__ = [
     "SLOT",
@@ -134,7 +134,7 @@ def inverse_of(structure: Any, subject: Subject, at: DampingStrength | None = No
     return structure.damped(found, part_states, at or subject["strength"], None)
 
 
-def run(component: Any, subject: Subject, watch: Watch) -> Mapping[str, Any]:
+def run(component: Any, subject: Subject, watch: InputWatch) -> Mapping[str, Any]:
     """pairs, factorise, damped twice, apply."""
     found, part_states = factored(component, subject)
     watch(part_states, "the part_states of factorise")

@@ -18,7 +18,7 @@ from torch import Tensor
 from kfac_lab import KfacLabError, lab
 from kfac_lab.core import linalg
 from kfac_lab.core.parameters import parameter
-from kfac_lab.core.protocols import Block, Layer, MomentTable, PartState, Preconditioner
+from kfac_lab.core.protocols import Block, InverseOperator, Layer, MomentTable, PartState
 from kfac_lab.core.state import DampingStrength
 from kfac_lab.core.traits import PreconditionerTraits, StructureTraits, forwarded, traits
 from kfac_lab_ddp.collective import Distributed
@@ -140,7 +140,7 @@ class Sharded:
         part_states: Sequence[PartState],
         strength: DampingStrength,
         previous: Any,
-    ) -> Preconditioner:
+    ) -> InverseOperator:
         """Every block's damped inverse, made by its owner, then the inner structure's.
 
         What a single process factorised is damped as a single process does it.
@@ -150,7 +150,7 @@ class Sharded:
         """
         inner = self._structure()
         if not isinstance(factored, ShardedFactors):
-            alone: Preconditioner = inner.damped(factored, part_states, strength, previous)
+            alone: InverseOperator = inner.damped(factored, part_states, strength, previous)
             return alone
         before = traits(previous, PreconditionerTraits).inverses
         if before is None or len(before) != len(factored.parts):
@@ -168,7 +168,7 @@ class Sharded:
             known,
             torch.as_tensor(strength.gamma).device,
         )
-        result: Preconditioner = _inside(
+        result: InverseOperator = _inside(
             inverses, lambda: inner.damped(factored.inner, part_states, strength, previous)
         )
         return result
