@@ -259,5 +259,7 @@ nn.functional.cross_entropy(model(torch.randn(8, 4)), torch.randint(2, (8,))).ba
 pre.step()
 print("sympy" in sys.modules)
 """
-    made = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    made = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     assert made.stdout.split() == ["False"]
