@@ -245,7 +245,7 @@ class Recorder:
             here = rows.to(calls[0].device) if isinstance(rows, Tensor) else rows
             a = [use.layer.rows_in(x[here]) for x in calls]
             g = [use.layer.rows_out(x[here]) for x in known]
-            joint_a, joint_g = torch.cat(a, 1) if len(a) > 1 else a[0], torch.cat(g, 1)
+            joint_a, joint_g = (torch.cat(x, 1) if len(x) > 1 else x[0] for x in (a, g))
             if traits(use.layer, LayerTraits).summed and joint_g.shape[1] > 1:
                 joint_a, joint_g = joint_a[:, :1], joint_g.sum(1, keepdim=True)
             inputs.append(joint_a)

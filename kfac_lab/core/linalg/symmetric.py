@@ -7,9 +7,13 @@ from torch import Tensor
 
 __all__ = ["entries_finite", "eye_like", "symmetrise"]
 
+WIDE = 256  # on a CPU: from which side on Mᵀ is copied first, which halves the time
+
 
 def symmetrise(matrix: Tensor) -> Tensor:
     """(M + Mᵀ)/2, a new matrix [d, d], symmetric to the last bit."""
+    if matrix.device.type == "cpu" and matrix.shape[-1] >= WIDE:
+        return matrix.mT.clone(memory_format=torch.contiguous_format).add_(matrix).mul_(0.5)
     return (matrix + matrix.mT).mul_(0.5)
 
 

@@ -90,7 +90,9 @@ class WatchedPasses:
             found: list[Tensor | None] = []
             for group in zip(*(getattr(part, name) for part in parts), strict=True):
                 given = [x for x in group if x is not None]
-                found.append(torch.cat(given).to(dtype) if given else None)
+                # One pass's rows stay where they are: of a convolution they are large.
+                rows = torch.cat(given) if len(given) > 1 else given[0] if given else None
+                found.append(None if rows is None else rows.to(dtype))
             return found
 
         gradients = joined("gradients")
