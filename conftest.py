@@ -1,6 +1,8 @@
-"""For every pytest in this checkout, from whichever folder: nbval's sanitizer is the root's."""
+"""For every pytest in this checkout, from whichever folder: devices, and nbval's sanitizer."""
 
 import pytest
+
+pytest_plugins = ("devices",)  # tests/devices.py
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -35,7 +35,8 @@ import torch
 
 import kfac_lab as kl
 from kfac_lab.baselines import tuned
-from kfac_lab.core.program import CudaGraphs, Repeated
+from kfac_lab.core.accelerators import accelerator
+from kfac_lab.core.program import Repeated
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 8 * 60.0  # seconds of all
@@ -180,7 +181,8 @@ def baseline(method: str, problem: str, m: int, device: str, replays: bool) -> k
 
 def repeat(run: kl.Run, device: str) -> None:
     """Has a baseline's gradient and update replayed, on CUDA as two launches."""
-    run.stepper.repeated = Repeated(CudaGraphs() if device == "cuda" else None)
+    there = accelerator(torch.device(device))
+    run.stepper.repeated = Repeated(None if there is None else there.capture())
 
 
 def timed(step: Callable[[], object], device: str, seconds: float) -> dict[str, float]:

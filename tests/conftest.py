@@ -1,4 +1,4 @@
-"""What every test stands on: one thread, fixed seeds, the devices, the data, no outside plugins.
+"""What every test stands on: one thread, fixed seeds, the data, no outside plugins.
 
 A test that cannot run here skips and says why. Under `KFAC_LAB_REQUIRE=1` (set where everything is
 known to be there) such a skip is a failure; only the accelerator may be missing.
@@ -15,32 +15,16 @@ import gc
 import random
 import shutil
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from emulated import DefaultDevice, emulated, prepare
+from devices import NO_ACCELERATOR
 
 torch.set_num_threads(1)
 
 REQUIRE = os.environ.get("KFAC_LAB_REQUIRE") == "1"
-NO_ACCELERATOR = "no accelerator: GPU tests skipped"
-DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-
-
-# ---- what is here, said once ---------------------------------------------------------------------
-
-
-def pytest_report_header() -> list[str]:
-    found = f"kfac_lab: torch {torch.__version__}, devices: {', '.join(DEVICES)}"
-    return [found] if "cuda" in DEVICES else [found, NO_ACCELERATOR]
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if "cuda" not in DEVICES:
-        terminalreporter.write_line(NO_ACCELERATOR)
 
 
 # ---- a skip is a failure where everything is known to be there -----------------------------------
@@ -91,31 +75,7 @@ def _place(item: pytest.Item) -> int:
     return next((n for n, part in enumerate(LONG) if part in item.path.as_posix()), len(LONG))
 
 
-# ---- tests on another device: `pytest --device cuda tests/engine` --------------------------------
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--device",
-        default="cpu",
-        choices=("cpu", "cuda", "emulated"),
-        help="where tensors lie that a test makes without naming a device",
-    )
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("--device") == "emulated":
-        prepare()
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What is about the emulated device is only there where it is."""
-    if config.getoption("--device") != "emulated":
-        here = [item for item in items if item.get_closest_marker("emulated") is None]
-        config.hook.pytest_deselected(
-            items=[item for item in items if item.get_closest_marker("emulated") is not None]
-        )
-        items[:] = here
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=_place)
 
 
@@ -124,19 +84,6 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
-
-
-@pytest.fixture(autouse=True)
-def default_device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
-    """Under --device a test's own tensors, models and generators are made there."""
-    chosen = request.config.getoption("--device")
-    if chosen == "cpu":
-        yield torch.device("cpu")
-        return
-    if chosen == "cuda" and "cuda" not in DEVICES:
-        pytest.skip(NO_ACCELERATOR)
-    with emulated() if chosen == "emulated" else nullcontext(), DefaultDevice(chosen):
-        yield torch.device(chosen)
 
 
 # ---- fixtures ------------------------------------------------------------------------------------
@@ -148,20 +95,6 @@ def seeds() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
-
-
-@pytest.fixture(params=DEVICES)
-def device(request: pytest.FixtureRequest) -> torch.device:
-    """Every device found, one after the other."""
-    return torch.device(request.param)
-
-
-@pytest.fixture
-def cuda() -> torch.device:
-    """The accelerator, for a test that needs one."""
-    if "cuda" not in DEVICES:
-        pytest.skip(NO_ACCELERATOR)
-    return torch.device("cuda")
 
 
 @pytest.fixture(scope="session")

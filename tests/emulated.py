@@ -14,10 +14,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from emulated_queue import Launches, Side, called, refused_while_captured
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from kfac_lab.core.accelerators import ACCELERATORS, Accelerator
 
 __all__ = ["DEVICE", "DefaultDevice", "emulated", "prepare", "transfers"]
 
@@ -73,17 +76,24 @@ class _There(Tensor):
         return memo[id(self)]
 
     def tolist(self) -> Any:
-        transfers.append("tolist")
-        return self.raw.tolist()
+        return self._read("tolist").tolist()
 
     def numpy(self, *, force: bool = False) -> Any:
         if not force:
             raise TypeError(f"a tensor on {DEVICE} is no array: use Tensor.cpu() first")
-        transfers.append("numpy")
-        return self.raw.numpy()
+        return self._read("numpy").numpy()
+
+    def _read(self, name: str) -> Tensor:
+        _moved(name)
+        return called(torch.ops.aten.detach.default, [self.raw], {}, [self])
 
     def data_ptr(self) -> int:
         return self.raw.data_ptr()
+
+
+def _moved(name: str) -> None:
+    refused_while_captured(name)
+    transfers.append(name)
 
 
 def _there(value: Any) -> Any:
@@ -111,25 +121,29 @@ def _call(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     device = kwargs.get("device")
     if device is not None and torch.device(device).type == DEVICE:
         named.pop("pin_memory", None)
-        made = func(*hosts, **{**named, "device": _HOST})
+        if here:
+            refused_while_captured("a copy from the host")
+        made = called(func, hosts, {**named, "device": _HOST}, there)
         if (there or here) and made.data_ptr() == hosts[0].data_ptr():
             made = made.clone()  # a move is a copy
         return _there(made)
     if not there:
         return func(*args, **kwargs)
     if name == "aten::_local_scalar_dense" or (name == "aten::_to_copy" and device is not None):
-        transfers.append(name)
-        return func(*hosts, **named)
+        _moved(name)
+        return called(func, hosts, named, there)
     if name == "aten::copy_":
+        if here:
+            refused_while_captured(name)
         if not isinstance(args[0], _There):
             transfers.append(name)
-        hosts[0].copy_(hosts[1])
+        called(func, hosts, named, there)
         return args[0]
     if name in _INDEXED:
         if name == "aten::index" and any(
             isinstance(at, Tensor) and at.dtype == torch.bool for at in args[1]
         ):
-            transfers.append(name)
+            _moved(name)
     else:
         for tensor in here:
             if tensor.dim():
@@ -137,8 +151,8 @@ def _call(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
                     f"{name}: a tensor {tuple(tensor.shape)} on the CPU beside tensors on {DEVICE}"
                 )
     if name in _SIZED:
-        transfers.append(name)
-    made = func(*hosts, **named)
+        _moved(name)
+    made = called(func, hosts, named, there)
     given = {id(t.raw): t for t in there}  # what an operation in place gives back is what it got
     if isinstance(made, (list, tuple)):
         return type(made)(given[id(v)] if id(v) in given else _there(v) for v in made)
@@ -201,6 +215,7 @@ def prepare() -> None:
         from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
         _setup_privateuseone_for_python_backend(DEVICE)
+        ACCELERATORS[DEVICE] = Accelerator(Launches, Side, lambda device: frozenset({"bfloat16"}))
         _ready = True
 
 

@@ -20,12 +20,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kfac_lab.core import linalg
+from kfac_lab.core.accelerators import accelerator
 from kfac_lab.errors import RecipeError
 
 __all__ = ["FULL", "KINDS", "Precision", "rounded", "shortened"]
 
 KINDS = ("float32", "tf32", "bfloat16")
-AMPERE = 8, 0  # the compute capability from which there are TF32 and bfloat16 products
+_ROUNDED = {"cpu": ("bfloat16",)}  # where operands are rounded beforehand
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,10 @@ class Precision:
                 f"{str(dtype).removeprefix('torch.')}: leave it out, or make the model float32"
             )
         kinds = {getattr(self, field.name) for field in fields(self)}
-        short = device.type == "cuda" and torch.cuda.get_device_capability(device) < AMPERE
+        there = accelerator(device)
+        known = there.products(device) if there is not None else _ROUNDED.get(device.type, ())
         for kind in sorted(kinds - {"float32"}):
-            known = ("cuda",) if kind == "tf32" else ("cuda", "cpu")
-            if device.type not in known or short:
+            if kind not in known:
                 raise RecipeError(
                     f"precision={self.text!r}: {device} has no {kind} products; there are on "
                     f"CUDA of compute capability 8.0 and later"

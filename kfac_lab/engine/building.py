@@ -16,7 +16,6 @@ out. On CUDA all shares are begun with the first, on a side stream, and the last
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -35,7 +34,7 @@ from kfac_lab.engine.parts import Parts
 if TYPE_CHECKING:
     from kfac_lab.engine.engine import Engine
 
-__all__ = ["AT_ONCE", "Ready", "SideStream", "SpreadRefresh", "after", "shares", "staggered_at"]
+__all__ = ["AT_ONCE", "Ready", "SpreadRefresh", "after", "shares", "staggered_at"]
 
 
 @dataclass(frozen=True)
@@ -68,29 +67,6 @@ class SpreadRefresh(NamedTuple):
 
 
 AT_ONCE = SpreadRefresh()
-
-
-class SideStream:
-    """A CUDA stream beside the one of the steps, and an event at the end of what is on it."""
-
-    def __init__(self) -> None:
-        self._stream: Any = None
-        self._end: Any = None
-
-    @contextlib.contextmanager
-    def __call__(self) -> Iterator[None]:
-        """What is done inside follows what the steps have done so far, and they go on beside it."""
-        if self._stream is None:
-            self._stream = torch.cuda.Stream()
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            yield
-            self._end = self._stream.record_event()
-
-    def wait(self) -> None:
-        """What the steps do from here on follows it."""
-        if self._end is not None:
-            torch.cuda.current_stream().wait_event(self._end)
 
 
 def staggered_at(engine: Engine, due: Due, k: int, clock: Clock) -> tuple[Due, SpreadRefresh]:

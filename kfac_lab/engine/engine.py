@@ -10,18 +10,17 @@ import torch
 from torch import Tensor
 
 from kfac_lab.core import checkpoint, linalg
+from kfac_lab.core.accelerators import accelerator
 from kfac_lab.core.capture import CoverageRow, Network
 from kfac_lab.core.clock import Clock
 from kfac_lab.core.moments import MomentLayout
 from kfac_lab.core.passes import Passes, Unseen, WatchedPasses
 from kfac_lab.core.precision import Precision
 from kfac_lab.core.problem import Drawn, Problem
-from kfac_lab.core.program import CudaGraphs
 from kfac_lab.core.state import GATED, Bound, DampingStrength, Signals, State, StepRecord
 from kfac_lab.core.vector import Vec
 from kfac_lab.core.watch import ModelWatch
 from kfac_lab.engine import boundary, opening, rebind, step, swap
-from kfac_lab.engine.building import SideStream
 from kfac_lab.engine.coverage import coverage_of
 from kfac_lab.engine.held import Held, Holder
 from kfac_lab.engine.parts import Parts, number, parts_of, strength_of
@@ -94,13 +93,12 @@ class Engine(Holder):
         # Where a read costs nothing a step looks at its flag itself; elsewhere the flag gates the
         # commit and is looked at with the next read.
         self._reads_are_free = self.device.type == "cpu"
-        self.programs = Programs(wanted(self.graphs, self.device))
-        if self.programs.on and self.device.type == "cuda":
-            self.programs.capture = CudaGraphs()
+        self.programs = Programs(wanted(self.graphs, self.device), self.device)
         if parts.processes > 1:  # every process starts where the first one does
             buffers = problem.model.buffers()
             parts["collective"].broadcast_([*theta, *(b.detach() for b in buffers)], 0)
-        self.side = SideStream() if self.device.type == "cuda" else None  # for spread refreshes
+        there = accelerator(self.device)
+        self.side = None if there is None else there.side()  # for spread refreshes
         self.held = Held(parts, opening.first_state(parts, problem, theta), seed, lr)
 
     def completed(self, state: State) -> State:

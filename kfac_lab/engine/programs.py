@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from kfac_lab.core import linalg, trees
+from kfac_lab.core.accelerators import accelerator
 from kfac_lab.core.program import (
     Capture,
     Captured,
@@ -67,7 +68,7 @@ def wanted(graphs: Any, device: torch.device) -> bool:
         RecipeError: ``graphs`` is none of True, False and ``"auto"``.
     """
     if graphs == "auto":
-        return device.type == "cuda"
+        return accelerator(device) is not None
     if isinstance(graphs, bool):
         return graphs
     raise RecipeError(f"graphs={graphs!r} must be True, False or 'auto'")
@@ -79,11 +80,13 @@ class Programs:
 
     Attributes:
         on: whether steps are recorded at all.
+        device: where the steps are made.
         refusals: why steps are made call by call, by what was due.
         replayed: steps that were replays.
     """
 
     on: bool
+    device: torch.device
     refusals: dict[str, str] = field(default_factory=dict)
     replayed: int = 0
     patience: int = PATIENCE
@@ -91,6 +94,11 @@ class Programs:
     _counting: int = 0  # steps that a part has counted in Python
     _known: KnownSteps = field(default_factory=KnownSteps)
     _sized: Sized = field(default_factory=Sized)
+
+    def __post_init__(self) -> None:
+        there = accelerator(self.device)
+        if self.on and there is not None:
+            self.capture = there.capture()
 
     def step(self, begun: Begun) -> tuple[Prepared, Begun]:
         """The step but for its commit, by a program where there is one; and what it was made of."""
@@ -309,7 +317,7 @@ class Programs:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy begins with none: programs hold the places of this engine's tensors."""
-        return Programs, (self.on,)
+        return Programs, (self.on, self.device)
 
     def __repr__(self) -> str:
         return f"Programs({self.told() if self.on else 'off'})"

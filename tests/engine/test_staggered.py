@@ -252,11 +252,21 @@ def test_on_a_stream_of_its_own_all_is_begun_first_and_waited_for_last(tmp_path)
     assert same(run, plain)
 
 
-def test_cuda_overlaps_and_gives_the_same_numbers(cuda):
+def in_float64(device):
+    """Digits with float64 parameters on a device."""
+    problem = kl.problems.PROBLEMS["digits"].function(seed=0, device=device)
+    return kl.Problem(
+        model=problem.model.double(),
+        likelihood=problem.likelihood,
+        inputs=problem.inputs.double(),
+        targets=problem.targets.double(),
+    )
+
+
+def test_an_accelerator_overlaps_and_gives_the_same_numbers(accelerator):
     made = kl.Recipe.named("paper").replace(batch="constant(size=60)", schedule=staggered(5))
     there, here = (
-        kl.Run("digits", made, seed=0, device=device, dtype=torch.float64)
-        for device in (cuda, torch.device("cpu"))
+        kl.Run(in_float64(device), made, seed=0) for device in (accelerator, torch.device("cpu"))
     )
     there.advance(26), here.advance(26)
     for one, other in zip(theta(there), theta(here), strict=True):

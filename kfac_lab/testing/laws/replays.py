@@ -51,7 +51,10 @@ def replaying_law(
     )
     def replays(case: Case) -> None:
         eager, engine = (attached(case, case.make()) for _ in range(2))
-        eager.programs, engine.programs = Programs(False), Programs(True, patience=3)
+        eager.programs, engine.programs = (
+            Programs(False, eager.device),
+            Programs(True, engine.device, patience=3),
+        )
         where = f"{STEPS} steps, recorded and replayed"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
