@@ -9,8 +9,10 @@ which is experimental: `pytest --device emulated` uses it.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,10 +35,19 @@ _SIZED = {
 }  # fmt: skip
 # A real device takes an index that lies on the host, and moves it.
 _INDEXED = {"aten::index", "aten::index_put_", "aten::_index_put_impl_", "aten::index_put"}
+# What takes one number of the host beside its tensors, apart from what torch tags as pointwise.
+_NUMBER = {
+    "aten::floor_divide", "aten::fill", "aten::fill_", "aten::masked_fill", "aten::masked_fill_",
+    "aten::_foreach_mul", "aten::_foreach_mul_", "aten::_foreach_add", "aten::_foreach_add_",
+    "aten::_foreach_div", "aten::_foreach_div_", "aten::index_fill", "aten::index_fill_",
+}  # fmt: skip
+_PACKAGES = (str(Path(torch.__file__).parent), str(Path(__file__).parent / "emulated"))
+_ROOT = Path(__file__).parents[1]
 
 #: the names of the operations that carried something to the host
 transfers: list[str] = []
 _ready = False
+_inside: list[bool] = []  # whether the device is in use
 _Generator = torch.Generator
 
 
@@ -145,8 +156,9 @@ def _call(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         ):
             _moved(name)
     else:
+        number = torch.Tag.pointwise in func.tags or name in _NUMBER
         for tensor in here:
-            if tensor.dim():
+            if tensor.dim() or not number:
                 raise RuntimeError(
                     f"{name}: a tensor {tuple(tensor.shape)} on the CPU beside tensors on {DEVICE}"
                 )
@@ -172,15 +184,43 @@ class _Literals(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         device = kwargs.get("device")
+        if kwargs.get("generator") is not None:
+            _drawn_where(func, args, kwargs)
         if func in (torch.tensor, torch.as_tensor, torch.asarray) and device is not None:
             if torch.device(device).type == DEVICE and not isinstance(args[0], _There):
                 return func(*args, **{**kwargs, "device": "cpu"}).to(device)
         return func(*args, **kwargs)
 
 
+def _drawn_where(func: Any, args: Any, kwargs: dict[str, Any]) -> None:
+    """Raises where a generator is of another device than what it draws."""
+    given = [v.device for v in args if isinstance(v, Tensor)]
+    place = kwargs.get("device") or (given[0] if given else _HOST)
+    generator = kwargs["generator"].device
+    if torch.device(place).type != generator.type:
+        raise RuntimeError(
+            f"Expected a {torch.device(place).type!r} device type for generator but found "
+            f"{generator.type!r} ({getattr(func, '__name__', func)})"
+        )
+
+
+def _of_product(frame: Any) -> bool:
+    """Whether the innermost code that is neither torch's nor generated is the package's: that must
+    say where its tensors are to lie, as whoever uses it has the CPU for a default."""
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if not file.startswith((*_PACKAGES, "<")):
+            own = Path(file)
+            return own.is_relative_to(_ROOT / "kfac_lab") or (
+                own.is_relative_to(_ROOT / "plugins") and "tests" not in own.parts
+            )
+        frame = frame.f_back
+    return False
+
+
 class DefaultDevice(TorchFunctionMode):
-    """Tensors made without a device are made on ``device``; what a generator of the CPU draws is
-    drawn there, so that the numbers are those of a run on the CPU."""
+    """Tensors that a test makes without a device are made on ``device``; what a generator of the
+    CPU draws is drawn there, so that the numbers are those of a run on the CPU."""
 
     def __init__(self, device: Any) -> None:
         super().__init__()
@@ -190,9 +230,19 @@ class DefaultDevice(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func not in _device_constructors() or kwargs.get("device") is not None:
             return func(*args, **kwargs)
+        if _of_product(sys._getframe(1)):
+            return func(*args, **kwargs)
         if kwargs.get("generator") is not None and kwargs["generator"].device.type == "cpu":
             return func(*args, **kwargs).to(self.device)
         return func(*args, **{**kwargs, "device": self.device})
+
+
+class _GeneratorThere(_Generator):  # type: ignore[misc]
+    """The emulated device draws what the CPU draws."""
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(DEVICE, 0)
 
 
 class _AnyGenerator(type):
@@ -201,11 +251,9 @@ class _AnyGenerator(type):
 
 
 class _GeneratorHere(metaclass=_AnyGenerator):
-    """The emulated device draws what the CPU draws."""
-
     def __new__(cls, device: Any = "cpu") -> Any:
-        chosen = torch.device(device)
-        return _Generator(_HOST if chosen.type == DEVICE else chosen)
+        there = torch.device(device).type == DEVICE
+        return _GeneratorThere(device=_HOST) if there else _Generator(device)
 
 
 def prepare() -> None:
@@ -215,7 +263,9 @@ def prepare() -> None:
         from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
         _setup_privateuseone_for_python_backend(DEVICE)
-        ACCELERATORS[DEVICE] = Accelerator(Launches, Side, lambda device: frozenset({"bfloat16"}))
+        ACCELERATORS[DEVICE] = Accelerator(
+            lambda: bool(_inside), Launches, Side, lambda device: frozenset({"bfloat16"})
+        )
         _ready = True
 
 
@@ -226,9 +276,11 @@ def emulated() -> Iterator[torch.device]:
     torch.Generator = _GeneratorHere  # type: ignore[misc,assignment]
     before = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)  # `.data = ` loses the wrapped
+    _inside.append(True)
     try:
         with _Factories(), _Literals():
             yield torch.device(DEVICE, 0)
     finally:
+        _inside.pop()
         torch.__future__.set_overwrite_module_params_on_conversion(before)
         torch.Generator = _Generator  # type: ignore[misc]

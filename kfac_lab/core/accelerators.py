@@ -37,11 +37,13 @@ class Accelerator:
     """What there is on devices of a type.
 
     Attributes:
+        available: whether there is one here.
         capture: makes what captures programs of one engine as launches.
         side: makes a stream beside the steps'.
         products: kinds of products shorter than float32's on a device.
     """
 
+    available: Callable[[], bool]
     capture: Callable[[], Capture]
     side: Callable[[], SideStream]
     products: Callable[[torch.device], frozenset[str]]
@@ -77,7 +79,9 @@ def _of_cuda(device: torch.device) -> frozenset[str]:
 
 
 #: by the type of a device
-ACCELERATORS: dict[str, Accelerator] = {"cuda": Accelerator(CudaGraphs, CudaStream, _of_cuda)}
+ACCELERATORS: dict[str, Accelerator] = {
+    "cuda": Accelerator(torch.cuda.is_available, CudaGraphs, CudaStream, _of_cuda)
+}
 
 
 def accelerator(device: torch.device) -> Accelerator | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from kfac_lab.core.accelerators import ACCELERATORS
 from kfac_lab.errors import RecipeError
 
 __all__ = ["choose_device"]
@@ -16,7 +17,7 @@ def choose_device(device: str | torch.device) -> torch.device:
         RecipeError: no device of that name, none on this machine, or one that holds no numbers.
     """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(next((k for k, a in ACCELERATORS.items() if a.available()), "cpu"))
     try:
         chosen = torch.device(device)
     except (RuntimeError, TypeError) as error:
