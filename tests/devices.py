@@ -13,6 +13,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from emulated import DEVICE, DefaultDevice, emulated, prepare
+from on_host import wrap
 
 NO_ACCELERATOR = "no accelerator: GPU tests skipped"
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
@@ -28,8 +29,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("--device") == DEVICE:
+    chosen = config.getoption("--device")
+    if chosen == DEVICE:
         prepare()
+    if chosen != "cpu":
+        wrap()
 
 
 def pytest_report_header() -> list[str]:

@@ -20,6 +20,7 @@ from emulated_queue import Launches, Side, called, refused_while_captured
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kfac_lab.core.accelerators import ACCELERATORS, Accelerator
@@ -47,6 +48,7 @@ _ROOT = Path(__file__).parents[1]
 #: the names of the operations that carried something to the host
 transfers: list[str] = []
 _ready = False
+_defaults = [_HOST]
 _inside: list[bool] = []  # whether the device is in use
 _Generator = torch.Generator
 
@@ -165,6 +167,14 @@ def _call(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if name in _SIZED:
         _moved(name)
     made = called(func, hosts, named, there)
+    if torch.Tag.inplace_view in func.tags:  # the wrapper has a shape of its own
+        before = torch._C._meta_in_tls_dispatch_include()
+        with no_dispatch():
+            torch._C._set_meta_in_tls_dispatch_include(True)
+            try:
+                func(*args, **kwargs)
+            finally:
+                torch._C._set_meta_in_tls_dispatch_include(before)
     given = {id(t.raw): t for t in there}  # what an operation in place gives back is what it got
     if isinstance(made, (list, tuple)):
         return type(made)(given[id(v)] if id(v) in given else _there(v) for v in made)
@@ -225,6 +235,20 @@ class DefaultDevice(TorchFunctionMode):
     def __init__(self, device: Any) -> None:
         super().__init__()
         self.device = torch.device(device)
+
+    def __enter__(self) -> DefaultDevice:
+        _defaults.append(self.device)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        _defaults.pop()
+
+    @staticmethod
+    def current() -> torch.device:
+        """Where a test's tensors are made at present."""
+        return _defaults[-1]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})

@@ -1,10 +1,13 @@
 """The emulated accelerator refuses what a GPU refuses, and counts what a GPU waits for."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from emulated import DEVICE, transfers
+
+import kfac_lab as kl
 
 pytestmark = pytest.mark.emulated
 CPU = torch.device("cpu")
@@ -39,3 +42,34 @@ def test_gradients_copies_and_changes_in_place_stay_there():
     with torch.no_grad():
         layer.weight.zero_()[0].add_(1.0)
     assert layer.weight.sum().item() == 3.0
+
+
+def test_a_change_of_shape_in_place_is_one():
+    x, w = torch.ones(3), torch.ones(3, 2)
+    assert (x @ w).shape == (x @ w).cpu().shape == (2,)  # by squeeze_ beneath
+    assert w.t_().shape == (2, 3) and (w @ x).tolist() == [3.0, 3.0]
+
+
+def test_the_package_says_where_its_tensors_lie_and_generators_draw_there(default_device):
+    assert kl.core.seeds.permutation(0, "rows", 1, 4).device == CPU
+    code = compile("made = torch.ones(2)", str(Path(kl.__file__).parent / "core" / "x.py"), "exec")
+    names = {"torch": torch}
+    exec(code, names)
+    assert names["made"].device == CPU and torch.ones(2).device.type == DEVICE
+    there, here = torch.Generator(device=default_device), torch.Generator()
+    assert there.device.type == DEVICE and here.device == CPU
+    assert torch.rand(2, generator=there, device=default_device).device.type == DEVICE
+    for wrong in (
+        lambda: torch.rand(2, generator=there, device=CPU),
+        lambda: torch.rand(2, generator=here, device=default_device),
+        lambda: torch.ones(2).uniform_(generator=here),
+    ):
+        with pytest.raises(RuntimeError, match="device type for generator"):
+            wrong()
+
+
+def test_only_numbers_of_the_host_come_along_and_not_everywhere():
+    x, one = torch.ones(()), torch.ones((), device=CPU)
+    assert float(torch.where(x > 0, one, x)) == 1.0
+    with pytest.raises(RuntimeError, match="on the CPU beside"):
+        torch.stack([x, one])
