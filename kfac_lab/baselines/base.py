@@ -9,12 +9,13 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kfac_lab.baselines import saving
 from kfac_lab.baselines.ends import end_seconds, end_steps, one_end
 from kfac_lab.core import linalg, seeds
 from kfac_lab.core.capture import CoverageRow, called
+from kfac_lab.core.coupling import normalises, normalising
 from kfac_lab.core.exchange import exchange
 from kfac_lab.core.likelihood import Criterion, Outputs
 from kfac_lab.core.parameters import component_name
@@ -26,8 +27,6 @@ from kfac_lab.core.trees import copied
 from kfac_lab.errors import CoverageError, NumericalError
 
 __all__ = ["Baseline", "end_seconds", "end_steps", "fused_where_possible", "one_end"]
-
-_COUPLING = nn.modules.batchnorm._BatchNorm  # modules whose output mixes the cases of a batch
 
 
 class Baseline:
@@ -77,7 +76,7 @@ class Baseline:
         # neither read nor written.
         self._theta = [p.detach() for p in self._parameters]
         self._buffers = bool(dict(problem.model.named_buffers()))
-        self._couples = any(isinstance(m, _COUPLING) for m in problem.model.modules())
+        self._normalising = normalising(problem.model)
         self.batch, self._average = recipe["batch"], recipe["average"]
         self.repeated: Repeated | None = None  # what replays the gradient and the update
         self.step_count = 0
@@ -280,7 +279,7 @@ class Baseline:
         for alias, own in zip(self._theta, theta, strict=True):
             alias.data = own.data  # where someone gave the module other memory
         m = inputs.shape[0]
-        size = m if model.training and self._couples else self.chunk
+        size = m if normalises(self._normalising) else self.chunk
         buffers = {n: b.clone() for n, b in model.named_buffers()} if self._buffers else {}
         losses, errors = [], []
         total: list[Tensor] | None = None

@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from kfac_lab.core import seeds
 from kfac_lab.core.capture import Network, called
 from kfac_lab.core.cases import call_arguments
+from kfac_lab.core.coupling import normalises, normalising
 from kfac_lab.core.likelihood import Outputs
 from kfac_lab.core.state import Place
 
 __all__ = ["Function"]
-
-_COUPLING = nn.modules.batchnorm._BatchNorm
 
 
 class Function:
@@ -36,7 +35,7 @@ class Function:
         self.whole = False  # the batch goes through as it is: fewer cases are another network
         # Both stay: of a model whose modules change the engine asks for a rebind.
         self.buffered = bool(dict(network.model.named_buffers()))
-        self._couples = any(isinstance(m, _COUPLING) for m in network.model.modules())
+        self._normalising = normalising(network.model)
 
     @property
     def model(self) -> nn.Module:
@@ -78,5 +77,5 @@ class Function:
         return self.whole or self.normalises()
 
     def normalises(self) -> bool:
-        """Whether it is in training mode and normalises over the batch."""
-        return self._couples and self.model.training
+        """Whether a module of it normalises over the batch, in the mode that it is in."""
+        return normalises(self._normalising)
