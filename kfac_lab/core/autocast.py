@@ -7,11 +7,27 @@ from typing import Any
 
 import torch
 
-__all__ = ["own_precision"]
+from kfac_lab.errors import RecipeError
+
+__all__ = ["check_inference", "own_precision"]
+
+
+def check_inference() -> None:
+    """RecipeError where ``torch.inference_mode`` is on, under which no derivative can be taken."""
+    if torch.is_inference_mode_enabled():
+        raise RecipeError(
+            "a step takes derivatives of the model, which torch.inference_mode() rules out: make "
+            "it outside of that block (torch.no_grad() does no harm)"
+        )
 
 
 def own_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """No autocast inside: statistics and inverses are made in the model's precision."""
+    """No autocast inside: statistics and inverses are made in the model's precision.
+
+    Raises:
+        RecipeError: see :func:`check_inference`.
+    """
+    check_inference()
     if device.type not in ("cpu", "cuda"):
         return contextlib.nullcontext()
     # Nor a cache of cast weights, which would outlive the model's own autocast: made without

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from kfac_lab import engine as _engine
 from kfac_lab.core import linalg
+from kfac_lab.core.autocast import check_inference
 from kfac_lab.core.cases import Cases, as_cases, tensors_of
 from kfac_lab.core.likelihood import Selector
 from kfac_lab.core.problem import Problem
@@ -138,7 +139,8 @@ def check_rate(lr: Any) -> float:
 
 
 def check_place(who: str, engine: _engine.Engine) -> torch.device:
-    """The model's device, which is the one it was taken on."""
+    """The model's device, which is the one it was taken on; derivatives can be taken there."""
+    check_inference()
     here = engine.network.tensors[0].device
     if here != engine.device:
         name = who.partition(".")[0]

@@ -191,3 +191,21 @@ def test_unclaimed_parameters_need_a_fallback() -> None:
     pre.step()
     changed = [not torch.equal(p.grad, g) for p, g in zip(model.parameters(), raw, strict=True)]
     assert all(changed) and len(pre.coverage()) == 6
+
+
+@pytest.mark.parametrize("face", ["kfac", "preconditioner", "run"])
+def test_a_step_in_inference_mode_is_told_and_has_not_happened(face: str) -> None:
+    x, y = data()
+    model = classifier()
+    opt = kl.KFAC(model) if face == "kfac" else kl.Preconditioner(model)
+    problem = kl.Problem(model=model, likelihood="categorical", inputs=x, targets=y)
+    run = kl.Run(problem, kl.Recipe.named("robust").replace(batch="constant(size=60)"))
+    functional.cross_entropy(model(x), y).backward()
+    step = {"kfac": lambda: opt.step(x, y), "preconditioner": opt.step, "run": run.advance}[face]
+    before = [*parameters(model), *(p.grad.clone() for p in model.parameters())]
+    with torch.inference_mode(), pytest.raises(kl.RecipeError, match=r"inference_mode\(\) rules"):
+        step()
+    after = [*parameters(model), *(p.grad for p in model.parameters())]
+    assert all(map(torch.equal, before, after))
+    assert run.step == opt.step_count == 0
+    step()
