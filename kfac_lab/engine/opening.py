@@ -10,7 +10,7 @@ from torch import Tensor
 from kfac_lab.core import trees
 from kfac_lab.core.problem import Problem
 from kfac_lab.core.state import DampingStrength, State
-from kfac_lab.engine.parts import Parts, fresh_state, number, strength_of
+from kfac_lab.engine.parts import STARTING, Parts, fresh_state, number, strength_of
 
 __all__ = ["beginnings", "first_state"]
 
@@ -24,7 +24,7 @@ def beginnings(
         "damping": part_state or {},
         **{
             slot: trees.moved(fresh_state(parts.declares(slot)), theta[0].device)
-            for slot in ("momentum", "schedule")
+            for slot in STARTING
         },
         "average": parts["average"].init(theta),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -28,7 +28,9 @@ from kfac_lab.core.traits import (
 from kfac_lab.errors import RecipeError
 
 __all__ = [
+    "COUNTING",
     "SLOTS",
+    "STARTING",
     "Parts",
     "counts_of",
     "fresh_state",
@@ -39,6 +41,16 @@ __all__ = [
 ]
 
 SLOTS = tuple(slot for slot in SLOT_TRAITS if slot != "method")
+
+
+def _slots_with(trait: str) -> tuple[str, ...]:
+    """The slots whose traits say something of that name; a block's are a layer's own."""
+    own = {slot: {f.name for f in fields(SLOT_TRAITS[slot])} for slot in SLOTS}
+    return tuple(slot for slot in SLOTS if slot != "block" and trait in own[slot])
+
+
+#: the slots whose memory begins by a plain ``init()``, and those with counts of Python's in it
+STARTING, COUNTING = _slots_with("init"), _slots_with("counts")
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,8 +214,11 @@ def _fitted(block: Any, layer: Any, limit: int) -> Any:
 
 def counts_of(parts: Parts, state: State) -> dict[tuple[str, str], int]:
     """The counts in parts' states that their traits declare."""
-    own = state.part_states["momentum"]
-    return {("momentum", name): own[name] for name in parts.declares("momentum").counts}
+    return {
+        (slot, name): state.part_states[slot][name]
+        for slot in COUNTING
+        for name in parts.declares(slot).counts
+    }
 
 
 def uncounted(state: State, more: Mapping[tuple[str, str], int]) -> State:

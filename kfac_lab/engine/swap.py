@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from kfac_lab.core import trees
 from kfac_lab.core.state import DampingStrength, State
 from kfac_lab.engine.boundary import reference_of
-from kfac_lab.engine.parts import Parts, fresh_state, number, strength_of
+from kfac_lab.engine.parts import STARTING, Parts, fresh_state, number, strength_of
 
 if TYPE_CHECKING:
     from kfac_lab.engine.engine import Engine, Held
@@ -94,7 +94,7 @@ def _inherited(
             strength = follow(strength)
         strength = strength_of(strength, eta, device)
         part_states["damping"] = part_state or {}
-    for slot in ("momentum", "schedule"):
+    for slot in STARTING:
         if slot in named:
             part_states[slot] = trees.moved(fresh_state(parts.declares(slot)), device)
     if "average" in named:

@@ -90,7 +90,7 @@ class Recipe(Mapping[str, Any]):
         entry = lab.entry("recipe", name)
         try:
             values = read_recipe(entry.component)
-            check_complete(values)
+            check_complete(values, entry.name)
             return cls._made(lab, values, entry.owner)
         except RecipeError as error:
             raise RecipeError(f"the recipe {name!r}: {error}") from error

@@ -6,6 +6,9 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
+from kfac_lab.core import trees
 from kfac_lab.core.problem import Problem
 from kfac_lab.core.traits import SLOT_TRAITS, traits
 from kfac_lab.engine import Engine, attach
@@ -17,10 +20,11 @@ from kfac_lab.testing.law import Case
 __all__ = ["built_ins", "engine_for", "first_memo", "first_state", "own_lab"]
 
 
-def first_state(component: Any, slot: str) -> Mapping[str, Any]:
-    """What ``init`` of a momentum, a schedule or a block gives, {} without one."""
+def first_state(component: Any, slot: str, device: torch.device | None = None) -> Mapping[str, Any]:
+    """What ``init()`` of a part gives, {} without one; on ``device``, as the engine moves it."""
     declared: Any = traits(component, SLOT_TRAITS[slot])
-    return (declared.init() or {}) if declared.init is not None else {}
+    found: Mapping[str, Any] = (declared.init() or {}) if declared.init is not None else {}
+    return found if device is None else trees.moved(found, device)
 
 
 first_memo = first_state  # its former name

@@ -35,7 +35,7 @@ class LevenbergMarquardt:
     def adapt(self, strength: Any, part_state: Any, record: Any) -> Any: ...
 
 
-NAMES = {
+NAMES = dict.fromkeys(NEEDS, ("plain",)) | {
     "method": ("kfac", "nag"),
     "estimator": ("sampled",),
     "block": ("kronecker", "diagonal", "identity"),
@@ -64,6 +64,9 @@ batch = exponential
 average = polyak
 collective = solo
 """
+for _slot in NAMES:  # one that came later
+    if f"\n{_slot} = " not in PAPER:
+        PAPER += f"{_slot} = plain\n"
 NAG = "method = nag\nbatch = exponential(x=3)\naverage = none\n"
 
 

@@ -1,4 +1,4 @@
-"""What the registry promises of itself; collisions and messages are in test_manager.py."""
+"""What the registry promises of itself; collisions: test_names.py; messages: test_failures.py."""
 
 import inspect
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 from hooks.parts import TOYS, LevenbergMarquardt, toy_lab
 from kfac_lab.core import protocols
 from kfac_lab.errors import PluginError, RecipeError
-from kfac_lab.hooks import FAMILIES, SLOTS, Entry, Lab, Recipe, Registry, specs
+from kfac_lab.hooks import FAMILIES, SLOTS, Entry, Lab, Recipe, Registry, registry, specs
 from kfac_lab.hooks.registry import NEEDS, SHARED_SLOTS, missing_methods
 
 CONSTANT = TOYS["damping", "constant"]
@@ -79,6 +79,23 @@ def test_a_field_may_stand_for_a_method_of_the_slot() -> None:
     assert (
         missing_methods("batch", ConstantBatch) == [] == missing_methods("batch", ConstantBatch(5))
     )
+
+
+def test_a_slot_that_came_later_may_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recipe that was written before has what ``paper`` has there; ``paper`` itself says it."""
+    lab = toy_lab()
+    text = lab.entry("recipe", "paper").component
+    without = "\n".join(line for line in text.splitlines() if "schedule" not in line)
+    with pytest.raises(PluginError, match="schedule is missing"):
+        lab.register("recipe", "mine", without)
+    monkeypatch.setattr(registry, "ADDED", ("schedule",))
+    lab.register("recipe", "mine", without)
+    mine = Recipe.named("mine", lab=lab)
+    assert mine["schedule"] == Recipe.named("paper", lab=lab)["schedule"]
+    with pytest.raises(PluginError, match="schedule is missing"):
+        Registry().add(Entry("recipe", "paper", without, "dist-a"))
+    with pytest.raises(PluginError, match="batch is missing"):
+        lab.register("recipe", "other", without.replace("batch = ", "# "))
 
 
 def test_a_name_of_before_is_read_with_a_note() -> None:

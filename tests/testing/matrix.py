@@ -13,12 +13,12 @@ from kfac_lab.testing.law import LAWS
 #: what is tried on every component under ``make soak`` alone
 LONG = ("resumes", "replays")
 
-GROUPS = {
+GROUPS: dict[str, tuple[str, ...]] = {
     "curvature": ("block", "structure", "collective"),
-    "steering": ("damping", "momentum", "schedule", "batch", "average"),
     "statistics": ("estimator", "quadratic_model", "likelihood", "layer"),
     "whole": ("method", "problem", "recipe", "view", "plugin"),
 }
+GROUPS["steering"] = tuple(s for s in LAWS if not any(s in group for group in GROUPS.values()))
 
 
 def every_law(group):
