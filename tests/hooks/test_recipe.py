@@ -103,9 +103,8 @@ def test_the_name_kfac_is_looked_up_when_it_is_asked_for() -> None:
     [
         (
             {"dampin": "constant"},
-            "a recipe has no slot 'dampin' (did you mean 'damping'?); it has method, estimator, "
-            "block, structure, quadratic_model, damping, momentum, schedule, batch, average, "
-            "collective, layers, fallback",
+            "a recipe has no slot 'dampin' (did you mean 'damping'?); it has "
+            f"{', '.join(SLOTS)}, layers, fallback",
         ),
         (
             {"damping": "constnt"},
