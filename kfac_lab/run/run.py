@@ -185,7 +185,10 @@ class Run(Kept):
             NumericalError: the numbers broke down; the step has not happened.
         """
         self._wanted.add(threading.get_ident())  # a swap of another thread leaves itself to this
-        record = self._alone(self._step)
+        try:
+            record = self._alone(self._step)
+        finally:  # also where it was cut off before the step had begun
+            self._wanted.discard(threading.get_ident())
         process_lab.emit("kfac_on_step", run=self, record=record)
         if self._autosave is not None and self._autosave.due(self.step):
             self._autosave.save(self)

@@ -1,5 +1,6 @@
 """Run.advance: by steps, by seconds, until; swaps between two steps."""
 
+import threading
 import time
 
 import pytest
@@ -118,3 +119,19 @@ def test_a_swap_that_is_cut_off_has_happened_or_not(monkeypatch):
     assert run._queue == []
     assert run.recipe.text_of("damping") == run.stepper.recipe.text_of("damping") == "tied"
     assert [m.parts for m in run.history.marks] == [{"damping": "tied"}]
+
+
+def test_a_step_that_is_cut_off_while_it_waits_is_not_waited_for(monkeypatch):
+    """Another thread leaves its swap to one that wants to step, and not to one that does not."""
+    run = run_of().advance(1)
+
+    def cut(work, waits=True):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(run, "_alone", cut)
+        run.step_once()
+    other = threading.Thread(target=lambda: run.swap(damping="tied"))
+    other.start()
+    other.join()
+    assert run.recipe.text_of("damping") == "tied" and run._queue == []
