@@ -14,7 +14,7 @@ from torch import Tensor
 from kfac_lab.baselines import saving
 from kfac_lab.baselines.ends import end_seconds, end_steps, one_end
 from kfac_lab.core import linalg, seeds
-from kfac_lab.core.capture import CoverageRow, called
+from kfac_lab.core.capture import CoverageRow, buffered, called, standing
 from kfac_lab.core.coupling import normalises, normalising
 from kfac_lab.core.exchange import exchange
 from kfac_lab.core.likelihood import Criterion, Outputs
@@ -75,7 +75,7 @@ class Baseline:
         # What the optimisers move: the same memory, gradients of its own. So a user's p.grad is
         # neither read nor written.
         self._theta = [p.detach() for p in self._parameters]
-        self._buffers = bool(dict(problem.model.named_buffers()))
+        self._buffers = buffered(problem.model)
         self._normalising = normalising(problem.model)
         self.batch, self._average = recipe["batch"], recipe["average"]
         self.repeated: Repeated | None = None  # what replays the gradient and the update
@@ -148,7 +148,7 @@ class Baseline:
                 f"of {self.method}, or check inputs and targets for NaN or infinity"
             )
         lr, mu = self._rates(k)
-        own = [buffer for _, buffer in self.problem.model.named_buffers()] if buffers else []
+        own = standing(self.problem.model, buffers) if buffers else {}
         earlier = self.seconds
         made: list[bool] = []  # what must not be done twice, noted on the line that does it
         took: list[float] = []
@@ -161,7 +161,7 @@ class Baseline:
             for theta in self._theta:
                 theta.grad = None
             if own:
-                torch._foreach_copy_(own, list(buffers.values()))
+                torch._foreach_copy_(list(own.values()), [buffers[name] for name in own])
             self.step_count = k
             if not took:
                 took.append(time.perf_counter() - start)

@@ -25,9 +25,11 @@ __all__ = [
     "Network",
     "Recorder",
     "Use",
+    "buffered",
     "called",
     "chains_of",
     "left_out",
+    "standing",
     "without",
 ]
 
@@ -367,6 +369,18 @@ def called(
         changed = {n: named[n] for n, old in buffers.items() if named[n] is not old}
         buffers.update({n: new.detach() for n, new in changed.items() if _fits(new, buffers[n])})
     return outputs
+
+
+def buffered(model: nn.Module) -> bool:
+    """Whether it has buffers, those included that ``forward`` is still to make."""
+    return any(module._buffers for module in model.modules())
+
+
+def standing(model: nn.Module, buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The model's own of some ``buffers`` after a pass: one that it was rid of is left out, and so
+    is one that the pass has made.
+    """
+    return {name: b for name, b in model.named_buffers() if name in buffers}
 
 
 def _fits(new: Any, old: Tensor) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kfac_lab.core import linalg
+from kfac_lab.core.capture import standing
 from kfac_lab.core.commit import gated, gated_state
 from kfac_lab.core.exchange import exchange
 from kfac_lab.core.state import State, StepRecord, Unread
@@ -87,7 +88,7 @@ def settled(begun: Begun, made: Prepared) -> StepRecord:
         return _carried_out(begun, record, new, made.moved, engine.network.tensors)
     exploded = made.exploded
     state = engine.state_
-    own = dict(engine.problem.model.named_buffers()) if made.buffers else {}
+    own = standing(engine.problem.model, made.buffers) if made.buffers else {}
     into = [*(engine.network.tensors if made.moved else []), *own.values()]
     values = [*made.moved, *(made.buffers[name] for name in own)]
     guarded = verdict is not None and verdict.acts

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from kfac_lab.core.capture import standing
 from kfac_lab.core.clock import Clock
 from kfac_lab.core.commit import gated
 from kfac_lab.core.passes import Evaluated, LayerRows, Observed, WatchedPasses
@@ -186,14 +187,14 @@ def _guarded(begun: Begun, made: Prepared, verdict: guard.Verdict) -> Prepared:
     assert state.before is not None
     go = ~verdict.exploded
     new, record = guard.taken_back(verdict, state, made.new, made.record)
-    own = dict(engine.problem.model.named_buffers()) if made.buffers else {}
-    kept = gated(go, list(made.buffers.values()), [own[name] for name in made.buffers])
+    own = standing(engine.problem.model, made.buffers) if made.buffers else {}
+    kept = gated(go, [made.buffers[name] for name in own], list(own.values()))
     return replace(
         made,
         new=new,
         record=record,
         moved=gated(go, made.moved, state.before),
-        buffers=dict(zip(made.buffers, kept, strict=True)),
+        buffers=dict(zip(own, kept, strict=True)),
         ok=made.ok | verdict.exploded,
     )
 

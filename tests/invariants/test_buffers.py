@@ -136,3 +136,53 @@ def test_a_buffer_that_forward_replaces_is_counted_once_a_step(face: str, graphs
     model = counted(face, graphs)
     assert (float(model.anew), float(model.within)) == (5.0, 5.0)
     assert not model.mean.requires_grad and bool(model.mean.any())
+
+
+class Late(nn.Module):
+    """Makes buffers at its first call: one that counts on, and a cache that may be thrown away."""
+
+    def __init__(self, normed: bool) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+        self.norm = nn.BatchNorm1d(3, affine=False) if normed else nn.Identity()
+        self.register_buffer("calls", None)
+        self.register_buffer("cache", None, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.calls is None:
+            self.calls = x.new_zeros(())
+        if self.cache is None:
+            self.cache = x.new_ones(3)
+        self.calls += 1
+        return self.norm(self.layer(x) * self.cache)
+
+
+@pytest.mark.parametrize("normed", [False, True], ids=["alone", "beside others"])
+@pytest.mark.parametrize("face", ["kfac", "preconditioner", "baseline"])
+def test_a_buffer_that_forward_makes_is_counted_once_a_step(face: str, normed: bool) -> None:
+    """And one that the loop throws away between two steps is made again."""
+    torch.manual_seed(0)
+    model, (x, y) = Late(normed).double(), data()
+    if face == "kfac":
+        opt = kl.KFAC(model, recipe="small_batch")
+        step = lambda: opt.step(x, y)  # noqa: E731
+    elif face == "preconditioner":
+        pre = kl.Preconditioner(model)
+
+        def step() -> None:
+            model.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            pre.step()
+    else:
+        problem = kl.Problem(model=model, likelihood="categorical", inputs=x, targets=y)
+        recipe = kl.Recipe.named("adam").replace(batch=f"constant(size={CASES})")
+        step = kl.Run(problem, recipe, device="cpu").advance
+    step()  # a pass of this one, or before it, has made them
+    first = float(model.calls)
+    for _ in range(4):
+        model.cache = None
+        step()
+    assert float(model.calls) == first + 4
+    assert torch.equal(model.cache, torch.ones(3).double())
+    if normed:
+        assert int(model.norm.num_batches_tracked) == 5

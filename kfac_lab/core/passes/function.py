@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kfac_lab.core import seeds
-from kfac_lab.core.capture import Network, called
+from kfac_lab.core.capture import Network, buffered, called
 from kfac_lab.core.cases import call_arguments
 from kfac_lab.core.coupling import normalises, normalising
 from kfac_lab.core.likelihood import Outputs
@@ -34,7 +34,7 @@ class Function:
         self.network, self._place, self.chunk, self.outputs = network, place, chunk, outputs
         self.whole = False  # the batch goes through as it is: fewer cases are another network
         # Both stay: of a model whose modules change the engine asks for a rebind.
-        self.buffered = bool(dict(network.model.named_buffers()))
+        self.buffered = buffered(network.model)
         self._normalising = normalising(network.model)
 
     @property
