@@ -248,7 +248,7 @@ def test_a_preconditioner_reads_its_history_on_refreshes(monkeypatch):
 
 
 def test_a_first_step_imports_no_algebra_system() -> None:
-    """torch imports sympy, half a second of it, for the first gradient that is given a cotangent."""
+    """torch imports sympy, half a second of it, for the first gradient given a cotangent."""
     script = """
 import sys, torch, kfac_lab as kl
 from torch import nn

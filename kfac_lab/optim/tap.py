@@ -32,6 +32,7 @@ class Tap:
         self._seen: deque[Any] = deque(maxlen=ACCUMULATED)  # tensors or Cases
         self._odd: str | None = None
         self._ended = False  # whether another pass begins anew
+        self._empty = False  # whether a pass had no cases
 
     def __reduce__(self) -> Any:
         return Tap, (None, False)  # a copied or unpickled model has no Preconditioner
@@ -56,6 +57,7 @@ class Tap:
             if len(inputs):
                 self._watch(module, inputs)
                 self._seen.append(inputs.detach())
+            self._empty |= not len(inputs)
 
     @contextmanager
     def resting(self) -> Iterator[None]:
@@ -106,7 +108,7 @@ class Tap:
 
     def forget(self) -> None:
         """Lets go of all that was seen."""
-        self._ended = False
+        self._ended = self._empty = False
         self._seen.clear()
         self._odd, self.rows = None, None
 
@@ -121,13 +123,20 @@ class Tap:
         likelihood: Any = None,
         ordered: bool = True,
     ) -> Drawn | None:
-        """The cases seen, in the order of the passes; where ``ordered`` a permutation says S1."""
+        """The cases seen, in the order of the passes; where ``ordered`` a permutation says S1, for
+        statistics.
+        """
         if self._odd is not None:
             raise RecipeError(
                 "a Preconditioner follows models whose arguments are tensors of cases, and the "
                 f"model was called as {self._odd}; wrap it in a module whose forward takes such"
             )
         if not self._seen:
+            if self._empty and ordered:
+                raise RecipeError(
+                    "statistics are due, and the model was called with no cases: leave out the "
+                    "step of an empty batch, optimizer.step() too"
+                )
             return None
         last = self._seen[-1]
         kind = kind_of(last)

@@ -209,3 +209,21 @@ def test_a_step_in_inference_mode_is_told_and_has_not_happened(face: str) -> Non
     assert all(map(torch.equal, before, after))
     assert run.step == opt.step_count == 0
     step()
+
+
+def test_an_empty_batch_is_told_and_the_loop_may_go_on() -> None:
+    x, y = data()
+    model = classifier()
+    pre = kl.Preconditioner(model, recipe=exact())
+    backward(model, x, y)
+    pre.step()
+    backward(model, x[:0], y[:0])
+    before = [p.grad.clone() for p in model.parameters()]
+    with pytest.raises(kl.RecipeError, match="called with no cases: leave out the step"):
+        pre.step()
+    assert all(torch.equal(a, p.grad) for a, p in zip(before, model.parameters(), strict=True))
+    backward(model, x, y)
+    assert pre.step().step == pre.step_count == 2
+    backward(model, x[:0], y[:0])  # a micro-batch without cases beside others
+    (functional.cross_entropy(model(x), y)).backward()
+    assert pre.step().step == 3
