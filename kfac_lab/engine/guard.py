@@ -98,7 +98,7 @@ def stayed(state: State, theta: list[Tensor], change: list[Tensor]) -> Tensor:
     """Whether θ is what it was before the last step plus that step's ``change``, 0-dim."""
     assert state.before is not None
     put = torch._foreach_add(list(state.before), change)
-    return torch.stack(torch._foreach_norm(torch._foreach_sub(theta, put), float("inf"))).sum() == 0
+    return torch.stack(torch._foreach_norm(torch._foreach_sub(theta, put), 1.0)).sum() == 0
 
 
 def level_after(state: State, loss: Tensor) -> Tensor:
