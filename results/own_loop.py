@@ -31,7 +31,7 @@ RATES = {"dense": (1e-3, 3e-3), "conv": (3e-3, 1e-2)}  # of Adam; the best by th
 
 
 def model_of(net: str, seed: int) -> nn.Sequential:
-    """784-256-128-10 of tanh, or two convolutions and a linear layer; torch's own initialisation."""
+    """784-256-128-10 of tanh, or two convolutions and a linear layer; torch's own start."""
     torch.manual_seed(seed)
     if net == "dense":
         return nn.Sequential(
