@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,7 +15,6 @@ from kfac_lab.core.claims import snippet
 from kfac_lab.core.layers import Declined, Tensors
 from kfac_lab.core.protocols import Layer
 from kfac_lab.core.record import Recorder, chains_of
-from kfac_lab.core.traits import LayerTraits, traits
 from kfac_lab.core.vector import Vec
 from kfac_lab.core.whole import tied
 from kfac_lab.errors import CoverageError, RecipeError
@@ -60,11 +58,6 @@ class Use:
     modules: tuple[nn.Module, ...]
     parameters: tuple[str, ...]  # canonical qualified names, in the order of layer.names
     claimed_by: str
-
-    @cached_property
-    def declared(self) -> LayerTraits:
-        """What the layer declares: recordings ask three times for each layer and step."""
-        return traits(self.layer, LayerTraits)
 
 
 @dataclass(frozen=True, eq=False)

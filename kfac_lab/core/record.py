@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kfac_lab.core.layers import plain_call
 from kfac_lab.core.rows import Grouped, Layouts, RowLayout, grouped, joined
+from kfac_lab.core.traits import LayerTraits, traits
 from kfac_lab.core.whole import Whole
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class Recorder:
         return hook
 
     def _hook(self, index: int) -> Callable[[nn.Module, Any, Any, Any], Any]:
-        record = self._network.uses[index].declared.record or plain_call
+        record = traits(self._network.uses[index].layer, LayerTraits).record or plain_call
 
         def hook(module: nn.Module, args: Any, named: Any, output: Any) -> Any:
             if any(map(_hidden, (*args, *named.values(), output))):
@@ -209,7 +210,7 @@ class Recorder:
 
     def _joined(self, index: int, calls: list[Tensor], summing: str) -> Grouped | None:
         """The calls of a layer together; of one that is ``summed`` with one row for each case."""
-        summed = self._network.uses[index].declared.summed
+        summed = traits(self._network.uses[index].layer, LayerTraits).summed
 
         def one(rows: Tensor) -> Tensor:
             if not summed or rows.shape[1] == 1:
@@ -245,7 +246,7 @@ class Recorder:
             a = [use.layer.rows_in(x[here]) for x in calls]
             g = [use.layer.rows_out(x[here]) for x in known]
             joint_a, joint_g = (torch.cat(x, 1) if len(x) > 1 else x[0] for x in (a, g))
-            if use.declared.summed and joint_g.shape[1] > 1:
+            if traits(use.layer, LayerTraits).summed and joint_g.shape[1] > 1:
                 joint_a, joint_g = joint_a[:, :1], joint_g.sum(1, keepdim=True)
             inputs.append(joint_a)
             gradients.append(joint_g)
