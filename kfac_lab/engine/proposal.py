@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CandidateSpace", "by_case", "modelled", "preconditioned", "remembered_by"]
 
-SOON = 10  # steps with the first P ηθ
+SOON = 60  # steps with the first P ηθ
 SLIGHT = 5e-5  # the largest η with which a P ηθ of an earlier step serves
 
 

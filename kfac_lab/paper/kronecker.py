@@ -56,7 +56,7 @@ class KroneckerInverse:
         """U = G⁻¹ V Ā⁻¹ (section 4.2); either order costs the same."""
         right = low_rank.times(matrix, self.A_inverse)
         if isinstance(self.G_inverse, Tensor):
-            return self.G_inverse @ right
+            return linalg.product(self.G_inverse, right)
         return low_rank.times(right.t(), self.G_inverse).t()
 
     def dense(self) -> Tensor:
@@ -357,7 +357,7 @@ def low_rank_apply(inverse: KroneckerInverse, inputs_rows: Tensor, gradient_rows
     """
     left = low_rank.times(gradient_rows, inverse.G_inverse)
     right = low_rank.times(inputs_rows, inverse.A_inverse)
-    return (left.t() @ right) / inputs_rows.shape[0]
+    return linalg.product(left.t() / inputs_rows.shape[0], right)
 
 
 def _shifted(factor: Factor, shift: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ def dense(factor: Factor) -> Tensor:
 
 def times(rows: Tensor, factor: Factor) -> Tensor:
     """rows · factor: ``[m, d]`` to ``[m, d]``."""
-    return rows @ factor if isinstance(factor, Tensor) else factor.times(rows)
+    return linalg.product(rows, factor) if isinstance(factor, Tensor) else factor.times(rows)
 
 
 def mean_diagonal(factor: Factor) -> Tensor:

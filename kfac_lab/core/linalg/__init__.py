@@ -34,6 +34,7 @@ what it was given, and runs on the meta device.
 
 from __future__ import annotations
 
+from kfac_lab.core.linalg.aligned import product
 from kfac_lab.core.linalg.attempt import Attempt, guarded, label
 from kfac_lab.core.linalg.batched import Asked, batches, damped_inverses
 from kfac_lab.core.linalg.calls import LADDER, Call, Failure, Outcome, Rung, Scalar
@@ -75,6 +76,7 @@ __all__ = [
     "numerical_error",
     "precision",
     "prepared",
+    "product",
     "spectral_power",
     "symmetrise",
 ]

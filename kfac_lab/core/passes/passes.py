@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from kfac_lab.core import linalg
 from kfac_lab.core.layers import dense
 from kfac_lab.core.likelihood import Criterion
 from kfac_lab.core.moments import Accumulation
@@ -144,7 +145,7 @@ class Passes(KnownNetwork):
             cases = trace.by_case(cotangent) if by_case else None
             if cases is None:
                 return trace.gradient(cotangent), None
-            return self.network.unpack(Vec([g.t() @ a for a, g in cases])), cases
+            return self.network.unpack(Vec([linalg.product(g.t(), a) for a, g in cases])), cases
 
     def observe(
         self,
