@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CandidateSpace", "by_case", "modelled", "preconditioned", "remembered_by"]
 
-SOON = 60  # steps with the first P ηθ
-SLIGHT = 5e-5  # the largest η with which a P ηθ of an earlier step serves
+SOON = 25  # steps with the first P ηθ
+SLIGHT = 1e-5  # the largest η with which a P ηθ of an earlier step serves
 
 
 @dataclass(eq=False)
@@ -63,9 +63,8 @@ def by_case(parts: Parts, l2: float) -> bool:
     """Whether a step wants its gradient by cases: the structure does, and what they lack is small.
 
     The rows lack ηθ, whose share of Δ is that of an earlier step, with another γ. Δ is wrong by
-    what that has changed since, in proportion to η: by under a hundredth where η is ``SLIGHT``, by
-    a twentieth at twenty times as much, by a fifth to twice its length at 0.05. With a larger η
-    P∇h is the whole product.
+    what that has changed since, in proportion to η: by under a hundredth where η is ``SLIGHT``.
+    With a larger η P∇h is the whole product.
     """
     return bool(parts.declares("structure").by_case and parts.processes == 1 and l2 <= SLIGHT)
 

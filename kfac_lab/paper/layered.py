@@ -54,7 +54,7 @@ class Layered:
         0.3, section="6.4", low=0.0, log=True, help="share of the model's diagonal added to it"
     )
     most: float = parameter(
-        0.2, section="6.5", low=1e-6, high=1.0, help="share of h promised at most meanwhile"
+        0.35, section="6.5", low=1e-6, high=1.0, help="share of h promised at most meanwhile"
     )
 
     cases: int = parameter(

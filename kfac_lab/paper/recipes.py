@@ -77,7 +77,7 @@ RECIPES: dict[str, tuple[str, str, str]] = {
             damping="promised(lam=150.0, guard=5.0)",
             momentum="layered",
             schedule="growing(T3=10, growth=1.5, early=5, first=1, eager=20)",
-            batch="exponential(start=150, full_at=400, whole=2000)",
+            batch="exponential(start=250, full_at=500, whole=2000)",
         ),
         "an α for each group of layers at first, λ by what each step promised, few cases at first; "
         "needs no λ0 and no batch size by hand",
