@@ -1,5 +1,9 @@
 """For every pytest in this checkout, from whichever folder: devices, and nbval's sanitizer."""
 
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch starts its threads
+
 import pytest
 
 pytest_plugins = ("devices",)  # tests/devices.py

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch starts its threads
 os.environ["KFAC_LAB_PLUGINS"] = ""  # allow none; also for the processes that tests start
 
 import gc

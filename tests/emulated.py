@@ -23,8 +23,6 @@ from torch.utils._device import _device_constructors
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kfac_lab.core.accelerators import ACCELERATORS, Accelerator
-
 __all__ = ["DEVICE", "DefaultDevice", "emulated", "prepare", "transfers"]
 
 DEVICE = "emulated"
@@ -285,6 +283,8 @@ def prepare() -> None:
     global _ready
     if not _ready:
         from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+        from kfac_lab.core.accelerators import ACCELERATORS, Accelerator
 
         _setup_privateuseone_for_python_backend(DEVICE)
         ACCELERATORS[DEVICE] = Accelerator(
