@@ -12,7 +12,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from emulated import DEVICE, DefaultDevice, emulated, prepare
+from emulated import DEVICE, DefaultDevice, emulated, in_threads, prepare
 from on_host import wrap
 
 NO_ACCELERATOR = "no accelerator: GPU tests skipped"
@@ -79,6 +79,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("device", devices, indirect=True)
 
 
+def here() -> torch.device:
+    """Where a test's tensors are made."""
+    return DefaultDevice.current()
+
+
 # ---- fixtures ------------------------------------------------------------------------------------
 
 
@@ -91,8 +96,9 @@ def default_device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
         return
     if chosen == "cuda" and "cuda" not in DEVICES:
         pytest.skip(NO_ACCELERATOR)
-    with emulated() if chosen == DEVICE else nullcontext(), DefaultDevice(chosen):
-        yield torch.device(chosen)
+    there = torch.device(chosen)
+    with emulated() if chosen == DEVICE else nullcontext(), DefaultDevice(there), in_threads(there):
+        yield there
 
 
 @pytest.fixture

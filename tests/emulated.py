@@ -10,8 +10,9 @@ which is experimental: `pytest --device emulated` uses it.
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch.utils._device import _device_constructors
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["DEVICE", "DefaultDevice", "emulated", "prepare", "transfers"]
+__all__ = ["DEVICE", "DefaultDevice", "emulated", "in_threads", "prepare", "transfers"]
 
 DEVICE = "emulated"
 _HOST = torch.device("cpu")
@@ -46,7 +47,14 @@ _ROOT = Path(__file__).parents[1]
 #: the names of the operations that carried something to the host
 transfers: list[str] = []
 _ready = False
-_defaults = [_HOST]
+
+
+class _Defaults(threading.local):
+    def __init__(self) -> None:
+        self.stack = [_HOST]
+
+
+_defaults = _Defaults()
 _inside: list[bool] = []  # whether the device is in use
 _Generator = torch.Generator
 
@@ -235,18 +243,18 @@ class DefaultDevice(TorchFunctionMode):
         self.device = torch.device(device)
 
     def __enter__(self) -> DefaultDevice:
-        _defaults.append(self.device)
+        _defaults.stack.append(self.device)
         super().__enter__()
         return self
 
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
-        _defaults.pop()
+        _defaults.stack.pop()
 
     @staticmethod
     def current() -> torch.device:
         """Where a test's tensors are made at present."""
-        return _defaults[-1]
+        return _defaults.stack[-1]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -291,6 +299,26 @@ def prepare() -> None:
             lambda: bool(_inside), Launches, Side, lambda device: frozenset({"bfloat16"})
         )
         _ready = True
+
+
+@contextmanager
+def in_threads(device: torch.device) -> Iterator[None]:
+    """Threads that are begun inside have the modes of this one, which torch keeps for each."""
+    run = threading.Thread.run
+
+    def with_modes(self: threading.Thread) -> None:
+        with ExitStack() as modes:
+            if device.type == DEVICE:
+                modes.enter_context(_Factories())
+                modes.enter_context(_Literals())
+            modes.enter_context(DefaultDevice(device))
+            run(self)
+
+    threading.Thread.run = with_modes  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        threading.Thread.run = run  # type: ignore[method-assign]
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import textwrap
 
 import pytest
 import torch
+from devices import here
 from torch import nn
 
 import kfac_lab as kl
@@ -30,11 +31,11 @@ def test_the_snippet_of_a_coverage_error(monkeypatch):
     problem = kl.Problem(model=model, likelihood="categorical", inputs=x, targets=y)
     recipe = kl.Recipe.named("robust", lab=lab).replace(batch="constant(size=32)")
     with pytest.raises(kl.CoverageError, match=r"2 parameters: 0\.left") as caught:
-        kl.Run(problem, recipe, device="cpu")
+        kl.Run(problem, recipe, device=here())
     code = str(caught.value).partition("claim them yourself:\n")[2]
     assert "['Mixed']" in code
     exec(textwrap.dedent(code), {})
-    run = kl.Run(problem, recipe, device="cpu")
+    run = kl.Run(problem, recipe, device=here())
     rows = {row.parameter: (row.kind, row.claimed_by) for row in run.coverage()}
     assert rows["0.left"] == rows["0.right"] == ("Whole", "mine/mine")
     run.advance(20)

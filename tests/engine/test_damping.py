@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from devices import here
 from oracles import dense, quadratic
 
 from engine.damping_records import component, record, strength
@@ -175,7 +176,7 @@ def test_a_rule_by_the_step_moves_without_ground() -> None:
     recipe = Recipe.named("small_batch").replace(
         damping="scheduled(lam=1.0, lam_end=0.01, steps=20)", batch="constant(size=64)"
     )
-    run = Run("digits", recipe, device="cpu").advance(20)
+    run = Run("digits", recipe, device=here()).advance(20)
     assert run.history["lam"][0] == 1.0
     assert run.history["lam"][-1] == pytest.approx(0.01 ** (15 / 20))
     assert all(math.isnan(v) for v in run.history["rho"])

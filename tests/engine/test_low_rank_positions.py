@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from devices import here
 from torch import nn
 
 import kfac_lab as kl
@@ -18,7 +19,7 @@ def step_of(low_rank):
         estimator="exact(fraction=1.0)", damping="constant(lam=0.1)",
     )  # fmt: skip
     problem = kl.Problem(model=model, likelihood="gaussian", inputs=x, targets=y)
-    run = kl.Run(problem, recipe, seed=0, device="cpu")
+    run = kl.Run(problem, recipe, seed=0, device=here())
     run.advance(1)
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 

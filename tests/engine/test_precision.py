@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from devices import here
 from torch import Tensor, nn
 
 import kfac_lab as kl
@@ -18,7 +19,7 @@ def test_a_step_sets_the_precision_and_puts_it_back(
     tf32: bool, inside: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Seen from inside the step's own pass; the process's setting survives."""
-    run = kl.Run("digits", seed=0, device="cpu", tf32=tf32)
+    run = kl.Run("digits", seed=0, device=here(), tf32=tf32)
     seen = []
     likelihood = type(run.problem.likelihood)
     plain = likelihood.loss
@@ -40,10 +41,10 @@ def test_a_step_sets_the_precision_and_puts_it_back(
 
 def test_forks_and_other_methods() -> None:
     """A fork keeps the switch; a method without it says so."""
-    run = kl.Run("digits", device="cpu", tf32=True).advance(1)
+    run = kl.Run("digits", device=here(), tf32=True).advance(1)
     assert run.fork().stepper.tf32
     with pytest.raises(kl.RecipeError, match="tf32"):
-        kl.Run("digits", recipe="adam", device="cpu", tf32=True)
+        kl.Run("digits", recipe="adam", device=here(), tf32=True)
 
 
 def test_a_preconditioner_has_full_products_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from devices import here
 from oracles import approximations, dense
 
 from engine.helpers import (
@@ -99,7 +100,7 @@ def test_extreme_uniforms_and_outputs_stay_finite(likelihood, dtype, monkeypatch
     """
     ends = torch.tensor([0.0, 0.5, 1 - torch.finfo(dtype).eps / 2], dtype=dtype)
     monkeypatch.setattr(torch, "rand", lambda shape, **_: ends[:, None].expand(shape).clone())
-    uniforms = seeds.uniforms(0, "targets", 1, (3, 3), torch.device("cpu"), dtype)
+    uniforms = seeds.uniforms(0, "targets", 1, (3, 3), here(), dtype)
     assert 0 < uniforms.min() and uniforms.max() < 1
     for z in (-80.0, 0.0, 80.0):
         outputs = torch.tensor([[z, 0.0, -z]], dtype=dtype).expand(3, 3)
@@ -109,7 +110,7 @@ def test_extreme_uniforms_and_outputs_stay_finite(likelihood, dtype, monkeypatch
 
 def test_uniforms_are_a_function_of_seed_purpose_and_step():
     """the same arguments, the same numbers; any other, others."""
-    shape, device, dtype = (50, 3), torch.device("cpu"), torch.float64
+    shape, device, dtype = (50, 3), here(), torch.float64
     first = seeds.uniforms(1, "targets", 7, shape, device, dtype)
     state = torch.random.get_rng_state()
     assert torch.equal(seeds.uniforms(1, "targets", 7, shape, device, dtype), first)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from devices import here
 from torch import nn
 
 import kfac_lab as kl
@@ -67,13 +68,13 @@ def test_the_spread_is_of_the_batch_at_the_last_refresh(chunk: int) -> None:
 
 
 def test_where_nobody_asks_nothing_is_noted() -> None:
-    run = kl.Run("digits", "paper", seed=0, device="cpu").advance(2)
+    run = kl.Run("digits", "paper", seed=0, device=here()).advance(2)
     assert math.isnan(run.stepper.state_.spread)
 
 
 def test_a_converged_classifier_stays_where_it_is() -> None:
     """With an eighth of the cases it loses what it has reached; seed 0, digits_classifier."""
-    run = kl.Run("digits_classifier", "quick", seed=0, device="cpu").advance(60)
+    run = kl.Run("digits_classifier", "quick", seed=0, device=here()).advance(60)
     reached = run.evaluate("train").loss
     losses = [float(v) for v in run.advance(60).history["loss"][60:]]
     assert max(losses) <= 1.02 * reached < 0.004

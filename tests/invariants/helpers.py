@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from devices import here
 from torch import Tensor, nn
 
 import kfac_lab as kl
@@ -71,7 +72,7 @@ def recipe_of(kind: str = "explicit", **slots: Any) -> kl.Recipe:
 
 def run_of(kind: str = "explicit", seed: int = 0, **slots: Any) -> kl.Run:
     """A run of ``problem_of`` by ``recipe_of``."""
-    return kl.Run(problem_of(kind), recipe_of(kind, **slots), seed=seed, device="cpu")
+    return kl.Run(problem_of(kind), recipe_of(kind, **slots), seed=seed, device=here())
 
 
 def numbers(run: kl.Run) -> dict[str, Any]:

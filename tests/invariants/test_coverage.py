@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from devices import here
 from torch import nn
 
 import kfac_lab as kl
@@ -37,7 +38,7 @@ class Odd(nn.Module):
 
 def run_on(network, **slots):
     problem = kl.Problem(model=network, likelihood="bernoulli", inputs=X, targets=Y, l2=1e-4)
-    return kl.Run(problem, recipe_of(**slots), device="cpu")
+    return kl.Run(problem, recipe_of(**slots), device=here())
 
 
 def test_unclaimed_parameters_are_one_error_that_lists_all_with_the_remedy():
@@ -135,7 +136,7 @@ def test_a_claimed_layer_that_never_fires_is_an_error_naming_it():
 def test_it_is_found_at_the_first_batch_where_data_come_from_a_callable():
     model = Odd(unused=True)
     problem = kl.Problem(model=model, likelihood="bernoulli", data=lambda k, m: (X[:m], Y[:m]))
-    run = kl.Run(problem, recipe_of(fallback="diagonal"), device="cpu")
+    run = kl.Run(problem, recipe_of(fallback="diagonal"), device=here())
     before = [p.detach().clone() for p in model.parameters()]
     for _ in range(2):
         with pytest.raises(kl.CoverageError, match="spare"):
@@ -186,7 +187,7 @@ def test_of_unequal_geometry_it_has_a_block_of_its_own():
 def test_baselines_list_every_parameter_too():
     problem = kl.Problem(model=Odd(), likelihood="bernoulli", inputs=X, targets=Y)
     problem.model.scale.requires_grad_(False)
-    run = kl.Run(problem, "method = adam\nbatch = constant(size=16)\naverage = none", device="cpu")
+    run = kl.Run(problem, "method = adam\nbatch = constant(size=16)\naverage = none", device=here())
     rows = {row.parameter: row.kind for row in run.coverage()}
     assert set(rows) == {n for n, _ in problem.model.named_parameters()}
     assert rows["scale"] == "frozen"

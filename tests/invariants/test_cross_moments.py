@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from devices import here
 
 import kfac_lab as kl
 from invariants.helpers import run_of
@@ -61,7 +62,7 @@ def test_a_swap_at_every_step_factorises_at_once(sigma):
     recipe = kl.Recipe.named("paper").replace(
         batch="constant(size=128)", estimator="sampled(fraction=0.5)"
     )
-    run = kl.Run("digits", recipe, seed=0, device="cpu")
+    run = kl.Run("digits", recipe, seed=0, device=here())
     for k in range(1, STEPS + 1):
         run.advance(1)
         fork = run.fork()

@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from devices import here
 
 import kfac_lab as kl
 from invariants.helpers import problem_of, recipe_of, run_of, same_run
@@ -49,7 +50,7 @@ def test_neither_moved_nor_used(kind, estimator, tmp_path):
 @pytest.mark.parametrize("method", ["nag", "adam", "muon"])
 def test_baselines_neither_move_nor_use_them(method):
     recipe = f"method = {method}\nbatch = constant(size=16)\naverage = polyak"
-    made = [kl.Run(problem_of("generic"), recipe, seed=0, device="cpu") for _ in range(2)]
+    made = [kl.Run(problem_of("generic"), recipe, seed=0, device=here()) for _ in range(2)]
     for seed, run in enumerate(made):
         disturb(seed)
         before = everything()
@@ -64,7 +65,7 @@ def test_dropout_left_on_in_an_evaluation_mode_model_is_seeded_too():
         problem = problem_of("generic")
         problem.model.eval()
         problem.model[3].train()  # Monte Carlo dropout: the root says eval, the module trains
-        run = kl.Run(problem, recipe_of("generic"), seed=0, device="cpu")
+        run = kl.Run(problem, recipe_of("generic"), seed=0, device=here())
         disturb(seed)
         before = everything()
         run.advance(4)
@@ -77,8 +78,8 @@ def test_attaching_moves_nothing():
     disturb(5)
     problem = problem_of("generic")
     before = everything()
-    kl.Run(problem, recipe_of("generic"), seed=0, device="cpu")
+    kl.Run(problem, recipe_of("generic"), seed=0, device=here())
     untouched(before)
     before = everything()
-    kl.Run("digits", "robust", seed=0, device="cpu")
+    kl.Run("digits", "robust", seed=0, device=here())
     untouched(before)

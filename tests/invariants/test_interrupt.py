@@ -4,6 +4,7 @@ import signal
 
 import pytest
 import torch
+from devices import here
 
 from invariants.helpers import image, run_of, same, same_run
 from kfac_lab.core import passes
@@ -75,7 +76,7 @@ def test_an_interrupt_inside_a_baselines_update_waits_for_its_end(method):
     import kfac_lab as kl
 
     recipe = f"method = {method}\nbatch = constant(size=16)\naverage = polyak"
-    run, twin = (kl.Run(run_of("generic").problem, recipe, seed=0, device="cpu") for _ in range(2))
+    run, twin = (kl.Run(run_of("generic").problem, recipe, seed=0, device=here()) for _ in range(2))
     run.advance(3)
     twin.advance(4)
     with pytest.MonkeyPatch.context() as patch:

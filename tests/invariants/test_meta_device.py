@@ -17,7 +17,10 @@ from kfac_lab.core import linalg
 from kfac_lab.engine import attach
 from kfac_lab.paper.momentum import Optimal
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.host("has a device of its own, meta"),
+]
 STEPS = 4  # with T1=2 and T2=T3=4: refreshes with and without γ, steady ones with and without λ
 
 

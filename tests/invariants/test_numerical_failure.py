@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from devices import here
 
 import kfac_lab as kl
 from invariants.helpers import image, problem_of, recipe_of, run_of, same, same_run
@@ -25,7 +26,7 @@ def sourced(bad, spoil, kind="explicit", **slots):
         return spoil(x, y) if step in bad else (x, y)
 
     recipe = recipe_of(kind, **{"schedule": SCHEDULE, **slots})
-    return kl.Run(problem_of(kind, data=source), recipe, seed=0, device="cpu"), bad
+    return kl.Run(problem_of(kind, data=source), recipe, seed=0, device=here()), bad
 
 
 def one_input(value):
@@ -95,7 +96,7 @@ def test_bad_data_in_a_baseline(method):
         problem.inputs = problem.inputs.clone()
         problem.inputs[0] += value
         text = f"method = {method}\nbatch = constant(size=24)\naverage = polyak"
-        made.append(kl.Run(problem, text, device="cpu"))
+        made.append(kl.Run(problem, text, device=here()))
     before = image(made[1])
     with pytest.raises(kl.NumericalError, match="step 1: "):
         made[1].advance(1)
@@ -216,7 +217,7 @@ def test_a_singular_factor_without_damping_escalates_by_itself():
         estimator="exact(fraction=1.0)",
         batch="constant(size=10)",
     )
-    run = kl.Run(problem, recipe, device="cpu").advance(1)
+    run = kl.Run(problem, recipe, device=here()).advance(1)
     (amount,) = run.history.records[0].jitter.values()
     assert amount > 0 and math.isfinite(run.history["predicted"][0])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from devices import here
 from torch import Tensor, nn
 
 import kfac_lab as kl
@@ -86,8 +87,8 @@ def test_a_parameter_made_anew_at_every_call_is_nobodys_layer() -> None:
 
 def test_a_diagonal_block_swapped_in_late_starts_as_a_running_mean() -> None:
     """Its curvature has the size it would have had from the start, not a twentieth."""
-    early = kl.Run("digits", kl.Recipe.named("paper").replace(block="diagonal"), device="cpu")
-    late = kl.Run("digits", device="cpu").advance(40).swap(block="diagonal").advance(1)
+    early = kl.Run("digits", kl.Recipe.named("paper").replace(block="diagonal"), device=here())
+    late = kl.Run("digits", device=here()).advance(40).swap(block="diagonal").advance(1)
     early.advance(1)
     for part_state, fresh in zip(
         late.stepper.state_.block_states, early.stepper.state_.block_states, strict=True
@@ -118,4 +119,4 @@ def test_adaptation_without_ground_is_said_for_outsiders_too() -> None:
     """λ's rule may follow ρ unless it says that it does not."""
     recipe = kl.Recipe.named("small_batch").replace(damping=Silent())
     with pytest.warns(UserWarning, match="λ and γ stay where they are"):
-        kl.Run("digits", recipe, device="cpu").advance(5)
+        kl.Run("digits", recipe, device=here()).advance(5)

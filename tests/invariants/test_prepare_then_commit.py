@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from devices import here
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import kfac_lab as kl
@@ -212,7 +213,7 @@ def test_an_exception_in_a_baselines_step_changes_nothing(method):
     recipe = f"method = {method}\nbatch = constant(size=16)\naverage = polyak"
 
     def made():
-        return kl.Run(run_of("generic").problem, recipe, seed=0, device="cpu")
+        return kl.Run(run_of("generic").problem, recipe, seed=0, device=here())
 
     run, twin = made(), made()
     run.advance(3)
@@ -279,7 +280,7 @@ def test_an_invalid_batch_size_is_a_plain_failure_too():
             model=torch.nn.Linear(6, 4), likelihood="gaussian", data=lambda step, size: 1 / 0
         ),
         recipe_of(),
-        device="cpu",
+        device=here(),
     )
     before = image(run)
     with pytest.raises(ZeroDivisionError):

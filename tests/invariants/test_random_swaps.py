@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import warm
+from devices import here
 
 import kfac_lab as kl
 from invariants.helpers import problem_of, run_of, same
@@ -66,7 +67,7 @@ def test_a_run_saved_after_swaps_goes_on_bit_for_bit(seed: int, tmp_path: Path) 
     play(run, what._replace(steps=middle(what)))
     path = run.save(tmp_path / "run.pt")
     play(run, what, done=True)
-    other = kl.Run.load(path, problem=problem_of(what.kind), device="cpu")
+    other = kl.Run.load(path, problem=problem_of(what.kind), device=here())
     play(other, what, done=True)
     same(image(other), image(run))
 
@@ -90,7 +91,7 @@ def go_on(seed: int, path: str) -> None:
     """Run by the new process: loads, plays the rest, and leaves what came of it."""
     torch.set_num_threads(1)
     what = sequence(seed)
-    run = kl.Run.load(path, problem=problem_of(what.kind), device="cpu")
+    run = kl.Run.load(path, problem=problem_of(what.kind), device=here())
     play(run, what, done=True)
     torch.save(plain(image(run)), Path(path).with_suffix(".end"))
 

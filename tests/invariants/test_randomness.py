@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 import warm
+from devices import here
 
 import kfac_lab as kl
 from invariants.helpers import numbers, problem_of, recipe_of, run_of, same, same_run, state_of
@@ -19,7 +20,7 @@ def made(name, seed=0):
     recipe = kl.Recipe.named(name)
     if name in KFAC:
         recipe = recipe.replace(batch="constant(size=600)")
-    return kl.Run("digits_classifier", recipe, seed=seed, device="cpu")
+    return kl.Run("digits_classifier", recipe, seed=seed, device=here())
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ def test_a_fork_goes_on_as_the_original_would_have(name, straight, saved):
 
 @every
 def test_a_loaded_run_goes_on_as_the_saved_one_would_have(name, straight, saved):
-    loaded = kl.Run.load(saved(name)[1], device="cpu")
+    loaded = kl.Run.load(saved(name)[1], device=here())
     assert loaded.step == FIRST
     same_run(straight(name), loaded.advance(MORE))
 
@@ -128,6 +129,7 @@ for path in sys.argv[2:]:
 """
 
 
+@pytest.mark.host("the other process has the CPU alone")
 def test_a_run_loaded_by_another_process_goes_on_bit_for_bit(straight, saved):
     files = {name: str(saved(name)[1]) for name in KFAC + BASELINES}
     command = [sys.executable, "-c", SCRIPT, str(MORE), *files.values()]
@@ -135,7 +137,7 @@ def test_a_run_loaded_by_another_process_goes_on_bit_for_bit(straight, saved):
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr  # nothing differs that a continuation depends on
     for name, path in files.items():
-        same_run(straight(name), kl.Run.load(path + ".on", device="cpu"))
+        same_run(straight(name), kl.Run.load(path + ".on", device=here()))
 
 
 @pytest.mark.parametrize("fraction", [0.25, 1.0])
@@ -146,7 +148,7 @@ def test_a_model_with_its_own_randomness_goes_on_bit_for_bit(fraction, tmp_path)
     path, fork = run.save(tmp_path / "run.pt"), run.fork()
     run.advance(6)
     same_run(run, fork.advance(6))
-    loaded = kl.Run.load(path, problem=problem_of("generic"), device="cpu")
+    loaded = kl.Run.load(path, problem=problem_of("generic"), device=here())
     same_run(run, loaded.advance(6))
     same_run(run.fork().rewind(3).advance(8), run)
 
@@ -179,10 +181,10 @@ def test_a_callable_source_goes_on_bit_for_bit(tmp_path):
         x = torch.rand(size, 6, generator=generator)
         return x, x[:, :4]
 
-    run = kl.Run(problem_of(data=source), recipe_of(), seed=3, device="cpu").advance(5)
+    run = kl.Run(problem_of(data=source), recipe_of(), seed=3, device=here()).advance(5)
     path = run.save(tmp_path / "run.pt")
     run.advance(5)
-    loaded = kl.Run.load(path, problem=problem_of(data=source), device="cpu").advance(5)
+    loaded = kl.Run.load(path, problem=problem_of(data=source), device=here()).advance(5)
     same_run(run, loaded)
 
 

@@ -3,6 +3,7 @@
 import threading
 
 import pytest
+from devices import here
 
 import kfac_lab as kl
 from invariants.helpers import (
@@ -146,5 +147,5 @@ def test_strategies_may_leave_eta_out():
         def candidates(self, strength, due):
             return (DampingStrength(0.1, 0.2),)
 
-    run = kl.Run(problem_of(), recipe_of(damping=Plain()), device="cpu").advance(2)
+    run = kl.Run(problem_of(), recipe_of(damping=Plain()), device=here()).advance(2)
     assert strength(run) == [0.1, 0.2, 1e-4]

@@ -1,6 +1,7 @@
 """What a swap refuses, and that nothing is changed then."""
 
 import pytest
+from devices import here
 
 import kfac_lab as kl
 from invariants.helpers import (
@@ -97,7 +98,7 @@ def test_a_swap_that_the_engine_refuses_changes_nothing_either(parts):
 @pytest.mark.parametrize("method", ["nag", "adam", "muon"])
 def test_a_baseline_swaps_batch_and_average_only(method):
     text = f"method = {method}\nbatch = constant(size=16)\naverage = polyak"
-    run = kl.Run(problem_of(), text, device="cpu").advance(2)
+    run = kl.Run(problem_of(), text, device=here()).advance(2)
     before = image(run)
     with pytest.raises(kl.RecipeError, match=rf"damping.*{method}"):
         run.swap(damping="tied")

@@ -3,6 +3,7 @@
 import threading
 
 import pytest
+from devices import here
 
 import kfac_lab as kl
 from invariants.helpers import problem_of, recipe_of
@@ -12,7 +13,7 @@ PATIENCE = 120.0  # seconds, of a run that takes one or two
 
 
 def test_a_trainer_makes_its_steps_while_others_swap_without_a_pause():
-    run = kl.Run(problem_of("explicit"), recipe_of("explicit"), seed=0, device="cpu").advance(2)
+    run = kl.Run(problem_of("explicit"), recipe_of("explicit"), seed=0, device=here()).advance(2)
     ended, made, broken = threading.Event(), [0, 0, 0], []
 
     def swapping(n):
@@ -53,7 +54,7 @@ def test_a_trainer_makes_its_steps_while_others_swap_without_a_pause():
 
 def test_a_swap_that_waits_is_applied_at_the_next_boundary():
     """And not at one after it: no other thread's step comes between."""
-    run = kl.Run(problem_of("explicit"), recipe_of("explicit"), seed=0, device="cpu").advance(2)
+    run = kl.Run(problem_of("explicit"), recipe_of("explicit"), seed=0, device=here()).advance(2)
     asked, seen = threading.Event(), []
 
     def until(record):

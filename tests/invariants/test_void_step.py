@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from devices import here
 
 import kfac_lab as kl
 from invariants.helpers import differences, problem_of, reads_cost, recipe_of, same
@@ -30,7 +31,7 @@ def accelerated(kind="explicit", skipped=(VOID,), value=float("nan"), **slots):
         return (x * value, y) if step in skipped else (x, y)
 
     recipe = recipe_of(kind, **{"schedule": SCHEDULE, **slots})
-    run = kl.Run(problem_of(kind, data=source), recipe, seed=0, device="cpu")
+    run = kl.Run(problem_of(kind, data=source), recipe, seed=0, device=here())
     return run
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from devices import here
 
 import kfac_lab as kl
 
@@ -82,7 +83,7 @@ def test_the_nodes_of_a_graph_keep_their_places():
     problem = kl.Problem(
         model=zoo.model, likelihood="categorical", inputs=zoo.inputs, targets=zoo.targets
     )
-    kl.Run(problem, recipe(zoo.batch), device="cpu").advance(2)
+    kl.Run(problem, recipe(zoo.batch), device=here()).advance(2)
     entire = [x for x in given if len(x) == len(zoo.inputs)]
     assert len(entire) > 4 and all(torch.equal(x, zoo.inputs) for x in entire)
 
