@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from kfac_lab.core import linalg
 from kfac_lab.core.problem import Problem
 from kfac_lab.errors import RecipeError
 
@@ -69,7 +70,7 @@ def look(
     """
     if problem.inputs is None:
         raise RecipeError("a problem whose data come from a callable has no training set to see")
-    x = problem.inputs[:cases]
+    x = problem.inputs[:cases].to(problem.device)
     fired: list[tuple[nn.Linear, Tensor, Tensor]] = []
 
     def note(module: nn.Linear, given: tuple[Tensor], made: Tensor) -> None:
@@ -138,8 +139,8 @@ def damped(a: Blocks, g: Blocks, gamma: float) -> tuple[Blocks, Blocks]:
     for i in range(len(a)):
         mean_a, mean_g = a[i][i].diagonal().mean(), g[i][i].diagonal().mean()
         pi = (mean_a / mean_g).sqrt()
-        new_a[i][i] = a[i][i] + pi * gamma * torch.eye(len(a[i][i]), dtype=a[i][i].dtype)
-        new_g[i][i] = g[i][i] + gamma / pi * torch.eye(len(g[i][i]), dtype=g[i][i].dtype)
+        new_a[i][i] = a[i][i] + pi * gamma * linalg.eye_like(a[i][i])
+        new_g[i][i] = g[i][i] + gamma / pi * linalg.eye_like(g[i][i])
     return new_a, new_g
 
 
@@ -157,12 +158,7 @@ def chain_precision(a: Blocks, g: Blocks) -> Tensor:
     """F̂⁻¹ ``[P, P]`` = Ξᵀ Λ Ξ, from the tridiagonal blocks of F̃ alone (section 4.3)."""
     blocks, last = _products(a, g), len(a) - 1
     sizes = [len(blocks[i][i]) for i in range(last + 1)]
-    xi = _assembled(
-        [
-            [torch.eye(m, n, dtype=a[0][0].dtype) * float(i == j) for j, n in enumerate(sizes)]
-            for i, m in enumerate(sizes)
-        ]
-    )
+    xi = torch.eye(sum(sizes), dtype=a[0][0].dtype, device=a[0][0].device)
     starts = [sum(sizes[:i]) for i in range(last + 2)]
     inner = []
     for i in range(last + 1):
