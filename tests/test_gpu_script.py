@@ -1,9 +1,12 @@
 """`make gpu` where there is no GPU: the same script, small, on the CPU."""
 
+import importlib.util
 import json
 import sys
+import time
 from pathlib import Path
 
+import pytest
 import torch
 import warm
 
@@ -24,6 +27,29 @@ def test_it_times_steps_call_by_call_and_as_programs(tmp_path):
         assert 0 < line["SGD"]["median ms"] < line["K-FAC"]["median ms"]
         for method in ("K-FAC", "adam", "muon", "nag", "soap"):
             assert line[f"{method}, program"]["median ms"] > 0
+
+
+SLOW = """
+import time
+print("F.", flush=True)
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("FAILED tests/a.py::test_b")
+"""
+
+
+@pytest.mark.parametrize("deaf", [False, True])
+def test_the_suites_stop_in_time_and_say_what_failed(deaf):
+    spec = importlib.util.spec_from_file_location("gpu_script", SCRIPT)
+    gpu = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(gpu)
+    slow = SLOW.replace("try:", "import signal\nsignal.signal(2, lambda *_: time.sleep(60))\ntry:")
+    start = time.monotonic()
+    output, cut = gpu.told_by([sys.executable, "-S", "-c", slow if deaf else SLOW], 4.0, 2.0)
+    assert cut and time.monotonic() - start < 30
+    assert output.startswith("F.") and ("FAILED tests/a.py::test_b" in output) == (not deaf)
+    assert gpu.told_by([sys.executable, "-S", "-c", "print(1)"], 60.0, 2.0) == ("1\n", False)
 
 
 def test_it_says_what_it_cannot_do(tmp_path):

@@ -10,8 +10,8 @@ import kfac_lab as kl
 from invariants.grid import ALL, recipe_named
 from invariants.helpers import network, problem_of
 from invariants.reads import Read, no_reads
+from kfac_lab import engine as engines
 from kfac_lab.core import linalg
-from kfac_lab.engine import attach
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -33,6 +33,11 @@ PROBLEMS = {
 #: ε is at its limit from the second step on; until it is, an accelerator's step looks at its flags
 #: first, since ε goes by how many updates there were
 STEADY = "sampled(limit=0.5)"
+
+
+def attached(problem, recipe, seed):
+    """An engine whose steps are made call by call: to record one and to try it reads."""
+    return engines.attach(problem, recipe, seed, graphs=False)
 
 
 def steps(engine, count):
@@ -71,7 +76,7 @@ def allowed(engine, record):
 @pytest.mark.parametrize("name", ALL)
 def test_every_recipe_and_part_keeps_to_the_budget(name):
     for free in (True, False):
-        engine = attach(problem_of(), recipe_named(name), 0)
+        engine = attached(problem_of(), recipe_named(name), 0)
         engine._reads_are_free = free
         guarded = bool(engine.parts.declares("damping").guard)
         for k in range(1, 10):
@@ -85,7 +90,7 @@ def test_every_recipe_and_part_keeps_to_the_budget(name):
 
 def test_epsilon_is_settled_after_its_burn_in():
     """With paper's estimator from step 21 on: then a steady step reads nothing."""
-    engine = attach(problem_of(), recipe_named("paper"), 0)
+    engine = attached(problem_of(), recipe_named("paper"), 0)
     engine._reads_are_free = False
     found = [(settling(engine), steps(engine, 1)[0]) for _ in range(30)]
     assert all(reads == record.due.inverse for first, (record, reads) in found if not first)
@@ -100,7 +105,7 @@ def test_a_steady_step_reads_nothing(structure, likelihood):
     schedule = "periodic(T1=2, T2=4, T3=4, burn_in=1)"
     recipe = recipe_named("paper").replace(structure=structure, schedule=schedule, estimator=STEADY)
     for free in (True, False):
-        engine = attach(PROBLEMS[likelihood](), recipe, 0)
+        engine = attached(PROBLEMS[likelihood](), recipe, 0)
         engine._reads_are_free = free
         found = steps(engine, 8)
         steady = [(r.due, n) for r, n in found if not r.due.inverse]
@@ -116,14 +121,14 @@ def test_a_steady_step_of_the_generic_path_reads_nothing():
         schedule="periodic(T1=2, T2=4, T3=4, burn_in=1)", fallback="diagonal", estimator=STEADY
     )
     for free in (True, False):
-        engine = attach(problem_of("generic"), recipe, 0)
+        engine = attached(problem_of("generic"), recipe, 0)
         engine._reads_are_free = free
         for record, reads in steps(engine, 8):
             assert reads == free + record.due.inverse
 
 
 def test_a_drift_is_read_on_its_check_steps_alone_and_with_the_flags():
-    engine = attach(
+    engine = attached(
         problem_of(), recipe_named("schedule=on_drift(check=2)").replace(estimator=STEADY), 0
     )
     engine._reads_are_free = False
@@ -154,7 +159,7 @@ def test_a_steady_step_copies_no_number_to_the_device(name, monkeypatch):
             return work(data, *args, **kwargs)
 
         monkeypatch.setattr(torch, maker, making)
-    engine = attach(problem_of(), recipe_named(name), 0)
+    engine = attached(problem_of(), recipe_named(name), 0)
     for _ in range(9):
         crossed.clear()
         if not engine.step().due.inverse:
