@@ -30,6 +30,26 @@ def own_precision(device: torch.device) -> contextlib.AbstractContextManager[Any
     check_inference()
     if device.type not in ("cpu", "cuda"):
         return contextlib.nullcontext()
-    # Nor a cache of cast weights, which would outlive the model's own autocast: made without
-    # gradients, or before θ moved, it would be served to the next pass (torch 2.4 does so).
-    return torch.autocast(device.type, enabled=False, cache_enabled=False)
+    return _Off(device.type)
+
+
+class _Off:
+    """As ``torch.autocast(kind, enabled=False, cache_enabled=False)``, which checks what it is given:
+    every step asks.
+
+    There is no cache of cast weights either, which would outlive the model's own autocast: made
+    without gradients, or before θ moved, it would be served to the next pass (torch 2.4 does so).
+    """
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+
+    def __enter__(self) -> None:
+        self._was = torch.is_autocast_enabled(self._kind), torch.is_autocast_cache_enabled()
+        torch.set_autocast_enabled(self._kind, False)
+        torch.set_autocast_cache_enabled(False)
+
+    def __exit__(self, *raised: object) -> None:
+        enabled, cached = self._was
+        torch.set_autocast_enabled(self._kind, enabled)
+        torch.set_autocast_cache_enabled(cached)

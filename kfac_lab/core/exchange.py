@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import signal
 import sys
 import threading
@@ -10,6 +11,10 @@ from types import FrameType
 from typing import Any
 
 __all__ = ["exchange"]
+
+# Without the look-up in enumerations that surrounds them: every step asks.
+_handler_of, _handle = inspect.unwrap(signal.getsignal), inspect.unwrap(signal.signal)
+_SIGINT = int(signal.SIGINT)
 
 
 def exchange(commit: Callable[[], None]) -> None:
@@ -27,16 +32,16 @@ def exchange(commit: Callable[[], None]) -> None:
 
 
 def _held(commit: Callable[[], None]) -> None:
-    before = signal.getsignal(signal.SIGINT)
+    before = _handler_of(_SIGINT)
     if threading.current_thread() is not threading.main_thread() or before is None:
         commit()
         return
     waiting = Deferred(before, sys._getframe())
-    signal.signal(signal.SIGINT, waiting)
+    _handle(_SIGINT, waiting)
     try:
         commit()
     finally:
-        signal.signal(signal.SIGINT, before)
+        _handle(_SIGINT, before)
         waiting.frame = None  # a circle, which would keep the tensors of all callers' frames
         if waiting.caught:
             signal.raise_signal(signal.SIGINT)

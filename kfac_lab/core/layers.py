@@ -14,11 +14,7 @@ __all__ = ["Declined", "Linear", "Recorded", "Tensors", "append_one", "dense", "
 
 def append_one(rows: Tensor) -> Tensor:
     """ā: a column of ones behind ``rows`` ``[..., d]`` (section 2.1)."""
-    width = rows.shape[-1]
-    result = rows.new_empty((*rows.shape[:-1], width + 1))
-    result.narrow(-1, 0, width).copy_(rows)
-    result.select(-1, width).fill_(1)
-    return result
+    return torch.cat([rows, rows.new_ones((*rows.shape[:-1], 1))], -1)
 
 
 def dense(rows: Tensor) -> Tensor:
@@ -90,8 +86,8 @@ class Linear:
 
     @property
     def _weight(self) -> Tensor:
-        weight: Tensor = _held(self.module, "weight").detach()
-        return weight
+        weight: Tensor = _held(self.module, "weight")
+        return weight.detach() if torch.is_grad_enabled() else weight
 
     @property
     def d_out(self) -> int:
@@ -131,8 +127,8 @@ class Linear:
         ``inputs`` are ``[n, ..., d]``; ``tangents`` ``[k, n, ..., d]``, or None where they are 0.
         """
         k, d_out, biased = len(matrices), self.d_out, self._biased
-        width = inputs.shape[-1]
-        rows = inputs.reshape(-1, width)
+        width, flat = inputs.shape[-1], inputs.dim() == 2
+        rows = inputs if flat else inputs.reshape(-1, width)
         result = rows.new_empty((k, rows.shape[0], d_out))
         for matrix, own in zip(matrices, result.unbind(), strict=True):
             if not biased:
@@ -141,9 +137,9 @@ class Linear:
                 weight = matrix.narrow(1, 0, width)
                 torch.addmm(matrix.select(1, width), rows, weight.t(), out=own)
         if tangents is not None:
-            flat = tangents.reshape(-1, tangents.shape[-1])
-            result.view(-1, d_out).addmm_(flat, self._weight.t())
-        return result.view((k, *inputs.shape[:-1], d_out))
+            moving = tangents.reshape(-1, tangents.shape[-1])
+            result.view(-1, d_out).addmm_(moving, self._weight.t())
+        return result if flat else result.view((k, *inputs.shape[:-1], d_out))
 
     def partial_tangent(
         self, matrices: Sequence[Tensor | None], inputs: Tensor, tangents: Tensor | None

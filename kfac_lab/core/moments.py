@@ -17,6 +17,7 @@ from kfac_lab.core.layers import dense
 from kfac_lab.core.limits import memory_of, shown
 from kfac_lab.core.precision import shortened
 from kfac_lab.core.program import supplied
+from kfac_lab.core.program.stepwise import RECORDING
 from kfac_lab.core.program.supplied import called
 from kfac_lab.core.protocols import Layer
 from kfac_lab.core.row_products import parts, reduced, sums, symmetric_update
@@ -152,10 +153,8 @@ class Accumulation:
             self._add(key, total, old, new / weight)
 
     def _gather(self, kind: str, rows: Sequence[Grouped | None]) -> None:
-        for key in self._store.keys:
-            name, i, j = key
-            if not name.startswith(kind):
-                continue
+        for key, form in self._store.layout.by_kind[kind]:
+            _, i, j = key
             left, right = rows[i], rows[j]
             if left is None or right is None:
                 continue
@@ -168,18 +167,19 @@ class Accumulation:
             # of the mean is the part of A that the mean makes.
             positions = left.shape[1]
             old, new = self._weights(key)
-            if name.endswith(".reduced"):
+            if form == "reduced":
                 groups = self._store.groups[i]
                 left = right = reduced(left, groups, mean=kind == "G")
                 positions = groups
             new = new / self._cases if kind == "A" else new / self._cases / positions
-            if name.endswith(".diagonal"):
+            if form == "diagonal":
                 self._add(key, sums(left, squared=True), old, new)
-            elif name.endswith(".mean"):
+            elif form == "mean":
                 self._add(key, sums(left, squared=False), old, new / math.sqrt(positions))
             else:
-                left, right = dense(left).flatten(0, 1), dense(right).flatten(0, 1)
-                self._product(key, left, right, old, new)
+                flat = dense(left).flatten(0, 1)
+                other = flat if right is left else dense(right).flatten(0, 1)
+                self._product(key, flat, other, old, new)
 
     def weights(self) -> dict[Hashable, float]:
         """Of the old moment and of the new, for every key, as a program is given them."""
@@ -191,6 +191,8 @@ class Accumulation:
     def _weights(self, key: Key) -> tuple[float, float]:
         """:meth:`_plainly`, for a call of this step."""
         old, new = self._plainly(key)
+        if RECORDING.get() is None:  # a step asks for every key
+            return old, new
         return supplied(("old", key), old), supplied(("new", key), new)
 
     def _plainly(self, key: Key) -> tuple[float, float]:
@@ -305,6 +307,11 @@ class MomentLayout:
             first["A", i, j] = like.new_zeros((layers[i].d_in, layers[j].d_in))
             first["G", i, j] = like.new_zeros((layers[i].d_out, layers[j].d_out))
         self.keys: tuple[Key, ...] = tuple(first)
+        # the keys of ā and of g, each with what is behind its dot
+        self.by_kind: Mapping[str, tuple[tuple[Key, str], ...]] = {
+            kind: tuple((k, k[0].partition(".")[2]) for k in first if k[0].startswith(kind))
+            for kind in "AG"
+        }
         self.sides = first, {key: torch.empty_like(value) for key, value in first.items()}
 
     def opened(self) -> MomentStore:

@@ -148,9 +148,8 @@ class Problem:
     @property
     def device(self) -> torch.device:
         """Where the model's parameters are."""
-        for parameter in self.model.parameters():
-            return parameter.device
-        return torch.device("cpu")
+        first = _first_parameter(self.model)
+        return torch.device("cpu") if first is None else first.device
 
     @property
     def available(self) -> int | None:
@@ -232,6 +231,15 @@ class Problem:
         from torch.utils.data import default_collate
 
         return _pair(default_collate([self.data[int(i)] for i in rows]), "the data set")
+
+
+def _first_parameter(module: nn.Module) -> Tensor | None:
+    """The first of ``parameters()``, which makes names and sets on its way: every step asks."""
+    for parameter in module._parameters.values():
+        if parameter is not None:
+            return parameter
+    found = (_first_parameter(child) for child in module._modules.values() if child is not None)
+    return next((parameter for parameter in found if parameter is not None), None)
 
 
 def _check_source(data: Any) -> None:

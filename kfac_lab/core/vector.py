@@ -9,6 +9,8 @@ from torch import Tensor
 
 __all__ = ["PartialVec", "Vec"]
 
+GRAIN = 32768  # from so many numbers on torch divides one sum among its threads
+
 
 class Vec:
     """A vector with one matrix ``[d_out, d_in(+1)]`` per layer; the last column is the bias.
@@ -70,11 +72,18 @@ class Vec:
                 return mine[0].new_zeros((), dtype=torch.float64)
             mine = tuple(mine[i] for i in shared)
             theirs = tuple(theirs[i] for i in shared)
-        products = torch._foreach_mul(mine, theirs)
-        # Rows are summed in the matrices' precision, the row sums in float64: a row is short.
-        return torch.cat([p.sum(1) if p.dim() == 2 else _rows(p) for p in products]).sum(
-            dtype=torch.float64
-        )
+        return torch.cat(_row_sums(mine, theirs)).sum(dtype=torch.float64)
+
+    @staticmethod
+    def dots(pairs: Sequence[tuple[Vec, Vec]]) -> Tensor:
+        """``dot`` of each pair ``[n]`` float64, to the last bit; the row sums are added at once."""
+        if any(isinstance(vector, PartialVec) for pair in pairs for vector in pair):
+            return torch.stack([one.dot(other) for one, other in pairs])
+        rows = [r for one, other in pairs for r in _row_sums(one.matrices, other.matrices)]
+        sums = torch.cat(rows).view(len(pairs), -1)
+        if sums.shape[1] >= GRAIN:
+            return torch.stack([own.sum(dtype=torch.float64) for own in sums])
+        return sums.sum(1, dtype=torch.float64)
 
     def squared(self) -> Tensor:
         """``dot`` with itself, in half the time: each matrix's norm is of its own precision."""
@@ -105,11 +114,24 @@ class Vec:
     @staticmethod
     def gram(basis: Sequence[Vec]) -> Tensor:
         """All inner products of ``basis`` as a symmetric ``[k, k]`` float64 tensor."""
+        return Vec.gram_and_slope(basis, None)[0]
+
+    @staticmethod
+    def gram_and_slope(basis: Sequence[Vec], gradient: Vec | None) -> tuple[Tensor, Tensor]:
+        """:meth:`gram`, and the inner products ``[k]`` of ``basis`` with a gradient."""
         k = len(basis)
-        entries = {(i, j): basis[i].dot(basis[j]) for i in range(k) for j in range(i + 1)}
-        return torch.stack(
-            [torch.stack([entries[max(i, j), min(i, j)] for j in range(k)]) for i in range(k)]
-        )
+        pairs = [(i, j) for i in range(k) for j in range(i + 1)]
+        slopes = [] if gradient is None else [(gradient, vector) for vector in basis]
+        products = Vec.dots([*((basis[i], basis[j]) for i, j in pairs), *slopes])
+        entries = dict(zip(pairs, products.unbind(), strict=False))
+        square = [entries[max(i, j), min(i, j)] for i in range(k) for j in range(k)]
+        return torch.stack(square).view(k, k), products[len(pairs) :]
+
+
+def _row_sums(mine: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> list[Tensor]:
+    """Rows are summed in the matrices' precision, the row sums in float64: a row is short."""
+    products = torch._foreach_mul(mine, theirs)
+    return [p.sum(1) if p.dim() == 2 else _rows(p) for p in products]
 
 
 def _rows(entries: Tensor) -> Tensor:

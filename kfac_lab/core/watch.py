@@ -16,19 +16,19 @@ class ModelWatch:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._places = [
-            (
-                module._modules,
-                tuple(module._modules.values()),
-                module._parameters,
-                tuple(
-                    (name, p.shape, p.dtype, p.requires_grad)
-                    for name, p in module._parameters.items()
-                    if p is not None
-                ),
-                len(module._parameters),
-            )
-            for module in model.modules()
+        modules = list(model.modules())
+        # Flat, and of dicts that stay: what follows is asked at every step.
+        self._held = [d for m in modules for d in (m._modules, m._parameters) if d]
+        self._none = [d for m in modules for d in (m._modules, m._parameters) if not d]
+        self._counts = [len(d) for d in self._held]
+        self._children = [
+            (m._modules, n, child) for m in modules for n, child in m._modules.items()
+        ]
+        self._trained = [
+            (m._parameters, name, p.shape, p.dtype, p.requires_grad)
+            for m in modules
+            for name, p in m._parameters.items()
+            if p is not None
         ]
         self._named = _described(model)
         self._modules = {path: id(module) for path, module in model.named_modules()}
@@ -38,21 +38,20 @@ class ModelWatch:
         return self._told() if self._moved() else None
 
     def _moved(self) -> bool:
-        for modules, children, parameters, own, count in self._places:
-            if len(modules) != len(children) or len(parameters) != count:
+        if any(self._none) or [len(d) for d in self._held] != self._counts:
+            return True
+        for modules, name, child in self._children:
+            if modules.get(name) is not child:
                 return True
-            for now, before in zip(modules.values(), children, strict=True):
-                if now is not before:
-                    return True
-            for name, shape, dtype, trained in own:
-                p = parameters.get(name)
-                if (
-                    p is None
-                    or p.requires_grad is not trained
-                    or p.dtype is not dtype
-                    or p.shape != shape
-                ):
-                    return True
+        for parameters, name, shape, dtype, trained in self._trained:
+            p = parameters.get(name)
+            if (
+                p is None
+                or p.requires_grad is not trained
+                or p.dtype is not dtype
+                or p.shape != shape
+            ):
+                return True
         return False
 
     def _told(self) -> str | None:

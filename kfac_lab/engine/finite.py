@@ -16,7 +16,8 @@ __all__ = ["all_finite", "not_finite"]
 
 def all_finite(values: Sequence[Tensor]) -> Tensor:
     """Whether all entries of some tensors are finite, 0-dim; few they are."""
-    total = torch.cat([v.reshape(-1) for v in values]).sum(dtype=torch.float64)
+    flat = [v if v.dim() == 1 else v.reshape(-1) for v in values]
+    total = torch.cat(flat).sum(dtype=torch.float64)
     return total * 0 == 0  # ∞ and NaN make NaN, and so do they together
 
 

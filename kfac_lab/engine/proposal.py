@@ -83,18 +83,10 @@ def modelled(
     def trial(strength: DampingStrength, preconditioner: Any) -> Candidate:
         momentum = parts["momentum"]
         with clock("propose"):
-            own = traits(preconditioner, PreconditionerTraits)
-            cases, l2 = evaluated.cases, evaluated.passes.l2
-            if cases is not None and own.apply_cases is not None and l2:
-                if preconditioner is not state.inverse:
-                    preconditioner = _pulling(preconditioner, evaluated, state.inverse, k)
-                    own = traits(preconditioner, PreconditionerTraits)
-                elif own.pulls is None:  # of a refresh whose gradient did not come by cases
-                    cases = None
-            if cases is not None and own.apply_cases is not None:
-                direction = -own.apply_cases(cases, evaluated.gradient)
-            else:
+            if evaluated.cases is None:
                 direction = -preconditioner.apply(evaluated.gradient)
+            else:
+                preconditioner, direction = _by_case(preconditioner, evaluated, state.inverse, k)
             space = CandidateSpace(evaluated, preconditioner, strength, parts["collective"])
             basis = tuple(momentum.basis(space, direction, state.previous, part_state))
         with clock("model"):
@@ -123,6 +115,24 @@ def modelled(
         )
 
     return trial
+
+
+def _by_case(preconditioner: Any, evaluated: Evaluated, before: Any, k: Any) -> tuple[Any, Vec]:
+    """The preconditioner, with P ηθ kept in it where it is another than the one ``before``, and
+    Δ = −P∇h by the cases' rows, where it can make it of them.
+    """
+    own = traits(preconditioner, PreconditionerTraits)
+    cases = evaluated.cases
+    if own.apply_cases is not None and evaluated.passes.l2:
+        if preconditioner is not before:
+            preconditioner = _pulling(preconditioner, evaluated, before, k)
+            own = traits(preconditioner, PreconditionerTraits)
+        elif own.pulls is None:  # of a refresh whose gradient did not come by cases
+            cases = None
+    if cases is None or own.apply_cases is None:
+        return preconditioner, -preconditioner.apply(evaluated.gradient)
+    direction: Vec = -own.apply_cases(cases, evaluated.gradient)
+    return preconditioner, direction
 
 
 def _pulling(preconditioner: Any, evaluated: Evaluated, before: Any, k: Any) -> Any:

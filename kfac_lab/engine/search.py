@@ -83,8 +83,10 @@ class Search:
         self._ended: tuple[linalg.Attempt, Any] | None = None
 
     def strength(self, strength: DampingStrength) -> DampingStrength:
-        """A part's strength as 0-dim tensors on the device, with η."""
-        return self.begun.engine._strength(strength)
+        """A part's strength as 0-dim tensors on the device, with η: the State's own is that."""
+        return (
+            strength if strength is self.state.strength else self.begun.engine._strength(strength)
+        )
 
     def draft(self, chosen: Candidate, tried: Sequence[Candidate]) -> StepRecord:
         """The record of a candidate, for the damping's ``retry``."""

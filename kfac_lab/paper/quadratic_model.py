@@ -26,7 +26,7 @@ def _split(basis: Sequence[Vec]) -> bool:
 
 
 def _linear(evaluation: Evaluation, basis: Sequence[Vec]) -> tuple[Tensor, Tensor]:
-    return Vec.gram(basis), torch.stack([evaluation.gradient.dot(v) for v in basis])
+    return Vec.gram_and_slope(basis, evaluation.gradient)
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,14 @@ from torch import nn
 from kfac_lab.core.likelihood import (
     Bernoulli,
     Categorical,
+    Criterion,
     Gaussian,
     HeteroscedasticGaussian,
     Joint,
     Poisson,
     resolve,
 )
+from kfac_lab.core.likelihood.protocol import is_residual
 from kfac_lab.testing import LawError, check, dense, report
 
 BUILT_IN = [Gaussian(), Gaussian("full"), Bernoulli(), Categorical()]
@@ -40,6 +42,32 @@ def test_a_scale_that_is_wrong_in_one_place():
 
     with pytest.raises(LawError, match="sample_second_moment"):
         check(Half())
+
+
+def test_an_error_that_is_not_the_gradients():
+    class Twice(Bernoulli):
+        gradient = Bernoulli.gradient
+
+        def error(self, outputs, targets):
+            return (torch.sigmoid(outputs) - targets).square().flatten(1).sum(1)
+
+        def error_of(self, gradient):
+            return 2 * gradient.square().flatten(1).sum(1)
+
+    with pytest.raises(LawError, match="gradient_of_loss"):
+        check(Twice())
+
+
+def test_a_subclass_with_an_error_of_its_own_is_asked_for_it():
+    class Halves(Bernoulli):
+        def error(self, outputs, targets):
+            return super().error(outputs, targets) / 2
+
+    z, y = torch.randn(5, 3), torch.rand(5, 3)
+    assert is_residual(Bernoulli()) and not is_residual(Halves())
+    gradient, error = Criterion(Halves(), y, 5).gradient_and_error(z, y)
+    assert torch.equal(error, (torch.sigmoid(z) - y).square().sum(1) / 2)
+    assert torch.equal(gradient, torch.sigmoid(z) - y)
 
 
 def test_another_density():

@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from kfac_lab.core.likelihood.gaussian import one_column
 from kfac_lab.core.likelihood.protocol import Flaw
@@ -16,6 +15,8 @@ from kfac_lab.core.likelihood.targets import beyond, check_real, per_case
 from kfac_lab.core.traits import LikelihoodTraits
 
 __all__ = ["Bernoulli"]
+
+_EACH = 0  # the reduction "none", as ATen numbers it
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,8 @@ class Bernoulli:
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         check_real(outputs, targets)
-        return per_case(
-            functional.binary_cross_entropy_with_logits(outputs, targets, reduction="none")
-        )
+        # torch's function by itself; ``functional`` checks the shapes once more
+        return per_case(torch.binary_cross_entropy_with_logits(outputs, targets, None, None, _EACH))
 
     def gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return torch.sigmoid(outputs) - targets
@@ -62,7 +62,11 @@ class Bernoulli:
         return flat.view_as(outputs)
 
     def error(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return per_case((torch.sigmoid(outputs) - targets) ** 2)
+        return self.error_of(self.gradient(outputs, targets))
+
+    def error_of(self, gradient: Tensor) -> Tensor:
+        """See ``Residual``: ‖p − y‖², p − y being the gradient."""
+        return per_case(gradient**2)
 
     def mean(self, outputs: Tensor) -> Tensor:
         return torch.sigmoid(outputs)

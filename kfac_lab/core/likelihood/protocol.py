@@ -14,10 +14,12 @@ __all__ = [
     "Joining",
     "Labelled",
     "Likelihood",
+    "Residual",
     "Weighted",
     "is_examined",
     "is_joining",
     "is_labelled",
+    "is_residual",
     "is_weighted",
 ]
 
@@ -143,6 +145,15 @@ class Examined(Protocol):
 
 
 @runtime_checkable
+class Residual(Likelihood, Protocol):
+    """A likelihood whose error comes of its gradient: what both are made of is made once."""
+
+    def error_of(self, gradient: Tensor) -> Tensor:
+        """``error`` [N], to the last bit, where ``gradient`` [N, ..., out] is."""
+        ...
+
+
+@runtime_checkable
 class Counted(Protocol):
     """A likelihood that makes several predictions for a case."""
 
@@ -191,6 +202,16 @@ def is_weighted(likelihood: object) -> TypeGuard[Weighted]:
 def is_examined(likelihood: object) -> TypeGuard[Examined]:
     """Whether it is ``Examined``."""
     return _has(type(likelihood), ("flaws",))
+
+
+def is_residual(likelihood: object) -> TypeGuard[Residual]:
+    """Whether it is ``Residual``: not where a subclass has an error or a gradient of its own."""
+    kind = type(likelihood)
+    names = ("error_of", "error", "gradient")
+    if (kind, names) not in _KNOWN:
+        owners = {next((c for c in kind.__mro__ if name in vars(c)), None) for name in names}
+        _KNOWN[kind, names] = _has(kind, names) and len(owners) == 1
+    return _KNOWN[kind, names]
 
 
 def is_joining(likelihood: object) -> TypeGuard[Joining]:

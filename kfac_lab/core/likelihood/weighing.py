@@ -15,6 +15,7 @@ from kfac_lab.core.cases import Weighed, labels
 from kfac_lab.core.likelihood.protocol import (
     Likelihood,
     is_examined,
+    is_residual,
     is_weighted,
 )
 from kfac_lab.core.likelihood.weights import Weight, root, shaped, times, weight_flaws
@@ -189,6 +190,13 @@ class Criterion:
         if isinstance(targets, Weighed):
             found = found * shaped(targets.weights, outputs)
         return found
+
+    def gradient_and_error(self, outputs: Tensor, targets: Any) -> tuple[Tensor, Tensor]:
+        """:meth:`gradient` and :meth:`error`, by one residual where the likelihood has one."""
+        if isinstance(targets, Weighed) or not is_residual(self.likelihood):
+            return self.gradient(outputs, targets), self.error(outputs, targets)
+        found = self.likelihood.gradient(outputs, labels(targets))
+        return found, self.likelihood.error_of(found)
 
     def error(self, outputs: Tensor, targets: Any) -> Tensor:
         """Per case ``[n]``, weighted as the loss is."""

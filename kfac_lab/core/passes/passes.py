@@ -102,8 +102,9 @@ class Passes(KnownNetwork):
             with self._gradients():
                 trace = back.forward(x, buffers, step, part.start)
             criterion = batch.of(self.likelihood)  # outputs of this pass may have other shapes
-            objective.add(trace.outputs, y, errors=True)
-            cotangent = criterion.gradient(trace.outputs, y)
+            objective.add(trace.outputs, y)
+            cotangent, errors = criterion.gradient_and_error(trace.outputs, y)
+            objective.add_errors(errors)
             alone = by_case and m <= self.function.chunk
             gradient, cases = self._gradient(trace, cotangent, alone)
             total = _added(total, gradient)

@@ -31,7 +31,9 @@ class Walked:
     def head(self, count: int) -> Walked:
         """See ``Trace``: with φ' at hand, so that heads of heads share it."""
         values, slopes = self._values, self._slopes
-        if count < len(self.outputs):
+        if slopes is not None and count >= self.outputs.shape[0]:
+            return self  # a head already
+        if count < self.outputs.shape[0]:
             values = [v[:count] for v in values]
             if slopes is not None:
                 slopes = [d[:count] if d is not None else None for d in slopes]
@@ -40,9 +42,8 @@ class Walked:
         return found
 
     def _derivatives(self) -> list[Tensor | None]:
-        if self._slopes is None:
-            with torch.no_grad():
-                self._slopes = self._plan.derivatives(self._values)
+        if self._slopes is None:  # of values that have no graph
+            self._slopes = self._plan.derivatives(self._values)
         return self._slopes
 
     def gradient(self, cotangent: Tensor) -> list[Tensor]:

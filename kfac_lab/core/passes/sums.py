@@ -28,15 +28,16 @@ class Objective:
         self._squares: list[Tensor] = []
         self._errors: list[Tensor] = []
 
-    def add(self, outputs: Tensor, targets: Any, errors: bool = False) -> None:
+    def add(self, outputs: Tensor, targets: Any) -> None:
         """Another chunk's cases."""
         losses = self._criterion.loss(outputs, targets)
         self._losses.append(losses.sum(dtype=torch.float64))
         if self._spread:
             self._squares.append(losses.double().square().sum())
-        if errors:
-            error = self._criterion.error(outputs, targets)
-            self._errors.append(error.sum(dtype=torch.float64))
+
+    def add_errors(self, errors: Tensor) -> None:
+        """Theirs ``[n]``, where they are asked for."""
+        self._errors.append(errors.sum(dtype=torch.float64))
 
     def value(self, theta: list[Tensor], cases: int) -> Tensor:
         """h(θ), 0-dim float64."""

@@ -4,7 +4,8 @@ Besides the common ones:
 
 * ``shapes``: one loss and one error per case, everything else in the outputs' shape.
 * ``cases_apart``: what comes of a case does not depend on the others of its batch.
-* ``gradient_of_loss``: gradient is the derivative of loss in z.
+* ``gradient_of_loss``: gradient is the derivative of loss in z, and error_of (``Residual``) makes
+  the error of it.
 * ``loss_by_density``: loss is −log r(y|z) up to a constant, by torch.distributions (the built-in
   kinds).
 * ``targets_not_broadcast``: targets of another shape are an error.
@@ -35,6 +36,7 @@ from torch import Tensor
 
 from kfac_lab.core.cases import mapped, tensors_of
 from kfac_lab.core.likelihood import Bernoulli, Categorical, Criterion, Gaussian, Weighted
+from kfac_lab.core.likelihood.protocol import is_residual
 from kfac_lab.errors import DataError
 from kfac_lab.testing import dense
 from kfac_lab.testing.law import Broken, Case, law
@@ -44,6 +46,7 @@ from kfac_lab.testing.laws.common import (
     common_laws,
     exempt_unless,
     near,
+    same_to_the_bit,
     scale_of,
 )
 from kfac_lab.testing.laws.likelihood_subjects import (
@@ -99,7 +102,11 @@ def cases_apart(case: Case) -> None:
                     near(where, told, wanted, found, 1e-9)
 
 
-@law(SLOT, "gradient is the derivative of loss in the outputs.", needs=(*CHEAP, "shapes"))
+@law(
+    SLOT,
+    "gradient is the derivative of loss in the outputs, and error_of makes the error of it.",
+    needs=(*CHEAP, "shapes"),
+)
 def gradient_of_loss(case: Case) -> None:
     for subject in subjects(case):
         z = subject["outputs"].clone().requires_grad_()
@@ -107,6 +114,10 @@ def gradient_of_loss(case: Case) -> None:
         (wanted,) = torch.autograd.grad(loss, z)
         got = case.component.gradient(z.detach(), subject["targets"])
         near(subject.where, "the gradient of loss", wanted, got)
+        if is_residual(case.component):
+            error = case.component.error(z.detach(), subject["targets"])
+            told = "error, of error_of(gradient)"
+            same_to_the_bit(subject.where, told, error, case.component.error_of(got))
 
 
 @law(
