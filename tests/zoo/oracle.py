@@ -61,13 +61,25 @@ def sampled(outputs, kind, generator):
 
 
 def pulled(outputs, tensors, cotangents):
-    """Jᵀb for each cotangent: per tensor ``[K, *shape]``; zeros where nothing depends on it."""
-    found = [[] for _ in tensors]
-    for b in cotangents:
-        grads = torch.autograd.grad(outputs, tensors, b, retain_graph=True, allow_unused=True)
-        for into, t, g in zip(found, tensors, grads, strict=True):
-            into.append(torch.zeros_like(t) if g is None else g)
-    return [torch.stack(g) for g in found]
+    """Jᵀb for each cotangent: per tensor ``[K, *shape]``; zeros where nothing depends on it.
+
+    All of them in one backward pass that torch batches, except where a kernel cannot be batched.
+    """
+    rows = torch.stack(list(cotangents))
+    try:
+        grads = torch.autograd.grad(
+            outputs, tensors, rows, retain_graph=True, allow_unused=True, is_grads_batched=True
+        )
+    except RuntimeError:
+        each = [
+            torch.autograd.grad(outputs, tensors, b, retain_graph=True, allow_unused=True)
+            for b in rows
+        ]
+        grads = [None if g[0] is None else torch.stack(g) for g in zip(*each, strict=True)]
+    return [
+        t.new_zeros(len(rows), *t.shape) if g is None else g.detach()
+        for t, g in zip(tensors, grads, strict=True)
+    ]
 
 
 def case_outputs(model, inputs, whole):
@@ -97,26 +109,35 @@ def fisher_diagonals(model, inputs, kind, whole=False):
     return {name: (t / count).detach() for name, t in total.items()}
 
 
-def sampled_traces(model, inputs, kind, names, samples, whole=False):
-    """Monte Carlo: per-case ‖gradient‖² of ``names`` under targets from the model.
+def sampled_traces(model, inputs, kind, blocks, samples, whole=False):
+    """Monte Carlo: per-case ‖gradient‖² of each block under targets from the model.
 
-    The mean over cases of the mean over samples estimates the trace of the block.
+    The mean over cases of the mean over samples estimates the trace of the block. ``blocks`` are
+    name → its parameters' names; all of them see the same targets.
 
-    Returns the estimate and its standard error (of the sampling; the cases are what they are).
+    Returns name → the estimate and its standard error (of the sampling; the cases are what they
+    are).
     """
     generator = torch.Generator().manual_seed(1)
     named = dict(model.named_parameters())
-    tensors = [named[name] for name in names]
-    means, variances = [], []
-    for outputs in case_outputs(model, inputs, whole):
+    needed = sorted({name for names in blocks.values() for name in names})
+    means = {block: [] for block in blocks}
+    variances = {block: [] for block in blocks}
+    for outputs in case_outputs(model, inputs, whole) if blocks else ():
         drawn = [sampled(outputs, kind, generator) for _ in range(samples)]
-        grads = pulled(outputs, tensors, drawn)
-        squares = sum((g * g).flatten(1).sum(1) for g in grads)
-        means.append(squares.mean())
-        variances.append(squares.var() / samples)
-    mean = torch.stack(means).mean()
-    error = torch.stack(variances).sum().sqrt() / len(means)
-    return float(mean), float(error)
+        grads = pulled(outputs, [named[name] for name in needed], drawn)
+        lengths = {name: (g * g).flatten(1).sum(1) for name, g in zip(needed, grads, strict=True)}
+        for block, names in blocks.items():
+            squares = sum(lengths[name] for name in names)
+            means[block].append(squares.mean())
+            variances[block].append(squares.var() / samples)
+    return {
+        block: (
+            float(torch.stack(means[block]).mean()),
+            float(torch.stack(variances[block]).sum().sqrt() / len(means[block])),
+        )
+        for block in blocks
+    }
 
 
 # --- rows, case by case ---------------------------------------------------------------------------
