@@ -1,4 +1,4 @@
-"""Processes of Python that need not import torch first: a second less for each.
+"""Processes of Python that need not import torch first: two or three seconds less for each.
 
 ``run`` is `subprocess.run` for a command of this interpreter: ``-c``, ``-m`` or a script, with
 ``-W``. The process is a fork of one that has imported torch and nothing of the package, so that the
@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["run"]
+__all__ = ["play", "run"]
 
 _server: list[subprocess.Popen[str]] = []
 
@@ -79,6 +79,7 @@ def _ended() -> None:
 
 def _serve() -> None:
     import torch
+    import torch._dynamo  # sympy with it: torch loads both late, at a first gradient or meta tensor
 
     torch.set_num_threads(1)
     path = [place for place in sys.path if place != str(Path(__file__).parent)]
@@ -86,22 +87,27 @@ def _serve() -> None:
         request = json.loads(line)
         child = os.fork()
         if not child:
-            _play(request, path)
+            for number, name in enumerate(("in", "out", "err")):
+                flags = os.O_RDONLY if name == "in" else os.O_WRONLY | os.O_CREAT
+                os.dup2(os.open(request[name], flags), number)
+            play(request, path)
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
 
 
-def _play(request: dict[str, Any], path: list[str]) -> None:
-    """Becomes the process that was asked for; does not come back."""
+def play(request: dict[str, Any], path: list[str]) -> None:
+    """Becomes the process that was asked for; does not come back.
+
+    Args:
+        request: its ``words`` behind the interpreter, ``cwd`` and ``env``; its files are open.
+        path: where modules are looked for behind PYTHONPATH.
+    """
     import importlib
     import threading
     import traceback
 
     code = 1
     try:
-        for number, name in enumerate(("in", "out", "err")):
-            flags = os.O_RDONLY if name == "in" else os.O_WRONLY | os.O_CREAT
-            os.dup2(os.open(request[name], flags), number)
         sys.stdin = open(0, encoding="utf-8", closefd=False)
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
         sys.stderr = open(2, "w", encoding="utf-8", buffering=1, closefd=False)

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import forked
+
 PATIENCE = 60.0  # seconds that anything may take on a busy machine; nothing waits that long
 SETTINGS = {
     "@jupyterlab/apputils-extension:notification": {
@@ -46,14 +48,22 @@ class Lab:
 @contextlib.contextmanager
 def server(folder: Path, theme: str = "") -> Iterator[Lab]:
     """A JupyterLab on ``folder``; ends it afterwards, kernels included."""
+    ahead = [str(IPYKERNEL6), *filter(None, [os.environ.get("PYTHONPATH")])]
+    six = {"display_name": KERNELS["ipykernel6"], "env": {"PYTHONPATH": os.pathsep.join(ahead)}}
+    with forked.kernels({"python3": {}, "ipykernel6": six}) as variables:
+        yield from _server(folder, theme, variables)
+
+
+def _server(folder: Path, theme: str, variables: dict[str, str]) -> Iterator[Lab]:
     home = folder.with_name(folder.name + "-home")
-    environment = {**os.environ, **_home(home, theme)}
+    environment = {**os.environ, **_home(home, theme), **variables}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
     command += [f"--port={port}", "--ServerApp.token=", "--ServerApp.password="]
     command += ["--ServerApp.disable_check_xsrf=True"]  # a test may end a kernel
+    command += ["--LabApp.expose_app_in_browser=True"]  # notebooks are opened by its commands
     command += [f"--notebook-dir={folder}", f"--LabApp.workspaces_dir={home / 'workspaces'}"]
     command += [f"--LabApp.user_settings_dir={home / 'user'}"]
     log = home / "server.log"
@@ -75,7 +85,7 @@ def server(folder: Path, theme: str = "") -> Iterator[Lab]:
 
 
 def _home(home: Path, theme: str) -> dict[str, str]:
-    """Settings and kernels in a folder of their own; returns the variables that say so."""
+    """Settings in a folder of their own; returns the variables that say so."""
     places = {"JUPYTER_CONFIG_DIR": "etc", "JUPYTER_DATA_DIR": "data", "IPYTHONDIR": "ipython"}
     for place in places.values():
         (home / place).mkdir(parents=True, exist_ok=True)
@@ -87,19 +97,6 @@ def _home(home: Path, theme: str) -> dict[str, str]:
         target = home / "user" / package / f"{plugin}.jupyterlab-settings"
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(json.dumps(values))
-    ahead = [p for p in [os.environ.get("PYTHONPATH", "")] if p]
-    spec = home / "data" / "kernels" / "ipykernel6" / "kernel.json"
-    spec.parent.mkdir(parents=True, exist_ok=True)
-    spec.write_text(
-        json.dumps(
-            {
-                "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
-                "display_name": KERNELS["ipykernel6"],
-                "language": "python",
-                "env": {"PYTHONPATH": os.pathsep.join([str(IPYKERNEL6), *ahead])},
-            }
-        )
-    )
     return {name: str(home / place) for name, place in places.items()}
 
 

@@ -122,7 +122,9 @@ def in_a_fork(function: Any) -> Any:
 def main() -> None:
     """Answers the requests."""
     requests = json.load(sys.stdin)
+    import matplotlib.figure  # noqa: F401 - what each would import
     import torch
+    import torch._dynamo
 
     torch.set_num_threads(1)
     print(json.dumps([in_a_fork(lambda given=given: of_notebook(*given)) for given in requests]))
