@@ -15,6 +15,7 @@ import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,14 +58,13 @@ def pytest_make_collect_report(collector: pytest.Collector):
     return report
 
 
-# ---- files that take long go first, so that two workers which take files in turn end together ----
+# ---- files that take long go first, so that workers which take files in turn end together ----
 
 LONG = (
+    "browser/test_",
     "notebooks/test_perturbed.py",
-    "browser/test_tour.py",
     "cli/test_reproduce.py",
     "engine/test_behaviour.py",
-    "browser/test_",
     "faults/test_",
     "zoo/test_",
 )
@@ -72,6 +72,21 @@ LONG = (
 
 def _place(item: pytest.Item) -> int:
     return next((n for n, part in enumerate(LONG) if part in item.path.as_posix()), len(LONG))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Workers take files, and one of them all that need a browser: it is started once."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Taking(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "tests/browser" if file.startswith("tests/browser/") else file
+
+    return Taking(config, log)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

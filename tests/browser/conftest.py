@@ -1,23 +1,23 @@
-"""One server for each worker of the test session, one browser for each file."""
+"""One server and one browser for these tests, which one worker takes (``tests/conftest.py``)."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
-from browser.driver import Page, browser
+from browser.driver import Page
 from browser.lab import IPYKERNEL6, Lab, server
+from browser.window import Window, browser
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def lab(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     with server(tmp_path_factory.mktemp("lab")) as running:
         yield running
 
 
 # not for the session: as long as it lives, its thread has a running event loop
-@pytest.fixture(scope="module")
-def chrome(chromium: str) -> Iterator[Any]:
+@pytest.fixture(scope="package")
+def chrome(chromium: str) -> Iterator[Window]:
     with browser(chromium) as running:
         yield running
 

@@ -1,4 +1,4 @@
-"""JupyterLab in a real browser, for tests: a server, a browser, a notebook's page and its kernel.
+"""A notebook in a real browser, for tests: its page and its kernel (server and browser beside).
 
 ::
 
@@ -25,16 +25,8 @@ from typing import Any
 import numpy as np
 
 from browser.lab import KERNELS, PATIENCE, Lab
+from browser.window import Window
 
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 # a cell that registers a damping which raises
 BREAKING = """
 from dataclasses import dataclass
@@ -118,37 +110,21 @@ def _literal(text: str) -> str:
 
 
 @contextlib.contextmanager
-def browser(chromium: str) -> Iterator[Any]:
-    """A headless chromium."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        chrome = play.chromium.launch(executable_path=chromium, args=FLAGS)
-        try:
-            yield chrome
-        finally:
-            chrome.close()
-
-
-@contextlib.contextmanager
 def opened(
     lab: Lab,
-    chrome: Any,
+    chrome: Window,
     name: str,
     kernel: str = "python3",
     size: tuple[int, int] = (1500, 1500),
     kind: Any = None,
 ) -> Iterator[Any]:
     """A browser page (``kind``, a Page) with the notebook open and its kernel ready."""
-    tab = chrome.new_page(viewport={"width": size[0], "height": size[1]})
-    tab.set_default_timeout(1000 * PATIENCE)
-    tab.goto(f"{lab.address}/lab/tree/{name}?reset")
-    tab.locator(".jp-Notebook .jp-Cell").first.wait_for()
-    page = (kind or Page)(lab, tab, name, kernel)
+    page = (kind or Page)(lab, chrome.show(lab, name, size), name, kernel)
     try:
         page.ready()
         yield page
     finally:
+        chrome.clear()
         page.close()
 
 
@@ -188,9 +164,8 @@ class Page:
         self._kernel = None
 
     def close(self) -> None:
-        """Closes the page and ends its kernel, which would stay, and its panels with it."""
+        """Ends the kernel, which would stay, and its panels with it."""
         self.forget_kernel()
-        self.tab.close()
         sessions = f"{self.lab.address}/api/sessions"
         with urllib.request.urlopen(sessions, timeout=20) as answer:
             mine = [session["id"] for session in json.load(answer) if session["path"] == self.name]

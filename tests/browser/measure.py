@@ -19,8 +19,9 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from browser.driver import Page, browser, opened
+from browser.driver import Page, opened
 from browser.lab import PATIENCE, notebook, server
+from browser.window import browser
 
 OPENING = """
 import gc, os, sys, time

@@ -13,8 +13,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from browser.driver import BREAKING, Page, browser, opened, wait
+from browser.driver import BREAKING, Page, opened, wait
 from browser.lab import notebook, server
+from browser.window import browser
 
 CELL = """
 import kfac_lab as kl

@@ -362,6 +362,7 @@ def test_the_canvas_has_the_screens_pixels_and_the_themes_colours(page: Page) ->
     page.chart("chart.body.style.setProperty('--jp-content-font-color1', '#eeeeee')")
     assert page.chart("chart.colours().ink") == "#eeeeee" != light
     page.chart("chart.body.style.removeProperty('--jp-content-font-color1')")
+    page.tab.evaluate("document.documentElement.style.removeProperty('--jp-content-font-color1')")
 
 
 def test_nothing_of_the_data_is_saved_with_the_notebook(page: Page) -> None:

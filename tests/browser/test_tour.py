@@ -1,6 +1,7 @@
 """The tour, opened and run as a reader would; then its panel, button by button, on one run."""
 
 import csv
+import json
 import shutil
 import subprocess
 import sys
@@ -41,6 +42,14 @@ def test_the_tour_runs_and_says_what_it_says_in_print(page: Page) -> None:
     assert "error" not in kinds
     assert list(map(masked, page.printed())) == list(map(masked, printed))
     assert page.tab.locator('[data-mime-type="application/vnd.jupyter.stderr"]').count() == 0
+
+
+def test_nbval_would_compare_nothing_else() -> None:
+    """So `make test` leaves the tour to the test above: what is checked in it is printed."""
+    cells = [c for c in json.loads(TOUR.read_text())["cells"] if c["cell_type"] == "code"]
+    checked = [c for c in cells if "nbval-ignore-output" not in c["metadata"].get("tags", ())]
+    assert len(checked) >= 5
+    assert {out["output_type"] for cell in checked for out in cell["outputs"]} == {"stream"}
 
 
 def test_the_panel_of_the_tour(page: Page) -> None:
