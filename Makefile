@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY := passive
 # SECONDS is a parameter of `make demo`; some shells give the name a meaning of their own.
 unexport SECONDS
 
-.PHONY: help demo test quick lint lab docs wheels matrix soak mutants clean
+.PHONY: help demo test suite meanwhile emulated plugins notebooks quick some lint lab docs wheels matrix soak mutants clean
 .DELETE_ON_ERROR:
 
 help:
@@ -33,11 +33,28 @@ help:
 demo: $(VENV)/.lab
 	$(BIN)/kfac-lab demo $(if $(SECONDS),--seconds $(SECONDS))
 
-test: lint
+# Two workers, and beside them one process more: browsers and kernels leave cores idle, and so does
+# the end of each session. A thread for each, or every process would start as many as there are cores.
+test meanwhile: export OMP_NUM_THREADS := 1
+test: $(VENV)/.test
+	@$(MAKE) --no-print-directory -j 2 suite meanwhile
+
+suite: $(VENV)/.test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
-	$(BIN)/python -m pytest -n 2 --dist worksteal --device emulated $(ACCELERATOR)
-	$(BIN)/python -m pytest $(PYTEST_ARGS) plugins  # on their own: here entry points do load
-	$(BIN)/python -m pytest $(PYTEST_ARGS) --nbval $(NOTEBOOKS)
+
+# told when it is done; where the suite has ended before, two of these at a time
+meanwhile: $(VENV)/.test
+	@log=$$(mktemp); $(MAKE) --no-print-directory -O lint notebooks plugins emulated > $$log 2>&1; \
+	  code=$$?; cat $$log; rm $$log; exit $$code
+
+emulated: $(VENV)/.test
+	$(BIN)/python -m pytest --device emulated $(ACCELERATOR)
+
+plugins: $(VENV)/.test
+	$(BIN)/python -m pytest plugins  # on their own: here entry points do load
+
+notebooks: $(VENV)/.test
+	$(BIN)/python -m pytest --nbval $(NOTEBOOKS)
 
 # what is tried on an accelerator too, emulated where there is none
 ACCELERATOR := tests/accelerator tests/trajectories
@@ -45,14 +62,20 @@ ACCELERATOR := tests/accelerator tests/trajectories
 # further suites that hold there, in `make soak`
 EMULATED := tests/paper tests/core/test_linalg_batched.py
 
-# the two longest first, one for each worker
-NOTEBOOKS := notebooks/09_claims.ipynb notebooks/01_tour.ipynb
-NOTEBOOKS += $(filter-out $(NOTEBOOKS),$(wildcard notebooks/*.ipynb plugins/*/*.ipynb))
+# tests/browser/test_tour.py runs the tour and compares what it prints; without a browser nbval does
+TOUR := notebooks/01_tour.ipynb
+BROWSER := $(or $(shell command -v chromium),$(shell command -v chromium-browser))
+NOTEBOOKS := $(wildcard notebooks/*.ipynb plugins/*/*.ipynb)
+NOTEBOOKS := $(if $(BROWSER),$(filter-out $(TOUR),$(NOTEBOOKS)),$(NOTEBOOKS))
 
 # what tells most in two minutes
 QUICK := tests/trajectories tests/core tests/engine tests/paper tests/hooks tests/oracles tests/test_layout.py tests/test_public_names.py
 
-quick: lint
+quick: export OMP_NUM_THREADS := 1
+quick: $(VENV)/.test
+	@$(MAKE) --no-print-directory -j 2 lint some
+
+some: $(VENV)/.test
 	$(BIN)/python -m pytest $(PYTEST_ARGS) $(QUICK)
 
 lint: $(VENV)/.test
