@@ -85,6 +85,14 @@ class Vec:
             return torch.stack([own.sum(dtype=torch.float64) for own in sums])
         return sums.sum(1, dtype=torch.float64)
 
+    def inner(self, other: Vec) -> Tensor:
+        """``dot`` in a quarter of the time: of each matrix in its own precision, for what is told
+        and decides nothing.
+        """
+        pairs = zip(self.matrices, other.matrices, strict=True)
+        sums = [torch.dot(a.reshape(-1), b.reshape(-1)) for a, b in pairs]
+        return torch.stack(sums).sum(dtype=torch.float64)
+
     def squared(self) -> Tensor:
         """``dot`` with itself, in half the time: each matrix's norm is of its own precision."""
         own = [self.matrices[i] for i in self.layers]

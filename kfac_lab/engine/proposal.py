@@ -177,7 +177,7 @@ def preconditioned(gradient: Vec, clock: Clock) -> CandidateMaker:
     def trial(strength: DampingStrength, preconditioner: Any) -> Candidate:
         with clock("propose"):
             result = preconditioner.apply(gradient)
-            slope = -gradient.dot(result).reshape(1)
+            slope = -gradient.inner(result).reshape(1)
             gram = result.squared().reshape(1, 1)
         one, nothing = torch.ones_like(slope), torch.zeros_like(gram)
         return Candidate(

@@ -35,10 +35,16 @@ def test_inner_products_and_combinations_are_those_of_dense_vectors() -> None:
     assert float(PartialVec(a, (0,)).dot(PartialVec(a, (1,)))) == 0.0
 
 
-def test_the_square_is_the_inner_product_with_itself_whatever_the_strides() -> None:
-    whole = vec(0)
-    strided = Vec([m.t() for m in whole])
-    for v in (whole, strided, PartialVec(whole, (0, 2)), PartialVec(whole, ())):
-        wanted = dense(v) @ dense(v)
-        torch.testing.assert_close(v.squared(), wanted, rtol=1e-12, atol=0)
-    assert Vec([m.float() for m in whole]).squared().dtype == torch.float64
+def test_quick_products_are_those_of_dense_vectors_whatever_the_strides() -> None:
+    one, two = vec(0), vec(1)
+    turned = [Vec([m.t() for m in v]) for v in (one, two)]
+    for a, b in (
+        (one, two),
+        tuple(turned),
+        (PartialVec(one, (0, 2)), two),
+        (PartialVec(one, ()), two),
+    ):
+        torch.testing.assert_close(a.squared(), dense(a) @ dense(a), rtol=1e-12, atol=0)
+        torch.testing.assert_close(a.inner(b), dense(a) @ dense(b), rtol=1e-12, atol=1e-14)
+    short = Vec([m.float() for m in one])
+    assert short.squared().dtype == short.inner(short).dtype == torch.float64
