@@ -19,7 +19,7 @@ from kfac_lab.core.coupling import normalises, normalising
 from kfac_lab.core.exchange import exchange
 from kfac_lab.core.likelihood import Criterion, Outputs
 from kfac_lab.core.parameters import component_name
-from kfac_lab.core.passes import square_norm
+from kfac_lab.core.passes import Objective
 from kfac_lab.core.problem import Problem
 from kfac_lab.core.program import Repeated
 from kfac_lab.core.state import Due, StepRecord
@@ -281,26 +281,23 @@ class Baseline:
         m = inputs.shape[0]
         size = m if normalises(self._normalising) else self.chunk
         buffers = {n: b.clone() for n, b in model.named_buffers()} if self._buffers else {}
-        losses, errors = [], []
+        objective = Objective(batch, problem.l2)
         total: list[Tensor] | None = None
         for at in range(0, m, size):
             x, y = inputs[at : at + size], targets[at : at + size]
             with torch.enable_grad(), self._mask(k, at, x.device):
                 z = read(called(model, buffers, x, buffers) if buffers else problem.called(x))
             outputs, criterion = z.detach(), batch.of(read.likelihood)
-            losses.append(criterion.loss(outputs, y).sum(dtype=torch.float64))
-            errors.append(criterion.error(outputs, y).sum(dtype=torch.float64))
-            cotangent = criterion.gradient(outputs, y) / m
-            found = torch.autograd.grad(z, theta, cotangent, allow_unused=True)
+            objective.add(outputs, y)
+            gradient, errors = criterion.gradient_and_error(outputs, y)
+            objective.add_errors(errors)
+            found = torch.autograd.grad(z, theta, gradient / m, allow_unused=True)
             grads = [_like(g, t) for g, t in zip(found, self._theta, strict=True)]
             total = grads if total is None else list(torch._foreach_add(total, grads))
         assert total is not None
-        loss = torch.stack(losses).sum() / m
-        if problem.l2:
-            loss = loss + 0.5 * problem.l2 * square_norm(self._theta)
-            if not self.decouples_l2:
-                total = list(torch._foreach_add(total, self._theta, alpha=problem.l2))
-        return loss, torch.stack(errors).sum() / m, total, buffers
+        if problem.l2 and not self.decouples_l2:
+            total = list(torch._foreach_add(total, self._theta, alpha=problem.l2))
+        return objective.value(self._theta, m), objective.error(m), total, buffers
 
     def _mask(self, k: int, at: int, device: torch.device) -> Any:
         """The network's own randomness, a function of (seed, step, chunk)."""

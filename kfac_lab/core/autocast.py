@@ -34,7 +34,7 @@ def own_precision(device: torch.device) -> contextlib.AbstractContextManager[Any
 
 
 class _Off:
-    """As ``torch.autocast(kind, enabled=False, cache_enabled=False)``, which checks what it is given:
+    """As ``torch.autocast(kind, enabled=False, cache_enabled=False)``, which checks what it gets:
     every step asks.
 
     There is no cache of cast weights either, which would outlive the model's own autocast: made

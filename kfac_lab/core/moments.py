@@ -25,7 +25,7 @@ from kfac_lab.core.rows import Grouped
 from kfac_lab.core.traits import LayerTraits, traits
 from kfac_lab.errors import CoverageError, RecipeError
 
-__all__ = ["Accumulation", "Ledger", "MomentLayout", "MomentStore", "Table"]
+__all__ = ["Accumulation", "Ledger", "MomentLayout", "MomentStore", "Table", "aged"]
 
 Key = tuple[str, int, int]  # name, layer, layer; both equal but for cross moments
 WIDE = 192  # on a CPU: from which side on a moment is updated by strips, from 256 rows up
@@ -47,6 +47,11 @@ class _OfLayer(Mapping[str, Tensor]):
 
     def __contains__(self, name: object) -> bool:
         return (name, self._layer, self._layer) in self._side
+
+
+def aged(ages: Mapping[Key, int]) -> dict[Key, int]:
+    """Of moments that a swap opened, after one more update."""
+    return {key: age + 1 for key, age in ages.items()}
 
 
 class Table:
@@ -376,9 +381,7 @@ class MomentStore:
 
     def exchanged(self) -> MomentStore:
         """The store after a step: what was accumulated is current."""
-        return MomentStore(
-            self.layout, self.spare, {key: age + 1 for key, age in self.ages.items()}
-        )
+        return MomentStore(self.layout, self.spare, aged(self.ages))
 
     def diagonals(self) -> list[Tensor]:
         """Of the moments on the spare side, and the cross moments' sums: finite exactly where the

@@ -52,6 +52,7 @@ __all__ = [
     "component_name",
     "describe",
     "did_you_mean",
+    "fields_of",
     "parameter",
     "parse",
     "text",
@@ -99,6 +100,16 @@ def changed_fields(component: Any) -> dict[str, Any]:
     }
 
 
+def fields_of(component: Any) -> dict[str, Any]:
+    """The values of all fields of a component, in order; of one that is no dataclass, of those that
+    it keeps under their names.
+    """
+    names = [known.name for known in describe(component)]
+    if dataclasses.is_dataclass(component):
+        return {name: getattr(component, name) for name in names}
+    return {name: vars(component)[name] for name in names if name in vars(component)}
+
+
 def text(component: Any, name: str | None = None, *, complete: bool = False) -> str:
     """The component as text, so that ``parse`` and ``build`` give an equal one back.
 
@@ -118,5 +129,5 @@ def text(component: Any, name: str | None = None, *, complete: bool = False) -> 
         raise RecipeError(f"{name} cannot be written as text: {component!r} is not a dataclass")
     values = changed_fields(component)
     if complete:
-        values = {known.name: getattr(component, known.name) for known in describe(component)}
+        values = fields_of(component)
     return unparse(name, values)

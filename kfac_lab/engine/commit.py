@@ -13,6 +13,7 @@ from kfac_lab.core import linalg
 from kfac_lab.core.capture import standing
 from kfac_lab.core.commit import gated, gated_state
 from kfac_lab.core.exchange import exchange
+from kfac_lab.core.moments import aged
 from kfac_lab.core.state import State, StepRecord, Unread
 from kfac_lab.core.trees import replaced
 from kfac_lab.engine import building
@@ -53,7 +54,7 @@ def counted(state: State, statistics: StepMoments) -> dict[str, Any]:
     """The fields that a step counts on the host: k, ages and updates; and the side it is on."""
     ages, block_ages = state.ages, state.block_ages
     if statistics.fresh:
-        ages = {key: age + 1 for key, age in ages.items()}
+        ages = aged(ages)
         block_ages = tuple(None if age is None else age + 1 for age in block_ages)
     return {
         "step": state.step + 1,

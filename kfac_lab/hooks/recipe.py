@@ -15,20 +15,20 @@ registry of a Lab (the process's own unless another is given), which loads plugi
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from kfac_lab.core import parameters
 from kfac_lab.core.literal import brief, parse
-from kfac_lab.core.slots import by_todays_names, slot_name, told_renamed
+from kfac_lab.core.slots import by_todays_names, slot_name
 from kfac_lab.errors import RecipeError
-from kfac_lab.hooks import forms
 from kfac_lab.hooks.registry import SHARED_SLOTS, SLOTS, check_complete, check_slot, read_recipe
 from kfac_lab.hooks.rules import FALLBACKS, Rules, read_fallback, read_layers, resolved
+from kfac_lab.hooks.written import WrittenRecipe, process_lab
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from kfac_lab.hooks.manager import Lab
 
 __all__ = ["FALLBACKS", "Recipe", "Rules"]
@@ -37,7 +37,7 @@ _KEEP: Any = object()
 _OWN = "kfac-lab"  # whose "kfac" and "identity" are meant
 
 
-class Recipe(Mapping[str, Any]):
+class Recipe(WrittenRecipe):
     """A frozen mapping slot → component.
 
     ``Recipe.named("paper")`` is a named one; ``Recipe(damping="constant(lam=0.1)")`` states some
@@ -56,10 +56,7 @@ class Recipe(Mapping[str, Any]):
     :raises RecipeError: for an unknown slot, name or parameter, a broken rule, a contradiction.
     """
 
-    layers: Mapping[str, str]
-    fallback: str | None
-    _parts: Mapping[str, Any]  # slot → Part, or for the rules of a block pattern → Part
-    _lab: Lab
+    _parts: Mapping[str, Any]  # slot → RecipePart, or for a block's rules pattern → RecipePart
 
     def __init__(
         self,
@@ -75,7 +72,7 @@ class Recipe(Mapping[str, Any]):
                 f"Recipe({given[0]!r}) names no slot, as Recipe(damping='tied') does; a recipe "
                 f"that has a name is Recipe.named({name!r})"
             )
-        lab = lab or _process_lab()
+        lab = lab or process_lab()
         self._fill(lab, slots, layers, fallback, {}, None)
 
     # --- making ---
@@ -86,7 +83,7 @@ class Recipe(Mapping[str, Any]):
 
         :raises RecipeError: where there is none of that name; it lists what there is.
         """
-        lab = lab or _process_lab()
+        lab = lab or process_lab()
         entry = lab.entry("recipe", name)
         try:
             values = read_recipe(entry.component)
@@ -104,7 +101,7 @@ class Recipe(Mapping[str, Any]):
         if isinstance(source, Recipe):
             return source
         if isinstance(source, Mapping):
-            return cls._made(lab or _process_lab(), source, None)
+            return cls._made(lab or process_lab(), source, None)
         if not isinstance(source, str):
             raise RecipeError(
                 f"a recipe is a name, a text, a mapping or a Recipe, not {brief(source)}"
@@ -133,7 +130,7 @@ class Recipe(Mapping[str, Any]):
         return recipe
 
     @classmethod
-    def _made(cls, lab: Lab, values: Mapping[str, Any], prefer: str | None) -> Recipe:
+    def _made(cls, lab: Lab, values: Mapping[str, Any], prefer: str | None) -> Self:
         recipe = object.__new__(cls)
         slots = dict(values)
         layers, fallback = slots.pop("layers", None), slots.pop("fallback", None)
@@ -261,103 +258,6 @@ class Recipe(Mapping[str, Any]):
             if mine.get(slot) != theirs.get(slot) or (slot in mine) != (slot in theirs)
         }
 
-    # --- text ---
-
-    def text_of(self, slot: str, *, complete: bool = False) -> str:
-        """The text of one slot, as ``replace`` takes it; rules as {"pattern": "component", …}.
-
-        Also of ``layers``, and of ``fallback`` ("none" where there is none).
-
-        :raises RecipeError: where the component's class is not registered.
-        """
-        if slot == "fallback":
-            return self.fallback or "none"
-        return forms.one_line(self.layers if slot == "layers" else self._value(slot, complete))
-
-    def text(self, *, complete: bool = False) -> str:
-        """The recipe as lines "slot = component"; :meth:`from_text` reads it back.
-
-        :param complete: name every field of every component, so that a later change of a default
-            does not change what the text means.
-        """
-        values = self._values(complete)
-        return "".join(f"{slot} = {forms.one_line(value)}\n" for slot, value in values.items())
-
-    @classmethod
-    def from_text(cls, text: str, *, lab: Lab | None = None) -> Recipe:
-        """Reads :meth:`text`.
-
-        :raises RecipeError: for a line that is none, or as the constructor does.
-        """
-        lines = read_recipe(forms.checked(text, "a recipe"))
-        return cls._made(lab or _process_lab(), lines, None)
-
-    def to_json(self, *, complete: bool = False) -> str:
-        """The recipe as one JSON object of texts."""
-        return forms.to_json(self._values(complete))
-
-    @classmethod
-    def from_json(cls, text: str, *, lab: Lab | None = None) -> Recipe:
-        """Reads :meth:`to_json`.
-
-        :raises RecipeError: for text that is no JSON, or as the constructor does.
-        """
-        values = told_renamed(forms.loaded(text, json.loads, "JSON"), "a recipe in JSON")
-        return cls._made(lab or _process_lab(), values, None)
-
-    def to_toml(self, *, complete: bool = False) -> str:
-        """The recipe as TOML: the slots as strings, rules and layers as tables."""
-        return forms.to_toml(self._values(complete))
-
-    @classmethod
-    def from_toml(cls, text: str, *, lab: Lab | None = None) -> Recipe:
-        """Reads :meth:`to_toml`.
-
-        :raises RecipeError: for text that is no TOML, or as the constructor does.
-        """
-        values = told_renamed(forms.loaded(text, forms.toml_loads, "TOML"), "a recipe in TOML")
-        return cls._made(lab or _process_lab(), values, None)
-
-    @staticmethod
-    def named_fields(source: Any) -> set[str]:
-        """The parameters that a component's text names; a swap keeps the state of the others.
-
-        "levenberg_marquardt" names none, "levenberg_marquardt(lam=150)" names lam, whatever its
-        default. Of a component that is given as an object: those that differ from their defaults.
-        """
-        if isinstance(source, str):
-            return set() if source.lstrip().startswith("{") else set(parse(source).values)
-        return set(parameters.changed_fields(source))
-
-    def _value(self, slot: str, complete: bool) -> str | dict[str, str]:
-        part = self._part(slot)
-        if isinstance(part, Mapping):
-            return {pattern: each.text(self._lab, complete) for pattern, each in part.items()}
-        return part.source if part.component is None else part.text(self._lab, complete)
-
-    def _values(self, complete: bool) -> dict[str, Any]:
-        values: dict[str, Any] = {slot: self._value(slot, complete) for slot in self}
-        if self.fallback:
-            values["fallback"] = self.fallback
-        if self.layers:
-            values["layers"] = dict(self.layers)
-        return values
-
-    def _shown(self, slot: str) -> str | None:
-        if slot in ("layers", "fallback"):
-            value = getattr(self, slot)
-            return json.dumps(dict(value)) if slot == "layers" and value else value or None
-        if slot not in self:
-            return None
-        try:
-            return self.text_of(slot)
-        except RecipeError:
-            return repr(self[slot])
-
-    def __repr__(self) -> str:
-        shown = {slot: self._shown(slot) for slot in (*self, "layers", "fallback")}
-        return f"Recipe({', '.join(f'{k}={v!r}' for k, v in shown.items() if v is not None)})"
-
     # --- frozen ---
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -374,9 +274,3 @@ class Recipe(Mapping[str, Any]):
 
     def __reduce__(self) -> Any:
         return Recipe.from_text, (self.text(complete=True),)
-
-
-def _process_lab() -> Lab:
-    from kfac_lab.hooks import manager
-
-    return manager.lab

@@ -7,7 +7,7 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from kfac_lab.core.parameters import describe, parse, unparse
+from kfac_lab.core.parameters import describe, fields_of, parse, unparse
 from kfac_lab.errors import RecipeError
 from kfac_lab.hooks import Recipe
 from kfac_lab.hooks.manager import Lab
@@ -182,12 +182,13 @@ class Slot:
         name = self.choice.value
         if name not in self._entries or self._controls is None:
             return
-        component = self._component if name == self._current else None
+        playing = name == self._current and self._component is not None
+        own = fields_of(self._component) if playing else {}
         fields = describe(self._entries[name].component)
         shown = labels(fields)
         for field in fields:
             default = None if field.required else field.default
-            value = getattr(component, field.name, default)
+            value = own.get(field.name, default)
             label = shown[field.name]
             if self._keeps(field.name):
                 label = f"{label} at start"  # the run's own is "λ now"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kfac_lab.core import linalg
 from kfac_lab.core.capture import called
 from kfac_lab.core.likelihood import Criterion, Outputs
-from kfac_lab.core.passes import square_norm
+from kfac_lab.core.passes import Objective
 from kfac_lab.core.problem import Problem
 from kfac_lab.errors import DataError, RecipeError
 from kfac_lab.run.tables import Score
@@ -58,15 +58,15 @@ def measured(
 
     parts = [(at, min(at + CHUNK, count)) for at in range(0, count, CHUNK)]
     whole_set = Criterion.over(outputs.likelihood, (read(*part)[1] for part in parts), count)
-    losses, errors = [], []
+    objective = Objective(whole_set, problem.l2)
     with evaluating(problem.model):
         for part in parts:
             x, y = read(*part)
             try:
                 z = call(x)
                 criterion = whole_set.of(outputs.likelihood)
-                losses.append(criterion.loss(z, y).sum(dtype=torch.float64))
-                errors.append(criterion.error(z, y).sum(dtype=torch.float64))
+                objective.add(z, y)
+                objective.add_errors(criterion.error(z, y))
             except RuntimeError as error:
                 if isinstance(error, torch.cuda.OutOfMemoryError):
                     raise
@@ -75,9 +75,8 @@ def measured(
                     f"{tuple(x.shape[1:])} {x.dtype} and targets {tuple(y.shape[1:])} {y.dtype}: "
                     f"{str(error).splitlines()[0]}"
                 ) from error
-        loss = torch.stack(losses).sum() / count + 0.5 * problem.l2 * square_norm(tensors)
-        mean = torch.stack(errors).sum() / count
-    return Measured(*linalg.host([loss, mean]))
+        found = [objective.value(tensors, count), objective.error(count)]
+    return Measured(*linalg.host(found))
 
 
 @contextlib.contextmanager

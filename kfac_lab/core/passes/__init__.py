@@ -9,12 +9,13 @@ the sequential plan (``sequential.py``), where one forward pass serves all of th
 from kfac_lab.core.passes.certificate import Unseen
 from kfac_lab.core.passes.evaluated import Evaluated, Observed
 from kfac_lab.core.passes.passes import Passes, subset
-from kfac_lab.core.passes.sums import square_norm
+from kfac_lab.core.passes.sums import Objective, square_norm
 from kfac_lab.core.passes.watched import LayerRows, WatchedPasses
 
 __all__ = [
     "Evaluated",
     "LayerRows",
+    "Objective",
     "Observed",
     "Passes",
     "Unseen",

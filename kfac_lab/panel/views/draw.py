@@ -325,21 +325,8 @@ def _footnotes(figure: Figure, marks: Sequence[Mark], several: bool) -> float:
     """What the numbered marks mean, below the axes; the inches that this takes."""
     if not marks:
         return 0.0
-    width, height = figure.get_size_inches()
-    numbered = list(enumerate(marks, 1))
-    shown = numbered if len(marks) <= ROWS else numbered[-(ROWS - 1) :]
     lines = [
-        f"{n}  {m.run + ', ' if several else ''}after step {m.step}: {m.text}" for n, m in shown
+        f"{n}  {m.run + ', ' if several else ''}after step {m.step}: {m.text}"
+        for n, m in enumerate(marks, 1)
     ]
-    if len(shown) < len(marks):
-        lines.insert(0, f"{len(marks) - len(shown)} earlier swaps are listed in the text below")
-    for row, line in enumerate(lines):
-        figure.text(
-            0.16 / width,
-            (0.12 + 0.175 * (len(lines) - 1 - row)) / height,
-            style.plain(style.short(line, 132)),
-            fontsize=8.5,
-            color=style.GREY,
-            va="center",
-        )
-    return 0.175 * len(lines)
+    return style.footnotes(figure, lines, ROWS)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from kfac_lab.core.state import Swap
 from kfac_lab.history import History
 from kfac_lab.panel.views import style
-from kfac_lab.panel.views.style import GREY, number, plain, short, style_of
+from kfac_lab.panel.views.style import GREY, number, style_of
 from kfac_lab.panel.views.thinning import POINTS, thin
 
 if TYPE_CHECKING:
@@ -120,24 +120,11 @@ def footnotes(figure: Figure, histories: Mapping[str, History], rows: int = 3) -
     found = rule(histories)
     if not found:
         return 0.0
-    width, height = figure.get_size_inches()
-    shown = found if len(found) <= rows else found[-(rows - 1) :]
     lines = [
         f"{n}  {label + ', ' if len(histories) > 1 else ''}{swap_text(mark)}"
-        for n, label, mark in shown
+        for n, label, mark in found
     ]
-    if len(shown) < len(found):
-        lines.insert(0, f"{len(found) - len(shown)} earlier swaps are listed in the text below")
-    for row, line in enumerate(lines):
-        figure.text(
-            0.16 / width,
-            (0.12 + 0.175 * (len(lines) - 1 - row)) / height,
-            plain(short(line, 132)),
-            fontsize=8.5,
-            color=GREY,
-            va="center",
-        )
-    return 0.175 * len(lines)
+    return style.footnotes(figure, lines, rows)
 
 
 # --- in words -------------------------------------------------------------------------------------

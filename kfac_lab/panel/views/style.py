@@ -323,6 +323,24 @@ def _symmetric_ticks(low: float, high: float, threshold: float) -> list[float]:
     return sorted(ticks)
 
 
+def footnotes(figure: Any, lines: Sequence[str], rows: int) -> float:
+    """What numbered marks mean, below the axes, the last ``rows`` of them; the inches it takes."""
+    width, height = figure.get_size_inches()
+    shown = list(lines) if len(lines) <= rows else list(lines[-(rows - 1) :])
+    if len(shown) < len(lines):
+        shown.insert(0, f"{len(lines) - len(shown)} earlier swaps are listed in the text below")
+    for row, line in enumerate(shown):
+        figure.text(
+            0.16 / width,
+            (0.12 + 0.175 * (len(shown) - 1 - row)) / height,
+            plain(short(line, 132)),
+            fontsize=8.5,
+            color=GREY,
+            va="center",
+        )
+    return 0.175 * len(shown)
+
+
 def numbers(axes: Any, placed: list[tuple[float, int, str]], width: float) -> None:
     """The numbers of marks above axes that are so wide; close ones as one, "2–4".
 
