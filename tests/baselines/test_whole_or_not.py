@@ -107,7 +107,7 @@ def _raise(*_, **__):
     raise Broken
 
 
-VERBS = ["draw", "forward", "loss", "error", "gradient", "average", "first", "last"]
+VERBS = ["draw", "forward", "loss", "error_of", "gradient", "average", "first", "last"]
 
 
 @pytest.mark.parametrize("verb", VERBS)
