@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from kfac_lab.core import trees
+from kfac_lab.core.select import selected as gated
 from kfac_lab.core.state import GATED, State
 from kfac_lab.core.vector import Vec
 
 __all__ = ["gated", "gated_state"]
-
-
-def gated(ok: Tensor, new: Sequence[Tensor], old: Sequence[Tensor]) -> list[Tensor]:
-    """``new`` where ``ok``, else ``old``, tensor by tensor; nothing is read by the host.
-
-    A sparse buffer, which no ``where`` takes, is an adjacency and no running statistic: it is new.
-    """
-    return [
-        torch.where(ok, a, b) if a.layout == torch.strided else a
-        for a, b in zip(new, old, strict=True)
-    ]
 
 
 def gated_state(ok: Tensor, new: State, old: State) -> State:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from kfac_lab.core.select import selected
 from kfac_lab.core.vector import Vec
 from kfac_lab.errors import CheckpointError
 
@@ -126,19 +127,32 @@ def where(ok: Tensor, new: Any, old: Any) -> Any:
 
     Nothing is read by the host. What ``old`` has no like for is taken as it is.
     """
+    pairs: list[tuple[Tensor, Tensor]] = []
+
+    def noted(a: Tensor, b: Tensor) -> Tensor:
+        pairs.append((a, b))
+        return a
+
+    _paired(new, old, noted)
+    found = iter(selected(ok, [a for a, _ in pairs], [b for _, b in pairs]))
+    return _paired(new, old, lambda a, b: next(found))
+
+
+def _paired(new: Any, old: Any, change: Callable[[Tensor, Tensor], Tensor]) -> Any:
+    """``new`` with every tensor changed that has its like in ``old``, another one."""
     if isinstance(new, Tensor) and isinstance(old, Tensor) and new.shape == old.shape:
-        return new if new is old else torch.where(ok, new, old)
+        return new if new is old else change(new, old)
     if isinstance(new, Vec) and isinstance(old, Vec):
-        return Vec([where(ok, a, b) for a, b in zip(new, old, strict=True)])
+        return Vec([_paired(a, b, change) for a, b in zip(new, old, strict=True)])
     if isinstance(new, tuple) and hasattr(new, "_fields") and type(new) is type(old):
-        return type(new)(*(where(ok, a, b) for a, b in zip(new, old, strict=True)))
+        return type(new)(*(_paired(a, b, change) for a, b in zip(new, old, strict=True)))
     if isinstance(new, (tuple, list)) and isinstance(old, (tuple, list)) and len(new) == len(old):
-        return type(new)(where(ok, a, b) for a, b in zip(new, old, strict=True))
+        return type(new)(_paired(a, b, change) for a, b in zip(new, old, strict=True))
     if isinstance(new, Mapping) and isinstance(old, Mapping):
-        return {key: where(ok, item, old.get(key)) for key, item in new.items()}
+        return {key: _paired(item, old.get(key), change) for key, item in new.items()}
     if is_data(new) and type(new) is type(old):
         own = {
-            f.name: where(ok, getattr(new, f.name), getattr(old, f.name))
+            f.name: _paired(getattr(new, f.name), getattr(old, f.name), change)
             for f in dataclasses.fields(new)
         }
         return dataclasses.replace(new, **own)

@@ -32,6 +32,8 @@ class StepInputs:
     numbers: Mapping[Hashable, float]  # that a replay is given
     counts: Mapping[tuple[str, str], int]  # of parts' states
     sizes: Mapping[str, int]  # of the batch
+    values: range  # of the tensors, those that nobody writes into: of the State
+    fixed: range  # those whose memory stays: the moments' two sides, θ and the buffers
     family: Any = None  # the key but for the sizes; None where other sizes are another step
 
     @staticmethod
@@ -48,7 +50,10 @@ class StepInputs:
             for slot, part_state in state.part_states.items()
             if slot != "schedule"
         }
-        spec = [_flat(own, tensors, holds), _flat(begun.given, tensors, holds)]
+        spec = [_flat(own, tensors, holds)]
+        values = range(len(tensors))
+        spec.append(_flat(begun.given, tensors, holds))
+        start = len(tensors)
         sides = store.current, store.spare
         for side in sides:
             tensors += [side[key] for key in store.keys]
@@ -88,7 +93,10 @@ class StepInputs:
         numbers = gathered.weights(state.block_ages)
         numbers.update(sizes)
         numbers["lr"] = engine.lr  # a rate that a scheduler changes at every step
-        return StepInputs(key, holds, tensors, writable, numbers, counts, sizes, family)
+        fixed = range(start, number)
+        return StepInputs(
+            key, holds, tensors, writable, numbers, counts, sizes, values, fixed, family
+        )
 
 
 def _shapes(tensors: list[Tensor], rows: int | None = None) -> tuple[Any, ...]:

@@ -17,17 +17,16 @@ from kfac_lab.core.moments import aged
 from kfac_lab.core.state import State, StepRecord, Unread
 from kfac_lab.core.trees import replaced
 from kfac_lab.engine import building
-from kfac_lab.engine.boundary import reference_of
+from kfac_lab.engine.boundary import BACK, EXPLODED, MADE, SKIPPED, reference_of
 from kfac_lab.engine.candidate import SearchOutcome
 from kfac_lab.engine.finite import all_finite, not_finite
-from kfac_lab.engine.guard import Verdict
 from kfac_lab.engine.parts import counts_of, uncounted
 from kfac_lab.engine.statistics import StepMoments, updates_of
 
 if TYPE_CHECKING:
     from kfac_lab.engine.prepared import Begun, Prepared
 
-__all__ = ["counted", "next_state", "ok_of", "settled"]
+__all__ = ["counted", "gated_step", "next_state", "ok_of", "settled"]
 
 
 def next_state(
@@ -73,8 +72,45 @@ def ok_of(outcome: SearchOutcome, loss: Tensor, statistics: StepMoments) -> Tens
     return all_finite(values)
 
 
+def gated_step(begun: Begun, made: Prepared) -> Prepared:
+    """The step with its flag at every tensor, where a look at ``ok`` is not free; nothing is read.
+
+    It is the last thing that a step prepares, so that a program has it too. A refresh has read
+    ``ok`` along with what it asks.
+    """
+    engine, state, statistics = begun.engine, begun.engine.state_, begun.gathered
+    if engine._reads_are_free or made.back or made.record.due.inverse:
+        return made
+    ok, verdict = made.ok, made.verdict
+    void = ~ok
+    flag, right = torch.full((), MADE, dtype=torch.uint8, device=ok.device), ok
+    if verdict is not None:
+        flag = flag.masked_fill(verdict.exploded, BACK if verdict.acts else EXPLODED)
+        right = ok & ~verdict.exploded if verdict.acts else ok
+    flag = flag.masked_fill(void, SKIPPED)
+    if statistics.fresh:
+        store = statistics.store
+        for key, value in store.spare.items():
+            torch.where(right, value, store.current[key], out=value)
+    return replace(
+        made,
+        record=replace(made.record, skipped=void.to(torch.float64)),
+        new=gated_state(ok, made.new, state),
+        moved=gated(ok, made.moved, engine.network.tensors) if made.moved else [],
+        buffers=_buffers(begun, made, ok),
+        flag=flag,
+    )
+
+
+def _buffers(begun: Begun, made: Prepared, ok: Tensor) -> dict[str, Tensor]:
+    own = dict(begun.engine.problem.model.named_buffers()) if made.buffers else {}
+    names = list(made.buffers)
+    kept = gated(ok, [made.buffers[name] for name in names], [own[name] for name in names])
+    return dict(zip(names, kept, strict=True))
+
+
 def settled(begun: Begun, made: Prepared) -> StepRecord:
-    """Examines ``ok`` where a read costs nothing, gates the commit where it does, commits.
+    """Examines ``ok`` where a read costs nothing; where it does the step is gated; commits.
 
     A preconditioner's step moves nothing: somebody else does. On a refresh the search has read
     whether all is well, on an accelerator too. Where the verdict takes the last step back the new
@@ -102,9 +138,9 @@ def settled(begun: Begun, made: Prepared) -> StepRecord:
             kept = "moments", "ages", "block_ages", "updates"
             new = replace(new, **{name: getattr(state, name) for name in kept})
             new = uncounted(new, _counted_by(begun, new))
-    elif not record.due.inverse:
-        values = gated(ok, values, into)
-        new, record = _flagged(begun, new, record, ok, verdict)
+    elif made.flag is not None:
+        unread = Unread(new.step, made.flag, statistics.fresh, _counted_by(begun, new))
+        new = replace(new, pending=(*state.pending, unread))
     if exploded and not guarded:
         engine.warnings.unguarded(record.step)
     if record.due.factors:
@@ -119,28 +155,6 @@ def _counted_by(begun: Begun, new: State) -> dict[tuple[str, str], int]:
     """By how much the step raised the counts that parts keep in Python."""
     was, now = (counts_of(begun.engine.parts, s) for s in (begun.engine.state_, new))
     return {key: now[key] - count for key, count in was.items()}
-
-
-def _flagged(
-    begun: Begun, new: State, record: StepRecord, ok: Tensor, verdict: Verdict | None
-) -> tuple[State, StepRecord]:
-    """The new state and the record with the flag of the step at every tensor, and the flag."""
-    state, statistics = begun.engine.state_, begun.gathered
-    one = torch.ones((), dtype=torch.uint8, device=ok.device)
-    made, flag = ok, one
-    if verdict is not None and verdict.strength is not None:
-        made = ok & ~verdict.exploded
-        flag = torch.where(verdict.exploded, 2 * one, one)
-    elif verdict is not None:
-        flag = torch.where(verdict.exploded, 3 * one, one)
-    flag = torch.where(ok, flag, torch.zeros_like(flag))
-    unread = Unread(new.step, flag, statistics.fresh, _counted_by(begun, new))
-    new = replace(gated_state(ok, new, state), pending=(*state.pending, unread))
-    if statistics.fresh:
-        store = statistics.store
-        for key, value in store.spare.items():
-            torch.where(made, value, store.current[key], out=value)
-    return new, replace(record, skipped=(~ok).to(torch.float64))
 
 
 def _carried_out(

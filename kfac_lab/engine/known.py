@@ -26,7 +26,6 @@ class KnownStep:
     recording: Recording | None = None
     program: Program | None = None
     captured: Captured | None = None
-    launches: int = 0
     numbers: list[float] | None = None  # of the last replay
     missed: int = 0  # replays in a row whose reads came out otherwise
     unclear: int = 0  # recordings that did not tell numbers apart

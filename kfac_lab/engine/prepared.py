@@ -36,6 +36,7 @@ __all__ = [
     "counting",
     "differs",
     "filled_in",
+    "passing",
     "template",
 ]
 
@@ -59,7 +60,8 @@ class Prepared:
 
     ``moved`` are the new parameters, ``buffers`` the model's after the pass; ``direction`` is what
     a preconditioner gives. ``exploded`` is what a refresh has read of h, and ``back`` whether this
-    is the last step taken back, which is examined no more.
+    is the last step taken back, which is examined no more. ``flag`` is there where nobody looks at
+    ``ok``: all tensors are what they were unless it says so (``commit.gated_step``).
     """
 
     record: StepRecord
@@ -72,6 +74,7 @@ class Prepared:
     direction: Vec | None = None
     exploded: bool = False
     back: bool = False
+    flag: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,6 +184,13 @@ def template(recorder: ProgramRecorder, made: Prepared, old: State) -> tuple[Any
         return _Place(len(outputs) - 1)
 
     return trees.mapped(_parted(made, old), place), outputs
+
+
+def passing(tree: Any) -> set[int]:
+    """Which outputs the commit copies into θ and the buffers, and nobody keeps."""
+    own = [tree["moved"], tree["buffers"]]
+    found = {leaf.index for _, leaf in trees.leaves(own) if isinstance(leaf, _Place)}
+    return found
 
 
 def filled_in(

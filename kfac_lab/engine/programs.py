@@ -45,6 +45,7 @@ from kfac_lab.engine.prepared import (
     counting,
     differs,
     filled_in,
+    passing,
     template,
 )
 from kfac_lab.engine.sized import Sized
@@ -269,20 +270,16 @@ class Programs:
         if entry.captured is not None and entry.captured.numbers != numbers:
             entry.captured = None
         steady = (not numbers or numbers == before) and not begun.plan.due.inverse
-        if self.capture is not None and entry.captured is None and steady:
-            spare = {id(t) for t in asked.writable}
-            writable = [n for n, t in enumerate(asked.tensors) if id(t) in spare]
+        times = 0
+        if self.capture is not None and (steady or entry.captured is not None):
             try:
-                entry.captured = Captured(
-                    program, asked.tensors, writable, k, numbers, self.capture
-                )
+                times = self._opened(asked, entry, k)
             except RuntimeError as error:
                 self._uncaptured(begun.engine, str(error).splitlines()[0])
         if entry.captured is None or self.capture is None:
             return program(asked.tensors, k, asked.numbers)
         found = entry.captured(asked.tensors, k)
-        if entry.launches < TRIED:
-            entry.launches += 1
+        if times < TRIED:
             written = [t.clone() for t in asked.writable]
             values = program(asked.tensors, k, asked.numbers)
             pairs = zip((*found, *written), (*values, *asked.writable), strict=True)
@@ -291,9 +288,28 @@ class Programs:
             return values
         return found
 
+    def _opened(self, asked: StepInputs, entry: KnownStep, k: int) -> int:
+        """Sees to it that there is a launch; how often it was used."""
+        program = entry.program
+        assert program is not None and self.capture is not None
+        if entry.captured is None:
+            if program.factorises is not None:
+                return 0
+            entry.captured = Captured(
+                program,
+                asked.tensors,
+                k,
+                program.numbers(asked.numbers),
+                self.capture,
+                asked.fixed,
+                asked.values,
+                passing(entry.template),
+            )
+        return entry.captured.opened(asked.tensors)
+
     def _uncaptured(self, engine: Engine, what: str) -> None:
         self.capture = None
-        for entry in self._known.entries():
+        for entry in (*self._known.entries(), *self._sized.known.entries()):
             entry.captured = None
         engine.warnings.say("capture", f"programs are replayed call by call: {what}", stacklevel=9)
 

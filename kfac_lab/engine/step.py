@@ -119,7 +119,7 @@ def _prepared(begun: Begun, k: Any) -> Prepared:
             verdict,
             exploded=search.exploded,
         )
-        return _guarded(begun, made, verdict)
+        return commit.gated_step(begun, _guarded(begun, made, verdict))
 
 
 def _evaluated(begun: Begun) -> tuple[Evaluated, Observed | None]:
@@ -307,7 +307,8 @@ def _preconditioned(begun: Begun, k: Any, gradient: Vec, rows: LayerRows | None)
         part_states = {"schedule": plan.schedule, "damping": damping_state}
         new = commit.next_state(begun, outcome, part_states, strength=strength)
         direction = outcome.chosen.basis[0]
-        return Prepared(record, new, None, ok, [], {}, None, direction)
+        made = Prepared(record, new, None, ok, [], {}, None, direction)
+        return commit.gated_step(begun, made)
 
 
 def _settled(begun: Begun) -> tuple[Prepared, StepRecord]:

@@ -8,13 +8,15 @@
   not come out right in a replay: a read, a draw, a Python number of k, a write into what is kept.
 - ``repeated.py``: any function of tensors, recorded and replayed: a baseline's step.
 - ``sizes.py``: two recordings at different sizes as one program for all.
-- ``program.py``: the calls as a function of their inputs, run one by one, or as one CUDA graph.
+- ``program.py``: the calls as a function of their inputs, run one by one.
+- ``captured.py``: the same as one launch with fixed places, on CUDA a CUDA graph.
 
 What a step's inputs are, and when a program serves, is the engine's (``engine/programs.py``).
 """
 
 from kfac_lab.core.program.calls import Recording, TensorSlot, identical
-from kfac_lab.core.program.program import Capture, Captured, CudaGraphs, Program
+from kfac_lab.core.program.captured import Capture, Captured, CudaGraphs
+from kfac_lab.core.program.program import Program
 from kfac_lab.core.program.recorder import ProgramRecorder
 from kfac_lab.core.program.repeated import Repeated
 from kfac_lab.core.program.stepwise import (

@@ -1,13 +1,14 @@
 """A program: recorded calls as a function of their inputs.
 
 On a CPU, and wherever nothing better is asked for, they are made one by one. On CUDA the same calls
-are captured once as a CUDA graph, whose inputs and results have
-fixed places. No autograd, no hook and no part is at work in either.
+are captured once as a CUDA graph, whose inputs and results have fixed places (``captured.py``). No
+autograd, no hook and no part is at work in either.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,12 @@ from torch import Tensor
 
 from kfac_lab.core.program.calls import AtenCall, Number, Recording, TensorSlot
 
-__all__ = ["Capture", "Captured", "CudaGraphs", "Program"]
+__all__ = ["Program"]
+
+_FACTORISES = re.compile(
+    r"_?linalg_(?!vector_norm|cross|diagonal)|_?cholesky|lu_|_lu|.*triangular|.*qr\b|ormqr|svd|"
+    r".*inverse|.*eig|logdet|slogdet|det\b|lstsq|pinverse"
+)
 
 
 class Program:
@@ -32,6 +38,17 @@ class Program:
         self._run, self._shapes, self.text = _compiled(recording, outputs)
         self._constants = [tensor for _, tensor in recording.constants]
         self.replays = 0
+        used = {slot for call in recording.calls for slot in _slots(call)} | set(outputs)
+        #: whether each of its inputs is used at all
+        self.uses = [TensorSlot(n) in used for n in range(recording.inputs)]
+
+    @property
+    def factorises(self) -> str | None:
+        """A call that makes or uses a factorisation: its library keeps memory of its own, on the
+        host too, which a captured launch would go on to use after it was given to others.
+        """
+        names = (str(call.operation).partition(".")[2] for call in self.recording.calls)
+        return next((name for name in names if _FACTORISES.match(name)), None)
 
     def __repr__(self) -> str:
         return f"Program({len(self.recording.calls)} calls, {self.replays} replays)"
@@ -66,111 +83,6 @@ class Program:
     def nbytes(self) -> int:
         """Bytes of the tensors that it keeps; others are let go of after their last use."""
         return sum(t.numel() * t.element_size() for t in self._constants)
-
-
-Capture = Callable[[Callable[[], None]], Callable[[], None]]
-
-
-class Captured:
-    """A program as one launch: its inputs, fills and outputs have places that do not change.
-
-    What a step is given is copied into the places, and what it gives out of them, in a few calls
-    each: so nobody outside holds a place, and a State is as much a value as ever.
-
-    Args:
-        program: on tensors of one device, none of them sparse.
-        inputs: of a step, for their shapes; ``writable`` says which of them it writes into.
-        k: the step.
-        numbers: of the step; a launch has them for good.
-        capture: notes what a function launches, and gives what launches it again.
-        fixed: which inputs have memory that stays: they are read and written where they are.
-    """
-
-    def __init__(
-        self,
-        program: Program,
-        inputs: Sequence[Tensor],
-        writable: Sequence[int],
-        k: int,
-        numbers: Sequence[float],
-        capture: Capture,
-        fixed: Sequence[int] = (),
-    ) -> None:
-        self.program, self._writable = program, tuple(writable)
-        self.numbers = list(numbers)
-        self._fixed = frozenset(fixed)
-        own = enumerate(inputs)
-        self._inputs = [t.detach() if n in self._fixed else _place(t) for n, t in own]
-        self._fills = program.fills(k, self.numbers)
-        self._outputs: list[Tensor] = []
-
-        def launched() -> None:
-            self._outputs = program.run(self._inputs, self._fills, self.numbers)
-
-        self._launch = capture(launched)
-
-    def __call__(self, inputs: Sequence[Tensor], k: int) -> list[Tensor]:
-        """The outputs at step k, in tensors of their own."""
-        self.program.replays += 1
-        written = {*self._writable, *self._fixed}
-        read = [n for n in range(len(inputs)) if n not in written]
-        _copied([self._inputs[n] for n in read], [inputs[n].detach() for n in read])
-        _copied(self._fills, self.program.fills(k, self.numbers))
-        self._launch()
-        _copied([inputs[n] for n in self._writable], [self._inputs[n] for n in self._writable])
-        given: list[Tensor] = [torch.empty_like(t) if t.dim() else t for t in self._outputs]
-        larger = [n for n, t in enumerate(given) if t.dim()]
-        _copied([given[n] for n in larger], [self._outputs[n] for n in larger])
-        for dtype in {t.dtype for t in given}:  # numbers: one vector, and views of it
-            own = [n for n, t in enumerate(given) if not t.dim() and t.dtype == dtype]
-            if own:
-                for n, number in zip(own, torch.stack([given[n] for n in own]), strict=True):
-                    given[n] = number
-        return given
-
-    def nbytes(self) -> int:
-        """Bytes of the places, those of what is computed on the way aside."""
-        held = [*self._inputs, *self._fills, *self._outputs]
-        return sum(t.numel() * t.element_size() for t in held)
-
-
-class CudaGraphs:
-    """Captures functions as CUDA graphs that share their memory: no two of them run at once, and
-    what one gives is copied before the next is launched.
-    """
-
-    def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
-
-    def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
-        """What launches again what ``function`` launches on the current device."""
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # libraries make handles and workspaces outside a capture
-            function()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            function()
-        launch: Callable[[], None] = graph.replay
-        return launch
-
-
-def _place(tensor: Tensor) -> Tensor:
-    """Memory of a tensor's shape and strides, with its values."""
-    tensor = tensor.detach()
-    if any(stride == 0 for stride in tensor.stride()):
-        return tensor.clone()
-    made = torch.empty_strided(
-        tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
-    )
-    return made.copy_(tensor)
-
-
-def _copied(places: list[Tensor], values: list[Tensor]) -> None:
-    if places:
-        with torch.no_grad():
-            torch._foreach_copy_(places, values)
 
 
 def _compiled(

@@ -9,10 +9,12 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from kfac_lab.core.program.calls import Recording, TensorSlot, identical
-from kfac_lab.core.program.program import Capture, Captured, Program
+from kfac_lab.core.program.captured import Capture, Captured
+from kfac_lab.core.program.program import Program
 from kfac_lab.core.program.recorder import ProgramRecorder
 
 __all__ = ["Repeated"]
@@ -39,6 +41,7 @@ class Repeated:
 
     def __init__(self, capture: Capture | None = None) -> None:
         self.capture, self.replayed = capture, 0
+        self.uncaptured: str | None = None  # why programs are replayed call by call after all
         self._known: dict[Any, _Known] = {}
 
     @property
@@ -88,7 +91,17 @@ class Repeated:
         steady = not now or now == known.numbers
         if self.capture is not None and known.captured is None and steady:
             fixed = range(len(given), len(inputs))
-            known.captured = Captured(program, inputs, (), 0, now, self.capture, fixed)
+            known.captured = Captured(program, inputs, 0, now, self.capture, fixed)
+            # To capture it may be to call it, which is one update too many.
+            kept = [t.detach().clone() for t in lasting] if writes else []
+            try:
+                known.captured.opened(inputs)
+            except RuntimeError as error:
+                known.captured, self.capture = None, None
+                self.uncaptured = str(error).splitlines()[0]
+            if kept:
+                with torch.no_grad():
+                    torch._foreach_copy_([t.detach() for t in lasting], kept)
         known.numbers = now
         if known.captured is not None:
             return known.captured(inputs, 0), True
