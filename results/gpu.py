@@ -204,7 +204,7 @@ def baseline(method: str, problem: str, m: int, device: str, replays: bool) -> k
 def repeat(run: kl.Run, device: str) -> None:
     """Has a baseline's gradient and update replayed, on CUDA as two launches."""
     there = accelerator(torch.device(device))
-    run.stepper.repeated = Repeated(None if there is None else there.capture())
+    run.stepper.repeated = Repeated(None if there is None else there.capture(run.device))
 
 
 def timed(step: Callable[[], object], device: str, seconds: float) -> dict[str, float]:

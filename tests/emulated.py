@@ -296,7 +296,10 @@ def prepare() -> None:
 
         _setup_privateuseone_for_python_backend(DEVICE)
         ACCELERATORS[DEVICE] = Accelerator(
-            lambda: bool(_inside), Launches, Side, lambda device: frozenset({"bfloat16"})
+            lambda: bool(_inside),
+            lambda device: Launches(),
+            lambda device: Side(),
+            lambda device: frozenset({"bfloat16"}),
         )
         _ready = True
 

@@ -33,12 +33,6 @@ def run_of(method: str, capture: Any, replayed: bool, steps: int = 30) -> kl.Run
     return run.advance(steps)
 
 
-def launched(function: Any) -> Any:
-    """As a CUDA graph does: what is launched again has its places."""
-    function()
-    return function
-
-
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_a_replayed_baseline_is_the_baseline(name: str) -> None:
     mine, theirs = (run_of(METHODS[name], None, replayed) for replayed in (True, False))
@@ -50,6 +44,34 @@ def test_a_replayed_baseline_is_the_baseline(name: str) -> None:
     saved, other = mine.stepper.state(), theirs.stepper.state()
     assert str(saved.keys()) == str(other.keys())
     mine.advance(6), theirs.advance(6)
+    assert all(map(torch.equal, mine.stepper._theta, theirs.stepper._theta))
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_a_baseline_s_launches_are_its_calls(name: str) -> None:
+    """The update writes into θ while it is captured too: once too often, unless that is undone."""
+    launches = []
+
+    def capture(function: Any) -> Any:
+        function()
+        launches.append(function)
+        return function
+
+    mine, theirs = (run_of(METHODS[name], capture, replayed) for replayed in (True, False))
+    # the gradient and the update; the numbers of SOAP's change at every step
+    assert len(launches) >= (1 if name == "soap" else 2)
+    assert mine.stepper.repeated.uncaptured is None
+    assert all(map(torch.equal, mine.stepper._theta, theirs.stepper._theta))
+
+
+def test_what_cannot_be_captured_is_replayed_call_by_call() -> None:
+    def capture(function: Any) -> Any:
+        function()
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    mine, theirs = (run_of(METHODS["adam"], capture, replayed) for replayed in (True, False))
+    assert "not permitted" in mine.stepper.repeated.uncaptured
+    assert mine.stepper.repeated.replayed > 20
     assert all(map(torch.equal, mine.stepper._theta, theirs.stepper._theta))
 
 

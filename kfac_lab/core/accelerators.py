@@ -44,15 +44,22 @@ class Accelerator:
     """
 
     available: Callable[[], bool]
-    capture: Callable[[], Capture]
-    side: Callable[[], SideStream]
+    capture: Callable[[torch.device], Capture]
+    side: Callable[[torch.device], SideStream]
     products: Callable[[torch.device], frozenset[str]]
 
 
 class CudaStream:
-    """A CUDA stream beside the one of the steps, and an event at the end of what is on it."""
+    """A CUDA stream beside the one of the steps, and an event at the end of what is on it.
 
-    def __init__(self) -> None:
+    Memory that is let go of goes back to the stream that made it, while the other may still use it.
+    What this one has made the steps use; it is written again inside alone, which follows the steps.
+    What the steps have made this one uses; it is let go of after :meth:`wait`, or by a step that
+    drops what is being built, whatever it comes to. So no tensor has to be told of both.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._stream: Any = None
         self._end: Any = None
 
@@ -60,16 +67,18 @@ class CudaStream:
     def __call__(self) -> Iterator[None]:
         """See ``SideStream``."""
         if self._stream is None:
-            self._stream = torch.cuda.Stream()
-        self._stream.wait_stream(torch.cuda.current_stream())
+            self._stream = torch.cuda.Stream(self._device)
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
-            yield
-            self._end = self._stream.record_event()
+            try:
+                yield
+            finally:  # what was begun is waited for, also where not all of it was
+                self._end = self._stream.record_event()
 
     def wait(self) -> None:
         """See ``SideStream``."""
         if self._end is not None:
-            torch.cuda.current_stream().wait_event(self._end)
+            torch.cuda.current_stream(self._device).wait_event(self._end)
 
 
 def _of_cuda(device: torch.device) -> frozenset[str]:

@@ -159,7 +159,8 @@ class _Rounding(TorchDispatchMode):
         given = [rounded(a) if n in operands else a for n, a in enumerate(args)]
         if not any(isinstance(a, Tensor) and a.device.type == "cuda" for a in given):
             return func(*given, **kwargs)
-        if func is _ATEN.mm.default and all(a.dtype == torch.float32 for a in given):
+        plain = func is _ATEN.mm.default and "dtype" in _ATEN.mm.overloads()  # since torch 2.8
+        if plain and all(a.dtype == torch.float32 for a in given):
             short = [a.to(torch.bfloat16) for a in given]
             return torch.mm(*short, out_dtype=torch.float32)  # type: ignore[call-overload]
         with linalg.precision(True):

@@ -98,7 +98,7 @@ class Engine(Holder):
             buffers = problem.model.buffers()
             parts["collective"].broadcast_([*theta, *(b.detach() for b in buffers)], 0)
         there = accelerator(self.device)
-        self.side = None if there is None else there.side()  # for spread refreshes
+        self.side = None if there is None else there.side(self.device)  # for spread refreshes
         self.held = Held(parts, opening.first_state(parts, problem, theta), seed, lr)
 
     def completed(self, state: State) -> State:

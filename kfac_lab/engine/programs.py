@@ -99,7 +99,7 @@ class Programs:
     def __post_init__(self) -> None:
         there = accelerator(self.device)
         if self.on and there is not None:
-            self.capture = there.capture()
+            self.capture = there.capture(self.device)
 
     def step(self, begun: Begun) -> tuple[Prepared, Begun]:
         """The step but for its commit, by a program where there is one; and what it was made of."""

@@ -17,6 +17,7 @@ from kfac_lab.core.exchange import exchange
 from kfac_lab.core.likelihood import Likelihood, Selector
 from kfac_lab.core.parameters import whole_number
 from kfac_lab.core.passes import WatchedPasses
+from kfac_lab.core.precision import Precision
 from kfac_lab.core.state import Due, StepRecord, Swap
 from kfac_lab.errors import RecipeError
 from kfac_lab.history import History
@@ -79,6 +80,7 @@ class Preconditioner:
             only the bias is left is preconditioned whole, and the bias's gradient is kept.
         optimizer: where the clip reads each parameter's ``lr``; or give ``step(lr=…)``.
         graphs, outputs: as for :class:`KFAC`.
+        precision: of the statistics; ``gradient`` is of a pass of ours, where yours has no rows.
 
     Raises:
         RecipeError: something that cannot work.
@@ -97,6 +99,7 @@ class Preconditioner:
         normalise: bool = False,
         leave: Sequence[str] = (),
         graphs: bool | str = "auto",
+        precision: Precision | Mapping[str, str] | str | None = None,
         outputs: Selector = None,
     ) -> None:
         model, called = checks.bare("Preconditioner", model)
@@ -110,9 +113,8 @@ class Preconditioner:
         if not isinstance(optimizer, (torch.optim.Optimizer, type(None))):
             raise RecipeError(f"optimizer={optimizer!r} must be the torch optimiser of your loop")
         problem = checks.problem_of(model, likelihood, 0.0, outputs)
-        self._engine = _engine.attach(
-            problem, chosen, whole_number("seed", seed), leave=leave, graphs=graphs
-        )
+        options = {"leave": leave, "graphs": graphs, "precision": precision}
+        self._engine = _engine.attach(problem, chosen, whole_number("seed", seed), **options)
         self.kl_clip, self.optimizer, self.normalise = kl_clip, optimizer, bool(normalise)
         self._kept = left_out(model, leave)  # whose gradients stay, also of layers of ours
         self.history = History()
@@ -274,10 +276,8 @@ class Preconditioner:
         result: list[Tensor],
         rates: list[lengths.Rate] | None,
     ) -> Tensor | None:
-        """ν of the parameters that are ours.
-
-        Of those that another optimiser trains, nothing is in the sum: their gradient stays as it
-        is, also where they are a bias in a layer of ours.
+        """ν of the parameters that are ours: the sum has nothing of what another optimiser trains,
+        whose gradient stays as it is, also where it is a bias in a layer of ours.
         """
         if rates is None or self.kl_clip is None:
             return None

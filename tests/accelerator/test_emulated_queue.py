@@ -13,7 +13,8 @@ CPU = torch.device("cpu")
 def test_the_engine_finds_them(default_device):
     there = accelerator(default_device)
     assert there is not None and accelerator(CPU) is None
-    assert isinstance(there.capture(), Launches) and isinstance(there.side(), Side)
+    assert isinstance(there.capture(default_device), Launches)
+    assert isinstance(there.side(default_device), Side)
 
 
 def test_a_launch_has_its_places_and_no_python():

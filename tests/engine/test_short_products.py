@@ -181,3 +181,42 @@ def test_on_cuda(part, kind, cuda):
         torch.cat([p.detach().reshape(-1) for p in run.problem.model.parameters()]) for run in runs
     )
     assert 0 < (one - other).norm() < 0.02 * other.norm()
+
+
+def preconditioned(precision, graphs=False, steps=1):
+    """A Preconditioner after some steps of one batch, and the last gradient that it gave."""
+    model, x, y = net()
+    recipe = kl.Recipe.named("small_batch").replace(
+        estimator="exact(fraction=1.0)", damping="constant(lam=1.0, gamma=1.0)"
+    )
+    pre = kl.Preconditioner(model, "gaussian", recipe, precision=precision, graphs=graphs)
+    for _ in range(steps):
+        model.zero_grad()
+        (0.5 * (model(x) - y).square().sum() / len(x)).backward()
+        pre.step()
+    return pre, [p.grad.clone() for p in model.parameters()]
+
+
+def test_a_preconditioner_s_statistics_are_short_too():
+    pre, _ = preconditioned("statistics=bfloat16")
+    plain, _ = preconditioned(None)
+    model, x, _ = net()
+    hidden = torch.tanh(x @ model[0].weight.t()).detach()
+    for own, rows, whole in (
+        (moments_of(pre._engine)[0][0][0], x, moments_of(plain._engine)[0][0][0]),
+        (moments_of(pre._engine)[0][1][1], hidden, moments_of(plain._engine)[0][1][1]),
+    ):
+        close(own, short(rows).t() @ short(rows) / 40, 1e-6)
+        assert (own - whole).abs().max() > 1e-4 * whole.abs().max()
+
+
+def test_a_preconditioner_s_precision_goes_through_programs_and_saves():
+    (one, mine), (other, theirs) = (
+        preconditioned({"statistics": "bfloat16"}, graphs, 12) for graphs in (False, True)
+    )
+    assert other._engine.programs.replayed and all(map(torch.equal, mine, theirs))
+    anew, _ = preconditioned("statistics=bfloat16")
+    anew.load_state_dict(one.state_dict())
+    assert anew._engine.precision == Precision(statistics="bfloat16")
+    with pytest.raises(kl.RecipeError, match="statistics='half'"):
+        preconditioned("statistics=half")

@@ -88,7 +88,7 @@ class Repeated:
         program, now = known.program, known.program.numbers(numbers)
         if known.captured is not None and known.captured.numbers != now:
             known.captured = None
-        steady = not now or now == known.numbers
+        steady = (not now or now == known.numbers) and program.factorises is None
         if self.capture is not None and known.captured is None and steady:
             fixed = range(len(given), len(inputs))
             known.captured = Captured(program, inputs, 0, now, self.capture, fixed)
