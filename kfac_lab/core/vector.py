@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["PartialVec", "Vec"]
+from kfac_lab.core.linalg.ends import precision
+
+__all__ = ["PartialVec", "Vec", "inner_products"]
 
 GRAIN = 32768  # from so many numbers on torch divides one sum among its threads
 
@@ -127,6 +129,10 @@ class Vec:
     @staticmethod
     def gram_and_slope(basis: Sequence[Vec], gradient: Vec | None) -> tuple[Tensor, Tensor]:
         """:meth:`gram`, and the inner products ``[k]`` of ``basis`` with a gradient."""
+        if _together(basis):
+            every = inner_products(basis if gradient is None else (*basis, gradient))
+            k = len(basis)
+            return every[:k, :k], every[k:, :k].reshape(-1)
         k = len(basis)
         pairs = [(i, j) for i in range(k) for j in range(i + 1)]
         slopes = [] if gradient is None else [(gradient, vector) for vector in basis]
@@ -140,6 +146,31 @@ def _row_sums(mine: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> list[Tens
     """Rows are summed in the matrices' precision, the row sums in float64: a row is short."""
     products = torch._foreach_mul(mine, theirs)
     return [p.sum(1) if p.dim() == 2 else _rows(p) for p in products]
+
+
+SHORT = 512  # entries that are summed in the matrices' precision, as those of a row are
+
+
+def _together(vectors: Sequence[Vec]) -> bool:
+    """Whether inner products are made in a few kernels for all: on a CPU that is no faster, and
+    would change last digits.
+    """
+    whole = not any(isinstance(vector, PartialVec) for vector in vectors)
+    return whole and vectors[0].matrices[0].device.type != "cpu"
+
+
+def inner_products(vectors: Sequence[Vec]) -> Tensor:
+    """All inner products of k vectors as a symmetric ``[k, k]`` float64 tensor: a product R Rᵀ of
+    the vectors as rows, ``SHORT`` columns at a time, whose sums are float64.
+    """
+    rows = torch.cat([m.reshape(-1) for v in vectors for m in v.matrices]).view(len(vectors), -1)
+    end = rows.shape[1] - rows.shape[1] % SHORT
+    parts = rows[:, :end].view(len(vectors), -1, SHORT).transpose(0, 1)
+    rest = rows[:, end:].to(torch.float64)
+    with precision(False):
+        total = torch.bmm(parts, parts.transpose(1, 2)).sum(0, dtype=torch.float64)
+        total = torch.addmm(total, rest, rest.t())
+    return 0.5 * (total + total.t())
 
 
 def _rows(entries: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from kfac_lab.core import linalg
 from kfac_lab.core.program import Captured, Program, ProgramRecorder
 
 
@@ -147,3 +148,66 @@ def test_a_factorisation_is_not_captured(works: Any) -> None:
             out = function(x)
         program = Program(recorder.finish(), [recorder.slot_of(out)])
         assert (program.factorises is not None) == found
+
+
+class Kinds(TorchDispatchMode):
+    """Notes how short each product may be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kinds: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.__name__.startswith("mm"):
+            self.kinds.append(torch.get_float32_matmul_precision())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("outside", [False, True])
+def test_products_are_as_short_as_those_that_were_recorded(outside: bool) -> None:
+    """A CPU's numbers do not tell: it has no TF32."""
+
+    def work(x: Tensor) -> Tensor:
+        y = x @ x
+        with linalg.precision(True):
+            y = y @ x
+            with linalg.precision(False):
+                y = y @ x
+            y = y @ x
+        with linalg.precision(True):
+            return y @ x
+
+    x = torch.eye(3)
+    with linalg.precision(outside):
+        before = torch.get_float32_matmul_precision()
+        with ProgramRecorder(1, [x], [], {}) as recorder, Kinds() as eager:
+            out = work(x)
+        program = Program(recorder.finish(), [recorder.slot_of(out)])
+        for _ in range(2):
+            with Kinds() as seen:
+                program([x], 1, {})
+            assert seen.kinds == eager.kinds == [before, "high", "highest", "high", "high"]
+            assert torch.get_float32_matmul_precision() == before
+        with pytest.raises(RuntimeError):
+            program([torch.ones(3, 2)], 1, {})
+        with pytest.raises(RuntimeError):  # at the last of its calls
+            program.run([_Fails(x, at=4)], [], [])
+        assert torch.get_float32_matmul_precision() == before
+
+
+class _Fails(Tensor):
+    """A matrix whose products fail from the ``at``-th on."""
+
+    @staticmethod
+    def __new__(cls, raw: Tensor, at: int) -> _Fails:
+        made = Tensor._make_subclass(cls, raw)
+        made.left = [at]  # type: ignore[attr-defined]
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        left = next(a for a in args if isinstance(a, cls)).left  # type: ignore[attr-defined]
+        left[0] -= 1
+        if not left[0]:
+            raise RuntimeError("no more")
+        return func(*(torch.eye(3) if isinstance(a, cls) else a for a in args), **(kwargs or {}))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "PRODUCTS",
     "AtenCall",
     "HeldValue",
     "Number",
@@ -46,6 +47,18 @@ class AtenCall(NamedTuple):
     results: tuple[TensorSlot | None, ...]  # None for one that is an argument again
     several: bool  # whether the call gives a list of them
 
+
+class _Products:
+    """How short float32 products are from here on: among a program's calls as if it were one."""
+
+    __name__ = "set_float32_matmul_precision"
+    _op = staticmethod(torch.set_float32_matmul_precision)
+
+    def __str__(self) -> str:
+        return f"torch.{self.__name__}"
+
+
+PRODUCTS = _Products()
 
 Fill = tuple[TensorSlot, Callable[..., Tensor], Any]  # and the shape; None: of k alone
 HeldValue = tuple[Callable[[int], Any], Any, tuple[str, str] | None]

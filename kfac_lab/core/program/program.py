@@ -75,9 +75,14 @@ class Program:
         self, inputs: Sequence[Tensor], fills: Sequence[Tensor], numbers: Sequence[float]
     ) -> list[Tensor]:
         """The outputs for inputs, fills and numbers that are at hand."""
-        # Below autograd, where the calls were noted: Parameters are inputs like others.
-        with torch.no_grad(), torch._C._AutoDispatchBelowAutograd():
-            found: list[Tensor] = self._run(*inputs, *fills, *self._constants, *numbers)
+        kind = torch.get_float32_matmul_precision()
+        try:
+            # Below autograd, where the calls were noted: Parameters are inputs like others.
+            with torch.no_grad(), torch._C._AutoDispatchBelowAutograd():
+                found: list[Tensor] = self._run(*inputs, *fills, *self._constants, *numbers)
+        except BaseException:
+            torch.set_float32_matmul_precision(kind)  # which some of the calls may change
+            raise
         return found
 
     def nbytes(self) -> int:

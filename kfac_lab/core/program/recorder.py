@@ -22,6 +22,7 @@ from torch.utils.weak import TensorWeakRef
 
 from kfac_lab.core import linalg
 from kfac_lab.core.program.calls import (
+    PRODUCTS,
     AtenCall,
     Number,
     Recording,
@@ -72,6 +73,7 @@ class ProgramRecorder(TorchDispatchMode, Taker):
         self._passed: list[Supplied] = []  # numbers of the torch function that is being called
         self._arrived: list[str] = []  # the expressions of those of them that a call was given
         self._reads = _Reads(self)
+        self._kind = self._kind_outside = torch.get_float32_matmul_precision()
         self._open: ExitStack | None = None
         self._token: Token[Taker | None] | None = None
         free = {storage(t) for t in writable}
@@ -264,10 +266,19 @@ class ProgramRecorder(TorchDispatchMode, Taker):
             slot = self._new()
             slots.append(slot)
             self._know(result, slot)
-        call = AtenCall(func, arguments, keywords, tuple(slots), several)
+        self._products(torch.get_float32_matmul_precision())
+        self._append(AtenCall(func, arguments, keywords, tuple(slots), several))
+
+    def _append(self, call: AtenCall) -> None:
         if self._expected is not None:
             self._compare(len(self.recording.calls), call)
         self.recording.calls.append(call)
+
+    def _products(self, kind: str) -> None:
+        """No call tells how short its products may be: the process does (``linalg.precision``)."""
+        if kind != self._kind:
+            self._append(AtenCall(PRODUCTS, (kind,), {}, (None,), False))
+            self._kind = kind
 
     def _check_writes(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for number, argument in enumerate(func._schema.arguments):
@@ -302,6 +313,7 @@ class ProgramRecorder(TorchDispatchMode, Taker):
 
     def finish(self) -> Recording:
         """The recording; with an earlier one it has to be like that to its end."""
+        self._products(self._kind_outside)
         recording, before = self.recording, self._expected
         if before is not None and not recording.refusals:
             if list(before.supplied) != list(recording.supplied):
