@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from kfac_lab.core import linalg
 from kfac_lab.core.parameters import parameter
 from kfac_lab.core.protocols import Evaluation
 from kfac_lab.core.subspace import SubspaceQuadratic
@@ -60,7 +61,10 @@ class ExactFisher:
         for outputs, tangents in evaluation.tangents(basis):
             rooted = evaluation.likelihood.factor_transposed(outputs, tangents)
             rooted = rooted.reshape(k, outputs.shape[0], -1)
-            total = total + (_inner(rooted) if k <= 2 else _product(rooted))
+            if rooted.device.type != "cpu":  # few kernels, and as many for any number of cases
+                total = total + _batched(rooted)
+            else:
+                total = total + (_inner(rooted) if k <= 2 else _product(rooted))
         return SubspaceQuadratic(
             total / evaluation.rows, gram, slope, evaluation.loss, _split(basis)
         )
@@ -82,6 +86,13 @@ def _product(rooted: Tensor) -> Tensor:
     """The same as products of matrices, some cases at a time: their sums in float64."""
     parts = [part.reshape(len(rooted), -1) for part in rooted.split(CASES, dim=1)]
     return torch.stack([part @ part.t() for part in parts]).sum(0, dtype=torch.float64)
+
+
+def _batched(rooted: Tensor) -> Tensor:
+    """The same as a product for each case, their sum in float64."""
+    cases = rooted.transpose(0, 1)
+    with linalg.precision(False):
+        return torch.bmm(cases, cases.transpose(1, 2)).sum(0, dtype=torch.float64)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from engine.helpers import (
 )
 from kfac_lab.core.state import DampingStrength
 from kfac_lab.core.vector import Vec
+from kfac_lab.paper import quadratic_model
 
 LAM, ETA = 0.3, 0.02
 TANGENTS = ("explicit", "forward", "double_backward")
@@ -384,3 +385,14 @@ def test_theta_goes_in_and_out_as_one_vector():
     close(theta_of(engine), 2 * theta, 0)
     close(flat(unflat(engine, theta)), theta, 0)
     close(engine.problem.model(x), dense.outputs(dense.at(net, 2 * theta), x))
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_inner_products_of_tangents_are_the_same_however_they_are_made(k):
+    """One by one, 32 cases at a time, and all cases in one call, as on an accelerator."""
+    rooted = torch.randn(k, 70, 9, generator=torch.Generator().manual_seed(k))
+    wanted = torch.einsum("ina,jna->ij", rooted.double(), rooted.double())
+    for made in (quadratic_model._inner, quadratic_model._product, quadratic_model._batched):
+        found = made(rooted)
+        assert found.dtype == torch.float64
+        torch.testing.assert_close(found, wanted, rtol=2e-6, atol=1e-4)
