@@ -2,6 +2,7 @@
 
     python results/programs.py                 # counts, a small net, 75 steps
     python results/programs.py --times         # milliseconds of CPU time, call by call and replayed
+    python results/programs.py --launches      # of a step as on an accelerator, by a stand-in
 
 Counts: how many of 75 steps were replays, each program's calls and how often it was replayed, the
 bytes that they keep and the length of their texts. Times: both runs in one process, step by step in
@@ -17,6 +18,7 @@ import warnings
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import kfac_lab as kl
 
@@ -31,11 +33,16 @@ def main() -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--times", action="store_true")
+    parser.add_argument("--launches", action="store_true")
     parser.add_argument("--problem", default="digits")
     parser.add_argument("--rows", type=int, default=500)
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES))
     options = parser.parse_args()
     warnings.simplefilter("ignore")
+    if options.launches:
+        for name in options.recipes:
+            print(launches(name, options), flush=True)
+        return
     for name in options.recipes:
         for batch in ("constant", "growing"):
             if not (options.times and batch == "growing"):
@@ -85,6 +92,76 @@ def line(name: str, batch: str, options: Any) -> str:
         else:
             cells.append("–")
     return f"| {name} | {' | '.join(cells)} |"
+
+
+# ---- launches ------------------------------------------------------------------------------------
+
+#: calls that launch nothing: they name memory, or ask for some
+NAMES = frozenset(
+    "view _unsafe_view detach t transpose permute expand select slice alias unbind split squeeze "
+    "unsqueeze as_strided diagonal reshape split_with_sizes chunk narrow empty_like empty "
+    "empty_strided new_empty lift_fresh _reshape_alias new_empty_strided".split()
+)
+
+
+class Launched(TorchDispatchMode):
+    """Counts what a step launches, in its launch and besides; and the bytes written besides.
+
+    A call on lists is one launch where their types are all the same, else one for each tensor.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside, self.counts, self.nbytes = False, {False: 0, True: 0}, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Makes the call and counts it."""
+        made = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if name not in NAMES:
+            lists = [a for a in args if isinstance(a, (list, tuple))]
+            types_of = {t.dtype for a in lists for t in a if isinstance(t, torch.Tensor)}
+            each = name.startswith("_foreach") and len(types_of) > 1
+            self.counts[self.inside] += len(lists[0]) if each else 1
+            written = args[0] if name.startswith("_foreach_copy_") else made
+            written = written if isinstance(written, (list, tuple)) else [written]
+            if not self.inside:
+                tensors = [t for t in written if isinstance(t, torch.Tensor)]
+                self.nbytes += sum(t.numel() * t.element_size() for t in tensors)
+        return made
+
+
+def launches(name: str, options: Any) -> str:
+    """A steady step as on an accelerator: reads are not free, and what is replayed is launched."""
+    recipe = kl.Recipe.named(name).replace(
+        batch=f"constant(size={options.rows})",
+        schedule="periodic(T1=1000, T2=1000, T3=1000, burn_in=1)",
+        estimator="sampled(fraction=0.5, limit=0.5)",
+    )
+    run = kl.Run(options.problem, recipe, seed=0, graphs=True)
+    run.stepper._reads_are_free = False
+    seen = Launched()
+
+    def capture(function: Any) -> Any:
+        function()
+
+        def launch() -> None:
+            seen.inside = True
+            function()
+            seen.inside = False
+
+        return launch
+
+    run.stepper.programs.capture = capture
+    run.advance(12)
+    before = run.stepper.programs.replayed
+    with seen:
+        run.step_once()
+    replayed = run.stepper.programs.replayed - before
+    return (
+        f"| {name} | {replayed} | {seen.counts[True]} | {seen.counts[False]} | "
+        f"{seen.nbytes / 1e6:.1f} MB | {run.stepper.programs.nbytes() / 1e6:.1f} MB |"
+    )
 
 
 def parameters(run: kl.Run) -> list[torch.Tensor]:

@@ -107,3 +107,12 @@ def test_numbers_and_memory_are_those_of_the_call() -> None:
         eager.add_(x, alpha=0.1 + n)
         assert torch.equal(kept, eager) and torch.equal(found, eager * 2)
     assert repeated.replayed == 5
+
+
+def test_a_rate_that_fades_does_not_drive_the_gradient_out() -> None:
+    """Each of its keys comes once; that of the gradient at every step."""
+    x, repeated = torch.ones(3), Repeated()
+    for n in range(60):
+        repeated("gradient", lambda: [x * 2.0], [x], [], {})
+        repeated(f"rate {n}", lambda n=n: [x * n], [x], [], {})
+    assert repeated.replayed == 57

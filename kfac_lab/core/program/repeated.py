@@ -19,7 +19,7 @@ from kfac_lab.core.program.recorder import ProgramRecorder
 
 __all__ = ["Repeated"]
 
-KEPT = 16  # keys; the one that came first goes first
+KEPT = 16  # keys; the one that was not used for longest goes first
 
 
 @dataclass(eq=False)
@@ -73,11 +73,10 @@ class Repeated:
         shapes = tuple((t.dtype, t.shape, t.stride()) for t in inputs)
         places = tuple(t.data_ptr() for t in lasting) if self.capture is not None else ()
         whole = (key, same, shapes, places)
-        known = self._known.get(whole)
-        if known is None:
-            known = self._known[whole] = _Known()
-            if len(self._known) > KEPT:
-                del self._known[next(iter(self._known))]
+        known = self._known.pop(whole, None) or _Known()
+        self._known[whole] = known  # now the last to go: a rate that fades makes a key a step
+        if len(self._known) > KEPT:
+            del self._known[next(iter(self._known))]
         known.seen += 1
         if known.refused is not None or known.seen == 1:
             return function(), False
