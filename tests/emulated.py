@@ -104,7 +104,7 @@ class _There(Tensor):
 
     def _read(self, name: str) -> Tensor:
         _moved(name)
-        return called(torch.ops.aten.detach.default, [self.raw], {}, [self])
+        return called(torch.ops.aten.clone.default, [self.raw], {}, [self])
 
     def data_ptr(self) -> int:
         return self.raw.data_ptr()
