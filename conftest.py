@@ -3,8 +3,6 @@
 import os
 from contextlib import ExitStack
 
-import os
-
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch starts its threads
 
 import pytest
