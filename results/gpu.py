@@ -178,15 +178,22 @@ def steps(device: str, small: bool, seconds: float) -> list[dict[str, Any]]:
             run = kl.Run(problem, recipe, seed=0, device=device, graphs=graphs, precision=precision)
             run.advance(45)  # ε at its limit, the program recorded, the data in place
             line[label] = timed(run.step_once, device, each)
+            if graphs:
+                line[label]["told"] = run.stepper.programs_told
         sgd = Sgd(problem, m, device)
         line["SGD"] = timed(sgd.step, device, each)
         if device == "cuda":
-            line["SGD, captured"] = timed(sgd.captured(), device, each)
+            try:
+                line["SGD, captured"] = timed(sgd.captured(), device, each)
+            except RuntimeError as error:  # said, and the rest of the table is made
+                line["SGD, captured"] = {"error": str(error).splitlines()[0]}
         for method in BASELINES:
             for label, replays in ((method, False), (f"{method}, program", True)):
                 run = baseline(method, problem, m, device, replays)
                 run.advance(5)
                 line[label] = timed(run.step_once, device, each / 4)
+                if replays:
+                    line[label]["call by call"] = why(run)
         lines.append(line)
         print(line, flush=True)
     return lines
@@ -207,7 +214,13 @@ def repeat(run: kl.Run, device: str) -> None:
     run.stepper.repeated = Repeated(None if there is None else there.capture(run.device))
 
 
-def timed(step: Callable[[], object], device: str, seconds: float) -> dict[str, float]:
+def why(run: kl.Run) -> list[str]:
+    """What of a baseline's steps is not replayed as a launch, and why."""
+    repeated = run.stepper.repeated
+    return [*repeated.refusals, *([repeated.uncaptured] if repeated.uncaptured else [])]
+
+
+def timed(step: Callable[[], object], device: str, seconds: float) -> dict[str, Any]:
     """The median and the mean in milliseconds; on CUDA the kernels of a step too."""
     taken: list[float] = []
     end = time.perf_counter() + seconds

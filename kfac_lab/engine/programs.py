@@ -84,12 +84,16 @@ class Programs:
         device: where the steps are made.
         refusals: why steps are made call by call, by what was due.
         replayed: steps that were replays.
+        launched: those of them that were one launch.
+        uncaptured: why none is, where a launch has failed.
     """
 
     on: bool
     device: torch.device
     refusals: dict[str, str] = field(default_factory=dict)
     replayed: int = 0
+    launched: int = 0
+    uncaptured: str | None = None
     patience: int = PATIENCE
     capture: Capture | None = None  # what makes one launch of a program
     _counting: int = 0  # steps that a part has counted in Python
@@ -279,6 +283,7 @@ class Programs:
         if entry.captured is None or self.capture is None:
             return program(asked.tensors, k, asked.numbers)
         found = entry.captured(asked.tensors, k)
+        self.launched += 1
         if times < TRIED:
             written = [t.clone() for t in asked.writable]
             values = program(asked.tensors, k, asked.numbers)
@@ -308,7 +313,7 @@ class Programs:
         return entry.captured.opened(asked.tensors)
 
     def _uncaptured(self, engine: Engine, what: str) -> None:
-        self.capture = None
+        self.capture, self.uncaptured = None, what
         for entry in (*self._known.entries(), *self._sized.known.entries()):
             entry.captured = None
         engine.warnings.say("capture", f"programs are replayed call by call: {what}", stacklevel=9)
@@ -355,6 +360,10 @@ class Programs:
         made = self.programs()
         calls = ", ".join(str(len(p.recording.calls)) for p in made)
         text = f"{len(made)} programs ({calls} calls), {self.replayed} steps replayed"
+        if self.capture is not None or self.uncaptured is not None:
+            text += f", {self.launched} of them one launch"
+        if self.uncaptured is not None:
+            text += f"; all call by call now: {self.uncaptured}"
         for due, reason in self.refusals.items():
             text += f"; with {due} due call by call: {reason}"
         return text
