@@ -8,7 +8,7 @@ import pytest
 from hooks.helpers import CONSTANT, status, why
 from hooks.parts import TOYS, LevenbergMarquardt, Point, builtin, module, registers, toy_lab
 from kfac_lab.errors import PluginError, RecipeError
-from kfac_lab.hooks import Lab, PluginWarning, hookimpl, manager, specs
+from kfac_lab.hooks import SLOTS, Lab, PluginWarning, hookimpl, manager, specs
 
 pytestmark = pytest.mark.usefixtures("third_party_plugins")
 
@@ -178,8 +178,7 @@ def test_a_name_that_a_failed_plugin_may_have_is_said() -> None:
         (
             registers("recipe", "mine", "method = nag\nbatch = constant\naverige = none"),
             "the recipe 'mine': a recipe has no slot 'averige' (did you mean 'average'?); it has "
-            "method, estimator, block, structure, quadratic_model, damping, momentum, schedule, "
-            "batch, average, collective, layers, fallback",
+            f"{', '.join(SLOTS)}, layers, fallback",
         ),
         (
             registers("recipe", "mine", {}),
