@@ -11,15 +11,17 @@ of every fifth case), the smaller of θ's and θ̄'s, measured off the clock.
 
 With ``--all`` a race is K-FAC, once to 60 s, beside every peer at its horizons; to keep the
 measuring cheap the error is that of every fourth case of CURVES, every sixth of MNIST and every
-fifteenth of FACES. A method's line is written as it ends, and what the file has already is not run
-again: a call that was cut off goes on where it was, with the methods that had not come to their end
-from their start.
+fifteenth of FACES. A method's line is written at every measurement in place of its last one, so
+that a call may be cut off at any time. Called again, it runs what has not come to its end, from its
+start. Several such calls may write one file.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
+import os
 import time
 import warnings
 from collections.abc import Sequence
@@ -171,17 +173,13 @@ def recipe_of(method: str, problem: str, seconds: float) -> kl.Recipe:
 def all_lanes(problem: str, methods: list[str], seed: int, scale: float, out: Path) -> list[Lane]:
     """The lanes of a race of all that the file does not have yet; ``scale`` shortens it."""
     lines = out.read_text().splitlines() if out.exists() else []
-    done = {
-        (line["problem"], line["method"], line["seed"], line["horizon"])
-        for line in map(json.loads, lines)
-        if line.get("race") == "all"
-    }
+    done = {key_of(line) for line in map(json.loads, lines) if line.get("ended")}
     stride = ALL_STRIDE.get(problem, 1)
     found = []
     for method in methods:
         for horizon in HORIZONS[method]:
             seconds = horizon * scale
-            if (problem, method, seed, seconds) not in done:
+            if (problem, method, seed, seconds, "all") not in done:
                 recipe, marks = recipe_of(method, problem, seconds), {"race": "all"}
                 moments = [m * scale for m in ALL_MOMENTS]
                 found.append(Lane(problem, method, recipe, seed, seconds, moments, stride, marks))
@@ -189,16 +187,39 @@ def all_lanes(problem: str, methods: list[str], seed: int, scale: float, out: Pa
 
 
 def run_race(racing: list[Lane], date: str, out: Path) -> None:
-    """The lanes in turns of a second; each one's line is appended as it ends."""
+    """The lanes in turns of a second; of a race of all, what is known of each is kept at once."""
     until, racing = 0.0, list(racing)
     while racing:
         until += 1.0
-        for lane in racing:
+        for lane in list(racing):
+            known = len(lane.points)
             lane.turn(min(until, lane.seconds))
-        for lane in [own for own in racing if own.cpu >= own.seconds]:
-            with out.open("a") as file:
-                file.write(json.dumps(lane.line(date), ensure_ascii=False) + "\n")
-            racing.remove(lane)
+            ended = lane.cpu >= lane.seconds
+            if ended or (lane.marks and len(lane.points) > known):
+                keep({**lane.line(date), "ended": ended}, out)
+            if ended:
+                racing.remove(lane)
+
+
+def keep(line: dict[str, Any], out: Path) -> None:
+    """Appends a line, in place of one of the same run that had not come to its end."""
+    with out.with_name(f".{out.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lines = out.read_text().splitlines() if out.exists() else []
+        others = [
+            text
+            for text in lines
+            if (known := json.loads(text)).get("ended", True) or key_of(known) != key_of(line)
+        ]
+        new = out.with_suffix(".new")
+        new.write_text("\n".join([*others, json.dumps(line, ensure_ascii=False)]) + "\n")
+        os.replace(new, out)
+
+
+def key_of(line: dict[str, Any]) -> tuple[Any, ...]:
+    """What tells one run from another."""
+    names = "problem", "method", "seed", "horizon"
+    return (*(line[name] for name in names), line.get("race", ""))
 
 
 def main() -> None:

@@ -99,7 +99,7 @@ def values(lines: list[dict[str, Any]]) -> list[str]:
 def leads(lines: list[dict[str, Any]]) -> list[str]:
     """From when on K-FAC is ahead of all, for each seed and horizon."""
     found = [
-        "| seed | horizon | ahead of all from | the best of the others at the end | K-FAC there |",
+        "| seed | horizon | ahead of all from | the best of the others at its end | K-FAC there |",
         "|---|---|---|---|---|",
     ]
     for seed in dict.fromkeys(line["seed"] for line in lines):
@@ -114,26 +114,35 @@ def leads(lines: list[dict[str, Any]]) -> list[str]:
             ]
             if k_fac is None:
                 continue
-            start = ahead_from(k_fac, peers, horizon)
-            own = error_at(k_fac, horizon)
-            others = [(error_at(r, horizon), NAMES[r["method"]]) for r in peers]
+            start, last = ahead_from(k_fac, peers, horizon)
+            own = error_at(k_fac, last)
+            others = [(error_at(r, last), NAMES[r["method"]]) for r in peers]
             known = [(e, name) for e, name in others if e is not None]
             least = "{:.4g}, {}".format(*min(known)) if known else ""
-            said = "never" if start is None else f"{start:g} s"
+            said = "not at the end" if start is None else f"{start:g} s"
             shown = "" if own is None else f"{own:.4g}"
-            found.append(f"| {seed} | {horizon:g} s | {said} | {least} | {shown} |")
+            far = f"{horizon:g} s" if last == horizon else f"{horizon:g} s, known to {last:g} s"
+            found.append(f"| {seed} | {far} | {said} | {least} | {shown} |")
     return found
 
 
-def ahead_from(k_fac: dict[str, Any], peers: list[dict[str, Any]], horizon: float) -> float | None:
-    """The first moment from which on K-FAC's error is below every peer's, up to the horizon."""
-    start = None
+def ahead_from(
+    k_fac: dict[str, Any], peers: list[dict[str, Any]], horizon: float
+) -> tuple[float | None, float]:
+    """The first moment from which on K-FAC's error is below every peer's; None: not at the end.
+
+    And the last moment compared: the horizon, or less where a run was cut off.
+    """
+    start, last = None, 0.0
     for moment in sorted(p["at"] for p in k_fac["points"] if p["at"] <= horizon):
         own = error_at(k_fac, moment)
-        others = [e for r in peers if (e := error_at(r, moment)) is not None]
-        ahead = own is not None and bool(others) and own < min(others)
-        start = (moment if start is None else start) if ahead else None
-    return start
+        others = [error_at(r, moment) for r in peers if r["horizon"] >= moment]
+        known = [e for e in others if e is not None]
+        if own is None or not known or len(known) < len(others):
+            break
+        ahead = own < min(known)
+        start, last = (moment if start is None else start) if ahead else None, moment
+    return start, last
 
 
 def error_at(line: dict[str, Any], moment: float) -> float | None:
