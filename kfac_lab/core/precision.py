@@ -105,11 +105,14 @@ class Precision:
 FULL = Precision()
 
 
+_PLAIN = contextlib.nullcontext()
+
+
 def shortened(kind: str) -> contextlib.AbstractContextManager[Any]:
     """Products inside are of this kind."""
     if kind == "tf32":
         return linalg.precision(True)
-    return _Rounding() if kind == "bfloat16" else contextlib.nullcontext()
+    return _Rounding() if kind == "bfloat16" else _PLAIN
 
 
 def rounded(values: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kfac_lab.core import trees
 from kfac_lab.core.cases import tensors_of
+from kfac_lab.core.state import State
 from kfac_lab.core.vector import Vec
 from kfac_lab.engine.parts import counts_of
 from kfac_lab.engine.prepared import Begun, carried
@@ -43,36 +44,26 @@ class StepInputs:
         state, store, problem = engine.state_, gathered.store, engine.problem
         tensors: list[Tensor] = []
         holds: list[Any] = [engine.parts, state.bound, problem.likelihood]
-        own = {name: getattr(state, name) for name in carried(state)}
         counts = counts_of(engine.parts, state)
-        own["part_states"] = {
-            slot: {k: v for k, v in part_state.items() if (slot, k) not in counts}
-            for slot, part_state in state.part_states.items()
-            if slot != "schedule"
-        }
-        spec = [_flat(own, tensors, holds)]
+        spec = [_flat(_uncounted(state, counts), tensors, holds)]
         values = range(len(tensors))
         spec.append(_flat(begun.given, tensors, holds))
         start = len(tensors)
-        sides = store.current, store.spare
-        for side in sides:
+        for side in (store.current, store.spare):
             tensors += [side[key] for key in store.keys]
         tensors += [*engine.network.tensors, *problem.model.buffers()]
         number = len(tensors)  # those of the batch follow
         if drawn is not None:
             tensors += [*tensors_of(drawn.inputs), *tensors_of(drawn.targets)]
             tensors += [drawn.order] if drawn.order is not None else []
-        first: dict[int, int] = {}
-        same = tuple(first.setdefault(id(t), n) for n, t in enumerate(tensors))
-        shapes = _shapes(tensors[:number])
         common = (
             id(engine.parts),
             id(state.bound),
             plan.due,
             (engine.lr == 1.0, engine.tf32, engine.precision, problem.l2),
             str(spec),
-            same,
-            shapes,
+            _same(tensors),
+            _shapes(tensors[:number]),
             type(engine.passes.back_end(None if drawn is None else drawn.inputs)),
             _modules(problem.model, holds),
             _attributes(problem.likelihood, holds),
@@ -97,6 +88,23 @@ class StepInputs:
         return StepInputs(
             key, holds, tensors, writable, numbers, counts, sizes, values, fixed, family
         )
+
+
+def _uncounted(state: State, counts: Collection[tuple[str, str]]) -> dict[str, Any]:
+    """The numbers of a State that a step is a function of, without what counts."""
+    own = {name: getattr(state, name) for name in carried(state)}
+    own["part_states"] = {
+        slot: {k: v for k, v in part_state.items() if (slot, k) not in counts}
+        for slot, part_state in state.part_states.items()
+        if slot != "schedule"
+    }
+    return own
+
+
+def _same(tensors: list[Tensor]) -> tuple[int, ...]:
+    """For each tensor, the number of the first that is the same object."""
+    first: dict[int, int] = {}
+    return tuple(first.setdefault(id(t), n) for n, t in enumerate(tensors))
 
 
 def _shapes(tensors: list[Tensor], rows: int | None = None) -> tuple[Any, ...]:

@@ -89,8 +89,7 @@ class Passes(KnownNetwork):
         gather = None
         if statistics is not None:
             gather = self._statistics(batch, statistics, observe, step)
-        most = 2 * self.function.chunk if tangents and back.shares else 0
-        served = Served.of(order, m, 0 if gather is None else gather.cases, model_rows, back, most)
+        served = self._served(back, order, m, gather, model_rows, tangents)
         if order is not None and (served.own_s1 or served.own_s2):
             order = order.to(inputs.device)
         objective = Objective(batch, self.l2, spread)
@@ -101,12 +100,11 @@ class Passes(KnownNetwork):
             x, y = inputs[part], targets[part]
             with self._gradients():
                 trace = back.forward(x, buffers, step, part.start)
-            criterion = batch.of(self.likelihood)  # outputs of this pass may have other shapes
+            batch.of(self.likelihood)  # outputs of this pass may have other shapes
             objective.add(trace.outputs, y)
-            cotangent, errors = criterion.gradient_and_error(trace.outputs, y)
+            cotangent, errors = batch.gradient_and_error(trace.outputs, y)
             objective.add_errors(errors)
-            alone = by_case and m <= self.function.chunk
-            gradient, cases = self._gradient(trace, cotangent, alone)
+            gradient, cases = self._gradient(trace, cotangent, by_case and m <= self.function.chunk)
             total = _added(total, gradient)
             _serve(served, trace, part.start, gather, y, kept)
             del trace  # and its graph, before the next
@@ -135,6 +133,19 @@ class Passes(KnownNetwork):
             cases=cases,
         )
         return evaluated, None if gather is None else gather.observed()
+
+    def _served(
+        self,
+        back: BackEnd,
+        order: Tensor | None,
+        m: int,
+        gather: Statistics | None,
+        s2: int,
+        tangents: bool,
+    ) -> Served:
+        """Whom the pass over m cases serves beside the gradient."""
+        most = 2 * self.function.chunk if tangents and back.shares else 0
+        return Served.of(order, m, 0 if gather is None else gather.cases, s2, back, most)
 
     def _gradient(
         self, trace: Trace, cotangent: Tensor, by_case: bool

@@ -55,19 +55,16 @@ class Walked:
         return self._plan.by_case(self._values, cotangent)
 
     def rows_in(self) -> list[Grouped | None]:
-        """See ``Trace``."""
-        with torch.no_grad():
-            return list(self._plan.rows_in(self._values))
+        """See ``Trace``; of values that have no graph."""
+        return list(self._plan.rows_in(self._values))
 
     def rows_out(self, cotangent: Tensor) -> list[Grouped | None]:
         """See ``Trace``."""
-        with torch.no_grad():
-            return list(self._plan.rows_out(self._values, self._derivatives(), cotangent))
+        return list(self._plan.rows_out(self._values, self._derivatives(), cotangent))
 
     def products(self, basis: Sequence[Vec]) -> Tensor:
         """See ``Trace``."""
-        with torch.no_grad():
-            return self._plan.tangent(self._values, self._derivatives(), basis)
+        return self._plan.tangent(self._values, self._derivatives(), basis)
 
 
 class Sequential:
@@ -97,4 +94,5 @@ class Sequential:
     ) -> tuple[Tensor, Tensor]:
         """By the layers' own tangents (appendix C)."""
         walked = self.record(inputs, step, start)
-        return walked.outputs, walked.products(basis)
+        with torch.no_grad():
+            return walked.outputs, walked.products(basis)
