@@ -58,10 +58,14 @@ WITHOUT = {
     },
     "inverses at growing distances": {"schedule": "periodic(T1=5, T2=5, T3=5, burn_in=20)"},
     "small batches at first": {"batch": "exponential(start=1000, full_at=500)"},
-    "few rows, more where the cases' losses say so": {
+    "few rows, more where the cases' spread says so": {
         "estimator": 'sampled(fraction=0.125, minimum=1000, output="exact")',
         "quadratic_model": "exact_fisher(fraction=0.25, minimum=1000)",
     },
+    "more rows for the curvature where its spread says so": {
+        "quadratic_model": "exact_fisher(fraction=0.25, minimum=125)"
+    },
+    "a promise of 0.35 of h at most": {"momentum": "layered(most=1.0)"},
     "P∇h by cases": {"structure": "block_diagonal"},
     "G of the last layer exact and diagonal": {
         "estimator": "sampled(fraction=0.125, minimum=125, noise=0.03)"

@@ -184,6 +184,7 @@ STATE = record(
         "bound": maybe(_bound),
         "updates": maybe(whole()),
         "spread": number(),
+        "curved_spread": number(),
         "build": maybe(_build),
     }
 )

@@ -221,7 +221,9 @@ class QuadraticModel(Protocol):
 
     # ``ModelTraits``: exact=True where curvature is vᵀFv of the exact F on S2, to which the kit
     #   then holds it; needs_tangents=False where it asks for no tangents; has_curvature=False where
-    #   M is linear, so that ρ means nothing. Optional: rows(m) -> |S2|
+    #   M is linear, so that ρ means nothing. Optional: rows(m) -> |S2|; by_spread=True, with
+    #   spread_rows(m, spread) -> |S2| and case_curvature(evaluation, δ) -> means over S2 of the
+    #   cases' δᵀF_iδ and of their squares, where the spread of these has a say
 
 
 @runtime_checkable

@@ -77,8 +77,9 @@ class RowsTraits(Traits):
     """Of what takes the leading rows of a batch."""
 
     rows: Method | None = _method(OWN)  # (m) -> how many of m; None: ⌈fraction·m⌉
-    # True: ``spread_rows(m, spread)`` says how many. The spread of the cases' losses is their
-    # standard deviation over their mean, at the last refresh; NaN before.
+    # True: ``spread_rows(m, spread)`` says how many. A spread is a standard deviation over a mean,
+    # at the last refresh, NaN before: an estimator's that of the cases' losses, a model's that of
+    # their curvatures along the step.
     by_spread: bool = _flag(False, OWN)
     spread_rows: Method | None = _method(OWN)
 
@@ -161,6 +162,9 @@ class ModelTraits(RowsTraits):
 
     exact: bool = _flag(False, OWN, old="exact")  # the curvature is vᵀFv of the exact F on S2
     needs_tangents: bool = _flag(True, NEED, old="needs_tangents")  # it asks for J v
+    # (evaluation, δ) -> means over S2 of the cases' δᵀF_iδ and of their squares [2], for one that
+    # goes by the spread
+    case_curvature: Method | None = _method(OWN)
     has_curvature: bool = _flag(
         True, BOUND, old="grounded"
     )  # it has curvature, so that ρ means something
@@ -280,6 +284,7 @@ class LikelihoodTraits(Traits):
     # (outputs) -> (d, r), each like the outputs: F_R is diag(d) − r rᵀ; r is None where it is 0
     fisher_rows: Method | None = _method()
     diagonal: bool = _flag(False, OWN)  # F_R is: r is always None
+    nonnegative: bool = _flag(False, OWN)  # ``loss`` is never below 0, whatever the outputs
 
 
 @dataclass(frozen=True)

@@ -249,8 +249,10 @@ class State:
     # Of the next inverse, where the schedule spreads a refresh.
     build: Build | None = _held(host=True)
     level: Any = _held(float("nan"), gated=True)  # of h of late, for the guard
-    # Of the cases' losses at the last refresh, which alone may read it: a number of the host.
+    # Of the cases' losses, and of their curvatures along the step, at the last refresh, which alone
+    # may read them: numbers of the host.
     spread: float = _held(float("nan"), host=True)
+    curved_spread: float = _held(float("nan"), host=True)
     # Before the last step, where there is a guard: θ, and the average's part_state.
     before: tuple[Tensor, ...] | None = _held(gated=True)
     former: Any = _held(gated=True)

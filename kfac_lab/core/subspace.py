@@ -27,7 +27,7 @@ class SubspaceQuadratic:
     curvature: Tensor  # [k, k], never with λ or η
     gram: Tensor  # [k, k]
     slope: Tensor  # [k]
-    loss: Tensor | None = None  # h(θ), where the model tells it
+    loss: Tensor | None = None  # h(θ), where it is known that h cannot fall below 0
     split: bool = False  # whether the basis has parts of a direction, by layers
 
     def _matrix(self, strength: DampingStrength) -> Tensor:

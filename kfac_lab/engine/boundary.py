@@ -28,6 +28,7 @@ __all__ = [
     "due_at",
     "examined",
     "reference_of",
+    "rows_at",
     "skipped_error",
     "sound",
 ]
@@ -76,6 +77,13 @@ class Warnings:
             "ratio says nothing (section 7), so their adaptation is switched off",
             stacklevel=5,
         )
+
+
+def rows_at(engine: Engine, m: int) -> tuple[int, int]:
+    """|S1| and |S2| of a batch of m, by the parts' word and the spreads of the last refresh."""
+    state, subset = engine.state_, engine.passes.subset
+    s1 = subset(engine.parts["estimator"], m, state.spread)
+    return s1, subset(engine.parts["quadratic_model"], m, state.curved_spread)
 
 
 def due_at(engine: Engine, k: int) -> tuple[Due, Mapping[str, Any]]:

@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
 
-from kfac_lab.core.state import DampingStrength
+from kfac_lab.core.state import DampingStrength, State
 from kfac_lab.core.vector import Vec
 
-__all__ = ["Candidate", "CandidateMaker", "SearchOutcome"]
+__all__ = ["SPREADS", "Candidate", "CandidateMaker", "SearchOutcome", "spreads_after"]
+
+#: fields of the State that a refresh reads where a part's rows go by them
+SPREADS = ("spread", "curved_spread")
+KEPT = 0.8  # of a larger spread of the curvatures, at each refresh: a calm step may be luck
+
+
+def spreads_after(state: State, seen: Sequence[float]) -> dict[str, float]:
+    """The State's spreads after a step that has ``seen`` them, or has not; of the curvatures' the
+    larger of what is seen and most of what was.
+    """
+    if not seen:
+        return {}
+    losses, curvatures = seen
+    before = KEPT * state.curved_spread
+    if math.isfinite(before) and before > curvatures:
+        curvatures = before
+    return dict(zip(SPREADS, (losses, curvatures), strict=True))
 
 
 @dataclass(eq=False)
@@ -55,4 +74,4 @@ class SearchOutcome:
     block_states: tuple[Any, ...]
     kept: int
     jitter: dict[str, float]
-    spread: float | None = None  # of the cases' losses, where the refresh has read it
+    spreads: Sequence[float] = ()  # the State's, where the refresh has read them

@@ -180,11 +180,6 @@ def parts_of(recipe: Any, problem: Problem, network: Network, passes: Passes) ->
                 f"undamped product, which {', '.join(sorted(lacking))} does not have: give it "
                 "product(moments, part_state, matrix), or use quadratic_model='exact_fisher'"
             )
-    if parts.declares("structure").by_case and passes.plan is None:
-        raise RecipeError(
-            "low_rank=True needs each case's rows of the gradient, which only a sequential "
-            "network of claimed layers gives"
-        )
     return parts
 
 

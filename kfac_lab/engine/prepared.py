@@ -20,6 +20,7 @@ from kfac_lab.core.trees import replaced
 from kfac_lab.core.vector import Vec
 from kfac_lab.engine import statistics
 from kfac_lab.engine.building import AT_ONCE, SpreadRefresh
+from kfac_lab.engine.candidate import SPREADS, spreads_after
 from kfac_lab.engine.commit import counted
 from kfac_lab.engine.guard import Verdict
 from kfac_lab.engine.parts import counts_of
@@ -215,8 +216,7 @@ def filled_in(
         part_states = own.setdefault("part_states", dict(state.part_states))
         new = count if change is None else change(count)
         part_states[slot] = {**part_states[slot], name: new}
-    if told:  # the spread of the cases' losses, by each try of a refresh
-        own["spread"] = told[-1]
+    own |= spreads_after(state, told[-len(SPREADS) :])  # those of the last try of a refresh
     batch = plan.m * engine.parts.processes
     record = replace(tree.pop("record"), step=plan.k, batch=batch)
     after = replaced(state, **{**counted(state, begun.gathered), **own})

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from kfac_lab.core import linalg
 from kfac_lab.core.moments import Table
-from kfac_lab.core.passes import Evaluated
+from kfac_lab.core.passes import Evaluated, relative_spread
 from kfac_lab.core.program import expected
 from kfac_lab.core.state import DampingStrength, StepRecord
+from kfac_lab.core.vector import Vec
 from kfac_lab.engine.building import Ready
 from kfac_lab.engine.candidate import Candidate, CandidateMaker, SearchOutcome
 from kfac_lab.engine.finite import all_finite, not_finite
@@ -70,7 +71,6 @@ class Search:
         self.begun, self.k, self.trial, self.evaluated = begun, k, trial, evaluated
         self.parts, self.state, self.due = engine.parts, engine.state_, begun.plan.due
         self.loss = None if evaluated is None else evaluated.loss
-        self.spread = None if evaluated is None else evaluated.spread
         self.ready = begun.plan.staggered.ready  # what the steps before have built
         # Finite where the batch's own numbers are.
         nothing = torch.zeros((), device=engine.device)
@@ -78,7 +78,7 @@ class Search:
         if self.due.inverse and gathered.fresh:
             self.increments += gathered.store.diagonals()
         self.verdict = verdict
-        self._seen: float | None = None  # the spread, by the last read
+        self._seen: Sequence[float] = ()  # the spreads, by the last read
         # The last attempt whose factors could not be inverted, and which.
         self._ended: tuple[linalg.Attempt, Any] | None = None
 
@@ -229,10 +229,10 @@ class Search:
         sound = torch.stack(finite).any()  # the winner is finite where any is
         given = all_finite(self.increments)
         calm = torch.ones_like(sound) if self.verdict is None else ~self.verdict.exploded
-        asked = [] if self.spread is None else [self.spread]
+        asked = self._spreads(trials[0])
         numbers = [best, sound, given, calm, *flags, *added.values(), *asked]
         read = expected(numbers, self.begun.engine.read, told=len(asked))
-        self._seen = read.pop() if asked else None
+        self._seen, read = read[len(read) - len(asked) :], read[: len(read) - len(asked)]
         self.exploded = not read[3]
         if self.exploded and self.verdict is not None and self.verdict.acts:
             raise Exploded
@@ -244,6 +244,21 @@ class Search:
             read[4:end],
             dict(zip(added, read[end:], strict=True)),
         )
+
+    def _spreads(self, trial: Candidate) -> list[Tensor]:
+        """The State's spreads as this refresh has them, that of the curvatures along its δ."""
+        evaluated = self.evaluated
+        if evaluated is None or evaluated.spread is None:
+            return []
+        curvature = self.parts.declares("quadratic_model").case_curvature
+        if curvature is None:
+            along = torch.full_like(evaluated.spread, float("nan"))
+        else:
+            moments = curvature(evaluated, Vec.combine(trial.coefficients, trial.basis))
+            if self.parts.processes > 1:
+                self.parts["collective"].mean_([moments])
+            along = relative_spread(moments)
+        return [evaluated.spread, along]
 
     def _kept(self, block_states: tuple[Any, ...]) -> SearchOutcome:
         """No inverse could be built: the last good one serves, for a bounded number of times."""

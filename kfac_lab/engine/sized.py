@@ -19,6 +19,7 @@ from kfac_lab.core.problem import Drawn
 from kfac_lab.core.program import Program, Recording
 from kfac_lab.core.program.sizes import Unlike, unified
 from kfac_lab.engine.asked import StepInputs, size_pattern
+from kfac_lab.engine.boundary import rows_at
 from kfac_lab.engine.known import AGAIN, KnownStep, KnownSteps
 from kfac_lab.engine.prepared import Begun, Prepared, StepPlan, template
 
@@ -180,10 +181,7 @@ def _larger(engine: Engine, plan: StepPlan, bound: int) -> StepPlan | None:
     pattern = size_pattern((plan.m, plan.s1, plan.s2), chunk)
     for share in LARGER:
         m = min(int(share * plan.m), limit)
-        s1, s2 = (
-            engine.passes.subset(engine.parts[slot], m, engine.state_.spread)
-            for slot in ("estimator", "quadratic_model")
-        )
+        s1, s2 = rows_at(engine, m)
         if bound and m >= bound:
             continue
         if m > plan.m and size_pattern((m, s1, s2), chunk) == pattern:

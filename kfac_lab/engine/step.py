@@ -32,9 +32,9 @@ from kfac_lab.core.rounding import difference_error
 from kfac_lab.core.state import DampingStrength, State, StepRecord
 from kfac_lab.core.vector import Vec
 from kfac_lab.engine import commit, guard, proposal, statistics
-from kfac_lab.engine.boundary import ascertained, due_at, sound
+from kfac_lab.engine.boundary import ascertained, due_at, rows_at, sound
 from kfac_lab.engine.building import staggered_at
-from kfac_lab.engine.candidate import Candidate
+from kfac_lab.engine.candidate import Candidate, spreads_after
 from kfac_lab.engine.parts import Parts
 from kfac_lab.engine.prepared import Begun, Prepared, StepPlan
 from kfac_lab.engine.record import record_of
@@ -52,14 +52,13 @@ def whole(engine: Engine, drawn: Drawn, clock: Clock) -> StepRecord:
     k = engine.state_.step + 1
     if engine.store is None or engine.passes.fired is None or engine.lacks_tangents(engine.parts):
         engine.bind(drawn.inputs, drawn.targets)
-    passes, parts = engine.passes, engine.parts
+    parts = engine.parts
     due, schedule_state = due_at(engine, k)
     due, staggered = staggered_at(engine, due, k, clock)
     ascertained(engine, due)
     engine.tell()
     m, processes = drawn.inputs.shape[0], parts.processes
-    spread = engine.state_.spread
-    s1, s2 = (passes.subset(parts[slot], m, spread) for slot in ("estimator", "quadratic_model"))
+    s1, s2 = rows_at(engine, m)
     engine.warnings.small(parts, m * processes, s1 * processes, s2 * processes)
     plan = StepPlan(k, due, schedule_state, m, s1, s2, staggered)
     return _settled(Begun.of(engine, plan, drawn, clock, _prepared, staggered.ready))[1]
@@ -104,7 +103,7 @@ def _prepared(begun: Begun, k: Any) -> Prepared:
             part_states,
             strength=strength,
             previous=delta,
-            spread=state.spread if outcome.spread is None else outcome.spread,
+            **spreads_after(state, outcome.spreads),
             level=guard.level_after(state, evaluated.loss),
             **guard.remembered(parts.declares("damping"), state, evaluated.theta),
         )

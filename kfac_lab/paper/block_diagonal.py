@@ -110,7 +110,7 @@ class BlockDiagonal:
     low_rank: bool = parameter(
         False,
         section="8",
-        help="P∇h by cases in layers wider than the batch; needs a sequential network",
+        help="P∇h by cases in layers wider than the batch, where the network is sequential",
     )
 
     @property

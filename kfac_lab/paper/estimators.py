@@ -23,16 +23,6 @@ def least_rows() -> Any:
     return parameter(0, section="8", low=0, help="at least this many rows, or the whole batch")
 
 
-def told_to() -> Any:
-    """The field ``noise`` of the same."""
-    return parameter(
-        0.0,
-        section="8",
-        low=0.0,
-        help="as many rows as tell h to this share of it, by the spread of its cases; 0: no matter",
-    )
-
-
 def rows_of(fraction: float, minimum: int, m: int) -> int:
     """How many of m."""
     return max(math.ceil(fraction * m), min(m, minimum))
@@ -47,7 +37,12 @@ class _Estimator:
         0.95, symbol="ε", section="5", low=0.0, high=0.9999, help="ε = min(1 − 1/k, limit)"
     )
     minimum: int = least_rows()
-    noise: float = told_to()
+    noise: float = parameter(
+        0.0,
+        section="8",
+        low=0.0,
+        help="as many rows as tell h to this share of it, by the spread of its cases; 0: no matter",
+    )
 
     @property
     def traits(self) -> EstimatorTraits:

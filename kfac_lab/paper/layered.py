@@ -18,6 +18,7 @@ from kfac_lab.core.protocols import Space, SubspaceModel
 from kfac_lab.core.state import DampingStrength, StepRecord
 from kfac_lab.core.traits import MomentumTraits
 from kfac_lab.core.vector import PartialVec, Vec
+from kfac_lab.paper.confirmed import Confirmed
 
 __all__ = ["Layered"]
 
@@ -25,7 +26,7 @@ PartState = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Layered:
+class Layered(Confirmed):
     """δ = Σ_g α_g Δ_g + μ δ0 over ``groups`` runs of layers, at first; then αΔ + μδ0 (section 7).
 
     A block-diagonal P treats each layer as if the others stood still. On a plateau all their steps
@@ -34,11 +35,15 @@ class Layered:
     lacks, the curvature between layers.
 
     So many coefficients fit the noise of a small batch too: they are shrunk by a ridge, which adds
-    ``ridge`` times its own diagonal to the model's matrix, and the step is shortened until it
-    promises no more than ``most`` of h. The first ``steps`` steps with this momentum are made so;
-    how many matters little (25 to 70 did equally well), that there is an end matters. Afterwards
-    δ0 stays out on a batch of less than ``cases``, whose noise it would carry on; a case that
-    predicts a class at each of T positions counts as T.
+    ``ridge`` times its own diagonal to the model's matrix. The first ``steps`` steps with this
+    momentum are made so; how many matters little (25 to 70 did equally well), that there is an end
+    matters. Afterwards δ0 stays out on a batch of less than ``cases``, whose noise it would carry
+    on; a case that predicts a class at each of T positions counts as T.
+
+    Where the loss is never below 0 no step promises more than ``most`` of h: it is shortened until
+    it does not. A model that promises all of h, or many times as much, is wrong: it has the slope
+    of the whole batch, to which a single case may give most, and the curvature of S2, which may
+    lack that case. On a batch of less than ``small`` a step is shortened as ``confirmed``'s.
 
     Groups are runs of layers in the order in which the model defines them: pairs (``size``) where
     that makes no more than ``groups``, longer ones in deeper models. Every α costs a product of
@@ -54,9 +59,8 @@ class Layered:
         0.3, section="6.4", low=0.0, log=True, help="share of the model's diagonal added to it"
     )
     most: float = parameter(
-        0.35, section="6.5", low=1e-6, high=1.0, help="share of h promised at most meanwhile"
+        0.35, section="6.5", low=1e-6, high=1.0, help="share of h that a step promises at most"
     )
-
     cases: int = parameter(
         200, section="7", low=0, help="the least batch for which δ0 takes part after that"
     )
@@ -64,8 +68,8 @@ class Layered:
     traits: ClassVar[MomentumTraits] = MomentumTraits(counts=("made",))
 
     def init(self) -> PartState:
-        """No step made yet."""
-        return {"made": 0}
+        """No step made yet; all is believed."""
+        return {"made": 0, **super().init()}
 
     def basis(
         self, space: Space, direction: Vec, previous: Vec | None, part_state: PartState
@@ -82,13 +86,13 @@ class Layered:
         return (*parts, *last)
 
     def choose(self, restriction: SubspaceModel, strength: DampingStrength, step: int) -> Tensor:
-        """The minimiser of M on Δ and δ0; on parts of Δ the ridge's, and no longer than allowed."""
+        """The minimiser of M on Δ and δ0, on parts of Δ the ridge's; no longer than allowed."""
         # Three vectors have parts among them; two may be parts without a δ0, or Δ and δ0.
-        if not restriction.split and restriction.slope.shape[0] <= 2:
-            return restriction.minimiser(strength)
-        shift = (strength.lam + strength.eta) * restriction.gram.diagonal()
-        diagonal = restriction.curvature.diagonal() + shift
-        found = restriction.minimiser(strength, ridge=self.ridge * diagonal)
+        ridge: Tensor | None = None
+        if restriction.split or restriction.slope.shape[0] > 2:
+            shift = (strength.lam + strength.eta) * restriction.gram.diagonal()
+            ridge = self.ridge * (restriction.curvature.diagonal() + shift)
+        found = restriction.minimiser(strength, ridge=ridge)
         if restriction.loss is None:
             return found
         # M(tc) = t·slope + ½t²·curved along c; t is where it reaches −most·h, or 1.
@@ -101,5 +105,6 @@ class Layered:
         return torch.where(beyond & (curved > 0), found * reached.clamp(0.0, 1.0), found)
 
     def update(self, part_state: PartState, coefficients: Tensor, record: StepRecord) -> PartState:
-        """One more step made, as far as that counts."""
-        return {"made": counted(lambda made: min(made + 1, self.steps), part_state["made"])}
+        """One more step made, as far as that counts; and what ``confirmed`` keeps of it."""
+        made = counted(lambda made: min(made + 1, self.steps), part_state["made"])
+        return {"made": made, **super().update(part_state, coefficients, record)}

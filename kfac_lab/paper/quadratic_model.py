@@ -13,9 +13,9 @@ from kfac_lab.core import linalg
 from kfac_lab.core.parameters import parameter
 from kfac_lab.core.protocols import Evaluation
 from kfac_lab.core.subspace import SubspaceQuadratic
-from kfac_lab.core.traits import ModelTraits
+from kfac_lab.core.traits import LikelihoodTraits, ModelTraits, traits
 from kfac_lab.core.vector import PartialVec, Vec
-from kfac_lab.paper.estimators import least_rows, rows_of, told_by, told_to
+from kfac_lab.paper.estimators import least_rows, rows_of, told_by
 
 __all__ = ["ApproximateFisher", "ExactFisher", "NoModel"]
 
@@ -24,6 +24,12 @@ CASES = 32  # of one product of tangents
 
 def _split(basis: Sequence[Vec]) -> bool:
     return any(isinstance(vector, PartialVec) for vector in basis)
+
+
+def _least(evaluation: Evaluation) -> Tensor | None:
+    """By how much h can fall: by all of itself where the loss is never below 0; None: not known."""
+    known = traits(evaluation.likelihood, LikelihoodTraits).nonnegative
+    return evaluation.loss if known else None
 
 
 def _linear(evaluation: Evaluation, basis: Sequence[Vec]) -> tuple[Tensor, Tensor]:
@@ -38,7 +44,12 @@ class ExactFisher:
         0.25, symbol="τ2", section="8", low=1e-6, high=1.0, help="share of the batch for vᵀFv"
     )
     minimum: int = least_rows()
-    noise: float = told_to()
+    noise: float = parameter(
+        0.0,
+        section="8",
+        low=0.0,
+        help="as many rows as tell δᵀFδ to this share of it, by the spread of its cases; 0: any",
+    )
 
     @property
     def traits(self) -> ModelTraits:
@@ -50,8 +61,19 @@ class ExactFisher:
         return rows_of(self.fraction, self.minimum, m)
 
     def spread_rows(self, m: int, spread: float) -> int:
-        """|S2| where the cases' losses have a standard deviation of ``spread`` times their mean."""
+        """|S2| where the cases' δᵀF_iδ have a standard deviation of ``spread`` times their mean."""
         return max(self.rows(m), told_by(self.noise, m, spread))
+
+    def case_curvature(self, evaluation: Evaluation, delta: Vec) -> Tensor:
+        """Means over S2 of the cases' δᵀF_iδ and of their squares, ``[2]`` float64."""
+        sums: Tensor | None = None
+        for outputs, tangents in evaluation.tangents((delta,)):
+            rooted = evaluation.likelihood.factor_transposed(outputs, tangents)
+            each = rooted.reshape(outputs.shape[0], -1).square().sum(1, dtype=torch.float64)
+            found = torch.stack([each.sum(), each.square().sum()])
+            sums = found if sums is None else sums + found
+        assert sums is not None
+        return sums / evaluation.rows
 
     def restrict(self, evaluation: Evaluation, basis: Sequence[Vec]) -> SubspaceQuadratic:
         """M on the span of ``basis``, the exact Fisher on S2."""
@@ -66,7 +88,7 @@ class ExactFisher:
             else:
                 total = total + (_inner(rooted) if k <= 2 else _product(rooted))
         return SubspaceQuadratic(
-            total / evaluation.rows, gram, slope, evaluation.loss, _split(basis)
+            total / evaluation.rows, gram, slope, _least(evaluation), _split(basis)
         )
 
 
@@ -109,7 +131,7 @@ class ApproximateFisher:
         rows = [torch.stack([u.dot(p) for p in products]) for u in basis]
         curvature = torch.stack(rows)
         return SubspaceQuadratic(
-            (curvature + curvature.t()) / 2, gram, slope, evaluation.loss, _split(basis)
+            (curvature + curvature.t()) / 2, gram, slope, _least(evaluation), _split(basis)
         )
 
 

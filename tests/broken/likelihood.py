@@ -13,6 +13,7 @@ from broken.common import Remembers
 from broken.half import after, but, common_half, refused
 from kfac_lab.core.likelihood import Gaussian
 from kfac_lab.core.likelihood.torch_regression import MeanSquaredError
+from kfac_lab.core.traits import LikelihoodTraits
 
 __all__ = ["BROKEN", "Sound"]
 
@@ -122,6 +123,15 @@ class _ForgetsTheSum(_Sum):
         return None
 
 
+class _BelowZero(Sound):
+    """A density's constant in the loss, and yet it is said to be never below 0."""
+
+    traits = LikelihoodTraits(nonnegative=True)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return super().loss(outputs, targets) - 100.0
+
+
 BROKEN: dict[str, Callable[[], Any]] = {
     **common_half(Sound, "mean", lambda mean, factor: mean * factor),
     "inputs_not_written": _answering(
@@ -133,6 +143,7 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "shapes": _answering(mean=lambda mean, _: mean.unsqueeze(-1)),
     "cases_apart": _answering(mean=lambda mean, _: mean - mean.mean(0)),
     "gradient_of_loss": _answering(gradient=lambda g, *_: 1.01 * g),
+    "loss_not_negative": _BelowZero,
     "loss_by_density": _Drifts,
     "targets_not_broadcast": but(Sound, loss=_broadcasting),
     "mean_is_expected": _answering(mean=lambda mean, _: 2 * mean),

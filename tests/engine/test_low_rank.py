@@ -170,8 +170,11 @@ def test_a_preconditioner_that_cannot_pull_says_so(monkeypatch: pytest.MonkeyPat
     run("block_diagonal(low_rank=True)").step_once()
 
 
-def test_it_is_refused_without_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_plan_it_is_the_whole_product(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another network's cases are not at hand."""
     monkeypatch.setattr(Plan, "of", classmethod(lambda cls, network: None))
-    with pytest.raises(kl.RecipeError, match="only a sequential network"):
-        run("block_diagonal(low_rank=True)")
+    monkeypatch.setattr(block_diagonal, "low_rank_apply", None)
+    runs = [run(text, l2=5e-5) for text in ("block_diagonal", "block_diagonal(low_rank=True)")]
+    for _ in range(6):
+        one, other = (each.step_once() for each in runs)
+        assert one.predicted == other.predicted < 0

@@ -253,7 +253,7 @@ class Twice(Promised):
 
 
 def test_a_refresh_that_is_tried_again_is_replayed() -> None:
-    """It tells the spread of the cases' losses by each try."""
+    """It tells the spreads by each try."""
     recipe = kl.Recipe.named("quick").replace(
         damping=Twice(),
         batch="constant(size=200)",
@@ -266,4 +266,6 @@ def test_a_refresh_that_is_tried_again_is_replayed() -> None:
     assert runs[1].stepper.programs.replayed > 1
     one, other = (list(run.problem.model.parameters()) for run in runs)
     assert all(map(torch.equal, one, other))
-    assert runs[0].stepper.state_.spread == runs[1].stepper.state_.spread
+    for name in ("spread", "curved_spread"):
+        one, other = (getattr(run.stepper.state_, name) for run in runs)
+        assert one == other > 0

@@ -21,7 +21,8 @@ REBOUND = {
     "kept": {"step", "seconds", "strength", "updates", "block_states"},
     "anew": {
         "previous", "moments", "build", "ages", "cross_weight", "reference", "factored", "inverse",
-        "level", "spread", "before", "former", "kept_inverse", "forced", "pending", "bound",
+        "level", "spread", "curved_spread", "before", "former", "kept_inverse", "forced", "pending",
+        "bound",
     },
     "by part": {"part_states", "block_ages"},
 }  # fmt: skip
@@ -73,7 +74,7 @@ def _plain(state: State, name: str) -> object:
     return trees.encoded(getattr(state, name))
 
 
-@pytest.mark.parametrize("lost", ["level", "cross_weight", "updates", "spread"])
+@pytest.mark.parametrize("lost", ["level", "cross_weight", "updates", "spread", "curved_spread"])
 def test_a_file_without_a_field_gives_a_state_that_a_flag_can_gate(lost: str) -> None:
     saved = checkpoint.saved(optimizer()._engine)
     content = trees.decoded(saved["tree"])

@@ -26,7 +26,7 @@ class Bernoulli:
     Targets may be grey in [0, 1], model samples are binary.
     """
 
-    traits: ClassVar[LikelihoodTraits] = LikelihoodTraits(diagonal=True)
+    traits: ClassVar[LikelihoodTraits] = LikelihoodTraits(diagonal=True, nonnegative=True)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         check_real(outputs, targets)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from kfac_lab.core.likelihood.targets import (
     one_tensor,
     unknown_numbers,
 )
+from kfac_lab.core.traits import LikelihoodTraits
 from kfac_lab.errors import DataError
 
 __all__ = ["Categorical", "Softmax"]
@@ -29,6 +31,8 @@ class _Classes:
     """Classes along ``dim``; every other place of a case is a prediction of weight 1/``_over``."""
 
     dim: int
+
+    traits: ClassVar[LikelihoodTraits] = LikelihoodTraits(nonnegative=True)
 
     def _over(self, outputs: Tensor) -> float:
         raise NotImplementedError

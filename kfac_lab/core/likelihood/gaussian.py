@@ -40,7 +40,7 @@ class Gaussian:
         RecipeError: a scale that is neither.
     """
 
-    traits: ClassVar[LikelihoodTraits] = LikelihoodTraits(diagonal=True)
+    traits: ClassVar[LikelihoodTraits] = LikelihoodTraits(diagonal=True, nonnegative=True)
 
     scale: str | float = "half"  # c
 

@@ -19,6 +19,7 @@ from kfac_lab.core.likelihood.protocol import (
     is_weighted,
 )
 from kfac_lab.core.likelihood.weights import root, shaped, times, weight_flaws
+from kfac_lab.core.traits import LikelihoodTraits, traits
 from kfac_lab.errors import DataError, RecipeError
 
 __all__ = ["Joint"]
@@ -56,6 +57,12 @@ class Joint:
 
     def __repr__(self) -> str:
         return f"Joint({', '.join(f'{name}={each!r}' for name, each in self.heads.items())})"
+
+    @property
+    def traits(self) -> LikelihoodTraits:
+        """The sum is never below 0 where no head's loss is."""
+        heads = (traits(head, LikelihoodTraits) for head in self.heads.values())
+        return LikelihoodTraits(nonnegative=all(own.nonnegative for own in heads))
 
     # --- the heads' outputs as one tensor ---------------------------------------------------------
 

@@ -7,7 +7,7 @@ the sequential plan (``sequential.py``), where one forward pass serves all of th
 """
 
 from kfac_lab.core.passes.certificate import Unseen
-from kfac_lab.core.passes.evaluated import Evaluated, Observed
+from kfac_lab.core.passes.evaluated import Evaluated, Observed, relative_spread
 from kfac_lab.core.passes.passes import Passes, subset
 from kfac_lab.core.passes.sums import Objective, square_norm
 from kfac_lab.core.passes.watched import LayerRows, WatchedPasses
@@ -20,6 +20,7 @@ __all__ = [
     "Passes",
     "Unseen",
     "WatchedPasses",
+    "relative_spread",
     "square_norm",
     "subset",
 ]

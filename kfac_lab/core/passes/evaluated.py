@@ -16,7 +16,7 @@ from kfac_lab.core.vector import Vec
 if TYPE_CHECKING:
     from kfac_lab.core.passes.passes import Passes
 
-__all__ = ["Evaluated", "Observed"]
+__all__ = ["Evaluated", "Observed", "relative_spread"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +25,12 @@ class Observed:
 
     rows: list[Tensor | None]  # [N, S, d_in]
     cotangents: list[Tensor | None]  # [C, N, S, d_out]
+
+
+def relative_spread(moments: Tensor) -> Tensor:
+    """The standard deviation over the mean, 0-dim, of the means ``[2]`` of x and of x²."""
+    mean, square = moments
+    return torch.sqrt(torch.clamp(square - mean * mean, min=0.0)) / mean
 
 
 @dataclass(eq=False)
@@ -54,8 +60,7 @@ class Evaluated:
         """The standard deviation of the cases' losses over their mean, 0-dim; None: not asked."""
         if self.moments is None:
             return None
-        mean, square = self.moments
-        return torch.sqrt(torch.clamp(square - mean * mean, min=0.0)) / mean
+        return relative_spread(self.moments)
 
     def tangents(self, basis: Sequence[Vec]) -> Iterator[tuple[Tensor, Tensor]]:
         """Chunks of (outputs, J·v per v) over S2."""

@@ -6,6 +6,7 @@ Besides the common ones:
 * ``cases_apart``: what comes of a case does not depend on the others of its batch.
 * ``gradient_of_loss``: gradient is the derivative of loss in z, and error_of (``Residual``) makes
   the error of it.
+* ``loss_not_negative``: the loss of one that says ``nonnegative=True`` is never below 0.
 * ``loss_by_density``: loss is −log r(y|z) up to a constant, by torch.distributions (the built-in
   kinds).
 * ``targets_not_broadcast``: targets of another shape are an error.
@@ -56,6 +57,7 @@ from kfac_lab.testing.laws.likelihood_subjects import (
     _matrices,
     _rows,
     attached,
+    never_negative,
     run,
     subjects,
 )
@@ -100,6 +102,19 @@ def cases_apart(case: Case) -> None:
                 one = tensors_of(_rows(whole[name], slice(n, n + 1)))
                 for wanted, found in zip(tensors_of(alone[name]), one, strict=True):
                     near(where, told, wanted, found, 1e-9)
+
+
+@law(
+    SLOT,
+    "A loss that is said never to be below 0 is not.",
+    needs=(*CHEAP, "shapes"),
+    applies=exempt_unless(never_negative, "it does not say nonnegative=True"),
+)
+def loss_not_negative(case: Case) -> None:
+    for subject in subjects(case):
+        loss = case.component.loss(10.0 * subject["outputs"], subject["targets"])
+        if not bool((loss >= 0).all()):
+            raise Broken(subject.where, "no loss below 0", f"{float(loss.min()):g}")
 
 
 @law(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kfac_lab.core.cases import mapped
 from kfac_lab.core.likelihood import Categorical
 from kfac_lab.core.problem import Problem
+from kfac_lab.core.traits import LikelihoodTraits, traits
 from kfac_lab.engine import Engine
 from kfac_lab.testing.law import Case
 from kfac_lab.testing.laws.common import (
@@ -19,12 +20,17 @@ from kfac_lab.testing.laws.common import (
 from kfac_lab.testing.subjects import Subject, normal, tiny_problem, uniform
 from kfac_lab.testing.trees import InputWatch
 
-__all__ = ["MANY", "SLOT", "attached", "run", "subjects"]
+__all__ = ["MANY", "SLOT", "attached", "never_negative", "run", "subjects"]
 
 SLOT = "likelihood"
 
 
 MANY = 4000
+
+
+def never_negative(component: Any) -> bool:
+    """Whether it says that its loss is never below 0."""
+    return bool(traits(component, LikelihoodTraits).nonnegative)
 
 
 def subjects(case: Case) -> Sequence[Subject]:
