@@ -22,6 +22,7 @@ PAGES = {
     "project/architecture.md": "ARCHITECTURE.md",
     "project/contributing.md": "CONTRIBUTING.md",
     "project/changelog.md": "CHANGELOG.md",
+    "results/ablations.md": "results/ablations.md",
     "results/clock.md": "results/clock.md",
     "results/tuning.md": "results/tuning.md",
     "results/zoo.md": "results/zoo.md",
