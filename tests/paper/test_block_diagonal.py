@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from devices import here
 
 from kfac_lab.core import linalg
 from kfac_lab.core.state import DampingStrength, from_tree, to_tree
@@ -26,7 +27,8 @@ class Table:
 
     links = ()
 
-    def __init__(self, cases=30, bias=True, dims=DIMS, device="cpu", dtype=torch.float64):
+    def __init__(self, cases=30, bias=True, dims=DIMS, device=None, dtype=torch.float64):
+        device = here() if device is None else device
         self.rows = []
         for d_in, d_out in itertools.pairwise(dims):
             a, g = torch.randn(cases, d_in + bias).double(), torch.randn(cases, d_out).double()

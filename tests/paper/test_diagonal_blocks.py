@@ -122,7 +122,8 @@ def test_the_identity_changes_nothing() -> None:
     found = block.damped(factored, part_state, strength(), None)
     v = torch.randn(3, 4)
     assert torch.equal(found.apply(v), v) and torch.equal(block.product({}, {}, v), v)
-    assert torch.equal(found.dense(), torch.eye(12).double()) and found.factors() is None
+    assert torch.equal(found.dense(), torch.eye(12, device="cpu").double())
+    assert found.factors() is None
     unknown = block.damped(block.factorise({}, {})[0], {}, strength(), None)
     assert torch.equal(unknown.apply(v), v)
     with pytest.raises(KfacLabError, match="shape"):
