@@ -36,6 +36,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 COPIED = (
     "kfac_lab",
+    "conftest.py",
     "kfac_lab_pytest.py",
     "tests",
     "plugins",
