@@ -177,7 +177,7 @@ def recipe_of(method: str, problem: str, seconds: float) -> kl.Recipe:
 def all_lanes(problem: str, methods: list[str], seed: int, scale: float, out: Path) -> list[Lane]:
     """The lanes of a race of all that the file does not have yet; ``scale`` shortens it."""
     lines = out.read_text().splitlines() if out.exists() else []
-    done = {key_of(line) for line in map(json.loads, lines) if line.get("ended")}
+    done = {key_of(line) for line in map(json.loads, lines) if line.get("ended", True)}
     stride = ALL_STRIDE.get(problem, 1)
     found = []
     for method in methods:

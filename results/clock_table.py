@@ -25,7 +25,8 @@ Error over the training set (FACES: every fifth case), the smaller of θ's and �
 CPU seconds of one thread; in brackets the iterations. The methods of a race take turns of a second
 in one process; peers are tuned and their rates decay to the horizon. Made by
 `python results/clock.py` and written by `python results/clock_table.py`; the lines are in
-[clock.jsonl](clock.jsonl). **Bold** is the lowest of its seed.
+[clock.jsonl](clock.jsonl). **Bold** is the lowest of its seed. Lines of 2026-11-27 are of `quick`
+as it was then: batches from 150, a slower fall of λ, a fifth of h promised at most.
 """
 
 
@@ -76,7 +77,8 @@ def races_of_all(lines: list[dict[str, Any]]) -> list[str]:
         return []
     page = ["## Every method at every horizon", "", *ALL.splitlines(), ""]
     for problem in dict.fromkeys(line["problem"] for line in lines):
-        own = sorted((x for x in lines if x["problem"] == problem), key=lambda x: x["seed"])
+        own = [x for x in lines if x["problem"] == problem]
+        own.sort(key=lambda x: (x["seed"], list(NAMES).index(x["method"]), x["horizon"]))
         page += [f"### {problem.upper()}", "", *values(own), "", *leads(own), ""]
     return page
 
