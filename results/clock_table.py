@@ -25,8 +25,8 @@ Error over the training set (FACES: every fifth case), the smaller of θ's and �
 CPU seconds of one thread; in brackets the iterations. The methods of a race take turns of a second
 in one process; peers are tuned and their rates decay to the horizon. Made by
 `python results/clock.py` and written by `python results/clock_table.py`; the lines are in
-[clock.jsonl](clock.jsonl). **Bold** is the lowest of its seed. Lines of 2026-11-27 are of `quick`
-as it was then: batches from 150, a slower fall of λ, a fifth of h promised at most.
+[clock.jsonl](clock.jsonl). **Bold** is the lowest of its seed. All but the first part is of `quick`
+as it was before 2026-11-28: batches from 150, a slower fall of λ, a fifth of h promised at most.
 """
 
 
