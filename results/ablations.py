@@ -70,10 +70,10 @@ They are no matter of speed. `quick` of before trained on, ten times as long as 
 214), before the guard took these steps back. **What happened**, seen by asking the model of the
 step before with all 1,000 cases in S2:
 
-| | S2 | S2's ΔᵀFΔ | of all cases | one case has of δᵀFδ | μ | promise | h |
+| | S2 | S2's ΔᵀFΔ | of all cases | three cases have of δᵀFδ | μ | promise | h |
 |---|---|---|---|---|---|---|---|
 | seed 1, iteration 161 | 789 cases | 0.0017 | 0.037 | 97 % | 2.3 | 0.00003 | 0.0013 |
-| seed 1, iteration 162 | 789 | 85,000 | 2,900,000 | 99 % of three | 2.5 | 0.30 | 0.0061 |
+| seed 1, iteration 162 | 789 | 85,000 | 2,900,000 | 99 % | 2.5 | 0.30 | 0.0061 |
 | seed 2, iteration 211 | 624 | 10 | 13,300 | 99.9 % | −361 | 0.068 | 0.0013 |
 
 A classifier that has converged is sure of nearly all cases. Its gradient, which is that of the

@@ -147,6 +147,7 @@ def test_a_preconditioner_of_another_kind_is_no_start(previous) -> None:
     torch.testing.assert_close(flat(found.apply(v)), flat(expected.apply(v)))
 
 
+@pytest.mark.host("elsewhere a failure is read with the step that made it")
 def test_a_failure_names_the_layer_and_the_factor() -> None:
     table = Table()
     table.kept[2]["G"] = table.kept[2]["G"] * float("nan")
