@@ -148,9 +148,14 @@ def told_by(command: list[str], seconds: float, ends: float = ENDS) -> tuple[str
     """What pytest prints in so much time, and whether it was cut off: asked to end a little
     earlier it still names what failed.
     """
-    running = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    # In the background of a script SIGINT is ignored, and what is started there inherits that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        running = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
     cut = False
     for wait_for, signalled in ((seconds - ends, signal.SIGINT), (ends, signal.SIGKILL)):
         try:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import signal
 import sys
 import time
 from pathlib import Path
@@ -46,7 +47,9 @@ def test_the_suites_stop_in_time_and_say_what_failed(deaf):
     spec.loader.exec_module(gpu)
     slow = SLOW.replace("try:", "import signal\nsignal.signal(2, lambda *_: time.sleep(60))\ntry:")
     start = time.monotonic()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in the background of a script
     output, cut = gpu.told_by([sys.executable, "-S", "-c", slow if deaf else SLOW], 4.0, 2.0)
+    assert signal.signal(signal.SIGINT, before) == signal.SIG_IGN
     assert cut and time.monotonic() - start < 30
     assert output.startswith("F.") and ("FAILED tests/a.py::test_b" in output) == (not deaf)
     assert gpu.told_by([sys.executable, "-S", "-c", "print(1)"], 60.0, 2.0) == ("1\n", False)

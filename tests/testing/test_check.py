@@ -65,7 +65,7 @@ def test_the_error_says_where_what_and_what_came():
     with pytest.raises(LawError) as error:
         check(Wrong())
     text = str(error.value)
-    assert text.startswith("likelihood Wrong breaks 1 of its laws (23 laws obeyed):\n")
+    assert text.startswith("likelihood Wrong breaks 1 of its laws (24 laws obeyed):\n")
     assert (
         "  gradient_of_loss: gradient is the derivative of loss in the outputs. But on 5 cases"
         in text
