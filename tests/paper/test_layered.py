@@ -104,6 +104,10 @@ def test_two_parts_without_a_delta0_are_shrunk_and_shortened_too() -> None:
     parts = replace(whole, split=True)
     unheld = Layered(most=1.0).choose(replace(whole, loss=number(1e3)), s, 1)
     torch.testing.assert_close(unheld, whole.minimiser(s))
+    matrix = parts.curvature + (s.lam + s.eta) * parts.gram
+    shrunk = torch.linalg.solve(matrix + 0.3 * torch.diag(matrix.diagonal()), -parts.slope)
+    free = Layered(most=1.0, ridge=0.3).choose(replace(parts, loss=number(1e3)), s, 1)
+    torch.testing.assert_close(free, shrunk)
     held = Layered(ridge=0.0, most=0.2).choose(parts, s, 1)
     assert -float(parts.value(held, s)) == pytest.approx(0.1)
     space, momentum = Bowl(bowl("three layers")), Layered()
