@@ -105,6 +105,10 @@ class Engine(Holder):
         """A state of old as one of today: what it lacks begins, and its numbers are tensors."""
         fresh = opening.first_state(self.parts, self.problem, self._theta)
         part_states = {**fresh.part_states, **state.part_states}
+        for slot, memory in part_states.items():  # a part may remember more by now
+            begins = fresh.part_states.get(slot)
+            if isinstance(memory, dict) and isinstance(begins, Mapping):
+                part_states[slot] = {**begins, **memory}
         numbers: dict[str, Any] = {
             name: number(value, self.device)
             for name in GATED

@@ -87,3 +87,18 @@ def test_a_file_without_a_field_gives_a_state_that_a_flag_can_gate(lost: str) ->
         assert not isinstance(getattr(state, name), (int, float)), name
     assert isinstance(state.level, Tensor) and isinstance(state.cross_weight, Tensor)
     other.step(X[:24], Y[:24])
+
+
+def test_a_memory_that_a_file_lacks_begins_and_what_it_has_goes_on() -> None:
+    """Saved before ``layered`` kept what ``confirmed`` keeps."""
+    made = [kl.KFAC(nn.Linear(6, 3), "categorical", recipe="quick", seed=0) for _ in range(2)]
+    for k in range(3):
+        made[0].step(X[24 * k : 24 * k + 24], Y[24 * k : 24 * k + 24])
+    saved = checkpoint.saved(made[0]._engine)
+    content = trees.decoded(saved["tree"])
+    content["state"].part_states["momentum"] = {"made": 3}
+    checkpoint.restore(made[1]._engine, {**saved, "tree": trees.encoded(content)})
+    memory = made[1]._engine.state_.part_states["momentum"]
+    assert memory["made"] == 3 and float(memory["share"]) == 1.0
+    assert memory.keys() == made[0]._engine.state_.part_states["momentum"].keys()
+    made[1].step(X[:24], Y[:24])

@@ -67,8 +67,8 @@ def test_the_error_says_where_what_and_what_came():
     text = str(error.value)
     assert text.startswith("likelihood Wrong breaks 1 of its laws (24 laws obeyed):\n")
     assert (
-        "  gradient_of_loss: gradient is the derivative of loss in the outputs. But on 5 cases"
-        in text
+        "  gradient_of_loss: gradient is the derivative of loss in the outputs, and error_of makes "
+        "the error of it. But on 5 cases: " in text
     )
     assert "expected the gradient of loss, " in text and ", got " in text
     assert isinstance(error.value, kl.PluginError) and isinstance(error.value, AssertionError)
