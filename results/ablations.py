@@ -49,10 +49,8 @@ HEAD = """# What each change contributes
 
 `quick` is `robust` with some changes. Each is taken out here alone, the others left as they are,
 and CURVES trained for ten CPU seconds of one thread. All lanes of a seed take turns of a second in
-one process, so that they see the same machine; it was very busy with other work, which made all of
-them slower alike (89 iterations where an idle one makes about 140). One seed was run; rows for the
-curvature told δᵀFδ to 0.1 then, where `quick` has 0.15 now, since they cost what the table shows.
-Made by `python results/clock.py curves --seconds 10 --seeds 0 --without --methods kfac --at 10
+one process, so that they see the same machine; the other core had another race to run.
+Made by `python results/clock.py curves --seconds 10 --seeds 0,1,2 --without --methods kfac --at 10
 --out results/ablations.jsonl` and written by `python results/ablations.py`.
 
 **Question.** Which of the changes is worth its code by the clock? **Measure.** The error over the
