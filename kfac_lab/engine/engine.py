@@ -108,7 +108,8 @@ class Engine(Holder):
         for slot, memory in part_states.items():  # a part may remember more by now
             begins = fresh.part_states.get(slot)
             if isinstance(memory, dict) and isinstance(begins, Mapping):
-                part_states[slot] = {**begins, **memory}
+                lacking = {key: begins[key] for key in begins if key not in memory}
+                part_states[slot] = {**memory, **lacking}
         numbers: dict[str, Any] = {
             name: number(value, self.device)
             for name in GATED
