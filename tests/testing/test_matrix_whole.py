@@ -6,10 +6,10 @@ from testing.matrix import breaks_that_law_alone, every_law
 
 @every_law("whole")
 def test_exactly_the_broken_law_is_reported(slot, name):
-    breaks_that_law_alone(slot, name, long=False)
+    breaks_that_law_alone(slot, name, every=False)
 
 
 @pytest.mark.soak
 @every_law("whole")
-def test_no_other_law_is_broken_of_the_long_ones_either(slot, name):
+def test_it_alone_is_of_all_laws(slot, name):
     breaks_that_law_alone(slot, name)
