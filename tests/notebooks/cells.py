@@ -2,10 +2,11 @@
 
 What nbval compares, without a kernel and a pytest for each notebook: what a cell prints, digits
 behind "≈" left out, and that it raises nothing. A process of its own reads requests from its
-standard input, a list in JSON of ``[path, right, wrong, whole]``: the notebook, what stands there,
-what is put in its place, and whether all of it runs as it is, or its cells up to the one in which
-the wrong one was found. For each it forks, so that no notebook sees another one, and prints a list
-of two outcomes, ``[cells that passed, what the next one did]``, with the wrong one and as it is:
+standard input, a list in JSON of ``[path, right, wrong, much]``: the notebook, what stands there,
+what is put in its place, and how much runs as it is: ``"all"`` of it, its cells up to the one in
+which the wrong one was found (``"there"``), or ``"nothing"`` behind the change. For each it forks,
+so that no notebook sees another one, and prints a list of two outcomes, ``[cells that passed, what
+the next one did]``, with the wrong one and as it is:
 ``"passed"`` where there is no next one, ``"printed"`` where it printed something else, and the name
 of the error where it raised. The cells before the change are the same, and run once for both.
 """
@@ -83,7 +84,7 @@ def in_common(cells: list[Any], changed: list[Any]) -> int:
     return 0 if looped or torch.cuda.is_available() else n
 
 
-def of_notebook(path: str, right: str, wrong: str, whole: bool) -> list[tuple[int, str]]:
+def of_notebook(path: str, right: str, wrong: str, much: str) -> list[tuple[int, str]]:
     """Both outcomes of a notebook, in its folder."""
     text = Path(path).read_text(encoding="utf-8")
     assert right in text, f"{path}: {right!r} stands somewhere else now"
@@ -97,7 +98,7 @@ def of_notebook(path: str, right: str, wrong: str, whole: bool) -> list[tuple[in
     if begun[1] != "passed":
         return [begun, begun]
     found = in_a_fork(lambda: asyncio.run(outcome(changed[n:], own, n)))
-    most = None if whole else found[0] + 1
+    most = {"all": len(cells), "there": found[0] + 1, "nothing": n}[much]
     return [found, asyncio.run(outcome(cells[n:most], own, n))]
 
 
