@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -11,7 +11,16 @@ from kfac_lab.core.likelihood import Likelihood
 from kfac_lab.core.state import DampingStrength
 from kfac_lab.core.vector import Vec
 
-__all__ = ["Evaluation", "Layer", "MomentTable", "Moments", "PartState", "Space", "SubspaceModel"]
+__all__ = [
+    "Evaluation",
+    "Layer",
+    "MomentTable",
+    "Moments",
+    "PartState",
+    "ShapedMoments",
+    "Space",
+    "SubspaceModel",
+]
 
 PartState = Mapping[str, Any]
 
@@ -95,6 +104,13 @@ class Moments(Protocol):
     def __getitem__(self, name: str) -> Tensor: ...
 
     def __contains__(self, name: str) -> bool: ...
+
+
+@runtime_checkable
+class ShapedMoments(Protocol):
+    """Moments that also tell their layer's matrix, as those do on which the laws try blocks."""
+
+    shape: tuple[int, int]  # (d_out, d_in)
 
 
 class MomentTable(Protocol):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kfac_lab.core.protocols import Moments, PartState
+from kfac_lab.core.given import Moments, PartState, ShapedMoments
 from kfac_lab.core.state import DampingStrength
 from kfac_lab.errors import KfacLabError
 
@@ -134,8 +134,9 @@ class Identity:
     def factorise(
         self, moments: Moments, part_state: PartState
     ) -> tuple[IdentityInverse, PartState]:
-        """Nothing to do but to note the layer's shape, where ``moments.shape`` tells it."""
-        return IdentityInverse(getattr(moments, "shape", None)), part_state
+        """Nothing to do but to note the layer's shape, where the moments tell it."""
+        told = moments.shape if isinstance(moments, ShapedMoments) else None
+        return IdentityInverse(told), part_state
 
     def damped(
         self,
