@@ -9,14 +9,14 @@ EXACT = "model = approximate_fisher\nmomentum = rescaled\n" + (
 )
 
 
-def engine_of(model, inputs, targets, likelihood="categorical", text="", lr=0.0):
+def engine_of(model, inputs, targets, likelihood="categorical", text="", lr=0.0, **slots):
     if "estimator" not in text:
         text += "estimator = exact(fraction=1.0)\n"
     problem = kl.Problem(
         model=model, likelihood=resolve(likelihood), inputs=inputs, targets=targets
     )
     recipe = kl.Recipe.from_text(EXACT + f"batch = constant(size={len(inputs)})\n" + text)
-    return attach(problem, recipe, 0, lr=lr)
+    return attach(problem, recipe.replace(**slots), 0, lr=lr)
 
 
 def factors(model, inputs, targets, text="", likelihood="categorical"):
