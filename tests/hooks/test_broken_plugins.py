@@ -12,7 +12,7 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -42,11 +42,16 @@ class Outcome(NamedTuple):
     says: str
 
 
-def judged(lab: Lab, slot: str) -> kl.testing.Report:
-    """The kit's report on what the plugin registered, which loads without a word."""
+def registered(lab: Lab, slot: str) -> Any:
+    """What the plugin registered, which loads without a word."""
     plugin = lab.plugin("broken")
     assert (plugin.status, plugin.why, plugin.slots) == ("loaded", "", {slot: ["mine"]})
-    return report(lab.component(slot, "mine"), slot)
+    return lab.component(slot, "mine")
+
+
+def judged(lab: Lab, slot: str) -> kl.testing.Report:
+    """The kit's report on it."""
+    return report(registered(lab, slot), slot)
 
 
 # --- installing, and what comes of it -----------------------------------------------------------
@@ -139,10 +144,9 @@ def test_the_kit_names_the_law_and_the_lab_goes_on(
 ) -> None:
     slot, law, source = JUDGED[name]
     lab = laboratory(Case(KIT, "", source), tmp_path, monkeypatch)
-    found = judged(lab, slot)
-    assert law in found.broken, found
-    with pytest.raises(kl.testing.LawError, match=f"  {law}: "):
-        kl.testing.check(lab.component(slot, "mine"), slot)
+    with pytest.raises(kl.testing.LawError, match=f"  {law}: ") as told:
+        kl.testing.check(registered(lab, slot), slot)
+    assert law in told.value.report.broken
     usable(lab)
 
 
