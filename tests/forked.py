@@ -1,8 +1,9 @@
-"""Kernels for notebooks under test that need not import torch: two seconds less for each.
+"""Kernels for notebooks under test that need not import torch: three seconds less for each.
 
-Jupyter starts a small process for a kernel. That asks a server, which has imported torch and
-nothing of the package, for a fork of itself; the fork becomes the kernel, with the environment, the
-folder and the files that it would have had. The small process hands on the signals that it gets
+Jupyter starts a small process for a kernel. That asks a server, which has imported torch,
+matplotlib and what kernels stand on, and nothing of the package or of ipykernel, for a fork of
+itself; the fork becomes the kernel, with the environment, the folder and the files that it would
+have had. The small process hands on the signals that it gets
 and lives as long as the fork does; where it is killed the fork ends too.
 
 ::
@@ -14,6 +15,7 @@ and lives as long as the fork does; where it is killed the fork ends too.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import signal
@@ -85,14 +87,22 @@ def _kernel(arguments: list[str]) -> None:
         link.recv(1)  # nothing: the fork has ended
 
 
+#: what every kernel would import; `torch._dynamo`, and sympy with it, a first gradient loads
+IMPORTED = ("torch", "torch._dynamo", "IPython", "jupyter_client", "zmq.eventloop.zmqstream")
+IMPORTED += ("matplotlib.figure",)
+INLINE = "module://matplotlib_inline.backend_inline"  # what ipykernel sets where nothing is set
+
 # ---- the server ----------------------------------------------------------------------------------
 
 
 def _serve(address: str) -> None:
+    import gc
     import select
 
-    import torch
-    import torch._dynamo  # noqa: F401 - sympy with it: a first gradient loads it
+    for name in IMPORTED:
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # a fork's collector of garbage need not go through it
 
     path = [place for place in sys.path if place != str(Path(__file__).parent)]
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # what has ended is gone
@@ -125,13 +135,15 @@ def _become(link: socket.socket, path: list[str]) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     link.sendall(str(os.getpid()).encode())
+    request = json.loads(text)
+    sys.modules["matplotlib"].rcParams["backend"] = request["env"].get("MPLBACKEND", INLINE)
 
     def ends_with_it() -> None:
         link.recv(1)
         os._exit(1)
 
     threading.Thread(target=ends_with_it, daemon=True).start()
-    warm.play(json.loads(text), path)
+    warm.play(request, path)
 
 
 if __name__ == "__main__":

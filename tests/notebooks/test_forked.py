@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from forked import kernels
+from forked import INLINE, kernels
 from jupyter_client.blocking import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 
@@ -67,6 +67,9 @@ def test_it_is_as_if_it_had_been_started(kernel: Any, server: Any, tmp_path: Pat
     places = asked(client, "sys.path")
     assert str(server[0]) in places and repr(str(Path(__file__).parents[1])) not in places
     assert asked(client, "signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL") == "True"
+    # where matplotlib's backend was read before the kernel had one
+    client.execute("import matplotlib", silent=True, reply=True)
+    assert asked(client, "matplotlib.get_backend()") in ("'inline'", repr(INLINE))
     own = int(asked(client, "os.getpid()"))
 
     # an interrupt is the kernel's, and leaves it
