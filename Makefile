@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY := passive
 # SECONDS is a parameter of `make demo`; some shells give the name a meaning of their own.
 unexport SECONDS
 
-.PHONY: help demo test suite meanwhile emulated plugins notebooks quick some lint lab docs wheels matrix soak mutants clean
+.PHONY: help demo test suite meanwhile emulated others plugins notebooks quick some lint lab docs wheels matrix soak mutants clean
 .DELETE_ON_ERROR:
 
 help:
@@ -44,11 +44,15 @@ suite: $(VENV)/.test
 
 # told when it is done; where the suite has ended before, two of these at a time
 meanwhile: $(VENV)/.test
-	@log=$$(mktemp); $(MAKE) --no-print-directory -O lint notebooks plugins emulated > $$log 2>&1; \
+	@log=$$(mktemp); $(MAKE) --no-print-directory -O lint others emulated > $$log 2>&1; \
 	  code=$$?; cat $$log; rm $$log; exit $$code
 
 emulated: $(VENV)/.test
 	$(BIN)/python -m pytest --device emulated $(ACCELERATOR) -k $(TELLING)
+
+# both of the next two in one session; `plugins` holds notebooks too
+others: $(VENV)/.test
+	$(BIN)/python -m pytest --nbval $(filter notebooks/%,$(NOTEBOOKS)) plugins
 
 plugins: $(VENV)/.test
 	$(BIN)/python -m pytest plugins  # on their own: here entry points do load
