@@ -1,13 +1,13 @@
 """What the tests of the command line share: a command run in this process, or in one of its own."""
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import warm
 
 from kfac_lab.cli import main
 
@@ -36,17 +36,16 @@ def command(capsys: pytest.CaptureFixture[str]) -> Command:
 
 
 @pytest.fixture
-def spawn() -> Callable[..., "subprocess.Popen[str]"]:
-    """The same in a process of its own."""
+def spawn() -> Callable[..., warm.Process]:
+    """The same in a process of its own, at a terminal where one is given."""
 
-    def start(*arguments: object, **options: object) -> "subprocess.Popen[str]":
+    def start(*arguments: object, terminal: str | None = None) -> warm.Process:
         # Tests started under nohup hand on that a hang-up is ignored.
         code = "import signal, sys; signal.signal(signal.SIGHUP, signal.SIG_DFL); "
         code += "from kfac_lab.cli import main; sys.exit(main())"
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         environment["PYTHONPATH"] = str(ROOT)
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
         words = [sys.executable, "-c", code, *map(str, arguments)]
-        return subprocess.Popen(words, env=environment, **pipes)  # type: ignore[call-overload]
+        return warm.start(words, environment, terminal)
 
     return start

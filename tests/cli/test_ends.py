@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -23,7 +22,7 @@ from kfac_lab.study import read
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
-def started(process: "subprocess.Popen[str]") -> None:
+def started(process: warm.Process) -> None:
     for line in process.stdout:
         if line.startswith("step "):
             return

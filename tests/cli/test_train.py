@@ -85,7 +85,7 @@ def test_any_recipe_trains(command, recipe: str) -> None:
 def test_a_terminal_sees_lines_redrawn_and_gets_its_cursor_back(spawn) -> None:
     master, slave = pty.openpty()
     os.environ["TERM"] = "xterm-256color"
-    process = spawn("train", "digits", "--seconds", 1, stdout=slave, stdin=slave)
+    process = spawn("train", "digits", "--seconds", 1, terminal=os.ttyname(slave))
     os.close(slave)
     seen = b""
     while True:
