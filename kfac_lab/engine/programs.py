@@ -3,8 +3,8 @@
 A step but for its commit is a function of the tensors of the State, θ, the buffers and the batch,
 and of tensors that are functions of k (the uniforms, a part's rates). All else that it depends on
 makes its *key*: what is due, the shapes and every Python number but the weights that ε makes, which
-a program is given anew. A step whose key comes for the second time is recorded while it is made; at
-the third it is recorded again, the two recordings have to make the same calls with the same
+a program is given anew. A step whose key comes for the first time is recorded while it is made; at
+the second it is recorded again, the two recordings have to make the same calls with the same
 numbers, and a replay has to give what the step gave, bit for bit; from then on steps with this key
 are replays. A refresh reads, and decides by it: a replay reads the same, and where it comes out
 otherwise the step is made call by call. So is one whose replay would not be right: that is said
@@ -115,15 +115,15 @@ class Programs:
         entry.seen += 1
         if entry.refused:
             return begun.made(), begun
-        if entry.program is None and entry.seen == 1:
+        if entry.program is None:
             found = self._sized.step(self, begun, asked)
             if found is not None:
                 return found, begun
             begun = begun.again()
-            made = begun.made()
-            self._seen_once(begun, made, asked)
-            return made, begun
-        if entry.program is None:
+            if entry.seen == 1 and (self._counting or self._sized.refused(asked, plan.k)):
+                made = begun.made()  # it may come once
+                self._seen_once(begun, made, asked)
+                return made, begun
             noted = self._recorded(begun, asked, entry)
             if isinstance(noted, Prepared):
                 return noted, begun
@@ -197,9 +197,6 @@ class Programs:
             record=replace(made.record, step=plan.k),
             new=replace(made.new, part_states=states),
         )
-        reason = counting(engine.state_, made.new, asked.counts)
-        if reason is not None:
-            recording.refusals.append(reason)
         return made, recorder, recording
 
     def _recorded(self, begun: Begun, asked: StepInputs, entry: KnownStep) -> Prepared | Exception:
@@ -213,7 +210,11 @@ class Programs:
             return noted
         made, recorder, recording = noted
         self._known.file(asked, entry, recording.held)
-        reason = next(iter(recording.refusals), None)
+        counts = counting(begun.engine.state_, made.new, asked.counts)
+        if counts is not None and entry.seen == 1 and not recording.refusals:
+            self._seen_once(begun, made, asked)  # it may end, and then its steps are replayed
+            return made
+        reason = next(iter(recording.refusals), counts)
         if reason is None and recording.unclear is not None:
             entry.unclear += 1
             reason = recording.unclear if entry.unclear > PATIENCE else None
@@ -223,6 +224,7 @@ class Programs:
             entry.recording = None  # the next step's may tell
         elif before is None:
             entry.recording = recording
+            self._sized.begins(asked, begun.plan.k, recording)
         else:
             entry.recording = None
             entry.template, outputs = template(recorder, made, begun.engine.state_)

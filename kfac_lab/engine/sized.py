@@ -9,8 +9,9 @@ the size, whose cases are the batch's own twice over; nothing of that step is ke
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -29,10 +30,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Sized"]
 
-STILL = 3  # steps after which a size that has not moved is taken for a constant
 LARGER = 2.0, 1.5, 1.2, 1.05  # how many times the cases a program is tried on
-BOUNDS = 4  # of sizes, by which parts may go
-OTHERS = 3  # sizes that come once before a step is recorded for all of them
+BOUNDS = 8  # of sizes, by which parts may go
+
+Sizes = tuple[int, ...]
 
 
 @dataclass(eq=False)
@@ -40,21 +41,31 @@ class Family(KnownStep):
     """What is known of steps that differ in the sizes of their batches alone."""
 
     first: tuple[Recording, dict[str, int]] | None = None
-    still: int = 0  # steps in a row at which some size has not moved
+    constant: dict[str, int] = field(default_factory=dict)  # sizes that the program has for good
     bound: int = 0  # so many cases were made otherwise; 0: none so far
-    failed: int = 0  # how often larger batches have given other numbers
-    low: tuple[int, ...] = ()
-    high: tuple[int, ...] = ()
+    failed: int = 0  # how often other sizes have given other numbers
+    low: Sizes = ()
+    high: Sizes = ()
 
-    def spans(self, sizes: tuple[int, ...]) -> bool:
+    def spans(self, sizes: Sizes) -> bool:
         """Whether the program was tried at smaller sizes and at larger ones."""
         ends = zip(self.low, sizes, self.high, strict=True)
         return all(low <= size <= high for low, size, high in ends)
 
-    def stretched(self, sizes: tuple[int, ...]) -> None:
+    def stretched(self, sizes: Sizes) -> None:
         """It was tried at these too."""
         self.low = tuple(map(min, self.low or sizes, sizes))
         self.high = tuple(map(max, self.high or sizes, sizes))
+
+    def takes(self, sizes: Mapping[str, int]) -> bool:
+        """Whether what it has for good is what these are."""
+        return all(sizes[name] == size for name, size in self.constant.items())
+
+    def forgotten(self) -> None:
+        """Begins anew, with the next recording."""
+        self.program = self.captured = self.template = self.first = None
+        self.low = self.high = ()
+        self.bound = 0
 
 
 @dataclass(eq=False)
@@ -63,23 +74,37 @@ class Sized:
 
     known: KnownSteps = field(default_factory=lambda: KnownSteps(Family))
 
+    def refused(self, asked: StepInputs, k: int) -> bool:
+        """Whether no program is to be hoped for where other sizes come."""
+        return asked.family is not None and self._family(asked, k).refused
+
+    def begins(self, asked: StepInputs, k: int, recording: Recording) -> None:
+        """A step was recorded at these sizes: the next at others makes a program with it."""
+        if asked.family is None:
+            return
+        family = self._family(asked, k)
+        if family.program is None:
+            asked = replace(asked, key=asked.family)
+            self.known.file(asked, family, recording.held)
+            family.first = recording, dict(asked.sizes)
+
     def step(self, programs: Programs, begun: Begun, asked: StepInputs) -> Prepared | None:
-        """A step whose size has come for the first time, or None: it is to be made call by call."""
+        """A step whose sizes may be others than those before, or None: it is to be made, and may be
+        recorded, as one of its own key.
+        """
         if asked.family is None:
             return None
+        family = self._family(asked, begun.plan.k)
         asked = replace(asked, key=asked.family)
-        plan = begun.plan
-        family = self.known.of(asked, plan.k)
-        assert isinstance(family, Family)
-        family.seen += 1
-        if family.refused or family.seen <= OTHERS:
+        if family.refused:
             return None
-        if family.program is not None and 0 < family.bound <= plan.m:
-            self._forgotten(programs, begun, family)
-            if family.refused:
-                return None
         if family.program is None:
+            if family.first is None or family.first[1] == asked.sizes:
+                return None
             return self._recorded(programs, begun, asked, family)
+        if not family.takes(asked.sizes) or 0 < family.bound <= begun.plan.m:
+            self._failed(programs, begun, family)
+            return None
         sizes = tuple(asked.sizes.values())
         if not family.spans(sizes):
             made = self._stretched(programs, begun, asked, family)
@@ -91,10 +116,15 @@ class Sized:
             return made
         return programs.replayed_step(begun, asked, family)
 
+    def _family(self, asked: StepInputs, k: int) -> Family:
+        family = self.known.of(replace(asked, key=asked.family), k)
+        assert isinstance(family, Family)
+        return family
+
     def _recorded(
         self, programs: Programs, begun: Begun, asked: StepInputs, family: Family
     ) -> Prepared | None:
-        """A step made as ever, and noted; with one of another size a program."""
+        """A step made as ever, and noted; with the one of other sizes before it a program."""
         noted = programs.noted(begun, asked, None)
         if isinstance(noted, Exception):
             family.refused = True  # the step itself says what is wrong, if anything is
@@ -104,27 +134,26 @@ class Sized:
         if recording.refusals:
             programs.refuse(begun, family, recording.refusals[0], recording.held)
             return made
-        if recording.unclear is not None or made.back:
+        if recording.unclear is not None or made.back or family.first is None:
             return made
-        first = family.first
-        moved = [] if first is None else [a != b for a, b in _apart(first[1], asked.sizes)]
-        # A size that has not moved would be a constant: some may be one.
-        family.still = family.still + 1 if first is not None and not all(moved) else 0
-        if first is not None and (all(moved) or (moved[0] and family.still > STILL)):
-            family.first, family.still = None, 0
-            try:
-                whole = unified(first[0], recording, (first[1], asked.sizes))
-            except Unlike as error:
+        before, sizes = family.first
+        try:
+            whole = unified(before, recording, (sizes, asked.sizes))
+        except Unlike as error:  # which may be a bound between the two
+            family.failed += 1
+            family.first = recording, dict(asked.sizes)
+            if family.failed > BOUNDS:
                 reason = f"at another size of the batch it makes other calls: {error}"
                 programs.refuse(begun, family, reason)
-                return made
-            family.template, outputs = template(recorder, made, begun.engine.state_)
-            family.program = Program(whole, [*outputs, *whole.looked])
-            family.stretched(tuple(first[1].values()))
-            family.stretched(tuple(asked.sizes.values()))
-            programs.tried(begun, asked, family, made)
-        elif first is None:
-            family.first = recording, dict(asked.sizes)
+            return made
+        # A size that has not moved would be a constant in the program.
+        family.constant = {name: n for name, n in asked.sizes.items() if sizes[name] == n}
+        family.first = None
+        family.template, outputs = template(recorder, made, begun.engine.state_)
+        family.program = Program(whole, [*outputs, *whole.looked])
+        family.stretched(tuple(sizes.values()))
+        family.stretched(tuple(asked.sizes.values()))
+        programs.tried(begun, asked, family, made)
         return made
 
     def _stretched(
@@ -134,14 +163,13 @@ class Sized:
         spare side of the moments, or on the step itself where there is no larger one.
         """
         engine, plan = begun.engine, begun.plan
-        grown = plan.m >= family.high[0]
-        larger = _larger(engine, plan, family.bound) if grown else None
-        if larger is None and grown and family.bound:
-            return None  # between what it serves and what is made otherwise
+        larger = _larger(engine, plan, family) if plan.m > family.high[0] else None
         if larger is None:
             made = begun.made()
-            if programs.tried(begun, asked, family, made):
+            if programs.tried(begun, asked, family, made, final=False):
                 family.stretched(tuple(asked.sizes.values()))
+            else:
+                self._failed(programs, begun, family)
             return made
         with begun.clock("program"):
             assert begun.drawn is not None  # or there would be no family
@@ -162,35 +190,29 @@ class Sized:
                 family.bound = larger.m  # a part goes by a size: up to it the program may serve
         return None
 
-    def _forgotten(self, programs: Programs, begun: Begun, family: Family) -> None:
-        """Batches as large as this are made otherwise, perhaps by another program."""
+    def _failed(self, programs: Programs, begun: Begun, family: Family) -> None:
+        """Batches of these sizes are made otherwise, perhaps by another program."""
         family.failed += 1
-        family.program = family.first = None
-        family.low = family.high = ()
-        family.bound = 0
+        family.forgotten()
         if family.failed > BOUNDS:
-            reason = "at larger sizes of the batch it gives other numbers, again and again"
+            reason = "at other sizes of the batch it gives other numbers, again and again"
             programs.refuse(begun, family, reason)
 
 
-def _larger(engine: Engine, plan: StepPlan, bound: int) -> StepPlan | None:
+def _larger(engine: Engine, plan: StepPlan, family: Family) -> StepPlan | None:
     """The step on as much as twice the cases, so that its sizes are to each other as they are, and
-    on less than ``bound`` where that is known to be made otherwise.
+    on less than the bound where one is known.
     """
     chunk, limit = engine.passes.function.chunk, engine.problem.available or plan.m
     pattern = size_pattern((plan.m, plan.s1, plan.s2), chunk)
     for share in LARGER:
         m = min(int(share * plan.m), limit)
         s1, s2 = rows_at(engine, m)
-        if bound and m >= bound:
+        if (family.bound and m >= family.bound) or not family.takes({"m": m, "s1": s1, "s2": s2}):
             continue
         if m > plan.m and size_pattern((m, s1, s2), chunk) == pattern:
             return replace(plan, m=m, s1=s1, s2=s2)
     return None
-
-
-def _apart(one: dict[str, int], other: Any) -> list[tuple[int, int]]:
-    return [(one[name], other[name]) for name in one]
 
 
 def _repeated(drawn: Drawn, known: int, m: int) -> Drawn:

@@ -163,7 +163,11 @@ class ConstantBatch:
 
 @dataclass(frozen=True)
 class Exponential:
-    """m_k = start·(|S|/start)^((k−1)/(full_at−1)); from ``full_at`` on the whole set (10.4)."""
+    """m_k = start·(|S|/start)^((k−1)/(full_at−1)); from ``full_at`` on the whole set (10.4).
+
+    With ``rung`` above 1 it is rounded down to start·rung^j: a size serves several steps, and on an
+    accelerator one captured launch serves them.
+    """
 
     start: int = parameter(1000, symbol="m1", section="13", low=1)
     full_at: int = parameter(500, section="13", low=2, help="step at which m is the whole set")
@@ -172,6 +176,9 @@ class Exponential:
     )
     whole: int = parameter(
         0, section="13", low=0, help="a set of at most so many cases is the batch from the start"
+    )
+    rung: float = parameter(
+        1.0, section="13", low=1.0, high=8.0, help="ratio of one size to the next; 1: as printed"
     )
 
     def size(self, step: int, available: int | None) -> int:
@@ -193,7 +200,10 @@ class Exponential:
         power = (step - 1) / (self.full_at - 1)
         if power >= 1:
             return full
-        return min(math.floor(self.start * (full / self.start) ** power + 1e-9), full)
+        grown = (full / self.start) ** power
+        if self.rung > 1:
+            grown = self.rung ** math.floor(math.log(grown) / math.log(self.rung) + 1e-9)
+        return min(math.floor(self.start * grown + 1e-9), full)
 
 
 Constant = ConstantBatch  # its former name

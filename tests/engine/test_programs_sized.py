@@ -109,6 +109,47 @@ def test_larger_batches_are_tried_before_they_are_served() -> None:
     assert max(f.high[0] for f in families) >= served
 
 
+def test_rungs_are_launched_and_one_launch_is_kept_for_each_kind_of_step() -> None:
+    """As on an accelerator: a size that stays is captured, by the program of all sizes."""
+    made = kl.Recipe.named("paper").replace(
+        **{**GROWING, "estimator": "sampled(fraction=0.4, limit=0.5)"},
+        batch="exponential(start=10, full_at=80, rung=1.2)",
+    )
+    runs = [kl.Run(problem(), made, seed=1, graphs=graphs) for graphs in (True, False)]
+    programs, captured, numbers = runs[0].stepper.programs, [], set()
+
+    def capture(function: Any) -> Any:
+        captured.append(function)
+        function()
+        return function
+
+    programs.capture = capture
+    for _ in range(78):
+        for run in runs:
+            run.advance(1)
+        families = [f for f in programs._sized.known.entries() if f.captured is not None]
+        numbers |= {tuple(f.captured.numbers) for f in families}
+        # what is held is of this size, and of the one before where a kind of step waits
+        assert len(families) <= 2
+    assert same(runs)
+    assert len(numbers) > 8  # sizes that were launched
+    assert programs.launched > 40 and len(programs.programs()) <= 6
+    # two sides of the moments, for two kinds of steps, at every size
+    assert len(captured) <= 4 * len({float(m) for m in runs[0].history["batch"]})
+
+
+def test_a_size_that_has_not_moved_may_move_later() -> None:
+    """|S1| and |S2| are as they were until their share of the batch is more than their least."""
+    runs = pair(
+        batch="exponential(start=60, full_at=50)",
+        estimator="sampled(fraction=0.3, minimum=40, limit=0.9)",
+        quadratic_model="exact_fisher(fraction=0.5, minimum=50)",
+        steps=49,
+    )
+    assert same(runs) and runs[0].stepper.programs.replayed > 20
+    assert runs[0].stepper.programs.refusals == {}
+
+
 def step_of(m: int, k: int = 1) -> tuple[Any, list[Tensor], list[Tensor]]:
     """A recorded function of a batch, its inputs, and what it gave."""
     x = torch.arange(3.0 * m, dtype=torch.float64).reshape(m, 3).sin()

@@ -27,6 +27,22 @@ def test_the_batch_grows_by_a_constant_factor_to_the_whole_set(available, first,
         assert batch.size(k, available) == expected, f"step {k}"
 
 
+@pytest.mark.parametrize("rung", [1.05, 1.1, 2.0])
+def test_with_rungs_a_size_is_the_largest_rung_below_the_one_as_printed(rung: float) -> None:
+    first, full_at, available = 50, 40, 4096
+    batch, printed = Exponential(first, full_at, rung=rung), Exponential(first, full_at)
+    rungs, number = [], 0
+    while first * rung**number <= available:
+        rungs.append(int(first * rung**number))
+        number += 1
+    sizes = [batch.size(k, available) for k in range(1, full_at)]
+    exact = [first * (available / first) ** ((k - 1) / (full_at - 1)) for k in range(1, full_at)]
+    assert sizes == [max(r for r in rungs if r <= m + 1e-6) for m in exact]
+    assert all(m / rung < size + 1 for m, size in zip(exact, sizes, strict=True))
+    assert len(set(sizes)) < len({printed.size(k, available) for k in range(1, full_at)})
+    assert batch.size(full_at, available) == batch.size(full_at + 9, available) == available
+
+
 def refreshes(schedule: Growing, steps: int) -> list[int]:
     dues = [(k, schedule.due(k, {}, Signals())[0]) for k in range(1, steps + 1)]
     assert all(due.factors == due.inverse and not due.gamma for _, due in dues)
