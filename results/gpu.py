@@ -62,6 +62,8 @@ SMALL_STEPS = (("mnist_small", 200), ("digits", 500))
 CURVES = ("curves", "mnist", "faces")
 RECIPES = ("quick", "robust", "paper")
 BASELINES = ("muon", "soap", "adam", "nag")
+# a size of the batch that serves several steps, so that they are launches while it grows
+RUNGS = {"quick, rungs": ("quick", "exponential(start=250, full_at=500, whole=2000, rung=1.1)")}
 # products that are short, by device
 SHORT = {
     "cuda": (
@@ -293,13 +295,16 @@ class Sgd:
 def curves(device: str, small: bool, seconds: float) -> list[dict[str, Any]]:
     """The error of the training set at marks of the run's own clock, for each method."""
     problems = ("digits",) if small else CURVES
-    methods = [*RECIPES, *BASELINES]
+    methods = [*RECIPES, *RUNGS, *BASELINES]
     horizon = min(MARKS[-1], 0.8 * seconds / len(problems) / len(methods))
     lines: list[dict[str, Any]] = []
     for problem in problems:
         for method in methods:
             try:
                 recipe: Any = method
+                if method in RUNGS:
+                    name, batch = RUNGS[method]
+                    recipe = kl.Recipe.named(name).replace(batch=batch)
                 if method in BASELINES:
                     recipe = kl.Recipe.of(tuned(method, problem, seconds=horizon))
                 run = kl.Run(problem, recipe, seed=0, device=device)

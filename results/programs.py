@@ -4,8 +4,10 @@
     python results/programs.py --times         # milliseconds of CPU time, call by call and replayed
     python results/programs.py --launches      # of a step as on an accelerator, by a stand-in
 
-Counts: how many of 75 steps were replays, each program's calls and how often it was replayed, the
-bytes that they keep and the length of their texts. Times: both runs in one process, step by step in
+Counts: how many of 75 steps were replays and how many of them would be one launch where there are
+CUDA graphs, each program's calls and how often it was replayed, the bytes that they and the places
+of launches keep and the length of their texts. Batches: one size; another size at every step; and
+growing by rungs, each of which serves a few steps. Times: both runs in one process, step by step in
 turns, medians of steps of each kind once all of them are programs.
 """
 
@@ -44,24 +46,32 @@ def main() -> None:
             print(launches(name, options), flush=True)
         return
     for name in options.recipes:
-        for batch in ("constant", "growing"):
-            if not (options.times and batch == "growing"):
+        for batch in ("constant", "growing", "rungs"):
+            if not (options.times and batch != "constant"):
                 print(line(name, batch, options), flush=True)
 
 
 def pair(name: str, batch: str, options: Any) -> tuple[kl.Run, kl.Run]:
     """The run with programs, and without."""
     recipe = kl.Recipe.named(name).replace(batch=f"constant(size={options.rows})")
-    if batch == "growing":
-        recipe = recipe.replace(batch=f"exponential(start=100, full_at={STEPS})")
+    if batch != "constant":
+        rung = ", rung=1.2" if batch == "rungs" else ""
+        recipe = recipe.replace(batch=f"exponential(start=100, full_at={STEPS}{rung})")
     mine, theirs = (kl.Run(options.problem, recipe, seed=0, graphs=g) for g in (True, False))
     return mine, theirs
+
+
+def standing_in(function: Any) -> Any:
+    """For a CUDA graph, where there is none: what it launches is called."""
+    function()
+    return function
 
 
 def line(name: str, batch: str, options: Any) -> str:
     """One recipe."""
     mine, theirs = pair(name, batch, options)
     if not options.times:
+        mine.stepper.programs.capture = standing_in
         mine.advance(STEPS), theirs.advance(STEPS)
         equal = all(map(torch.equal, parameters(mine), parameters(theirs)))
         programs = mine.stepper.programs
@@ -70,7 +80,8 @@ def line(name: str, batch: str, options: Any) -> str:
         said = "; ".join(f"{due}: {why}" for due, why in programs.refusals.items())
         return (
             f"| {name}, {batch} | {'equal' if equal else 'DIFFERS'} | {programs.replayed} | "
-            f"{', '.join(made)} | {programs.nbytes()} B, {text} kB | {said} |"
+            f"{programs.launched} | {', '.join(made)} | "
+            f"{programs.nbytes() / 1e6:.1f} MB, {text} kB | {said} |"
         )
     mine.advance(50), theirs.advance(50)
     taken: dict[tuple[str, bool], list[float]] = {}

@@ -16,6 +16,7 @@ constants, 30 to 250 kB; what is computed on the way is let go of after its last
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,7 @@ __all__ = ["Programs", "wanted"]
 PATIENCE = 60  # steps that a part may count in Python before that is said: it may end
 TRIED = 2  # launches of a captured program that are compared with its calls one by one
 FAILS = RuntimeError, IndexError, ValueError  # what calls raise that are not for these inputs
+_NUMBER = re.compile(r"\d\S*")  # by which one reason would be said for each kind of step
 MISSED = 3  # replays in a row that may read something else before no more are tried
 
 
@@ -316,7 +318,7 @@ class Programs:
 
     def _uncaptured(self, engine: Engine, what: str) -> None:
         self.capture, self.uncaptured = None, what
-        for entry in (*self._known.entries(), *self._sized.known.entries()):
+        for entry in self._entries():
             entry.captured = None
         engine.warnings.say("capture", f"programs are replayed call by call: {what}", stacklevel=9)
 
@@ -332,7 +334,7 @@ class Programs:
             self.refusals[due] = reason
             if not held:  # or it may be otherwise later on
                 begun.engine.warnings.say(
-                    f"program {reason}",
+                    f"program {_NUMBER.sub('', reason)}",
                     f"step {begun.plan.k} and those like it ({due} due) are made call by call: "
                     f"{reason}",
                     stacklevel=7,
@@ -347,14 +349,16 @@ class Programs:
 
     # --- what is told -----------------------------------------------------------------------------
 
+    def _entries(self) -> list[KnownStep]:
+        return [*self._known.entries(), *self._sized.known.entries()]
+
     def programs(self) -> list[Program]:
         """Those that there are."""
-        every = (*self._known.entries(), *self._sized.known.entries())
-        return [entry.program for entry in every if entry.program is not None]
+        return [entry.program for entry in self._entries() if entry.program is not None]
 
     def nbytes(self) -> int:
-        """Bytes that the programs keep."""
-        captured = (e.captured.nbytes() for e in self._known.entries() if e.captured is not None)
+        """Bytes that the programs and the places of launches keep."""
+        captured = (e.captured.nbytes() for e in self._entries() if e.captured is not None)
         return sum(program.nbytes() for program in self.programs()) + sum(captured)
 
     def told(self) -> str:

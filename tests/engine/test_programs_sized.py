@@ -111,10 +111,12 @@ def test_larger_batches_are_tried_before_they_are_served() -> None:
 
 def test_rungs_are_launched_and_one_launch_is_kept_for_each_kind_of_step() -> None:
     """As on an accelerator: a size that stays is captured, by the program of all sizes."""
-    made = kl.Recipe.named("paper").replace(
-        **{**GROWING, "estimator": "sampled(fraction=0.4, limit=0.5)"},
-        batch="exponential(start=10, full_at=80, rung=1.2)",
-    )
+    slots = {
+        **GROWING,
+        "estimator": "sampled(fraction=0.4, limit=0.5)",
+        "batch": "exponential(start=10, full_at=80, rung=1.2)",
+    }
+    made = kl.Recipe.named("paper").replace(**slots)
     runs = [kl.Run(problem(), made, seed=1, graphs=graphs) for graphs in (True, False)]
     programs, captured, numbers = runs[0].stepper.programs, [], set()
 

@@ -29,15 +29,14 @@ def test_the_batch_grows_by_a_constant_factor_to_the_whole_set(available, first,
 
 @pytest.mark.parametrize("rung", [1.05, 1.1, 2.0])
 def test_with_rungs_a_size_is_the_largest_rung_below_the_one_as_printed(rung: float) -> None:
-    first, full_at, available = 50, 40, 4096
+    first, full_at, available = 50, 140, 4096
     batch, printed = Exponential(first, full_at, rung=rung), Exponential(first, full_at)
-    rungs, number = [], 0
-    while first * rung**number <= available:
-        rungs.append(int(first * rung**number))
-        number += 1
+    rungs = [float(first)]
+    while rungs[-1] * rung <= available:
+        rungs.append(rungs[-1] * rung)
     sizes = [batch.size(k, available) for k in range(1, full_at)]
     exact = [first * (available / first) ** ((k - 1) / (full_at - 1)) for k in range(1, full_at)]
-    assert sizes == [max(r for r in rungs if r <= m + 1e-6) for m in exact]
+    assert sizes == [int(max(r for r in rungs if r <= m + 1e-6) + 1e-6) for m in exact]
     assert all(m / rung < size + 1 for m, size in zip(exact, sizes, strict=True))
     assert len(set(sizes)) < len({printed.size(k, available) for k in range(1, full_at)})
     assert batch.size(full_at, available) == batch.size(full_at + 9, available) == available
