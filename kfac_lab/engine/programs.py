@@ -11,7 +11,8 @@ otherwise the step is made call by call. So is one whose replay would not be rig
 once. A size that comes for the first time may be served too (``engine/sized.py``).
 
 At most ``KEPT`` programs are kept for keys, and as many for sizes: each has its text and a few
-constants, 30 to 250 kB; what is computed on the way is let go of after its last use.
+constants, 30 to 250 kB; what is computed on the way is let go of after its last use. A program has
+one launch at most, at the sizes that it served last, with places for one batch.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ PATIENCE = 60  # steps that a part may count in Python before that is said: it m
 TRIED = 2  # launches of a captured program that are compared with its calls one by one
 FAILS = RuntimeError, IndexError, ValueError  # what calls raise that are not for these inputs
 _NUMBER = re.compile(r"\d\S*")  # by which one reason would be said for each kind of step
+LONE = 16  # kinds of steps that are recorded once before a new one has to come twice
 MISSED = 3  # replays in a row that may read something else before no more are tried
 
 
@@ -98,6 +100,7 @@ class Programs:
     uncaptured: str | None = None
     patience: int = PATIENCE
     capture: Capture | None = None  # what makes one launch of a program
+    lone: int = 0  # kinds of steps that were recorded and have not come again
     _counting: int = 0  # steps that a part has counted in Python
     _known: KnownSteps = field(default_factory=KnownSteps)
     _sized: Sized = field(default_factory=Sized)
@@ -122,10 +125,11 @@ class Programs:
             if found is not None:
                 return found, begun
             begun = begun.again()
-            if entry.seen == 1 and (self._counting or self._sized.refused(asked, plan.k)):
-                made = begun.made()  # it may come once
+            if entry.seen == 1 and self._alone(asked, plan.k):
+                made = begun.made()
                 self._seen_once(begun, made, asked)
                 return made, begun
+            self.lone += 1 if entry.seen == 1 else -(entry.recording is not None)
             noted = self._recorded(begun, asked, entry)
             if isinstance(noted, Prepared):
                 return noted, begun
@@ -165,6 +169,12 @@ class Programs:
                 reason = "what the step reads comes out otherwise at every step"
                 self.refuse(begun, entry, reason)
         return None
+
+    def _alone(self, asked: StepInputs, k: int) -> bool:
+        """Whether a key that comes for the first time may well come once: to record it would cost
+        something at every step.
+        """
+        return bool(self._counting) or self.lone >= LONE or self._sized.refused(asked, k)
 
     def _seen_once(self, begun: Begun, made: Prepared, asked: StepInputs) -> None:
         """Says so where a step's key never comes again, for a part that counts in Python."""
@@ -222,6 +232,8 @@ class Programs:
             reason = recording.unclear if entry.unclear > PATIENCE else None
         if reason is not None:
             self.refuse(begun, entry, reason, recording.held)
+            if before is None:  # nor is there one at other sizes
+                self._sized.begins(asked, begun.plan.k, recording, refused=True)
         elif recording.unclear is not None or made.back:
             entry.recording = None  # the next step's may tell
         elif before is None:

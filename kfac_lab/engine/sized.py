@@ -78,15 +78,20 @@ class Sized:
         """Whether no program is to be hoped for where other sizes come."""
         return asked.family is not None and self._family(asked, k).refused
 
-    def begins(self, asked: StepInputs, k: int, recording: Recording) -> None:
-        """A step was recorded at these sizes: the next at others makes a program with it."""
+    def begins(
+        self, asked: StepInputs, k: int, recording: Recording, refused: bool = False
+    ) -> None:
+        """A step was recorded at these sizes: the next at others makes a program with it, or where
+        it was ``refused`` is not recorded.
+        """
         if asked.family is None:
             return
         family = self._family(asked, k)
         if family.program is None:
             asked = replace(asked, key=asked.family)
             self.known.file(asked, family, recording.held)
-            family.first = recording, dict(asked.sizes)
+            family.first = None if refused else (recording, dict(asked.sizes))
+            family.refused = refused
 
     def step(self, programs: Programs, begun: Begun, asked: StepInputs) -> Prepared | None:
         """A step whose sizes may be others than those before, or None: it is to be made, and may be
@@ -149,6 +154,7 @@ class Sized:
         # A size that has not moved would be a constant in the program.
         family.constant = {name: n for name, n in asked.sizes.items() if sizes[name] == n}
         family.first = None
+        programs.lone -= 1  # the one of the other sizes, which has come again
         family.template, outputs = template(recorder, made, begun.engine.state_)
         family.program = Program(whole, [*outputs, *whole.looked])
         family.stretched(tuple(sizes.values()))

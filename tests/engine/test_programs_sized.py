@@ -16,6 +16,7 @@ import kfac_lab as kl
 from kfac_lab.core.program import Program, ProgramRecorder, filled
 from kfac_lab.core.program.sizes import Unlike, unified
 from kfac_lab.engine.known import KEPT
+from kfac_lab.engine.programs import LONE
 from kfac_lab.paper.diagonal import Diagonal
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "trajectories"))
@@ -150,6 +151,26 @@ def test_a_size_that_has_not_moved_may_move_later() -> None:
     )
     assert same(runs) and runs[0].stepper.programs.replayed > 20
     assert runs[0].stepper.programs.refusals == {}
+
+
+def test_sizes_that_come_once_and_have_no_program_are_not_recorded_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """BatchNorm in training mode couples a batch: each of its sizes is another step."""
+    counted, recorded = ProgramRecorder.finish, []
+
+    def finish(self: Any) -> Any:
+        recorded.append(self.k)
+        return counted(self)
+
+    monkeypatch.setattr(ProgramRecorder, "finish", finish)
+    x, y = known.data("bernoulli", known.MLP[0], known.MLP[-1], 240)
+    norm = torch.nn.BatchNorm1d(known.MLP[0]).double()
+    model = torch.nn.Sequential(norm, *known.chain(*known.MLP)).train()
+    own = kl.Problem(model=model, likelihood="bernoulli", inputs=x, targets=y, l2=1e-5)
+    made = kl.Recipe.named("paper").replace(**GROWING, fallback="diagonal")
+    run = kl.Run(own, made, seed=1, graphs=True).advance(58)
+    assert run.stepper.programs.replayed == 0 < len(recorded) and max(recorded) < LONE + 12
 
 
 def step_of(m: int, k: int = 1) -> tuple[Any, list[Tensor], list[Tensor]]:
