@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -9,6 +11,11 @@ from torch.nn import functional
 from kfac_lab.problems.mnist import mnist_arrays
 
 __all__ = ["ConvNet", "Gpt", "Task", "Vit"]
+
+
+SMALL = ((32, 64, 2), (64, 64, 1), (64, 96, 2))  # channels in and out, stride
+LARGE = ((32, 64, 2), (64, 128, 2), (128, 192, 1))
+DEPTH = {False: 2, True: 5}  # of the transformers
 
 
 class Residual(nn.Module):
@@ -31,11 +38,11 @@ class Residual(nn.Module):
 class ConvNet(nn.Module):
     """A stem, three residual blocks, a mean and a linear head."""
 
-    def __init__(self) -> None:
+    def __init__(self, blocks: Sequence[tuple[int, int, int]] = SMALL) -> None:
         super().__init__()
         self.stem, self.norm = nn.Conv2d(1, 32, 3, 2, 1, bias=False), nn.GroupNorm(4, 32)
-        self.blocks = nn.Sequential(Residual(32, 64, 2), Residual(64, 64, 1), Residual(64, 96, 2))
-        self.head = nn.Linear(96, 10)
+        self.blocks = nn.Sequential(*(Residual(*block) for block in blocks))
+        self.head = nn.Linear(blocks[-1][1], 10)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images to logits."""
@@ -114,10 +121,15 @@ class Vit(nn.Module):
 
 
 class Task:
-    """A model, its batches, and the cases its loss is measured on: of the training data."""
+    """A model, its batches, and the cases its loss is measured on: of the training data.
 
-    def __init__(self, name: str, seed: int) -> None:
+    The small ones have 0.28 to 0.43 million weights and batches of 64 images or 16 windows, the
+    large ones 0.9 to 1.1 million and twice as many.
+    """
+
+    def __init__(self, name: str, seed: int, large: bool = False) -> None:
         torch.manual_seed(seed)
+        self.size = (32 if large else 16) if name == "gpt" else (128 if large else 64)
         self.name, self.draws = name, torch.Generator().manual_seed(1000 + seed)
         fixed = torch.Generator().manual_seed(7)
         if name == "gpt":
@@ -127,12 +139,14 @@ class Task:
             codes = [min(ord(c), 127) for c in text]
             index = {c: i for i, c in enumerate(sorted(set(codes)))}
             self.x = torch.tensor([index[c] for c in codes])
-            self.model: nn.Module = Gpt(len(index))
+            self.model: nn.Module = Gpt(len(index), depth=DEPTH[large])
             self.held = self._windows(48, fixed)
         else:
             images, labels = mnist_arrays()[:2]
             self.x, self.y = (images.view(-1, 1, 28, 28) / 255 - 0.1307) / 0.3081, labels.long()
-            self.model = ConvNet() if name == "conv" else Vit()
+            self.model = (
+                ConvNet(LARGE if large else SMALL) if name == "conv" else Vit(depth=DEPTH[large])
+            )
             rows = torch.randperm(len(self.x), generator=fixed)[:500]
             self.held = self.x[rows], self.y[rows]
 
@@ -142,10 +156,10 @@ class Task:
         return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
 
     def batch(self) -> tuple[Tensor, Tensor]:
-        """64 images, or 16 windows of 64 characters."""
+        """Images, or windows of 64 characters."""
         if self.name == "gpt":
-            return self._windows(16, self.draws)
-        rows = torch.randint(0, len(self.x), (64,), generator=self.draws)
+            return self._windows(self.size, self.draws)
+        rows = torch.randint(0, len(self.x), (self.size,), generator=self.draws)
         return self.x[rows], self.y[rows]
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:

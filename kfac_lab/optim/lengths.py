@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from numbers import Real
 from typing import Any, TypeAlias
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kfac_lab.errors import RecipeError
 
-__all__ = ["Rate", "check_clip", "check_scale", "clip", "finite", "rates", "unit"]
+__all__ = ["Rate", "check_clip", "check_scale", "clip", "clip_of", "finite", "rates", "unit"]
 
 #: a learning rate, which some optimisers keep as a tensor
 Rate: TypeAlias = "int | float | Tensor"
@@ -71,6 +71,24 @@ def clip(
     sums = [p.sum(dtype=torch.float64) for p in products]
     length = torch.stack([s * r * r for s, r in zip(sums, rates, strict=True)]).sum()
     return torch.sqrt(kappa / torch.clamp(length, min=1e-300)).clamp(max=1.0)
+
+
+def clip_of(
+    kappa: float | None,
+    names: Sequence[str],
+    kept: Collection[str],
+    gradients: list[Tensor],
+    result: list[Tensor],
+    rates: list[Rate] | None,
+) -> Tensor | None:
+    """ν of the parameters that are ours: the sum has nothing of what another optimiser trains (the
+    names ``kept``), whose gradient stays as it is, also where it is a bias in a layer of ours.
+    """
+    if rates is None or kappa is None:
+        return None
+    ours = [n for n, name in enumerate(names) if name not in kept]
+    v, u = ([every[n] for n in ours] for every in (gradients, result))
+    return clip(kappa, v, u, [rates[n] for n in ours])
 
 
 def finite(engine: Any, tensors: list[Tensor]) -> bool:

@@ -22,9 +22,9 @@ from kfac_lab.core.state import Due, StepRecord, Swap
 from kfac_lab.errors import RecipeError
 from kfac_lab.history import History
 from kfac_lab.hooks import Recipe
-from kfac_lab.optim import checks, lengths, states
+from kfac_lab.optim import checks, directions, lengths, states
 from kfac_lab.optim.kfac import HISTORY, READ_EVERY
-from kfac_lab.optim.tap import Tap
+from kfac_lab.optim.tap import Tap, watched
 from kfac_lab.run import Coverage, carried_out, planned, told
 
 __all__ = ["Preconditioner"]
@@ -71,10 +71,16 @@ class Preconditioner:
         kl_clip: κ; the result is scaled by ν = min(1, √(κ / Σ lr²⟨U, V⟩)) with V the gradient and U
             the preconditioned one (Ba et al. 2017); None: no clip. It knows of no momentum: before
             SGD with μ = 0.9, κ is what 100 κ is without. Where h stays put, lower κ.
-        normalise: each parameter's result is scaled to root mean square 1, so that the curvature
-            gives the direction and your rate the length, as it does Adam's. With SGD as in
-            ``SGD(pre.parameters, (1 - mu) * lr, momentum=mu, nesterov=True)`` lr is the rate of a
-            mean over the past; torch starts one with ``dampening`` 1/(1−μ) times too long.
+        normalise: ``True`` or ``"rms"``: each parameter's result is scaled to root mean square 1,
+            so that the curvature gives the direction and your rate the length, as it does Adam's.
+            With SGD as in ``SGD(pre.parameters, (1 - mu) * lr, momentum=mu, nesterov=True)`` lr is
+            the rate of a mean over the past; torch starts one with ``dampening`` 1/(1−μ) times too
+            long. ``"spectral"``: before that, each layer's U = PV becomes U (VᵀU)^(-1/2), the
+            steepest direction in the spectral norm of the curvature, as Muon's is without one
+            (``core/polar.py``); P has to be a product of two factors. Give ``momentum`` here then,
+            and none to your optimiser, ``SGD(pre.parameters, lr)``: a mean of directions is none.
+        momentum: μ of Nesterov's mean of the gradients, V ← (1−μ)∇h + μm with m ← μm + (1−μ)∇h,
+            which is preconditioned in the gradient's place; kept in ``state_dict``.
         leave: what another optimiser trains, whose gradients stay as they are: types of modules,
             paths or parameters, such as ``("Embedding", "LayerNorm", "*.bias")``. A layer of which
             only the bias is left is preconditioned whole, and the bias's gradient is kept.
@@ -96,7 +102,8 @@ class Preconditioner:
         kl_clip: float | None = None,  # κ
         optimizer: torch.optim.Optimizer | None = None,
         *,
-        normalise: bool = False,
+        normalise: bool | str = False,
+        momentum: float = 0.0,  # μ
         leave: Sequence[str] = (),
         graphs: bool | str = "auto",
         precision: Precision | Mapping[str, str] | str | None = None,
@@ -105,6 +112,7 @@ class Preconditioner:
         model, called = checks.bare("Preconditioner", model)
         checks.check_leave(leave)
         lengths.check_clip(kl_clip)
+        directions.check(normalise, momentum)
         chosen = checks.recipe_of("Preconditioner", recipe)
         checks.check_processes("Preconditioner", chosen)
         chosen = chosen.replace(
@@ -115,7 +123,8 @@ class Preconditioner:
         problem = checks.problem_of(model, likelihood, 0.0, outputs)
         options = {"leave": leave, "graphs": graphs, "precision": precision}
         self._engine = _engine.attach(problem, chosen, whole_number("seed", seed), **options)
-        self.kl_clip, self.optimizer, self.normalise = kl_clip, optimizer, bool(normalise)
+        self.kl_clip, self.optimizer, self.normalise = kl_clip, optimizer, normalise
+        self.momentum, self._mean = float(momentum), directions.Mean()
         self._kept = left_out(model, leave)  # whose gradients stay, also of layers of ours
         self.history = History()
         self._unread = 0
@@ -207,11 +216,13 @@ class Preconditioner:
                 if rows is not None:
                     rows.scale = 1 / loss_scale
                 with self._tap.resting():
-                    preconditioned, record = engine.precondition(network.pack(full), drawn, rows)
-                result = network.unpack(preconditioned)
-                if self.normalise:
-                    result = lengths.unit(result)
-                clip = self._clip(network.names, full, result, rates)
+                    mean, ahead = self._mean.moved(self.momentum, network.names, full)
+                    vector = network.pack(ahead)
+                    preconditioned, record = engine.precondition(vector, drawn, rows)
+                result = directions.of(
+                    self.normalise, engine, vector, preconditioned, record.due.inverse
+                )
+                clip = lengths.clip_of(self.kl_clip, network.names, self._kept, full, result, rates)
                 if clip is not None:
                     result = list(torch._foreach_mul(result, clip.to(result[0].dtype)))
                 pairs = [
@@ -225,6 +236,7 @@ class Preconditioner:
 
                 def commit() -> None:
                     torch._foreach_copy_([g for g, _ in pairs], [u for _, u in pairs])
+                    self._mean = mean.unless(record.skipped, self._mean)
                     self._tap.forget()  # the pass of our own included
                     written.append(True)
 
@@ -246,15 +258,7 @@ class Preconditioner:
 
     def _watching(self) -> WatchedPasses | None:
         """Where the next step wants rows that the user's own passes have."""
-        engine = self._engine
-        if not engine.parts.declares("estimator").of_loss or not engine.observes_next:
-            return None
-        for use, block, observes in zip(
-            engine.network.uses, engine.blocks, engine.parts.observing, strict=True
-        ):
-            if not use.modules and (observes or block.wants()):
-                return None  # what no layer claims has its gradient summed over S1
-        return WatchedPasses(engine.network)
+        return watched(self._engine)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -268,22 +272,6 @@ class Preconditioner:
         """The model's trained parameters that were left to another optimiser."""
         named = self.model.named_parameters()
         return [p for name, p in named if p.requires_grad and name in self._kept]
-
-    def _clip(
-        self,
-        names: Sequence[str],
-        gradients: list[Tensor],
-        result: list[Tensor],
-        rates: list[lengths.Rate] | None,
-    ) -> Tensor | None:
-        """ν of the parameters that are ours: the sum has nothing of what another optimiser trains,
-        whose gradient stays as it is, also where it is a bias in a layer of ours.
-        """
-        if rates is None or self.kl_clip is None:
-            return None
-        ours = [n for n, name in enumerate(names) if name not in self._kept]
-        v, u = ([every[n] for n in ours] for every in (gradients, result))
-        return lengths.clip(self.kl_clip, v, u, [rates[n] for n in ours])
 
     def remove(self) -> None:
         """Takes the hook off the model, which is an ordinary one again."""
@@ -378,8 +366,8 @@ class Preconditioner:
     # --- saving ---------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Moments, inverses, counts and the recipe; the parameters are the model's to save."""
-        return states.saved(self._engine, parameters=False)
+        """Moments, inverses, counts, recipe, mean of gradients; the parameters are the model's."""
+        return states.saved(self._engine, parameters=False, mean=self._mean.gradients)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Goes on from :meth:`state_dict`; what the model has seen since its last step is dropped.
@@ -389,7 +377,7 @@ class Preconditioner:
         """
 
         def adopt(engine: _engine.Engine) -> None:
-            self._engine = engine
+            self._engine, self._mean = engine, directions.Mean.saved(state_dict, engine)
             self._tap.forget()
 
         states.restored("Preconditioner", self._engine, state_dict, False, adopt)

@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from kfac_lab import engine as _engine
 from kfac_lab.core import archive, checkpoint
 from kfac_lab.core.exchange import exchange
-from kfac_lab.core.schema import anything, check, maybe, record, table, text, whole
+from kfac_lab.core.schema import anything, check, maybe, record, table, tensor, text, whole
 from kfac_lab.errors import CheckpointError, KfacLabError
 from kfac_lab.hooks import Recipe
 from kfac_lab.run import warn_elsewhere, where
@@ -29,14 +30,18 @@ def text_of(recipe: Recipe) -> str | None:
         return None  # a component of nobody's class: whoever loads has to bring it
 
 
-def saved(engine: _engine.Engine, parameters: bool) -> dict[str, Any]:
-    """A face's state, with a seal over all of it."""
+def saved(
+    engine: _engine.Engine, parameters: bool, mean: Mapping[str, Tensor] | None = None
+) -> dict[str, Any]:
+    """A face's state, with a seal over all of it; ``mean`` is of a loop's gradients, by name."""
     saved = {
         "kfac_lab": FORMAT,
         "recipe": text_of(engine.recipe),
         "where": where(engine.device),
         "engine": engine.state(parameters=parameters),
     }
+    if mean:
+        saved["mean"] = {name: t.detach().clone() for name, t in mean.items()}
     warn_skipped(engine.skipped)
     return {**saved, "seal": seal(saved)}
 
@@ -92,7 +97,7 @@ def restored(
 
 def seal(saved: Mapping[str, Any]) -> str:
     """Of the recipe and of the engine's state: by it a state that was changed is known."""
-    return archive.seal([saved["recipe"], saved["engine"]])
+    return archive.seal([saved[k] for k in ("recipe", "engine", "mean") if k in saved])
 
 
 _SAVED = record(
@@ -101,5 +106,6 @@ _SAVED = record(
         "recipe": maybe(text()),
         "where": WHERE,
         "engine": table(anything),
-    }
+    },
+    {"mean": table(tensor)},
 )

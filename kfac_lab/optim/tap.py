@@ -16,7 +16,7 @@ from kfac_lab.core.passes import WatchedPasses
 from kfac_lab.core.problem import Drawn, weighed
 from kfac_lab.errors import DataError, NumericalError, RecipeError
 
-__all__ = ["Tap", "kind_of", "unlabelled"]
+__all__ = ["Tap", "kind_of", "unlabelled", "watched"]
 
 ACCUMULATED = 64  # forward passes between two steps whose cases count
 
@@ -175,3 +175,15 @@ def kind_of(inputs: Any) -> str:
     """The shape and type of a case."""
     parts = inputs.tensors if isinstance(inputs, Cases) else [inputs]
     return ", ".join(f"shape {tuple(t.shape[1:])} and {t.dtype}" for t in parts)
+
+
+def watched(engine: Any) -> WatchedPasses | None:
+    """Hooks for a pass of the user's, where the engine's next step wants rows that it has."""
+    if not engine.parts.declares("estimator").of_loss or not engine.observes_next:
+        return None
+    for use, block, observes in zip(
+        engine.network.uses, engine.blocks, engine.parts.observing, strict=True
+    ):
+        if not use.modules and (observes or block.wants()):
+            return None  # what no layer claims has its gradient summed over S1
+    return WatchedPasses(engine.network)

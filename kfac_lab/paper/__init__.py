@@ -22,6 +22,7 @@ from kfac_lab.paper import (
     layered,
     momentum,
     quadratic_model,
+    relative,
     schedules,
     staggered,
 )
@@ -45,6 +46,12 @@ def kfac_register_blocks(register: Any) -> None:
     """Curvature of one layer."""
     register(
         "kronecker", kronecker.Kronecker, summary="Ā ⊗ G, damped by factor", reference=S + "4.2"
+    )
+    register(
+        "relative",
+        relative.Relative,
+        summary="Ā ⊗ G, each relative to its mean diagonal",
+        reference=S + "6.3",
     )
     register("diagonal", diagonal.Diagonal, summary="E[(DW)²] entry by entry", reference="")
     register("identity", diagonal.Identity, summary="the plain gradient")

@@ -30,6 +30,8 @@ PARTS: dict[str, list[Any]] = {
         ),
         *(f"kronecker(factor_g={g!r}, rank=2)" for g in ("diagonal", "lowrank_plus_diagonal")),
         "kronecker(tikhonov='unfactored')",
+        "relative",
+        "relative(outputs=False)",
         "diagonal",
         "identity",
         {"0": "diagonal", "2": "identity", "*": "kronecker"},
