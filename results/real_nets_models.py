@@ -140,14 +140,14 @@ class Task:
             index = {c: i for i, c in enumerate(sorted(set(codes)))}
             self.x = torch.tensor([index[c] for c in codes])
             self.model: nn.Module = Gpt(len(index), depth=DEPTH[large])
-            self.held = self._windows(48, fixed)
+            self.held = self._windows(32 if large else 48, fixed)
         else:
             images, labels = mnist_arrays()[:2]
             self.x, self.y = (images.view(-1, 1, 28, 28) / 255 - 0.1307) / 0.3081, labels.long()
             self.model = (
                 ConvNet(LARGE if large else SMALL) if name == "conv" else Vit(depth=DEPTH[large])
             )
-            rows = torch.randperm(len(self.x), generator=fixed)[:500]
+            rows = torch.randperm(len(self.x), generator=fixed)[: 256 if large else 500]
             self.held = self.x[rows], self.y[rows]
 
     def _windows(self, n: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:

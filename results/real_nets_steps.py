@@ -28,7 +28,7 @@ from real_nets_models import Task
 import kfac_lab as kl
 
 RUNS, COSTS = RESULTS / "real_nets_steps.jsonl", RESULTS / "real_nets_steps_cost.jsonl"
-EVERY, OTHER = 5, 0.003  # steps between two looks at the held cases; Adam's rate for the rest
+EVERY, OTHER = 4, 0.003  # steps between two looks at the held cases; Adam's rate for the rest
 WARM = {"adam": 0.1, "muon": 0.05, "muon3": 0.05, "kfac": 0.05}  # the part in which rates rise
 RATES = {
     "adam": (0.0015, 0.003, 0.006),

@@ -1,4 +1,4 @@
-"""Makes the tables of real_nets.md of the lines in real_nets.jsonl and real_nets_cost.jsonl.
+"""Makes the tables of real_nets.md of the lines in real_nets*.jsonl.
 
 python results/real_nets_table.py
 """
@@ -10,10 +10,17 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from real_nets_steps import BEST, means
+
 RESULTS = Path(__file__).resolve().parent
-# What Adam had after half of its horizon, and at its end, on the seed that it was tuned on.
-LEVELS = {"conv": (0.3, 0.15), "gpt": (2.65, 2.5), "vit": (0.8, 0.5)}
+LEVELS = {  # of the large nets: Adam's losses after half of its horizon and at its end, seed 1
+    "conv": (0.3, 0.15),
+    "gpt": (2.65, 2.5),
+    "vit": (0.8, 0.5),
+}
+SMALL = {"conv": (0.3, 0.15), "gpt": (2.65, 2.5), "vit": (0.8, 0.5)}
 MARK = "<!-- tables -->\n"
+METHODS = ("adam", "muon", "muon3", "kfac")
 
 
 def lines(name: str) -> list[dict[str, Any]]:
@@ -22,59 +29,112 @@ def lines(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def reached(curve: list[list[float]], level: float) -> str:
-    """Seconds and steps to a loss; a dash where it was not reached."""
-    for steps, seconds, held in curve:
+def crossed(curve: list[list[float]], level: float) -> float | None:
+    """Steps to a loss, in a straight line between two looks; None where it was not reached."""
+    before: tuple[float, float] | None = None
+    for step, held in curve:
         if held <= level:
-            return f"{seconds:.1f} ({steps:.0f})"
-    return "–"
+            if before is None:
+                return step
+            k, last = before
+            return k + (step - k) * (last - level) / (last - held)
+        before = step, held
+    return None
 
 
-def tables() -> str:
-    """All of them."""
-    runs = lines("real_nets.jsonl")
-    text = ""
-    for task, (high, low) in LEVELS.items():
+def costs() -> dict[str, dict[str, Any]]:
+    """The latest measure of each net."""
+    return {line["task"]: line for line in lines("real_nets_steps_cost.jsonl")}
+
+
+def shown(steps: float | None, cost: float) -> str:
+    """Steps and CPU seconds."""
+    return "–" if steps is None else f"{steps:.0f} ({steps * cost / 1e3:.1f})"
+
+
+def large() -> str:
+    """Of the nets of a million weights: races, ratios, tuning, costs."""
+    runs, cost, text = lines("real_nets_steps.jsonl"), costs(), ""
+    for task, levels in LEVELS.items():
+        raced = [r for r in runs if r["task"] == task and r["what"] == "run"]
+        if not raced:
+            continue
         text += (
-            f"\n**{task}**: seconds (steps) to a loss, the loss at the horizon, by seed\n\n"
-            f"| race, seed | method | rate | ≤ {high:g} | ≤ {low:g} | last | ms a step |\n"
+            f"\n**{task}**: steps (CPU seconds) to a loss, the loss at the horizon\n\n"
+            f"| seed | method | rate | steps in all | ≤ {levels[0]:g} | ≤ {levels[1]:g} | last |\n"
             "|---|---|---|---|---|---|---|\n"
         )
-        best: dict[tuple[int, int, str], dict[str, Any]] = {}
-        for r in sorted(runs, key=lambda r: r["last"], reverse=True):
-            if r["task"] == task:  # of a tuned seed the best rate
-                best[r.get("race", 1), r["seed"], r["method"]] = r
-        for (race, seed, method), r in sorted(best.items()):
-            found = " | ".join(reached(r["curve"], level) for level in (high, low))
+        for r in sorted(raced, key=lambda r: (r["seed"], METHODS.index(r["method"]))):
+            own = means(cost[task], r["steps"])[r["method"]]
+            found = " | ".join(shown(crossed(r["curve"], level), own) for level in levels)
             text += (
-                f"| {race}, {seed} | {method} | {r['lr']:g} | {found} | {r['last']:.3f} "
-                f"| {r['ms']:.1f} |\n"
+                f"| {r['seed']} | {r['method']} | {r['lr']:g} | {r['steps']} | {found} "
+                f"| {r['last']:.3f} |\n"
             )
-    text += "\n**Tuning**, seed 1: the loss at the horizon\n\n| task | method | rate: loss |\n"
-    text += "|---|---|---|\n"
-    tuned: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for r in sorted(runs, key=lambda r: r["lr"]):
+    text += "\n**Tuning of these**, seed 1, the same horizon: the loss at its end\n\n"
+    text += "| net | method | rate: loss |\n|---|---|---|\n"
+    tuned: dict[tuple[str, str], dict[float, float]] = defaultdict(dict)
+    for r in runs:
         if r["what"] == "tune":
-            tuned[r["task"], r["method"]].append(f"{r['lr']:g}: {r['last']:.3f}")
+            tuned[r["task"], r["method"]][r["lr"]] = r["last"]
     for (task, method), found in sorted(tuned.items()):
-        text += f"| {task} | {method} | {', '.join(found)} |\n"
+        own = (f"{lr:g}: {last:.3f}" for lr, last in sorted(found.items()))
+        text += f"| {task} | {method} | {', '.join(own)} |\n"
+    return text + priced(cost)
+
+
+def priced(cost: dict[str, dict[str, Any]]) -> str:
+    """What a step costs, by what is due in it."""
+    text = (
+        "\n**A step of these**, CPU milliseconds, of which passes\n\n| net | step | ms | passes |\n"
+    )
+    text += "|---|---|---|---|\n"
+    for task, line in cost.items():
+        kinds = [k for k in line if k.startswith(METHODS) and not k.endswith("passes")]
+        for kind in kinds:
+            passes = line[f"{kind}, of it passes"]
+            text += f"| {task} | {kind} | {line[kind]:.1f} | {passes:.1f} |\n"
+    text += "\n**A step over Adam's**, refreshes included\n\n| net | over | muon | muon3 | kfac |\n"
+    text += "|---|---|---|---|---|\n"
+    for task, line in cost.items():
+        for steps in (64, 1000):
+            mean = means(line, steps)
+            found = " | ".join(f"{mean[m] / mean['adam']:.3f}" for m in METHODS[1:])
+            text += f"| {task} | {steps} steps | {found} |\n"
+    return text
+
+
+def small() -> str:
+    """Of the earlier, smaller nets: seconds (steps) to two losses, loss at the end of 12 s."""
+    text = "\n**The smaller nets**: seconds (steps) to the two losses, the loss at 12 s\n\n"
+    text += "| net | race, seed | adam | kfac, kfac3 in race 2 | muon | muon3 |\n"
+    text += "|---|---|---|---|---|---|\n"
+    for task, levels in SMALL.items():
+        best: dict[tuple[int, int], dict[str, str]] = defaultdict(dict)
+        for r in sorted(lines("real_nets.jsonl"), key=lambda r: r["last"], reverse=True):
+            if r["task"] == task:  # of a tuned seed the best rate
+                reached = [next(((s, k) for k, s, h in r["curve"] if h <= v), None) for v in levels]
+                told = ", ".join("–" if f is None else f"{f[0]:.1f} ({f[1]:.0f})" for f in reached)
+                method = "kfac" if r["method"] == "kfac3" else r["method"]
+                best[r.get("race", 1), r["seed"]][method] = f"{told}, {r['last']:.3f}"
+        for (race, seed), found in sorted(best.items()):
+            row = " | ".join(found.get(m, "") for m in ("adam", "kfac", "muon", "muon3"))
+            text += f"| {task} | {race}, {seed} | {row} |\n"
+    text += (
+        "\n| net | a step in the long run over Adam's: plain | kfac3 | muon |\n|---|---|---|---|\n"
+    )
     for r in lines("real_nets_cost.jsonl"):
-        text += f"\n**Cost of a step, {r['task']}** ({r['weights']} weights): "
-        ratios = ("over adam", "in the long run")
-        text += ", ".join(f"{k} {v:g}" for k, v in r.items() if k.endswith(ratios)) + "\n\n"
-        text += "| what is due | passes, ms | step, ms |\n|---|---|---|\n"
-        for kind in sorted({k.partition(":")[0] for k in r if ":" in k}):
-            passes = r.get(f"{kind}: passes")
-            shown = "" if passes is None else f"{passes:g}"
-            text += f"| {kind} | {shown} | {r[f'{kind}: step']:g} |\n"
+        found = " | ".join(f"{r[f'{m} in the long run']:g}" for m in ("plain", "kfac3", "muon"))
+        text += f"| {r['task']} | {found} |\n"
     return text
 
 
 def main() -> None:
     """Writes all below the mark anew."""
+    assert set(BEST) == set(LEVELS)
     page = RESULTS / "real_nets.md"
     head = page.read_text().partition(MARK)[0]
-    page.write_text(head + MARK + tables())
+    page.write_text(head + MARK + large() + small())
 
 
 if __name__ == "__main__":

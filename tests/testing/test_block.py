@@ -18,6 +18,8 @@ BUILT_IN = [
     ),
     *(f"kronecker(factor_g={kind!r}, rank=2)" for kind in ("diagonal", "lowrank_plus_diagonal")),
     "kronecker(tikhonov='unfactored')",
+    "relative",
+    "relative(outputs=False)",
     "diagonal",
     "identity",
 ]
@@ -32,7 +34,7 @@ def test_built_in(text):
     without = {law for law, why in exempt.items() if why == "it has no observe"}
     assert without in (set(), OBSERVED)
     assert set(exempt) - without <= {"equals_its_factors", "forwards_traits", "asked_is_damped"}
-    assert ("asked_is_damped" in exempt) == (not text.startswith("kronecker"))
+    assert ("asked_is_damped" in exempt) == (not text.startswith(("kronecker", "relative")))
 
 
 # --- written by hand ------------------------------------------------------------------------------
