@@ -22,12 +22,19 @@ from collections import defaultdict
 from typing import Any
 
 import torch
-from real_nets import FEWER, LEAVE, RESULTS, Step, adam, muon, muon3
+from real_nets import LEAVE, RESULTS, Step, adam, muon, muon3
 from real_nets_models import Task
 
 import kfac_lab as kl
+from kfac_lab.hooks import Lab
 
 RUNS, COSTS = RESULTS / "real_nets_steps.jsonl", RESULTS / "real_nets_steps_cost.jsonl"
+# Inverses at 1, 2, 3, 5, 9, 16, 28, 49, 86, 136, …
+FEWER = "growing(T3=50, growth=1.75, T_cov=10, first=5, T1=50)"
+# Of a kernel's inputs the channels alone: a side of 192 in place of 1728.
+BLOCKS: dict[str, Any] = {
+    "conv": {"*.short": "relative", "Conv2d": "relative(taps=9)", "*": "relative"}
+}
 EVERY, OTHER = 4, 0.003  # steps between two looks at the held cases; Adam's rate for the rest
 WARM = {"adam": 0.1, "muon": 0.05, "muon3": 0.05, "kfac": 0.05}  # the part in which rates rise
 RATES = {
@@ -51,7 +58,7 @@ BEST: dict[str, dict[str, float]] = {  # by ``tune``, seed 1
 def kfac(task: Task, lr: float, other: float, options: dict[str, str]) -> Step:
     """``amortised`` with relative factors and spectral directions of RMS lr; Adam for the rest."""
     recipe = kl.Recipe.named("amortised").replace(
-        block="relative", damping="constant(lam=0.1)", schedule=FEWER
+        block=BLOCKS.get(task.name, "relative"), damping="constant(lam=0.1)", schedule=FEWER
     )
     recipe = recipe.replace(**options)
     pre = kl.Preconditioner(
@@ -100,7 +107,7 @@ def trained(what: str, name: str, method: str, lr: float, seed: int, steps: int)
 
 
 def measured(name: str, bursts: int = 4, burst: int = 4, early: int = 3) -> dict[str, Any]:
-    """Medians of a step's milliseconds by what is due, methods in turn, and their means over a run.
+    """Medians of a step's milliseconds by what is due in it, methods in turn.
 
     ``early`` steps each first. Then bursts of plain steps; statistics and inverses of ``kfac`` are
     due at its fixed steps, so it makes as many steps as bring three of each.
@@ -143,18 +150,22 @@ def measured(name: str, bursts: int = 4, burst: int = 4, early: int = 3) -> dict
     return {"task": name, "weights": weights, "batch": sides["adam"][0].size, **medians}
 
 
-def means(cost: dict[str, Any], steps: int) -> dict[str, float]:
-    """Milliseconds of a step in the mean over a run of so many steps, refreshes included."""
-    recipe = kl.Recipe.named("amortised").replace(schedule=FEWER)
-    schedule, state = recipe.parts["schedule"], {}
-    counts: dict[str, int] = defaultdict(int)
-    for k in range(1, steps + 1):
+def spent(cost: dict[str, Any], method: str, steps: float) -> float:
+    """CPU seconds of so many first steps, each as dear as what is due in it; a part of the last."""
+    if method != "kfac":
+        return steps * cost[f"{method} plain"] / 1e3
+    schedule, state = Lab(entry_points=False).component("schedule", FEWER), {}
+    total = 0.0
+    for k in range(1, math.ceil(steps) + 1):
         due, state = schedule.due(k, state, None)
         kinds = [s for s in ("stats", "inverse") if getattr(due, s)]
-        counts["+".join(kinds) or "plain"] += 1
-    total = sum(count * cost[f"kfac {kind}"] for kind, count in counts.items())
-    plain = {method: cost[f"{method} plain"] for method in ("adam", "muon", "muon3")}
-    return {**plain, "kfac": round(total / steps, 2)}
+        total += min(1.0, steps - k + 1) * cost[f"kfac {'+'.join(kinds) or 'plain'}"]
+    return total / 1e3
+
+
+def means(cost: dict[str, Any], steps: int) -> dict[str, float]:
+    """Milliseconds of a step in the mean over a run of so many steps, refreshes included."""
+    return {m: round(spent(cost, m, steps) / steps * 1e3, 2) for m in METHODS}
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from real_nets_steps import BEST, means
+from real_nets_steps import BEST, means, spent
 
 RESULTS = Path(__file__).resolve().parent
 LEVELS = {  # of the large nets: Adam's losses after half of its horizon and at its end, seed 1
@@ -47,9 +47,9 @@ def costs() -> dict[str, dict[str, Any]]:
     return {line["task"]: line for line in lines("real_nets_steps_cost.jsonl")}
 
 
-def shown(steps: float | None, cost: float) -> str:
+def shown(steps: float | None, cost: dict[str, Any], method: str) -> str:
     """Steps and CPU seconds."""
-    return "–" if steps is None else f"{steps:.0f} ({steps * cost / 1e3:.1f})"
+    return "–" if steps is None else f"{steps:.1f} ({spent(cost, method, steps):.2f})"
 
 
 def large() -> str:
@@ -65,8 +65,8 @@ def large() -> str:
             "|---|---|---|---|---|---|---|\n"
         )
         for r in sorted(raced, key=lambda r: (r["seed"], METHODS.index(r["method"]))):
-            own = means(cost[task], r["steps"])[r["method"]]
-            found = " | ".join(shown(crossed(r["curve"], level), own) for level in levels)
+            reached = (crossed(r["curve"], level) for level in levels)
+            found = " | ".join(shown(k, cost[task], r["method"]) for k in reached)
             text += (
                 f"| {r['seed']} | {r['method']} | {r['lr']:g} | {r['steps']} | {found} "
                 f"| {r['last']:.3f} |\n"
