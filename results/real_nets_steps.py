@@ -38,15 +38,15 @@ BLOCKS: dict[str, Any] = {
 EVERY, OTHER = 4, 0.003  # steps between two looks at the held cases; Adam's rate for the rest
 WARM = {"adam": 0.1, "muon": 0.05, "muon3": 0.05, "kfac": 0.05}  # the part in which rates rise
 RATES = {
-    "adam": (0.0015, 0.003, 0.006),
+    "adam": (0.0008, 0.0015, 0.003, 0.006),
     "muon": (0.015, 0.03, 0.06),
     "muon3": (0.015, 0.03, 0.06),
-    "kfac": (0.006, 0.01, 0.016),
+    "kfac": (0.0035, 0.006, 0.01),
 }
-STEPS: dict[str, dict[str, int]] = {  # a horizon's, by ``cost``
-    "conv": {"adam": 100, "muon": 90, "kfac": 86},
-    "gpt": {"adam": 100, "muon": 84, "kfac": 80},
-    "vit": {"adam": 100, "muon": 84, "kfac": 80},
+STEPS: dict[str, dict[str, int]] = {  # of a horizon as long as 64 of Adam's, by ``cost``
+    "conv": {"adam": 64, "muon": 53, "kfac": 48},
+    "gpt": {"adam": 64, "muon": 53, "kfac": 48},
+    "vit": {"adam": 64, "muon": 54, "kfac": 49},
 }
 BEST: dict[str, dict[str, float]] = {  # by ``tune``, seed 1
     "conv": {},
