@@ -11,10 +11,22 @@ from __future__ import annotations
 import argparse
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
-from faults.harness import Tally, attacked
+from faults.harness import Tally, attacked, known
 from faults.test_faults import FAULTS, FILED, OPERATIONS, filed
+
+
+def tallies(name: str, folder: Path, every: int) -> Iterator[tuple[type[BaseException], Tally]]:
+    """Each fault, and what came of it."""
+    if name in OPERATIONS:
+        found = known(*OPERATIONS[name])
+    else:
+        (folder / "own").mkdir()
+        found = known(*filed(folder)[name], lambda thing: thing.image())
+    for first, fault in enumerate(FAULTS):
+        yield fault, attacked(found, fault, every, first * (every // 2))
 
 
 def main() -> int:
@@ -26,21 +38,12 @@ def main() -> int:
     warnings.simplefilter("ignore")
     whole = Tally()
     for name in given.names or [*OPERATIONS, *FILED]:
-        for first, fault in enumerate(FAULTS):
-            start = first * (given.every // 2)
-            if name in OPERATIONS:
-                tally = attacked(*OPERATIONS[name], fault, every=given.every, first=start)
-            else:
-                with tempfile.TemporaryDirectory() as place:
-                    folder = Path(place)
-                    (folder / "own").mkdir()
-                    make, operation, on = filed(folder)[name]
-                    look = lambda thing: thing.image()  # noqa: E731
-                    tally = attacked(make, operation, on, fault, look, given.every, start)
-            print(f"{name}, {fault.__name__}: {tally}", *tally.torn, sep="\n  ", flush=True)
-            whole.lines += tally.lines
-            whole.counts += tally.counts
-            whole.torn += tally.torn
+        with tempfile.TemporaryDirectory() as place:
+            for fault, tally in tallies(name, Path(place), given.every):
+                print(f"{name}, {fault.__name__}: {tally}", *tally.torn, sep="\n  ", flush=True)
+                whole.lines += tally.lines
+                whole.counts += tally.counts
+                whole.torn += tally.torn
     print(f"in all {whole}; torn: {len(whole.torn)}")
     return int(bool(whole.torn))
 

@@ -156,30 +156,44 @@ class Tally:
         return f"{self.lines} lines: {told}"
 
 
-def attacked(
+@dataclass(frozen=True)
+class Known:
+    """An operation, and all that an undisturbed object gives: the same for every fault."""
+
+    make: Callable[[], Any]
+    operation: Callable[[Any], Any]
+    go_on: Callable[[Any], Any]
+    look: Callable[[Any], Any]
+    lines: list[Place]
+    states: dict[str, Any]
+    later: dict[str, Any]
+
+
+def known(
     make: Callable[[], Any],
     operation: Callable[[Any], Any],
     go_on: Callable[[Any], Any],
-    fault: type[BaseException],
     look: Callable[[Any], Any] = image,
-    every: int = 1,
-    first: int = 0,
-) -> Tally:
-    """Cuts ``operation`` off at every line (or every so many, from the ``first``)."""
+) -> Known:
+    """What ``operation`` leaves undone and done, what comes of going on from either, its lines."""
     before, after = make(), make()
     operation(after)
     states = {"before": look(before), "after": look(after)}
     go_on(before)
     go_on(after)
     later = {"before": look(before), "after": look(after)}
-    subject = make()
-    tally = Tally()
-    for place in lines_of(operation, subject)[first::every]:
+    return Known(make, operation, go_on, look, lines_of(operation, make()), states, later)
+
+
+def attacked(it: Known, fault: type[BaseException], every: int = 1, first: int = 0) -> Tally:
+    """Cuts the operation off at every line (or every so many, from the ``first``)."""
+    states, tally = it.states, Tally()
+    for place in it.lines[first::every]:
         tally.lines += 1
-        subject = make()
+        subject = it.make()
         name = f"{Path(place[0]).relative_to(PACKAGE)}:{place[1]}"
         around = surroundings()
-        if not cut_off(operation, subject, place, fault):
+        if not cut_off(it.operation, subject, place, fault):
             tally.counts["not raised"] += 1  # a line that another run does not come by
             continue
         left = surroundings()
@@ -190,15 +204,15 @@ def attacked(
                 tally.counts["handler left, which heals"] += 1
             else:
                 tally.torn.append(f"{name}: left {changed} changed")
-        found = look(subject)
+        found = it.look(subject)
         where = [when for when, state in states.items() if state == found]
         if not where:
             near = min(states, key=lambda when: sum(found[k] != states[when][k] for k in found))
             keys = [k for k in found if found[k] != states[near][k]]
             tally.torn.append(f"{name}: neither; beside {near} it differs in {keys}")
             continue
-        go_on(subject)
-        if look(subject) not in [later[when] for when in where]:
+        it.go_on(subject)
+        if it.look(subject) not in [it.later[when] for when in where]:
             tally.torn.append(f"{name}: {where[0]}, and then other numbers")
             continue
         tally.counts[where[0]] += 1
