@@ -5,6 +5,7 @@ it inverts the moments of the step at which a refresh is due and takes that inve
 """
 
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -45,26 +46,37 @@ def refreshes(run, steps):
     return found
 
 
+def spread_case(spread):
+    return Case(
+        "bernoulli",
+        (6, 5, 4, 3, 4, 5),
+        seed=1,
+        oracle={"T1": 5, "T2": 20, "T3": 10, "burn_in": 3, "spread": spread},
+        slots={"schedule": staggered(spread, "periodic(T1=5, T2=20, T3=10, burn_in=3)")},
+    )
+
+
+@functools.cache
+def oracles_at_once(structure):
+    """Where θ ends where each refresh is in use at its own step."""
+    case = spread_case(1)
+    net, x, y = case.make()
+    return case.run(net, x, y, structure)[-1]["theta_after"]
+
+
 @pytest.mark.parametrize("structure", STRUCTURES)
 @pytest.mark.parametrize("spread", [2, 4, 10])
 def test_it_is_the_oracles_that_keeps_old_inverses(structure, spread):
     """θ, h, λ, γ, ρ, α, μ and q of every step; γ is searched at every other refresh."""
-    settings = {"T1": 5, "T2": 20, "T3": 10, "burn_in": 3}
-    case = Case(
-        "bernoulli",
-        (6, 5, 4, 3, 4, 5),
-        seed=1,
-        oracle={**settings, "spread": spread},
-        slots={"schedule": staggered(spread, "periodic(T1=5, T2=20, T3=10, burn_in=3)")},
-    )
+    case = spread_case(spread)
     net, x, y = case.make()
     expected = case.run(net, x, y, structure)
     ends = [k + spread - 1 for k in (10, 20, 30, 40) if k + spread - 1 <= STEPS]
     assert [s["k"] for s in expected if s["refreshed"]] == [1, 2, 3, *ends]
     assert [s["k"] for s in expected if len(s["candidates"]) == 3] == ends[1::2]
     compare(case, expected, case.engine(net, x, y, structure), lambda engine: engine.step())
-    at_once = dataclasses.replace(case, oracle=settings).run(net, x, y, structure)
-    assert (at_once[-1]["theta_after"] - expected[-1]["theta_after"]).abs().max() > 1e-4
+    at_once = oracles_at_once(structure)
+    assert (at_once - expected[-1]["theta_after"]).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("recipe", ["paper", "robust", "paper_tridiagonal", "small_batch"])
@@ -93,11 +105,17 @@ def test_a_schedule_without_spread_drops_the_refresh_under_way():
     assert run.stepper.state_.build is None
 
 
+@functools.cache
+def whole_run(recipe):
+    run = run_of(staggered(4), recipe)
+    run.advance(24)
+    return run
+
+
 @pytest.mark.parametrize("recipe", ["paper", "paper_tridiagonal"])
 @pytest.mark.parametrize("k", [10, 11, 12, 13])
 def test_saved_and_rewound_in_the_midst_it_goes_on_bit_for_bit(recipe, k, tmp_path):
-    whole = run_of(staggered(4), recipe)
-    whole.advance(24)
+    whole = whole_run(recipe)
     run = run_of(staggered(4), recipe)
     run.advance(k)
     run.save(tmp_path / "run.pt")

@@ -56,14 +56,24 @@ def finite(value):
     return True
 
 
+def test_a_swap_at_every_step_factorises_at_once():
+    """By the two ways of Σ in turns; a step's neighbours have the other one."""
+    swapped({k: ("eigh", "smith")[k % 2] for k in range(1, STEPS + 1)})
+
+
+@pytest.mark.soak
 @pytest.mark.parametrize("sigma", ["eigh", "smith"])
-def test_a_swap_at_every_step_factorises_at_once(sigma):
+def test_a_swap_at_every_step_by_each(sigma):
+    swapped(dict.fromkeys(range(1, STEPS + 1), sigma))
+
+
+def swapped(sigmas):
     """Digits, the paper's recipe; from each of 60 steps a fork goes on tridiagonally."""
     recipe = kl.Recipe.named("paper").replace(
         batch="constant(size=128)", estimator="sampled(fraction=0.5)"
     )
     run = kl.Run("digits", recipe, seed=0, device=here())
-    for k in range(1, STEPS + 1):
+    for k, sigma in sigmas.items():
         run.advance(1)
         fork = run.fork()
         fork.swap(structure=f"block_tridiagonal(sigma={sigma!r})")
