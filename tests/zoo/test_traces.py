@@ -25,6 +25,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._pytree import tree_map
 
 from kfac_lab.core.whole import Whole
 
@@ -111,7 +112,8 @@ def check_band(found, rows, diagonals):
 
 # --- by Monte Carlo on both sides -----------------------------------------------------------------
 
-STEPS, SAMPLES = 100, 100
+#: samples of each case, by so many steps; by fewer where each of them takes COPIES of every case
+STEPS, SAMPLES, COPIES = 100, 100, 10
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -126,20 +128,28 @@ def test_sampled_traces(name):
 
 
 def averaged(name, estimator):
-    """Traces of moments that are the mean over so many steps."""
+    """Traces of moments that are the mean over so many samples of every case.
+
+    Where a block has rows for all cases a step's signs are one draw, whatever its batch is.
+    """
     zoo = made(name)
     cases = len(zoo.inputs) if zoo.whole else zoo.cases
+    inputs, copies = zoo.inputs[:cases], 1
+    if not zoo.whole and all(constant(stepped(zoo, cases, 0)).values()):
+        copies = COPIES
+        zoo.inputs = torch.cat([inputs] * copies)
+        zoo.targets = tree_map(lambda t: torch.cat([t[:cases]] * copies), zoo.targets)
     engine = stepped(
         zoo,
-        cases,
-        STEPS,
+        cases * copies,
+        STEPS // copies,
         estimator=f"{estimator}(fraction=1.0, limit=0.9999)",
         structure="block_diagonal",
         schedule="periodic(T1=999, T2=999, T3=999, burn_in=0)",
         damping="constant(lam=1, gamma=1)",
     )
     zoo.flatten()
-    return zoo, zoo.inputs[:cases], traces(engine), constant(engine)
+    return zoo, inputs, traces(engine), constant(engine)
 
 
 def check_sampled(zoo, inputs, found, own, rows):
