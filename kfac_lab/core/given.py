@@ -159,7 +159,7 @@ class SubspaceModel(Protocol):
     gram: Tensor  # [k, k]
     slope: Tensor  # [k]
     loss: Tensor | None  # h(θ), where the model tells it
-    split: bool  # whether the basis has parts of a direction, by layers; False where it is not told
+    split: int  # how many vectors, the first ones, are parts of one direction, by layers; 0: none
 
     def value(self, coefficients: Tensor, strength: DampingStrength) -> Tensor:
         """slope·c + ½ cᵀ(curvature + (λ+η) gram)c, 0-dim."""

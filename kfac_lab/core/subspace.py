@@ -28,7 +28,7 @@ class SubspaceQuadratic:
     gram: Tensor  # [k, k]
     slope: Tensor  # [k]
     loss: Tensor | None = None  # h(θ), where it is known that h cannot fall below 0
-    split: bool = False  # whether the basis has parts of a direction, by layers
+    split: int = 0  # how many vectors, the first ones, are the parts of one direction, by layers
 
     def _matrix(self, strength: DampingStrength) -> Tensor:
         return self.curvature + (strength.lam + strength.eta) * self.gram

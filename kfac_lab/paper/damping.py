@@ -287,10 +287,11 @@ class Promised(Tied):
     ``steered`` makes an inverse for every λ it tries; here the step is made as it is and the next
     one has another λ. In the first ``steps`` steps λ grows fourfold after a step that failed (h
     rose, or ρ < 1/4) and doubles after one that promised ``high`` of h and did not quite keep it
-    (ρ < 1/2). It falls by a factor of 16 after one that kept its word and promised less than
-    ``low``: λ is orders of magnitude too large then, and the inverse that follows it is not due at
-    every step. So too after one that gave more than it promised (ρ > 5/4), held back by λ, which
-    made half of the model's curvature. So ``lam`` is a starting guess and nothing more.
+    (ρ < 1/2). It falls by a factor of 16 after one that promised less than ``low`` and gave all of
+    it (ρ ≥ 0.95): λ is orders of magnitude too large then, and the inverse that follows it is not
+    due at every step. It falls by half where the step gave less of it, but more than half. By 16
+    too after one that gave more than it promised (ρ > 5/4), held back by λ, which made half of the
+    model's curvature. So ``lam`` is a starting guess and nothing more.
     Afterwards the rule is ``tied``'s, with a quicker factor and the floor of ``share``.
     """
 
@@ -332,7 +333,8 @@ class Promised(Tied):
         timid = (rho > 0.5) & (promise < self.low) & shaped | (rho > 1.25) & held
         bold = (rho < 0.5) & (promise > 0.999 * self.high)
         one = torch.ones_like(rho)
-        factor = torch.where(timid, one / 16, torch.where(bold, 2 * one, one))
+        fall = torch.where(rho >= 0.95, one / 16, one / 2)
+        factor = torch.where(timid, fall, torch.where(bold, 2 * one, one))
         factor = torch.where(failed, 4 * one, factor)
         moved = torch.clamp(
             strength.lam * factor, max(self.lam_min, 1e-12), min(self.lam_max, 1e12)

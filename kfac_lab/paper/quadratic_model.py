@@ -22,8 +22,8 @@ __all__ = ["ApproximateFisher", "ExactFisher", "NoModel"]
 CASES = 32  # of one product of tangents
 
 
-def _split(basis: Sequence[Vec]) -> bool:
-    return any(isinstance(vector, PartialVec) for vector in basis)
+def _split(basis: Sequence[Vec]) -> int:
+    return sum(isinstance(vector, PartialVec) for vector in basis)
 
 
 def _least(evaluation: Evaluation) -> Tensor | None:

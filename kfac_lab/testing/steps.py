@@ -181,5 +181,5 @@ class Bowl:
         curvature = torch.stack([torch.stack([v.dot(w) for w in products]) for v in basis])
         curvature = (curvature + curvature.t()) / 2
         slope = torch.stack([self.gradient.dot(v) for v in basis])
-        split = any(isinstance(v, PartialVec) for v in basis)
+        split = sum(isinstance(v, PartialVec) for v in basis)
         return SubspaceQuadratic(curvature, Vec.gram(basis), slope, split=split)

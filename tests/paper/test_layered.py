@@ -62,6 +62,27 @@ def test_a_curvature_that_lacks_a_case_makes_no_long_step() -> None:
     assert float(truth.value(SubspaceQuadratic(seen, gram, slope).minimiser(s), s)) > 1000 * loss
 
 
+@pytest.mark.parametrize("parts", [2, 4, 5])
+def test_groups_have_an_alpha_each_where_that_promises_so_many_times_as_much(parts: int) -> None:
+    """Beside a δ0 (2 and 4 of 5 vectors are parts) and without; one α by an explicit map else."""
+    s = strength(0.01)
+    for seed in range(6):
+        r = replace(model(None, seed), split=parts)
+        matrix = r.curvature + (s.lam + s.eta) * r.gram
+        together = torch.zeros(5, 6 - parts, dtype=torch.float64)
+        together[:parts, 0] = 1.0
+        together[parts:, 1:] = torch.eye(5 - parts, dtype=torch.float64)
+        few = torch.linalg.solve(together.T @ matrix @ together, -(together.T @ r.slope))
+        one = together @ few
+        shrunk = torch.linalg.solve(matrix + 0.3 * torch.diag(matrix.diagonal()), -r.slope)
+        ratio = float(r.value(shrunk, s) / r.value(one, s))
+        for gain, expected in ((0.99 * ratio, shrunk), (1.01 * ratio, one), (0.0, shrunk)):
+            found = Layered(gain=gain).choose(r, s, 3)
+            torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-12)
+        told = replace(r, split=True)  # a model that does not say how many
+        torch.testing.assert_close(Layered().choose(told, s, 3), shrunk)
+
+
 def test_on_small_batches_a_step_is_as_long_as_other_cases_confirm() -> None:
     momentum, other = Layered(cases=500), Confirmed()
     seen = replace(record(0.9), slope=number(-0.3), predicted=number(-0.2))
@@ -101,19 +122,19 @@ def test_groups_are_runs_of_layers_for_so_many_steps_of_its_own() -> None:
 def test_two_parts_without_a_delta0_are_shrunk_and_shortened_too() -> None:
     """The first step of a network of three or four layers has that basis; Δ and δ0 are no parts."""
     s, whole = strength(0.01), model(0.5, k=2)
-    parts = replace(whole, split=True)
+    parts = replace(whole, split=2)
     unheld = Layered(most=1.0).choose(replace(whole, loss=number(1e3)), s, 1)
     torch.testing.assert_close(unheld, whole.minimiser(s))
     matrix = parts.curvature + (s.lam + s.eta) * parts.gram
     shrunk = torch.linalg.solve(matrix + 0.3 * torch.diag(matrix.diagonal()), -parts.slope)
-    free = Layered(most=1.0, ridge=0.3).choose(replace(parts, loss=number(1e3)), s, 1)
+    free = Layered(most=1.0, ridge=0.3, gain=0.0).choose(replace(parts, loss=number(1e3)), s, 1)
     torch.testing.assert_close(free, shrunk)
-    held = Layered(ridge=0.0, most=0.2).choose(parts, s, 1)
+    held = Layered(ridge=0.0, most=0.2, gain=0.0).choose(parts, s, 1)
     assert -float(parts.value(held, s)) == pytest.approx(0.1)
     space, momentum = Bowl(bowl("three layers")), Layered()
-    for early, split in ((momentum.init(), True), ({"made": momentum.steps}, False)):
+    for early, split in ((momentum.init(), 2), ({"made": momentum.steps}, 0)):
         basis = momentum.basis(space, -space.gradient, None, early)
-        assert space.restrict(basis).split is split
+        assert space.restrict(basis).split == split
 
 
 @pytest.mark.parametrize("layers", [2, 4, 6])
@@ -139,7 +160,9 @@ def adapted(lam: float, rho: float, share: float, step: int = 5) -> float:
 
 
 def test_lambda_falls_where_a_step_promised_too_little() -> None:
-    assert adapted(10.0, 0.9, 0.059) == adapted(10.0, 0.9, 0.0006) == 1 / 16
+    """By a sixteenth where it gave all of that, by half where it gave less."""
+    assert adapted(10.0, 0.96, 0.059) == adapted(10.0, 1.1, 0.0006) == 1 / 16
+    assert adapted(10.0, 0.94, 0.059) == adapted(10.0, 0.51, 0.0006) == 0.5
     assert adapted(10.0, 0.9, 0.061) == adapted(10.0, 0.9, 0.2) == 1.0
     assert adapted(10.0, 0.4, 0.03) == 1.0  # it did not quite keep its word
     assert adapted(10.0, 0.4, 0.2) == 2.0  # and had promised much
