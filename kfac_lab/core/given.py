@@ -160,6 +160,7 @@ class SubspaceModel(Protocol):
     slope: Tensor  # [k]
     loss: Tensor | None  # h(θ), where the model tells it
     split: int  # how many vectors, the first ones, are parts of one direction, by layers; 0: none
+    cases: int  # of how many cases the curvature is; 0 where it is not told
 
     def value(self, coefficients: Tensor, strength: DampingStrength) -> Tensor:
         """slope·c + ½ cᵀ(curvature + (λ+η) gram)c, 0-dim."""

@@ -29,6 +29,7 @@ class SubspaceQuadratic:
     slope: Tensor  # [k]
     loss: Tensor | None = None  # h(θ), where it is known that h cannot fall below 0
     split: int = 0  # how many vectors, the first ones, are the parts of one direction, by layers
+    cases: int = 0  # of how many cases the curvature is; 0: not known
 
     def _matrix(self, strength: DampingStrength) -> Tensor:
         return self.curvature + (strength.lam + strength.eta) * self.gram

@@ -87,9 +87,8 @@ class ExactFisher:
                 total = total + _batched(rooted)
             else:
                 total = total + (_inner(rooted) if k <= 2 else _product(rooted))
-        return SubspaceQuadratic(
-            total / evaluation.rows, gram, slope, _least(evaluation), _split(basis)
-        )
+        rows = evaluation.rows
+        return SubspaceQuadratic(total / rows, gram, slope, _least(evaluation), _split(basis), rows)
 
 
 def _inner(rooted: Tensor) -> Tensor:
@@ -131,7 +130,12 @@ class ApproximateFisher:
         rows = [torch.stack([u.dot(p) for p in products]) for u in basis]
         curvature = torch.stack(rows)
         return SubspaceQuadratic(
-            (curvature + curvature.t()) / 2, gram, slope, _least(evaluation), _split(basis)
+            (curvature + curvature.t()) / 2,
+            gram,
+            slope,
+            _least(evaluation),
+            _split(basis),
+            evaluation.rows,
         )
 
 

@@ -63,24 +63,50 @@ def test_a_curvature_that_lacks_a_case_makes_no_long_step() -> None:
 
 
 @pytest.mark.parametrize("parts", [2, 4, 5])
-def test_groups_have_an_alpha_each_where_that_promises_so_many_times_as_much(parts: int) -> None:
+def test_groups_have_an_alpha_each_where_that_promises_more_than_noise_does(parts: int) -> None:
     """Beside a δ0 (2 and 4 of 5 vectors are parts) and without; one α by an explicit map else."""
     s = strength(0.01)
     for seed in range(6):
-        r = replace(model(None, seed), split=parts)
-        matrix = r.curvature + (s.lam + s.eta) * r.gram
+        told = replace(model(None, seed), split=parts)
+        matrix = told.curvature + (s.lam + s.eta) * told.gram
         together = torch.zeros(5, 6 - parts, dtype=torch.float64)
         together[:parts, 0] = 1.0
         together[parts:, 1:] = torch.eye(5 - parts, dtype=torch.float64)
-        few = torch.linalg.solve(together.T @ matrix @ together, -(together.T @ r.slope))
+        few = torch.linalg.solve(together.T @ matrix @ together, -(together.T @ told.slope))
         one = together @ few
-        shrunk = torch.linalg.solve(matrix + 0.3 * torch.diag(matrix.diagonal()), -r.slope)
-        ratio = float(r.value(shrunk, s) / r.value(one, s))
-        for gain, expected in ((0.99 * ratio, shrunk), (1.01 * ratio, one), (0.0, shrunk)):
-            found = Layered(gain=gain).choose(r, s, 3)
-            torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-12)
-        told = replace(r, split=True)  # a model that does not say how many
-        torch.testing.assert_close(Layered().choose(told, s, 3), shrunk)
+        shrunk = torch.linalg.solve(matrix + 0.3 * torch.diag(matrix.diagonal()), -told.slope)
+        free = torch.linalg.solve(matrix, -told.slope)
+        each = float(0.5 * (one @ told.slope - free @ told.slope)) / (parts - 1)  # M = ½ slope·c
+        assert each > 0
+        for cases in (7, 300):
+            r = replace(told, cases=cases)
+            for worth, expected in ((0.99 * each * cases, shrunk), (1.01 * each * cases, one)):
+                found = Layered(worth=worth).choose(r, s, 3)
+                torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-10)
+            torch.testing.assert_close(Layered(worth=0.0).choose(r, s, 3), shrunk)
+        for untold in (told, replace(told, split=True, cases=1)):  # how many is not said
+            torch.testing.assert_close(Layered().choose(untold, s, 3), shrunk)
+
+
+@pytest.mark.filterwarnings("ignore:a batch of 90")
+def test_models_say_how_many_cases_and_parts_there_are() -> None:
+    seen: list[tuple[int, int]] = []
+
+    class Looking(Layered):
+        def choose(self, restriction, strength, step):  # type: ignore[no-untyped-def]
+            seen.append((restriction.split, restriction.cases))
+            return super().choose(restriction, strength, step)
+
+    x, y = torch.randn(90, 5), torch.randn(90, 2)
+    for text in ("exact_fisher(fraction=0.5)", "approximate_fisher"):
+        net = torch.nn.Sequential(
+            torch.nn.Linear(5, 4), torch.nn.Tanh(), torch.nn.Linear(4, 3), torch.nn.Linear(3, 2)
+        )
+        recipe = kl.Recipe.named("paper").replace(quadratic_model=text, momentum=Looking(size=1))
+        opt = kl.KFAC(net, "gaussian", recipe=recipe)
+        for _ in range(2):
+            opt.step(x, y)
+    assert seen == [(3, 45), (3, 45), (3, 90), (3, 90)]
 
 
 def test_on_small_batches_a_step_is_as_long_as_other_cases_confirm() -> None:
@@ -127,9 +153,9 @@ def test_two_parts_without_a_delta0_are_shrunk_and_shortened_too() -> None:
     torch.testing.assert_close(unheld, whole.minimiser(s))
     matrix = parts.curvature + (s.lam + s.eta) * parts.gram
     shrunk = torch.linalg.solve(matrix + 0.3 * torch.diag(matrix.diagonal()), -parts.slope)
-    free = Layered(most=1.0, ridge=0.3, gain=0.0).choose(replace(parts, loss=number(1e3)), s, 1)
+    free = Layered(most=1.0, ridge=0.3).choose(replace(parts, loss=number(1e3)), s, 1)
     torch.testing.assert_close(free, shrunk)
-    held = Layered(ridge=0.0, most=0.2, gain=0.0).choose(parts, s, 1)
+    held = Layered(ridge=0.0, most=0.2).choose(parts, s, 1)
     assert -float(parts.value(held, s)) == pytest.approx(0.1)
     space, momentum = Bowl(bowl("three layers")), Layered()
     for early, split in ((momentum.init(), 2), ({"made": momentum.steps}, 0)):
