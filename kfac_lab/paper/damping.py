@@ -288,11 +288,10 @@ class Promised(Tied):
     one has another λ. In the first ``steps`` steps λ grows fourfold after a step that failed (h
     rose, or ρ < 1/4) and doubles after one that promised ``high`` of h and did not quite keep it
     (ρ < 1/2). It falls by a factor of 16 after one that promised less than ``low`` and gave all of
-    it (ρ ≥ 0.95): λ is orders of magnitude too large then, and the inverse that follows it is not
-    due at every step. It falls by half where the step gave less of it, but more than half. By 16
-    too after one that gave more than it promised (ρ > 5/4), held back by λ, which made half of the
-    model's curvature. So ``lam`` is a starting guess and nothing more.
-    Afterwards the rule is ``tied``'s, with a quicker factor and the floor of ``share``.
+    it (ρ ≥ 0.95): λ is orders of magnitude too large then, and its inverse is not due at every
+    step; by half after one that gave less of it, but more than half. By 16 too after one that gave
+    more (ρ > 5/4), held back by λ, which made half of the model's curvature. So ``lam`` is a guess
+    and no more. Afterwards the rule is ``tied``'s, quicker and with the floor of ``share``.
     """
 
     omega1: float = _quick()
