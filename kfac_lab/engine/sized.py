@@ -113,7 +113,7 @@ class Sized:
         sizes = tuple(asked.sizes.values())
         if not family.spans(sizes):
             made = self._stretched(programs, begun, asked, family)
-            if made is not None or family.program is None or not family.spans(sizes):
+            if made is not None or family.program is None:
                 return made
         if family.program.replays % AGAIN == AGAIN - 1:
             made = begun.made()
@@ -165,36 +165,53 @@ class Sized:
     def _stretched(
         self, programs: Programs, begun: Begun, asked: StepInputs, family: Family
     ) -> Prepared | None:
-        """Tries the program beyond the sizes that it serves: on a larger batch, by the
-        spare side of the moments, or on the step itself where there is no larger one.
+        """Tries the program beyond the sizes that it serves: on larger batches, by the spare side
+        of the moments, or on the step itself where it serves none. None: it serves these sizes
+        now, or has none.
         """
         engine, plan = begun.engine, begun.plan
-        larger = _larger(engine, plan, family) if plan.m > family.high[0] else None
-        if larger is None:
-            made = begun.made()
-            if programs.tried(begun, asked, family, made, final=False):
+        while plan.m > family.high[0]:
+            larger = _larger(engine, plan, family)
+            if larger is None:
+                break
+            if self._tried_at(programs, begun, asked, family, larger):
                 family.stretched(tuple(asked.sizes.values()))
-            else:
-                self._failed(programs, begun, family)
+                return None
+            family.bound = larger.m  # a part goes by a size: up to it the program may serve
+        begun = begun.again()
+        made = begun.made()
+        if programs.tried(begun, asked, family, made, final=False):
+            family.stretched(tuple(asked.sizes.values()))
             return made
+        self._failed(programs, begun, family)
+        return None  # to be recorded: the next may be made as it is
+
+    def _tried_at(
+        self,
+        programs: Programs,
+        begun: Begun,
+        asked: StepInputs,
+        family: Family,
+        larger: StepPlan,
+    ) -> bool:
+        """Whether the program gives what a step on more cases gives, of which nothing is kept."""
+        engine = begun.engine
         with begun.clock("program"):
             assert begun.drawn is not None  # or there would be no family
-            cases = _repeated(begun.drawn, plan.m, larger.m)
+            cases = _repeated(begun.drawn, begun.plan.m, larger.m)
             trial = Begun.of(engine, larger, cases, Clock(), begun.prepare)
             own = StepInputs.of(trial)
             if own.family != asked.key:  # all of the batch is S1 there, say
-                return None
+                return False
             try:
                 made = trial.made()
             except Exception:  # what is wrong with it is no matter of the step's
-                return None
+                return False
             own = replace(own, key=own.family)
-            if programs.tried(trial, own, family, made, final=False):
+            found = programs.tried(trial, own, family, made, final=False)
+            if found:
                 family.stretched(tuple(own.sizes.values()))
-                family.stretched(tuple(asked.sizes.values()))
-            else:
-                family.bound = larger.m  # a part goes by a size: up to it the program may serve
-        return None
+            return found
 
     def _failed(self, programs: Programs, begun: Begun, family: Family) -> None:
         """Batches of these sizes are made otherwise, perhaps by another program."""
