@@ -54,12 +54,16 @@ class Bench:
         )
         return recipe["method"].attach(self.problem, recipe, SEED, total_steps=steps)
 
+    def cost_key(self, method: str, text: str, size: int) -> str:
+        """The name of what sets a step's cost."""
+        recipe = Recipe.of(f"method = {text}")
+        costs = [f"{n}={v}" for n in COSTS if (v := getattr(recipe["method"], n, None))]
+        return "/".join([self.name, " ".join([method, *costs]), str(size)])
+
     def step_seconds(self, method: str, text: str, size: int) -> float:
         """Time of one step of one thread, measured once for whatever sets its cost."""
         times = self.table.setdefault("step_seconds", {})
-        recipe = Recipe.of(f"method = {text}")
-        costs = [f"{n}={v}" for n in COSTS if (v := getattr(recipe["method"], n, None))]
-        key = "/".join([self.name, " ".join([method, *costs]), str(size)])
+        key = self.cost_key(method, text, size)
         if key not in times:
             stepper = self._stepper(text, size, None)
             taken = []
@@ -70,16 +74,42 @@ class Bench:
             times[key] = round(sorted(taken)[len(taken) // 10], 6)
         return float(times[key])
 
+    def times_in_turns(self, rounds: int) -> None:
+        """Measures anew what a step costs of all that the plans try, in turns: one same machine."""
+        steppers: dict[str, Any] = {}
+        for method in ("nag", "adam", "muon", "soap"):
+            plan = PLANS.get((self.name, method))
+            if plan is None:
+                continue
+            costly = [{}, *(s for s in plan["settings"] if set(s) & set(COSTS))]
+            for changed in costly:
+                settings = {**plan["crossed"][0], **changed}
+                text = method_text(method, 1e-6, settings)  # no time depends on the rate
+                for size in [plan["size"], *plan["sizes"]]:
+                    if not changed or size == plan["size"]:
+                        key = self.cost_key(method, text, size)
+                        steppers[key] = self._stepper(text, size, None)
+        taken: dict[str, list[float]] = {key: [] for key in steppers}
+        for _ in range(rounds):
+            for key, stepper in steppers.items():
+                start = time.thread_time()
+                stepper.step()
+                taken[key].append(time.thread_time() - start)
+        for key, found in taken.items():
+            mean = sum(found[5:]) / len(found[5:])  # a SOAP's refresh is part of its cost
+            low = sorted(found)[len(found) // 10]
+            self.table["step_seconds"][key] = round(mean, 6)
+            print(f"{key:50} mean {mean * 1e3:7.1f} ms, lower decile {low * 1e3:7.1f}", flush=True)
+
     def measure(self, method: str, lr: float, settings: dict[str, Any], size: int, part: float):
         """One point of the grid; ``part`` is the share of the budget."""
-        options = ", ".join(f"{k}={v!r}" for k, v in {"lr": lr, **settings}.items())
-        text = f"{method}({options})"
+        text = method_text(method, lr, settings)
         points = self.table.setdefault("points", [])
-        for point in points:
-            same = (self.name, text, size, part)
-            if (point["problem"], point["text"], point["batch"], point["part"]) == same:
-                return point
         seconds = horizon(self.name, method) * part
+        for point in points:
+            same = (self.name, text, size, round(seconds, 3))
+            if (point["problem"], point["text"], point["batch"], budget(point)) == same:
+                return point
         steps = round(seconds / self.step_seconds(method, text, size))
         stepper = self._stepper(text, size, steps)
         point = {
@@ -117,9 +147,9 @@ class Bench:
 
     def points(self, method: str, part: float) -> list[dict[str, Any]]:
         """What was measured of a method with this share of the budget."""
-        wanted = (self.name, method, part)
+        wanted = (self.name, method, round(horizon(self.name, method) * part, 3))
         points = self.table["points"]
-        return [p for p in points if (p["problem"], p["method"], p["part"]) == wanted]
+        return [p for p in points if (p["problem"], p["method"], budget(p)) == wanted]
 
     @torch.no_grad()
     def _error(self, replaced: dict[str, torch.Tensor] | None) -> float | None:
@@ -133,9 +163,20 @@ class Bench:
         return round(error, 4) if math.isfinite(error) else None
 
 
+def method_text(method: str, lr: float, settings: dict[str, Any]) -> str:
+    """A baseline as a recipe writes it."""
+    options = ", ".join(f"{k}={v!r}" for k, v in {"lr": lr, **settings}.items())
+    return f"{method}({options})"
+
+
 def horizon(problem: str, method: str) -> float:
     """Seconds of a whole run."""
     return float(PLANS[problem, method].get("seconds", SECONDS[problem]))
+
+
+def budget(point: dict[str, Any]) -> float:
+    """Seconds that a point was given, by which those of another search are told apart."""
+    return round(float(point["budget_seconds"]), 3)
 
 
 def worth(point: dict[str, Any]) -> float:
@@ -236,9 +277,10 @@ def report(table: dict[str, Any]) -> str:
             "|---|---|---|---|---|---|---|",
         ]
         mine = [p for p in table["points"] if (p["problem"], p["method"]) == (problem, method)]
-        for p in sorted(mine, key=lambda p: (p["part"], worth(p), p["text"])):
-            bold = "**" if p["part"] == 1 and p["text"] == table["chosen"][key]["text"] else ""
-            bold = bold if p["batch"] == table["chosen"][key]["batch"] else ""
+        chosen = table["chosen"][key]
+        for p in sorted(mine, key=lambda p: (budget(p), worth(p), p["text"])):
+            same = all(p[name] == chosen[name] for name in ("text", "batch", "budget_seconds"))
+            bold = "**" if same else ""
             shown = ["diverged" if p[k] is None else f"{p[k]:g}" for k in ("theta", "average")]
             error = "diverged" if p["error"] is None else f"{bold}{p['error']:g}{bold}"
             out.append(
@@ -268,6 +310,7 @@ def main() -> None:
     parser.add_argument("problems", nargs="+", choices=sorted(SECONDS))
     parser.add_argument("--methods", default="muon,nag,adam,soap")
     parser.add_argument("--coarse", action="store_true", help="only the quarter budget")
+    parser.add_argument("--times", type=int, default=0, help="only step times, so many, in turns")
     options = parser.parse_args()
     torch.set_num_threads(1)
     path = RESULTS / "tuning.json"
@@ -284,6 +327,10 @@ def main() -> None:
     )
     for problem in options.problems:
         bench = Bench(problem, table)
+        if options.times:
+            bench.times_in_turns(options.times)
+            save(table)
+            continue
         for method in options.methods.split(","):
             if (problem, method) not in PLANS:
                 continue

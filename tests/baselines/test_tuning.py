@@ -41,12 +41,14 @@ def test_no_chosen_rate_lies_on_the_edge_of_its_grid() -> None:
         (best,) = (
             p
             for p in points
-            if (p["text"], p["batch"], p["part"]) == (chosen["text"], chosen["batch"], 1.0)
+            if (p["text"], p["batch"]) == (chosen["text"], chosen["batch"])
+            and p["budget_seconds"] == chosen["budget_seconds"]
         )
         like = [
             p
             for p in points
-            if (p["settings"], p["batch"], p["part"]) == (best["settings"], best["batch"], 1.0)
+            if (p["settings"], p["batch"]) == (best["settings"], best["batch"])
+            and p["budget_seconds"] == chosen["budget_seconds"]
         ]
         assert all(best["error"] <= p["error"] for p in like if p["error"] is not None)
         assert min(p["lr"] for p in like) < best["lr"] < max(p["lr"] for p in like), key
