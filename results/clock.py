@@ -48,6 +48,7 @@ HORIZONS = {
     "nag": (40,),
 }
 ALL_MOMENTS = (2, 5, 7.5, 10, 15, 20, 30, 40, 60)
+FEW = {"faces": (5, 10, 20, 30, 40, 60)}  # its measuring is dear
 ALL_STRIDE = {"curves": 4, "faces": 15, "mnist": 6}
 # One change of the recipe taken out: what stood there before.
 WITHOUT = {
@@ -174,18 +175,29 @@ def recipe_of(method: str, problem: str, seconds: float) -> kl.Recipe:
     return kl.Recipe.of(tuned(method, problem, seconds=seconds))
 
 
-def all_lanes(problem: str, methods: list[str], seed: int, scale: float, out: Path) -> list[Lane]:
-    """The lanes of a race of all that the file does not have yet; ``scale`` shortens it."""
+def all_lanes(
+    problem: str,
+    methods: list[str],
+    seed: int,
+    scale: float,
+    out: Path,
+    only: Sequence[float] = (),
+) -> list[Lane]:
+    """The lanes of a race of all that the file does not have yet; ``scale`` shortens it.
+
+    ``only`` are the peers' horizons to be run, where not all; K-FAC runs to the last of them.
+    """
     lines = out.read_text().splitlines() if out.exists() else []
     done = {key_of(line) for line in map(json.loads, lines) if line.get("ended", True)}
     stride = ALL_STRIDE.get(problem, 1)
     found = []
     for method in methods:
-        for horizon in HORIZONS[method]:
+        horizons = [h for h in HORIZONS[method] if not only or h in only]
+        for horizon in horizons or [max(only)]:
             seconds = horizon * scale
             if (problem, method, seed, seconds, "all") not in done:
                 recipe, marks = recipe_of(method, problem, seconds), {"race": "all"}
-                moments = [m * scale for m in ALL_MOMENTS]
+                moments = [m * scale for m in FEW.get(problem, ALL_MOMENTS)]
                 found.append(Lane(problem, method, recipe, seed, seconds, moments, stride, marks))
     return found
 
@@ -241,6 +253,7 @@ def main() -> None:
     parser.add_argument(
         "--scale", type=float, default=1.0, help="of all seconds of --all, to try it"
     )
+    parser.add_argument("--horizons", default="", help="of --all, only these: 40 or 20,40")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -248,10 +261,11 @@ def main() -> None:
     date = time.strftime("%Y-%m-%d")
     moments = [float(m) for m in options.at.split(",")]
     methods = options.methods.split(",")
+    only = [float(h) for h in options.horizons.split(",") if h]
     for seed in map(int, options.seeds.split(",")):
         for problem in options.problems.split(","):
             if options.all:
-                racing = all_lanes(problem, methods, seed, options.scale, options.out)
+                racing = all_lanes(problem, methods, seed, options.scale, options.out, only)
             else:
                 racing = lanes(problem, methods, seed, options.seconds, options.without, moments)
             run_race(racing, date, options.out)

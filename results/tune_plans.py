@@ -4,7 +4,7 @@ from typing import Any
 
 # The first batch, the learning rates to start from, settings crossed with them, the batches and
 # settings then tried one after the other, and those tried once more with the whole budget. MNIST
-# starts where CURVES ended.
+# starts where CURVES ended. `whole`: rates alone, each with the whole budget.
 _MUON = {"adjust": "match_rms_adamw", "hidden_only": True, "adam_lr": 0.003, "momentum": 0.9}
 _SOAP = {"max_side": 512, "every": 10}
 PLANS: dict[tuple[str, str], dict[str, Any]] = {
@@ -70,36 +70,31 @@ PLANS: dict[tuple[str, str], dict[str, Any]] = {
         "seconds": 30.0,
     },
     ("faces", "nag"): {
-        "size": 50,
-        "lr": [0.0005, 0.001, 0.002],
+        "size": 25,
+        "lr": [0.001],
         "crossed": [{"mu_max": 0.95}],
-        "sizes": [25, 100],
-        "settings": [{"mu_max": 0.99}],
         "seconds": 40.0,
+        "whole": True,
     },
     ("faces", "muon"): {
         "size": 100,
-        "lr": [0.003, 0.01, 0.02],
+        "lr": [0.01],
         "crossed": [_MUON],
-        "sizes": [50, 200],
-        "settings": [{"adam_lr": 0.001}],
         "seconds": 40.0,
+        "whole": True,
     },
     ("faces", "adam"): {
         "size": 50,
-        "lr": [0.0003, 0.001],
+        "lr": [0.0005],
         "crossed": [{"beta2": 0.99}],
-        "sizes": [25, 100],
-        "settings": [],
-        "late": [{"decay": 0.3}],
         "seconds": 40.0,
+        "whole": True,
     },
     ("faces", "soap"): {
         "size": 100,
-        "lr": [0.0005, 0.002],
+        "lr": [0.002],
         "crossed": [{"max_side": 300, "every": 5, "beta1": 0.9}],
-        "sizes": [50, 200],
-        "settings": [{"max_side": 700, "every": 10}],
         "seconds": 40.0,
+        "whole": True,
     },
 }
