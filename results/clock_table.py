@@ -21,12 +21,11 @@ NAMES = {
 }
 HEAD = """# Races by CPU seconds
 
-Error over the training set (FACES: every fifth case), the smaller of θ's and θ̄'s, after so many
-CPU seconds of one thread; in brackets the iterations. The methods of a race take turns of a second
-in one process; peers are tuned and their rates decay to the horizon. Made by
-`python results/clock.py` and written by `python results/clock_table.py`; the lines are in
-[clock.jsonl](clock.jsonl). **Bold** is the lowest of its seed. All but the first part is of `quick`
-as it was before 2026-11-28: batches from 150, a slower fall of λ, a fifth of h promised at most.
+Error over the training set, the smaller of θ's and θ̄'s, after so many CPU seconds of one thread;
+in brackets the iterations. The methods of a race take turns of a second in one process; peers are
+tuned ([tuning](tuning.md)) and their rates decay to the horizon. Made by `python results/clock.py`
+and written by `python results/clock_table.py`; the lines are in [clock.jsonl](clock.jsonl). What
+each change of the recipe contributes is in [ablations](ablations.md).
 """
 
 

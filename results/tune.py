@@ -5,11 +5,12 @@
 Every point of a method gets the same budget: as many steps as one thread makes in 40 s (CURVES),
 60 s (MNIST) or 240 s (FACES), or as its plan says. Steps, not seconds, are counted, so that what
 else the machine does changes nothing; how long a step takes is measured first (the lower decile of
-the thread's own time) and kept. Points of 10 s (FACES: 30 s) narrow the choice: a grid of learning
-rates, then finer around the best, then other batches and settings one after the other, each kept
-where it is better. The best then gets the whole budget, and so do the learning rates next to it, on
-and on until both neighbours are worse: the chosen one never lies on the edge. The error is that of
-the whole training set (FACES: of every fifth case), the smaller of θ's and θ̄'s (section 13).
+the thread's own time; with ``--times`` the mean, all methods in turns) and kept. Points of 10 s
+(FACES: 30 s) narrow the choice: a grid of learning rates, then finer around the best, then other
+batches and settings one after the other, each kept where it is better. The best then gets the whole
+budget, and so do the learning rates next to it, on and on until both neighbours are worse: the
+chosen one never lies on the edge. The error is that of the whole training set (FACES: of every
+fifth case), the smaller of θ's and θ̄'s (section 13).
 
 What is in results/tuning.json already is not run again; remove an entry to have it made anew.
 """
@@ -262,8 +263,9 @@ def report(table: dict[str, Any]) -> str:
         "every fifth case), the smaller of θ's and θ̄'s (ξ = 0.99). Budget: the steps that one "
         "thread makes in the seconds stated, at the step times below, which were measured while "
         "the machine was busy (idle it is about a fifth faster). `total_steps` is the budget's, so "
-        "rates that decay end with it. FACES was first searched with 120 s; those points are here "
-        "too, and were no choice.",
+        "rates that decay end with it. FACES: Nesterov was first searched with 120 s; those points "
+        "are here too, and were no choice. The others got 40 s on a slower machine, a grid of "
+        "rates alone, each with the whole budget; their step times were measured in turns.",
         "",
         "| problem | method | chosen | batch | error | seconds | steps |",
         "|---|---|---|---|---|---|---|",
@@ -274,20 +276,21 @@ def report(table: dict[str, Any]) -> str:
             f"| {problem} | {method} | `{chosen['text']}` | {chosen['batch']} | "
             f"{chosen['error']} | {chosen['budget_seconds']:g} | {chosen['steps']} |"
         )
-    for key in table["chosen"]:
+    searched = [f"{p['problem']}/{p['method']}" for p in table["points"]]
+    for key in dict.fromkeys([*table["chosen"], *searched]):
         problem, method = key.split("/")
+        chosen = table["chosen"].get(key)
+        out += ["", f"## {problem}, {method}", ""]
+        if chosen is None:
+            out += ["Not searched to its end: the best rate is the last that was tried.", ""]
         out += [
-            "",
-            f"## {problem}, {method}",
-            "",
             "| seconds | batch | text | steps | θ | θ̄ | error |",
             "|---|---|---|---|---|---|---|",
         ]
         mine = [p for p in table["points"] if (p["problem"], p["method"]) == (problem, method)]
-        chosen = table["chosen"][key]
         for p in sorted(mine, key=lambda p: (budget(p), worth(p), p["text"])):
-            same = all(p[name] == chosen[name] for name in ("text", "batch", "budget_seconds"))
-            bold = "**" if same else ""
+            kept = ("text", "batch", "budget_seconds")
+            bold = "**" if chosen and all(p[name] == chosen[name] for name in kept) else ""
             shown = ["diverged" if p[k] is None else f"{p[k]:g}" for k in ("theta", "average")]
             error = "diverged" if p["error"] is None else f"{bold}{p['error']:g}{bold}"
             out.append(
@@ -326,7 +329,7 @@ def main() -> None:
         {
             "command": f"python results/tune.py {' '.join(SECONDS)}",
             "date": datetime.date.today().isoformat(),
-            "cpu": cpu(),
+            "cpu": table.get("cpu", cpu()),  # a note of what ran elsewhere is kept
             "threads": 1,
             "torch": torch.__version__,
             "seed": SEED,

@@ -70,11 +70,12 @@ PLANS: dict[tuple[str, str], dict[str, Any]] = {
         "seconds": 30.0,
     },
     ("faces", "nag"): {
-        "size": 25,
-        "lr": [0.001],
+        "size": 50,
+        "lr": [0.0003, 0.001, 0.003],
         "crossed": [{"mu_max": 0.95}],
-        "seconds": 40.0,
-        "whole": True,
+        "sizes": [100, 25, 10],
+        "settings": [{"mu_max": 0.99}],
+        "late": [{"mu_max": 0.99}],
     },
     ("faces", "muon"): {
         "size": 100,
