@@ -77,6 +77,8 @@ NOTEBOOKS := $(if $(BROWSER),$(filter-out $(TOUR),$(NOTEBOOKS)),$(NOTEBOOKS))
 
 # what tells most in two minutes
 QUICK := tests/trajectories tests/core tests/engine tests/paper tests/hooks tests/oracles tests/test_layout.py tests/test_public_names.py
+QUICK += $(patsubst %,--ignore=tests/%.py,engine/test_programs engine/test_programs_sized engine/test_behaviour engine/test_edges)
+QUICK += $(patsubst %,--ignore=tests/%.py,engine/test_processes core/test_row_layouts)
 
 quick: export OMP_NUM_THREADS := 1
 quick: $(VENV)/.test

@@ -18,15 +18,24 @@ import contextlib
 import io
 import json
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
+from browser.kernel import Kernel
 from browser.lab import KERNELS, PATIENCE, Lab
 from browser.window import Window
 
+# a Run for tests that watch one run on: between its steps the core is free for the page
+GENTLE = """
+class Gentle(kl.Run):
+    def step_once(self):
+        __import__('time').sleep(0.03)
+        return super().step_once()
+"""
 # a cell that registers a damping which raises
 BREAKING = """
 from dataclasses import dataclass
@@ -43,69 +52,6 @@ class Breaking:
 
 kl.lab.register("damping", "breaking", Breaking)
 """
-# ---- the kernel ----------------------------------------------------------------------------------
-
-
-class Kernel:
-    """A notebook's kernel, asked directly: as one more cell would, without leaving a trace.
-
-    ``patience`` is in seconds, for each question.
-    """
-
-    patience = PATIENCE
-
-    def __init__(self, lab: Lab, name: str) -> None:
-        from jupyter_client import BlockingKernelClient
-
-        with urllib.request.urlopen(f"{lab.address}/api/sessions", timeout=20) as answer:
-            sessions = {session["path"]: session["kernel"]["id"] for session in json.load(answer)}
-        self._client = BlockingKernelClient(
-            connection_file=str(lab.runtime / f"kernel-{sessions[name]}.json")
-        )
-        self._client.load_connection_file()
-        self._client.start_channels()
-        self._client.wait_for_ready(timeout=PATIENCE)
-
-    def ask(self, expression: str) -> Any:
-        """The value of an expression in the notebook's names; it must go through JSON."""
-        asked = {"it": f"__import__('json').dumps({expression})"}
-        found = (self._run("", asked).get("user_expressions", {}) for _ in range(5))
-        answer = next((one["it"] for one in found if "it" in one), None)
-        if answer is None:  # each time an interrupt of the kernel met the question itself
-            raise RuntimeError(f"{expression}: the kernel gave no answer")
-        if answer["status"] != "ok":
-            raise RuntimeError(f"{expression}: {answer['ename']}: {answer['evalue']}")
-        return json.loads(_literal(answer["data"]["text/plain"]))
-
-    def do(self, code: str) -> None:
-        """Runs statements."""
-        content = self._run(code, {})
-        if content["status"] != "ok":
-            raise RuntimeError(f"{content['ename']}: {content['evalue']}")
-
-    def until(self, expression: str, patience: float = PATIENCE) -> None:
-        """Waits until an expression is true."""
-        end = time.monotonic() + patience
-        while not self.ask(expression):
-            assert time.monotonic() < end, f"never became true: {expression}"
-            time.sleep(0.05)
-
-    def _run(self, code: str, expressions: dict[str, str]) -> Any:
-        return self._client.execute(
-            code, silent=True, user_expressions=expressions, reply=True, timeout=self.patience
-        )["content"]
-
-    def close(self) -> None:
-        """Closes the channels; the kernel goes on."""
-        self._client.stop_channels()
-
-
-def _literal(text: str) -> str:
-    import ast
-
-    return str(ast.literal_eval(text))
-
-
 # ---- the browser ---------------------------------------------------------------------------------
 
 
@@ -171,7 +117,11 @@ class Page:
             mine = [session["id"] for session in json.load(answer) if session["path"] == self.name]
         for session in mine:
             asked = urllib.request.Request(f"{sessions}/{session}", method="DELETE")
-            urllib.request.urlopen(asked, timeout=20).close()
+            try:
+                urllib.request.urlopen(asked, timeout=20).close()
+            except urllib.error.HTTPError as error:
+                if error.code != 404:  # it has gone meanwhile
+                    raise
 
     def hasten(self, hasty: bool = True) -> None:
         """Waits a moment only: for a control that does nothing."""
@@ -260,13 +210,18 @@ class Page:
 
     # --- the panel ------------------------------------------------------------------------------
 
+    @property
+    def _outputs(self) -> Any:
+        """Where panels are: to look for a name in all of JupyterLab takes ten times as long."""
+        return self.tab.locator(".jp-Notebook .jp-OutputArea")
+
     def button(self, name: str, panel: int = 0) -> Any:
         """A button of a panel, by its exact name."""
-        return self.tab.get_by_role("button", name=name, exact=True).nth(panel)
+        return self._outputs.get_by_role("button", name=name, exact=True).nth(panel)
 
     def field(self, name: str, panel: int = 0) -> Any:
         """A text field, number or drop-down, by its exact label."""
-        return self.tab.get_by_label(name, exact=True).nth(panel)
+        return self._outputs.get_by_label(name, exact=True).nth(panel)
 
     # A page holds a widget's change back while an earlier one of that widget is under way, and a
     # click overtakes it: what is typed or chosen is waited for.
@@ -312,13 +267,22 @@ class Page:
 
     def other_picture(self, before: np.ndarray) -> np.ndarray:
         """Waits until the picture is another one than ``before``; they come after the numbers."""
-        wait(lambda: not np.array_equal(before, self.picture()), "the picture does not change")
-        return self.picture()
+        seen = before
+
+        def other() -> bool:
+            nonlocal seen
+            seen = self.picture()
+            return not np.array_equal(before, seen)
+
+        wait(other, "the picture does not change", every=0.2)  # one takes a tenth of a second
+        return seen
 
 
-def wait(condition: Callable[[], bool], complaint: str, patience: float = PATIENCE) -> None:
-    """Waits until something is so."""
+def wait(
+    condition: Callable[[], bool], complaint: str, patience: float = PATIENCE, every: float = 0.05
+) -> None:
+    """Waits until something is so; looks as often as that, in seconds."""
     end = time.monotonic() + patience
     while not condition():
         assert time.monotonic() < end, complaint
-        time.sleep(0.05)
+        time.sleep(every)

@@ -6,17 +6,18 @@ from typing import Any
 
 import pytest
 
-from browser.driver import BREAKING, Page, opened, wait
+from browser.driver import BREAKING, GENTLE, Page, opened, wait
 from browser.lab import Lab, notebook
 
-FIRST = """
+FIRST = f"""
 import kfac_lab as kl
-run = kl.Run('digits', 'paper', seed=0, device='cpu')
+{GENTLE}
+run = Gentle('digits', 'paper', seed=0, device='cpu')
 panel = kl.Panel(run)
 panel
 """
 SECOND = """
-other = kl.Panel(kl.Run('digits', 'robust', seed=1, device='cpu'))
+other = kl.Panel(Gentle('digits', 'robust', seed=1, device='cpu'))
 other
 """
 THREADS = """

@@ -5,14 +5,15 @@ from typing import Any
 
 import pytest
 
-from browser.driver import Page, opened, wait
+from browser.driver import GENTLE, Page, opened, wait
 from browser.lab import Lab, notebook
 
 CELL = """
 import kfac_lab as kl
 from kfac_lab.panel import chart
 {break_it}
-panel = kl.Panel(kl.Run('digits', 'paper', seed=0, device='cpu'))
+{gentle}
+panel = kl.Panel(Gentle('digits', 'paper', seed=0, device='cpu'))
 panel
 """
 BROKEN = "chart._kind()._esm = 'throw new Error(\"no module\")'"
@@ -32,7 +33,7 @@ COUNT = """
 @pytest.fixture
 def page(lab: Lab, chrome: Any, request: pytest.FixtureRequest) -> Iterator[Page]:
     name = f"module-{'broken' if request.param else 'whole'}.ipynb"
-    notebook(lab.folder / name, CELL.format(break_it=request.param))
+    notebook(lab.folder / name, CELL.format(break_it=request.param, gentle=GENTLE))
     with opened(lab, chrome, name) as page:
         page.run(0)
         yield page

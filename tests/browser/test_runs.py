@@ -194,7 +194,7 @@ def a_changed_field(page: Page) -> None:
     until(page, "panel.slots['damping'].choice.value == 'constant'")
     told = page.tab.get_by_text("damping: tied → constant")
     told.wait_for(timeout=1000 * page.soon)
-    row = page.tab.locator(".widget-hbox", has=page.field("damping")).last
+    row = page.tab.locator(".widget-hbox", has=page.tab.get_by_label("damping", exact=True)).last
     row.get_by_role("button", name="fields", exact=True).click()
     box = page.tab.get_by_role("spinbutton", name="λ at start value", exact=True)
     box.fill("0.5")
