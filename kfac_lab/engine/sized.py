@@ -61,9 +61,9 @@ class Family(KnownStep):
         """Whether what it has for good is what these are."""
         return all(sizes[name] == size for name, size in self.constant.items())
 
-    def forgotten(self) -> None:
-        """Begins anew, with the next recording."""
-        self.program = self.captured = self.template = self.first = None
+    def dropped(self) -> None:
+        """There is no program, until a recording makes one with the first."""
+        self.program = self.captured = self.template = None
         self.low = self.high = ()
         self.bound = 0
 
@@ -103,13 +103,15 @@ class Sized:
         asked = replace(asked, key=asked.family)
         if family.refused:
             return None
+        if family.program is not None and 0 < family.bound <= begun.plan.m:
+            self._failed(programs, begun, family)
+            return None
+        if not family.takes(asked.sizes):
+            family.dropped()  # with the first recording more sizes have moved than before
         if family.program is None:
             if family.first is None or family.first[1] == asked.sizes:
                 return None
             return self._recorded(programs, begun, asked, family)
-        if not family.takes(asked.sizes) or 0 < family.bound <= begun.plan.m:
-            self._failed(programs, begun, family)
-            return None
         sizes = tuple(asked.sizes.values())
         if not family.spans(sizes):
             made = self._stretched(programs, begun, asked, family)
@@ -153,8 +155,7 @@ class Sized:
             return made
         # A size that has not moved would be a constant in the program.
         family.constant = {name: n for name, n in asked.sizes.items() if sizes[name] == n}
-        family.first = None
-        programs.lone -= 1  # the one of the other sizes, which has come again
+        programs.lone = max(0, programs.lone - 1)  # the one of the other sizes has come again
         family.template, outputs = template(recorder, made, begun.engine.state_)
         family.program = Program(whole, [*outputs, *whole.looked])
         family.stretched(tuple(sizes.values()))
@@ -216,7 +217,8 @@ class Sized:
     def _failed(self, programs: Programs, begun: Begun, family: Family) -> None:
         """Batches of these sizes are made otherwise, perhaps by another program."""
         family.failed += 1
-        family.forgotten()
+        family.dropped()
+        family.first = None
         if family.failed > BOUNDS:
             reason = "at other sizes of the batch it gives other numbers, again and again"
             programs.refuse(begun, family, reason)

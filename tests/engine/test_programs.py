@@ -37,10 +37,7 @@ QUICK = {
     "low_rank", "diagonal",
 }  # fmt: skip
 #: what makes every step call by call, and why
-EAGER = {
-    "odd model": "dropout draws",
-    "schedule every_step": "the search for γ at every step chooses now this candidate, now that",
-}
+EAGER = {"odd model": "dropout draws"}
 
 
 @pytest.fixture

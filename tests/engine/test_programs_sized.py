@@ -168,7 +168,7 @@ def test_sizes_that_come_once_and_have_no_program_are_not_recorded_for_ever(
     norm = torch.nn.BatchNorm1d(known.MLP[0]).double()
     model = torch.nn.Sequential(norm, *known.chain(*known.MLP)).train()
     own = kl.Problem(model=model, likelihood="bernoulli", inputs=x, targets=y, l2=1e-5)
-    made = kl.Recipe.named("paper").replace(**GROWING, fallback="diagonal")
+    made = kl.Recipe.named("small_batch").replace(batch=GROWING["batch"], fallback="diagonal")
     run = kl.Run(own, made, seed=1, graphs=True).advance(58)
     assert run.stepper.programs.replayed == 0 < len(recorded) and max(recorded) < LONE + 12
 
