@@ -231,7 +231,8 @@ def tested(tree: Path, names: Iterable[str], limit: float = LIMIT) -> Ran:
         report.unlink(missing_ok=True)
         command = [sys.executable, "-m", "pytest", "-q", "-p", "mutant_guard", "--tb=short"]
         command += ["-p", "no:cacheprovider", "--rootdir", str(tree), "-c", "pyproject.toml"]
-        command += ["--nbval"] if of_notebook else []
+        plain = ["-p", "no:nbval", "-o", "addopts=--import-mode=importlib -m 'not soak'"]
+        command += ["--nbval"] if of_notebook else plain  # its import takes long
         with tempfile.TemporaryFile("w+") as output:
             process = subprocess.Popen(
                 [*command, *group],
