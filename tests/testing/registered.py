@@ -23,8 +23,17 @@ def names(slot: str) -> list[str]:
 def tried(slot: str, name: str, lab: Lab | None = None, **extra: object) -> Report:
     """The report of a registered component at its defaults, or with the fields that its text names.
 
-    The laws must leave the Lab as it was.
+    The laws must leave the Lab as it was. One of the box is tried once.
     """
+    return _of_the_box(slot, name) if lab is None and not extra else _tried(slot, name, lab, extra)
+
+
+@cache
+def _of_the_box(slot: str, name: str) -> Report:
+    return _tried(slot, name, None, {})
+
+
+def _tried(slot: str, name: str, lab: Lab | None, extra: dict[str, object]) -> Report:
     lab = lab or box()
     entry: Entry = lab.entry(slot, name.partition("(")[0])
     component = entry.component if slot in NO_CLASS else lab.component(slot, name)

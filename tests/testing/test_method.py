@@ -1,7 +1,7 @@
 """The laws of a method: the box's and the hook's example."""
 
 import pytest
-from testing.registered import example, names, status, tried
+from testing.registered import names, status, tried
 
 
 @pytest.mark.parametrize("name", names("method"))
@@ -10,7 +10,3 @@ def test_the_box_obeys(name):
     assert found.passed, str(found)
     exempt = status(found, "uses_batch_and_average") == "exempt"
     assert exempt == (name == "kfac")
-
-
-def test_the_hooks_example_obeys():
-    assert example("method").passed, str(example("method"))

@@ -1,7 +1,7 @@
 """The laws of a schedule: the box's and the hook's example."""
 
 import pytest
-from testing.registered import example, names, status, tried
+from testing.registered import names, status, tried
 
 MORE = [
     "staggered(T1=1, T2=9, T3=3, burn_in=0, spread=3)",
@@ -25,7 +25,3 @@ def test_the_period_of_looks_is_not_taken_for_the_rule_across_fields():
 def test_a_refresh_that_is_spread_ends_before_the_next():
     assert status(tried("schedule", "staggered"), "spread_ends_in_time") == "obeyed"
     assert status(tried("schedule", "growing"), "spread_ends_in_time") == "exempt"
-
-
-def test_the_hooks_example_obeys():
-    assert example("schedule").passed, str(example("schedule"))

@@ -5,7 +5,7 @@ import importlib.util
 
 import pytest
 from broken.view import Sound, SoundData
-from testing.registered import example, names, status, tried
+from testing.registered import names, status, tried
 
 from kfac_lab.testing import check, report, slot_of
 
@@ -44,10 +44,6 @@ def test_data_are_looked_at_as_data():
     for view, words in ((Uneven(), "with 3 along 'iteration' and 2"), (Bare(), "a list")):
         told = str(report(view, "view"))
         assert words in told and not report(view, "view").passed
-
-
-def test_the_hooks_example_obeys():
-    assert example("view").passed, str(example("view"))
 
 
 def test_without_matplotlib_there_is_nothing_to_try(monkeypatch):
