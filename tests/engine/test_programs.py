@@ -7,6 +7,7 @@ made twice, call by call and with programs.
 from __future__ import annotations
 
 import copy
+import functools
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -62,6 +63,14 @@ def _longer(of_run: Any) -> Any:
     return longer
 
 
+@functools.cache
+def call_by_call(name: str) -> Any:
+    """What the run is without programs; nothing is patched when this is asked."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(known, "of_run", _longer(known.of_run))
+        return known.played(CASES[name])
+
+
 @pytest.mark.parametrize(
     "name",
     [n if n in QUICK else pytest.param(n, marks=pytest.mark.soak) for n in sorted(CASES)],
@@ -72,8 +81,7 @@ def test_a_run_with_programs_is_the_run_without(
     with_programs = known.played(CASES[name])
     replayed = sum(engine.programs.replayed for engine in engines)
     monkeypatch.undo()
-    monkeypatch.setattr(known, "of_run", _longer(known.of_run))
-    assert known.played(CASES[name]) == with_programs
+    assert call_by_call(name) == with_programs
     if not name.startswith(("KFAC", "Preconditioner")):  # which are short; see below
         assert (replayed > 0) == (name not in EAGER)
 
@@ -103,8 +111,7 @@ def test_a_launch_with_fixed_places_is_the_run_without(
     # As long as ε moves a replay is made call by call: a launch has its numbers for good.
     assert 0 < len(launches) < sum(engine.programs.replayed for engine in engines)
     monkeypatch.undo()
-    monkeypatch.setattr(known, "of_run", _longer(known.of_run))
-    assert known.played(CASES[name]) == in_place
+    assert call_by_call(name) == in_place
 
 
 # ε is at its limit from step 2 on, and inverses are rare: steps repeat soon.
