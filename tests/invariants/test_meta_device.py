@@ -4,6 +4,8 @@ There is no meta generator, so the seeded draws give shapes alone; ``linalg.host
 answers. Batch indices are drawn on the CPU and sent over: the one tensor that crosses.
 """
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -81,19 +83,44 @@ def whole_steps(engine, count=STEPS):
     return records
 
 
-@pytest.mark.parametrize("name", ALL)
+#: blocks under the other structure too: every third here, all of them under ``make soak``
+OTHERS = [name for n, name in enumerate(n for n in ALL if n.startswith("tridiagonal,")) if n % 3]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.soak) if n in OTHERS else n for n in ALL]
+)
 def test_every_recipe_and_every_part(name):
     engine = attach(on_meta(problem_of()), recipe_named(name), 0)
     assert engine.passes.fired == (0, 1, 2)  # attach tried the network, on meta too
     whole_steps(engine)
 
 
-@pytest.mark.parametrize("estimator", ["sampled", "exact", "empirical"])
-@pytest.mark.parametrize("structure", ["block_diagonal", "block_tridiagonal"])
-@pytest.mark.parametrize("name", KFAC)
+STRUCTURES, ESTIMATORS = ("block_diagonal", "block_tridiagonal"), ("sampled", "exact", "empirical")
+EVERY = list(itertools.product(KFAC, STRUCTURES, ESTIMATORS))
+#: every two of a recipe, a structure and an estimator meet
+PAIRS = [
+    (name, STRUCTURES[(n + m) % 2], estimator)
+    for n, name in enumerate(KFAC)
+    for m, estimator in enumerate(ESTIMATORS)
+]
+
+
+def test_every_two_of_them_meet():
+    for n, m in itertools.combinations(range(3), 2):
+        assert {(c[n], c[m]) for c in PAIRS} == {(c[n], c[m]) for c in EVERY}
+
+
+@pytest.mark.parametrize(("name", "structure", "estimator"), PAIRS)
 def test_every_recipe_with_each_structure_and_estimator(name, structure, estimator):
     recipe = recipe_named(name).replace(structure=structure, estimator=f"{estimator}(fraction=0.5)")
     whole_steps(attach(on_meta(problem_of()), recipe, 0), 2)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("name", "structure", "estimator"), [c for c in EVERY if c not in PAIRS])
+def test_and_the_other_triples(name, structure, estimator):
+    test_every_recipe_with_each_structure_and_estimator(name, structure, estimator)
 
 
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian", "gaussian(scale='full')"])

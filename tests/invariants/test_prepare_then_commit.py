@@ -181,6 +181,17 @@ class Fatal(TorchDispatchMode):
 
 @pytest.mark.parametrize("kind", ["explicit", "generic"])
 def test_an_exception_at_any_tensor_operation_changes_nothing(kind, monkeypatch):
+    at_operations(kind, monkeypatch, 75)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", ["explicit", "generic"])
+def test_an_exception_at_every_tensor_operation_changes_nothing(kind, monkeypatch):
+    at_operations(kind, monkeypatch)
+
+
+def at_operations(kind, monkeypatch, most=None):
+    """At so many of a step's tensor operations, equally far apart; None: at each."""
     run, twin = (run_of(kind, structure="block_tridiagonal") for _ in range(2))
     run.advance(3)
     twin.advance(3)
@@ -196,7 +207,7 @@ def test_an_exception_at_any_tensor_operation_changes_nothing(kind, monkeypatch)
     total = mode.count
     assert total > 200 and not mode.open
     before = image(run)
-    stride = max(1, total // 150)
+    stride = max(1, total // (most or total))
     for n in [*range(0, total, stride), total - 1]:
         mode = Fatal(n)
         with pytest.raises(Injected), mode:
