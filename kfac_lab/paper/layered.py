@@ -37,10 +37,10 @@ class Layered(Confirmed):
 
     Where no layer is in another's way little is won so, and something lost: the coefficients follow
     the noise of a batch, and train the layers that answer at once. Of n cases each coefficient that
-    says nothing seems to earn 1/(2n) of h, and it is worth its place where it earns twice that
-    (Akaike 1974). So the groups have an α each on the steps on which they promise ``worth``/n more
-    than one α does for each coefficient more, n the cases of the curvature: on CURVES and MNIST by
-    far, on a small transformer in batches of 64 hardly ever. Else all have one α.
+    says nothing seems to earn 1/(2n) of h, and it is worth its place where it earns ln n times that
+    (Schwarz 1978). So the groups have an α each on the steps on which they promise ``worth`` times
+    (ln n)/(2n) more than one α does for each coefficient more, n the cases of the curvature: on
+    CURVES and MNIST by far, on a small transformer in batches of 64 not. Else all have one α.
 
     So many coefficients fit the noise of a small batch too: they are shrunk by a ridge, which adds
     ``ridge`` times its own diagonal to the model's matrix. The first ``steps`` steps with this
@@ -68,9 +68,9 @@ class Layered(Confirmed):
     )
     worth: float = parameter(
         1.0,
-        section="Akaike 1974",
+        section="Schwarz 1978",
         low=0.0,
-        help="what an α more has to promise beside one for all, times 1/n; 0: always one each",
+        help="what an α more has to promise, times (ln n)/(2n); 0: always one each",
     )
     most: float = parameter(
         0.35, section="6.5", low=1e-6, high=1.0, help="share of h that a step promises at most"
@@ -114,7 +114,8 @@ class Layered(Confirmed):
             one = _with_one(restriction, parts, strength)
             free = restriction.value(restriction.minimiser(strength), strength)
             more = (restriction.value(one, strength) - free) * cases
-            found = torch.where(more >= self.worth * (parts - 1), found, one)
+            least = torch.full_like(more, cases).log() * (0.5 * self.worth * (parts - 1))
+            found = torch.where(more >= least, found, one)
         if restriction.loss is None:
             return found
         # M(tc) = t·slope + ½t²·curved along c; t is where it reaches −most·h, or 1.

@@ -1,5 +1,6 @@
 """Momentum `layered` and damping `promised`, against dense algebra and by their own words."""
 
+import math
 from dataclasses import replace
 from itertools import pairwise
 
@@ -80,7 +81,8 @@ def test_groups_have_an_alpha_each_where_that_promises_more_than_noise_does(part
         assert each > 0
         for cases in (7, 300):
             r = replace(told, cases=cases)
-            for worth, expected in ((0.99 * each * cases, shrunk), (1.01 * each * cases, one)):
+            unit = 2 * each * cases / math.log(cases)
+            for worth, expected in ((0.99 * unit, shrunk), (1.01 * unit, one)):
                 found = Layered(worth=worth).choose(r, s, 3)
                 torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-10)
             torch.testing.assert_close(Layered(worth=0.0).choose(r, s, 3), shrunk)
