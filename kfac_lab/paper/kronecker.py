@@ -15,6 +15,7 @@ from kfac_lab.core.kronecker_sum import eigenbasis_inverse
 from kfac_lab.core.limits import ONE_HOT
 from kfac_lab.core.linalg import Eigen
 from kfac_lab.core.parameters import parameter
+from kfac_lab.core.program import filled
 from kfac_lab.core.protocols import BlockInverse, Moments, PartState
 from kfac_lab.core.state import DampingStrength
 from kfac_lab.core.traits import BlockTraits
@@ -215,7 +216,8 @@ class Kronecker:
     ) -> dict[str, Tensor]:
         test = part_state.get(f"{name}.test")
         if test is None:
-            test = low_rank.test_matrix(rows, self.rank)
+            like = rows.new_empty(0, rows.shape[-1])  # what a recording keeps holds no rows
+            test = filled(lambda _: low_rank.test_matrix(like, self.rank), 0)
         sketch = part_state.get(f"{name}.sketch")
         # Opens at zero and shares the diagonal's weights, as a cross moment does (section 5).
         sketch = torch.zeros_like(test) if sketch is None else sketch

@@ -74,7 +74,7 @@ RECIPES: dict[str, tuple[str, str, str]] = {
             estimator='sampled(fraction=0.125, minimum=125, output="exact", noise=0.03)',
             structure="block_diagonal(low_rank=True)",
             quadratic_model="exact_fisher(fraction=0.25, minimum=125, noise=0.15)",
-            damping="promised(lam=150.0, guard=5.0)",
+            damping="promised(lam=150.0, guard=5.0, low=0.12)",
             momentum="layered",
             schedule="growing(T3=10, growth=1.5, early=5, first=1, eager=20)",
             batch="exponential(start=250, full_at=500, whole=2000)",

@@ -85,7 +85,7 @@ class Page:
         soon: seconds within which a control has its effect, for checks of one.
     """
 
-    soon = 5.0
+    soon = 20.0  # a busy machine; where nothing is to come, 0.8 are waited
 
     def __init__(self, lab: Lab, tab: Any, name: str, kernel: str) -> None:
         self.lab, self.tab, self.name = lab, tab, name
