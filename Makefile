@@ -4,8 +4,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# files go to the workers in the order of collection, long ones first (tests/conftest.py)
-PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
+# files go to the workers in the order of collection, long ones first (tests/conftest.py); nbval, of
+# which only notebooks have something, takes a second and a half to import
+PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder -p no:nbval
 PLUGINS := $(wildcard plugins/*/pyproject.toml)
 
 # Idle threads sleep instead of spinning: on a busy machine that is worth a factor of ten.
@@ -48,7 +49,7 @@ meanwhile: $(VENV)/.test
 	  code=$$?; cat $$log; rm $$log; exit $$code
 
 emulated: $(VENV)/.test
-	$(BIN)/python -m pytest --device emulated $(ACCELERATOR) -k $(TELLING)
+	$(BIN)/python -m pytest -p no:nbval --device emulated $(ACCELERATOR) -k $(TELLING)
 
 # both of the next two in one session; `plugins` holds notebooks too
 others: $(VENV)/.test

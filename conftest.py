@@ -12,14 +12,17 @@ ending = ExitStack()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """nbval reads a relative path from the current folder; the one in ``addopts`` is the root's.
+    """Where notebooks are run: what of their outputs differs by its nature, from any folder.
 
-    Its kernels are forks of one process that has imported torch.
+    Their kernels are forks of one process that has imported torch. The option is no matter of
+    ``addopts``: a session without notebooks does without nbval, ``-p no:nbval``.
     """
-    given = getattr(config.option, "nbval_sanitize_with", None)
-    if given:
-        config.option.nbval_sanitize_with = str(config.rootpath / given)
-    if getattr(config.option, "nbval", False) and hasattr(os, "fork"):
+    if not getattr(config.option, "nbval", False):
+        return
+    if not config.option.nbval_sanitize_with:
+        sanitizer = config.rootpath / "tests" / "notebooks" / "sanitize.cfg"
+        config.option.nbval_sanitize_with = str(sanitizer)
+    if hasattr(os, "fork"):
         from forked import kernels  # tests/forked.py
 
         os.environ.update(ending.enter_context(kernels({"python3": {}})))
