@@ -38,8 +38,8 @@ OUT = Path(__file__).resolve().parent / "clock.jsonl"
 MOMENTS = (2, 5, 7.5, 10, 15, 20, 25, 30, 35, 40, 50, 60)
 STRIDE = {"faces": 5}  # cases are in the order of the people, so a stride sees them all
 K_FAC = "quick"
-# Of a race of all: the seconds of each method's runs. Adam and Nesterov are far behind on CURVES and
-# MNIST; one horizon shows it.
+# Of a race of all: the seconds of each method's runs. On CURVES and MNIST Adam and Nesterov are far
+# behind; one horizon shows it.
 HORIZONS = {
     "kfac": (60,),
     "muon": (20, 40, 60),
