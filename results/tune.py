@@ -201,7 +201,7 @@ def tune(bench: Bench, method: str, coarse_only: bool) -> dict[str, Any]:
             for settings in plan["crossed"]
             for lr in plan["lr"]
         ]
-        return inside(bench, method, min(points, key=worth), 1.0)
+        return late(bench, method, plan, inside(bench, method, min(points, key=worth), 1.0))
     part = 1 / 3 if "seconds" in plan else COARSE[bench.name]  # 10 s of a short horizon
     points = [
         bench.measure(method, lr, settings, plan["size"], part)
@@ -218,7 +218,11 @@ def tune(bench: Bench, method: str, coarse_only: bool) -> dict[str, Any]:
     if coarse_only:
         return best
     best = bench.measure(method, best["lr"], best["settings"], best["batch"], 1.0)
-    best = inside(bench, method, best, 1.0)
+    return late(bench, method, plan, inside(bench, method, best, 1.0))
+
+
+def late(bench: Bench, method: str, plan: dict[str, Any], best: dict[str, Any]) -> dict[str, Any]:
+    """The best with the settings that are tried with the whole budget alone."""
     for change in plan.get("late", []):
         settings = {**best["settings"], **change}
         point = bench.measure(method, best["lr"], settings, best["batch"], 1.0)

@@ -88,6 +88,7 @@ PLANS: dict[tuple[str, str], dict[str, Any]] = {
         "size": 50,
         "lr": [0.0005],
         "crossed": [{"beta2": 0.99}],
+        "late": [{"decay": 0.3}, {"decay": 1.0}],
         "seconds": 40.0,
         "whole": True,
     },
