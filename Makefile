@@ -13,6 +13,8 @@ PLUGINS := $(wildcard plugins/*/pyproject.toml)
 export OMP_WAIT_POLICY := passive
 # SECONDS is a parameter of `make demo`; some shells give the name a meaning of their own.
 unexport SECONDS
+# Where nobody may write bytecode every process compiles anew what it imports, and pytest every test.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test suite meanwhile emulated others plugins notebooks quick some lint lab docs wheels matrix soak mutants clean
 .DELETE_ON_ERROR:
@@ -123,8 +125,7 @@ clean:
 
 # ---- set-up: one stamp per set of extras, renewed when a pyproject.toml changes -------------------
 
-# of 17,000 modules those are compiled which are imported, when they are
-PIP := $(BIN)/python -m pip install --no-compile
+PIP := $(BIN)/python -m pip install
 
 $(VENV)/.lab: pyproject.toml | $(BIN)/python
 	$(PIP) -e '.[lab]'
