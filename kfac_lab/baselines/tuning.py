@@ -20,7 +20,7 @@ TUNED: dict[tuple[str, str], tuple[str, int]] = {
     ("muon", "mnist"): (f"muon(lr=0.01, {_MUON})", 200),
     ("soap", "mnist"): ("soap(lr=0.002, max_side=300, every=5, beta1=0.9)", 100),
     ("nag", "faces"): ("nag(lr=0.001, mu_max=0.95)", 25),
-    ("adam", "faces"): ("adam(lr=0.001, beta2=0.99)", 50),
+    ("adam", "faces"): ("adam(lr=0.001, beta2=0.99, decay=0.3)", 50),
     ("muon", "faces"): (f"muon(lr=0.02, {_MUON})", 100),
     ("soap", "faces"): ("soap(lr=0.001, max_side=300, every=5, beta1=0.9)", 100),
     ("nag", "*"): ("nag(lr=0.005, mu_max=0.95)", 100),
