@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from words import batches, loss_of
 
 import kfac_lab as kl
 from kfac_lab.core.polar import COEFFICIENTS
@@ -38,16 +39,6 @@ class Words(nn.Module):
         y = self.n(x)
         x = x + functional.scaled_dot_product_attention(self.q(y), self.k(y), self.v(y))
         return self.f(x + self.down(torch.tanh(self.up(x))))
-
-
-def batches(count: int):
-    draws = torch.Generator().manual_seed(5)
-    for _ in range(count):
-        yield tuple(torch.randint(0, 9, (7, 5), generator=draws) for _ in range(2))
-
-
-def loss_of(model, x, y):
-    return functional.cross_entropy(model(x).flatten(0, 1), y.flatten())
 
 
 def recipe_of(outputs: bool, lam: float = LAM):
