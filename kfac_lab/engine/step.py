@@ -52,6 +52,7 @@ def whole(engine: Engine, drawn: Drawn, clock: Clock) -> StepRecord:
     k = engine.state_.step + 1
     if engine.store is None or engine.passes.fired is None or engine.lacks_tangents(engine.parts):
         engine.bind(drawn.inputs, drawn.targets)
+    engine.passes.look(drawn.inputs, drawn.targets)  # a state that was loaded does not tell all
     parts = engine.parts
     due, schedule_state = due_at(engine, k)
     due, staggered = staggered_at(engine, due, k, clock)
@@ -255,6 +256,7 @@ def preconditioned(
             )
         if engine.store is None or engine.passes.fired is None:
             engine.bind(drawn.inputs, drawn.targets)
+        engine.passes.look(drawn.inputs, drawn.targets)
     parts, store = engine.parts, engine.store
     if store is None:
         raise RecipeError(f"step {k}: the schedule asks for no statistics before an inverse")

@@ -190,6 +190,10 @@ class KnownNetwork:
     def _device(self) -> torch.device:
         return self.network.tensors[0].device
 
+    def look(self, inputs: Tensor, targets: Tensor) -> None:
+        """Finds what a look at some cases tells, where nobody has looked yet."""
+        self._find(inputs, targets)
+
     def _find(self, inputs: Tensor, targets: Tensor) -> Probed:
         """What a look at some cases tells, once: whose rows are whose, and what goes together."""
         if self.found is None:
