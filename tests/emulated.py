@@ -9,6 +9,7 @@ which is experimental: `pytest --device emulated` uses it.
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
 from collections.abc import Iterator
@@ -17,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from emulated_queue import Launches, Side, called, refused_while_captured
+from emulated_queue import Launches, Side, called, place_of, refused_while_captured
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function_unary
 from torch.utils._device import _device_constructors
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -59,6 +60,18 @@ _inside: list[bool] = []  # whether the device is in use
 _Generator = torch.Generator
 
 
+def _told(method: Any) -> Any:
+    """What torch implements in C: modes that stand above tensors hear of it."""
+
+    @functools.wraps(method)
+    def call(self: Tensor, **kwargs: Any) -> Any:
+        if has_torch_function_unary(self):
+            return handle_torch_function(call, (self,), self, **kwargs)
+        return method(self, **kwargs)
+
+    return call
+
+
 class _There(Tensor):
     """A tensor of the emulated device."""
 
@@ -94,9 +107,14 @@ class _There(Tensor):
             memo[id(self)] = made.requires_grad_(self.requires_grad)
         return memo[id(self)]
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _restored, (self.detach().cpu(), self.requires_grad)
+
+    @_told
     def tolist(self) -> Any:
         return self._read("tolist").tolist()
 
+    @_told
     def numpy(self, *, force: bool = False) -> Any:
         if not force:
             raise TypeError(f"a tensor on {DEVICE} is no array: use Tensor.cpu() first")
@@ -106,8 +124,30 @@ class _There(Tensor):
         _moved(name)
         return called(torch.ops.aten.clone.default, [self.raw], {}, [self])
 
+    @_told
     def data_ptr(self) -> int:
         return self.raw.data_ptr()
+
+    @_told
+    def untyped_storage(self) -> Any:
+        return self.raw.untyped_storage()  # the wrapper's own is empty, and a view has another
+
+    @property
+    def data(self) -> Tensor:
+        return Tensor.data.__get__(self)  # type: ignore[no-any-return,attr-defined]
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        Tensor.data.__set__(self, value)  # type: ignore[attr-defined]
+        self.raw = value.raw  # type: ignore[attr-defined]
+
+
+_There.__name__ = "Tensor"  # as a message about a tensor of a GPU calls it
+
+
+def _restored(raw: Tensor, requires_grad: bool) -> Tensor:
+    """A tensor of a file, where it was."""
+    return _There(raw).requires_grad_(requires_grad)
 
 
 def _moved(name: str) -> None:
@@ -143,7 +183,10 @@ def _call(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if here:
             refused_while_captured("a copy from the host")
         made = called(func, hosts, {**named, "device": _HOST}, there)
-        if (there or here) and made.data_ptr() == hosts[0].data_ptr():
+        if name == "aten::_efficientzerotensor":  # has no memory, which only torch's own know of
+            made = torch.zeros_like(made)
+        given = [t for t in (*here, *(t.raw for t in there)) if t.layout == made.layout]
+        if made.layout == torch.strided and place_of(made) in map(place_of, given):
             made = made.clone()  # a move is a copy
         return _there(made)
     if not there:
@@ -295,6 +338,7 @@ def prepare() -> None:
         from kfac_lab.core.accelerators import ACCELERATORS, Accelerator
 
         _setup_privateuseone_for_python_backend(DEVICE)
+        torch.serialization.add_safe_globals([_restored])
         ACCELERATORS[DEVICE] = Accelerator(
             lambda: bool(_inside),
             lambda device: Launches(),
@@ -329,13 +373,10 @@ def emulated() -> Iterator[torch.device]:
     """Inside, ``torch.device("emulated")`` works."""
     prepare()
     torch.Generator = _GeneratorHere  # type: ignore[misc,assignment]
-    before = torch.__future__.get_overwrite_module_params_on_conversion()
-    torch.__future__.set_overwrite_module_params_on_conversion(True)  # `.data = ` loses the wrapped
     _inside.append(True)
     try:
         with _Factories(), _Literals():
             yield torch.device(DEVICE, 0)
     finally:
         _inside.pop()
-        torch.__future__.set_overwrite_module_params_on_conversion(before)
         torch.Generator = _Generator  # type: ignore[misc]

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-__all__ = ["Launches", "Side", "called", "refused_while_captured"]
+__all__ = ["Launches", "Side", "called", "place_of", "refused_while_captured"]
 
 Launch = tuple[Any, list[Any], dict[str, Any], list[Tensor | None]]
 #: what is being captured, if anything is
@@ -42,7 +42,8 @@ def _frozen(value: Any, there: set[int]) -> Any:
     return value
 
 
-def _place(tensor: Tensor) -> int:
+def place_of(tensor: Tensor) -> int:
+    """What tells the memory of a tensor from other memory."""
     return tensor.untyped_storage()._cdata
 
 
@@ -65,10 +66,10 @@ def called(func: Any, hosts: list[Any], named: dict[str, Any], there: list[Any])
         _streams[-1].did(known, [made, written])
     if _capturing:
         own = {id(t) for t in known}
-        before = {_place(t) for t in _tensors([hosts, named])}
+        before = {place_of(t) for t in _tensors([hosts, named])}
         arguments = [_frozen(v, own) for v in hosts]
         keywords = {k: _frozen(v, own) for k, v in named.items()}
-        results = [t if _place(t) not in before else None for t in _tensors(made)]
+        results = [t if place_of(t) not in before else None for t in _tensors(made)]
         _capturing[-1].append((func, arguments, keywords, results))
     return made
 
@@ -146,13 +147,13 @@ class Side:
 
     def did(self, known: list[Tensor], made: Any) -> None:
         """Notes what an operation has read, and what it has made and written."""
-        places = {_place(t) for t in known}
+        places = {place_of(t) for t in known}
         new, written = made
-        for tensor in (*(t for t in _tensors(new) if _place(t) not in places), *written):
-            self._made[_place(tensor)] = tensor
+        for tensor in (*(t for t in _tensors(new) if place_of(t) not in places), *written):
+            self._made[place_of(tensor)] = tensor
         for tensor in known:
-            if _place(tensor) not in self._made:
-                self._read[_place(tensor)] = tensor
+            if place_of(tensor) not in self._made:
+                self._read[place_of(tensor)] = tensor
 
     def examine(self, func: Any, known: list[Tensor], written: list[Tensor]) -> None:
         """Refuses what the steps may not do before they have waited."""
@@ -161,9 +162,9 @@ class Side:
             return  # of its memory nothing is read
         if _streams and _streams[-1] is self:
             return
-        if any(_place(t) in self._made for t in known):
+        if any(place_of(t) in self._made for t in known):
             raise RuntimeError(f"{func}: a tensor that the side stream has still to make")
-        if any(_place(t) in self._read for t in written):
+        if any(place_of(t) in self._read for t in written):
             raise RuntimeError(f"{func}: a tensor that the side stream still reads")
 
     def __reduce__(self) -> Any:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from emulated import DEVICE, transfers
+from emulated import DEVICE, DefaultDevice, transfers
+from torch.overrides import TorchFunctionMode
 
 import kfac_lab as kl
 
@@ -73,3 +74,47 @@ def test_only_numbers_of_the_host_come_along_and_not_everywhere():
     assert float(torch.where(x > 0, one, x)) == 1.0
     with pytest.raises(RuntimeError, match="on the CPU beside"):
         torch.stack([x, one])
+
+
+def test_derivatives_forward_are_those_of_the_host():
+    x, w, dw = torch.ones(3, 4), torch.arange(8.0).view(4, 2) / 8, torch.ones(4, 2)
+
+    def function(w):  # x has no tangent, of which torch makes one without memory
+        return torch.tanh(torch.addmm(torch.ones(3, 2, device=w.device), x.to(w.device), w))
+
+    there = torch.func.jvp(function, (w,), (dw,))
+    with DefaultDevice(CPU):
+        host = torch.func.jvp(function, (w.cpu(),), (dw.cpu(),))
+    assert all(a.device.type == DEVICE for a in there)
+    assert all(torch.equal(a.cpu(), b) for a, b in zip(there, host, strict=True))
+
+
+def test_views_have_their_memory_in_common_and_modes_hear_who_asks():
+    x, asked = torch.arange(6.0), []
+
+    class Asked(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            asked.append(func.__name__)
+            return func(*args, **(kwargs or {}))
+
+    with Asked():
+        found = [x.view(2, 3)[1:].untyped_storage()._cdata, x.untyped_storage()._cdata]
+        x.tolist()
+    assert found[0] == found[1] != torch.arange(6.0).untyped_storage()._cdata
+    assert asked.count("untyped_storage") == 2 and "tolist" in asked
+
+
+def test_parameters_that_are_shared_stay_so(default_device):
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    model[1].weight = shared = model[0].weight
+    model.double()
+    assert model[1].weight is model[0].weight is shared and shared.dtype == torch.float64
+    shared.data = torch.ones(2, 2, dtype=torch.float64)
+    assert shared.tolist() == [[1.0, 1.0]] * 2 and (shared * 2).sum().item() == 8.0
+
+
+def test_what_is_saved_comes_back_there(tmp_path):
+    layer = torch.nn.Linear(2, 2)
+    torch.save(layer.state_dict(), tmp_path / "a.pt")
+    found = torch.load(tmp_path / "a.pt", weights_only=True)["weight"]
+    assert found.device.type == DEVICE and torch.equal(found, layer.weight)

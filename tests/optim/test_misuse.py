@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from devices import here
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -31,12 +32,15 @@ def misuses() -> dict[str, tuple[Any, str]]:
             lambda o: o.add_param_group({"params": [nn.Parameter(x)]}),
             "one parameter group",
         ),
-        "array": (lambda o: o.step(x.numpy(), y), "takes tensors, and inputs is a ndarray"),
+        "array": (lambda o: o.step(x.cpu().numpy(), y), "takes tensors, and inputs is a ndarray"),
         "dict": (lambda o: o.step(x, {"y": y}), "targets are a dict, and the likelihood takes one"),
         "number": (lambda o: o.step(x[0, 0], y), "inputs is one number without cases"),
         "lengths": (lambda o: o.step(x, y[:9]), "60 inputs came with 9 targets"),
         "empty": (lambda o: o.step(x[:0], y[:0]), "the batch is empty"),
-        "device": (lambda o: o.step(x.to("meta"), y), "inputs are on meta and the model is on cpu"),
+        "device": (
+            lambda o: o.step(x.to("meta"), y),
+            f"inputs are on meta and the model is on {here()}",
+        ),
         "rate": (lambda o: o.param_groups[0].update(lr=-1.0) or o.step(x, y), "lr=-1 must be at"),
         "copy": (lambda o: copy.deepcopy(o), "neither copied nor pickled"),
         "method": (lambda o: o.swap(method="adam"), "another method is another optimiser"),
