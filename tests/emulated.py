@@ -245,6 +245,10 @@ class _Literals(TorchFunctionMode):
         device = kwargs.get("device")
         if kwargs.get("generator") is not None:
             _drawn_where(func, args, kwargs)
+        if func in (Tensor.__getitem__, Tensor.__setitem__) and isinstance(args[0], _There):
+            at = args[1] if type(args[1]) is tuple else (args[1],)
+            there = (torch.tensor(i).to(args[0].device) if type(i) is list else i for i in at)
+            return func(args[0], tuple(there), *args[2:])
         if func in (torch.tensor, torch.as_tensor, torch.asarray) and device is not None:
             if torch.device(device).type == DEVICE and not isinstance(args[0], _There):
                 return func(*args, **{**kwargs, "device": "cpu"}).to(device)
@@ -268,7 +272,8 @@ def _of_product(frame: Any) -> bool:
     say where its tensors are to lie, as whoever uses it has the CPU for a default."""
     while frame is not None:
         file = frame.f_code.co_filename
-        if not file.startswith((*_PACKAGES, "<")):
+        passed_on = frame.f_code.co_name == "__torch_function__"  # by a mode of the package's
+        if not passed_on and not file.startswith((*_PACKAGES, "<")):
             own = Path(file)
             return own.is_relative_to(_ROOT / "kfac_lab") or (
                 own.is_relative_to(_ROOT / "plugins") and "tests" not in own.parts
@@ -338,6 +343,9 @@ def prepare() -> None:
         from kfac_lab.core.accelerators import ACCELERATORS, Accelerator
 
         _setup_privateuseone_for_python_backend(DEVICE)
+        module = torch.get_device_module(DEVICE)  # what is drawn there is drawn by the host
+        module.get_rng_state = lambda device=None: torch.get_rng_state()
+        module.set_rng_state = lambda state, device=None: torch.set_rng_state(state)
         torch.serialization.add_safe_globals([_restored])
         ACCELERATORS[DEVICE] = Accelerator(
             lambda: bool(_inside),

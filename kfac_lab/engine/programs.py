@@ -191,7 +191,8 @@ class Programs:
         raised.
         """
         engine, plan = begun.engine, begun.plan
-        names = names_of(engine)
+        names, model = names_of(engine), engine.problem.model
+        known = {name for name, _ in model.named_buffers()}
         recorder = ProgramRecorder(
             plan.k, asked.tensors, asked.writable, names, before, asked.counts
         )
@@ -201,6 +202,9 @@ class Programs:
         except Exception as error:
             return error
         recording = recorder.finish()
+        for name, _ in model.named_buffers():
+            if name not in known:
+                recording.refusals.append(f"its pass makes {name}, a buffer, as no replay does")
         states = made.new.part_states
         if any(isinstance(leaf, Step) for _, leaf in trees.leaves(states)):
             states = trees.mapped(states, bare, kind=Step)

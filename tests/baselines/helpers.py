@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from devices import here
 from torch import nn
 
 import kfac_lab as kl
@@ -22,8 +23,9 @@ METHOD_IDS = ["nag", "adam", "muon", "muon_hidden_only", "soap"]
 every_method = pytest.mark.parametrize("method", METHODS, ids=METHOD_IDS)
 
 
-def tiny(dtype=torch.float32, device="cpu", noisy=False, l2=0.01, seed=0) -> kl.Problem:
+def tiny(dtype=torch.float32, device=None, noisy=False, l2=0.01, seed=0) -> kl.Problem:
     """40 cases, three layers; with `noisy` also dropout and the buffers of a batch norm."""
+    device = device or here()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         layers = [nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 4)]

@@ -29,13 +29,13 @@ def test_nag_follows_the_oracles_path_across_a_change_of_mu(mu_max: float) -> No
     names = {n: p.shape for n, p in model.named_parameters()}
 
     def gradient(point):
-        point = point.detach().requires_grad_()
+        place, point = point.device, point.detach().to(x.device).requires_grad_()
         parts = point.split([s.numel() for s in names.values()])
         own = {n: t.view(s) for (n, s), t in zip(names.items(), parts, strict=True)}
         z = torch.func.functional_call(model, own, (x,))
         h = nn.functional.binary_cross_entropy_with_logits(z, y, reduction="sum") / len(x)
         h = h + 0.5 * problem.l2 * point.square().sum()
-        return torch.autograd.grad(h, point)[0]
+        return torch.autograd.grad(h, point)[0].to(place)
 
     path = nesterov_path(start, gradient, rate, mu_max, steps)
     stepper = attach(Nag(lr=rate, mu_max=mu_max), problem, size=40)

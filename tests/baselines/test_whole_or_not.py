@@ -141,6 +141,7 @@ def test_an_exception_leaves_everything_unchanged(method, verb: str, monkeypatch
     assert same(clocked(stepper.state()), clocked(undisturbed.state()))
 
 
+@pytest.mark.host("an accelerator's baselines wait for no objective")
 @every_method
 def test_numbers_that_are_not_finite_do_not_happen(method) -> None:
     problem = tiny()

@@ -10,6 +10,8 @@ import torch
 from kfac_lab.core import archive
 from kfac_lab.errors import CheckpointError
 
+pytestmark = pytest.mark.host("a file is made of tensors of the host, by whoever saves")
+
 
 def tree() -> dict:
     return {

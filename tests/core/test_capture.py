@@ -15,8 +15,6 @@ from kfac_lab.core.moments import MomentLayout
 from kfac_lab.core.record import Recorder
 from kfac_lab.errors import CoverageError
 
-LIKE = torch.zeros((), dtype=torch.float64)
-
 
 class Bilinear(nn.Module):
     """y = first(x) ⊙ second(x), both without calling a module."""
@@ -172,7 +170,7 @@ def test_sparse_rows_give_the_moments_of_dense_ones() -> None:
     other = torch.randn(6, 4, 5, dtype=torch.float64)
     tables = []
     for rows in (sparse, plain):
-        store = MomentLayout(layers, wants, [(0, 1)], LIKE).opened()
+        store = MomentLayout(layers, wants, [(0, 1)], torch.zeros((), dtype=torch.float64)).opened()
         accumulation = store.accumulate(0.0, 6)
         accumulation.inputs([rows, other])
         accumulation.finish()

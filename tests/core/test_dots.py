@@ -30,5 +30,6 @@ def test_gram_and_slope_against_dense_vectors():
     torch.testing.assert_close(gram, rows @ rows.t())
     torch.testing.assert_close(slope, rows @ torch.cat([m.flatten() for m in gradient]))
     whole, _ = Vec.gram_and_slope(basis[:3], gradient)
-    assert torch.equal(whole, Vec.gram(basis[:3]))
+    if whole.device.type == "cpu":  # elsewhere one product gives them all
+        assert torch.equal(whole, Vec.gram(basis[:3]))
     torch.testing.assert_close(whole, (rows @ rows.t())[:3, :3])

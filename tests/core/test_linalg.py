@@ -8,6 +8,7 @@ import warnings
 
 import pytest
 import torch
+from devices import here
 from oracles.matrices import covariance, dense_inverse
 from torch import Tensor
 
@@ -57,7 +58,7 @@ def test_plain_calls_read_through_host_only(monkeypatch):
     host = linalg.reading.transfer
     monkeypatch.setattr(linalg.reading, "transfer", lambda ts: seen.append(len(ts)) or host(ts))
     linalg.damped_inverse(covariance(4), 0.1)
-    assert seen == [1]
+    assert seen == ([1] if here().type == "cpu" else [])  # an accelerator waits for none
 
 
 # ---- against dense -------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +11,16 @@ from torch import Tensor, nn
 from kfac_lab.core.layers import Linear
 from kfac_lab.core.moments import MomentLayout, MomentStore
 
-LAYERS = (Linear(nn.Linear(3, 4).double(), "0"), Linear(nn.Linear(4, 2).double(), "1"))
-LIKE = torch.zeros((), dtype=torch.float64)
+
+def layout(*given: Any) -> MomentLayout:
+    """Moments of two layers."""
+    layers = (Linear(nn.Linear(3, 4).double(), "0"), Linear(nn.Linear(4, 2).double(), "1"))
+    return MomentLayout(layers, *given, like())
+
+
+def like() -> Tensor:
+    """Where the moments are, and in which precision."""
+    return torch.zeros((), dtype=torch.float64)
 
 
 def rows(seed: int, cases: int = 50, positions: int = 1) -> tuple[list[Tensor], list[Tensor]]:
@@ -36,10 +45,10 @@ def update(store: MomentStore, seed: int, epsilon: float = 0.95, **shape: int) -
 
 def test_a_moment_opened_late_is_a_running_mean_at_first() -> None:
     """Three updates after the swap it is their mean, not a twentieth of it."""
-    old = MomentLayout(LAYERS, [("A", "G"), ("A", "G")], (), LIKE).opened()
+    old = layout([("A", "G"), ("A", "G")], ()).opened()
     for k in range(1, 31):
         old = update(old, k, min(1 - 1 / k, 0.95))
-    new = MomentLayout(LAYERS, [("A.diagonal", "G"), ("A", "G")], (), LIKE).inheriting(old)
+    new = layout([("A.diagonal", "G"), ("A", "G")], ()).inheriting(old)
     torch.testing.assert_close(new.current["G", 0, 0], old.current["G", 0, 0])
     for k in range(31, 34):
         new = update(new, k)
@@ -55,10 +64,10 @@ def test_a_moment_opened_late_is_a_running_mean_at_first() -> None:
 
 def test_the_joint_moment_is_psd_whatever_the_ages() -> None:
     """Layer 1's factors and the link open at step 31; the joint matrices stay PSD throughout."""
-    old = MomentLayout(LAYERS, [("A", "G"), ("A.diagonal",)], (), LIKE).opened()
+    old = layout([("A", "G"), ("A.diagonal",)], ()).opened()
     for k in range(1, 31):
         old = update(old, k, min(1 - 1 / k, 0.95), cases=2)
-    new = MomentLayout(LAYERS, [("A", "G"), ("A", "G")], ((0, 1),), LIKE).inheriting(old)
+    new = layout([("A", "G"), ("A", "G")], ((0, 1),)).inheriting(old)
     for k in range(31, 61):
         new = update(new, k, cases=2)
         for name in ("A", "G"):
@@ -72,7 +81,7 @@ def test_the_joint_moment_is_psd_whatever_the_ages() -> None:
 
 def test_the_mean_is_the_part_of_a_that_it_makes() -> None:
     """With shared positions too: the homogeneous 1 has A = S and mean² = S."""
-    store = MomentLayout(LAYERS, [("A", "A.mean"), ("A",)], (), LIKE).opened()
+    store = layout([("A", "A.mean"), ("A",)], ()).opened()
     inputs = [torch.ones(7, 3, 4, dtype=torch.float64), torch.ones(7, 3, 5, dtype=torch.float64)]
     accumulation = store.accumulate(0.0, 7)
     accumulation.inputs(inputs)
@@ -88,7 +97,7 @@ def test_the_mean_is_the_part_of_a_that_it_makes() -> None:
 def test_wide_moments_by_strips() -> None:
     """Sides that no strip divides: the plain product, symmetric, over two chunks and steps."""
     layer = Linear(nn.Linear(210, 203).double(), "wide")
-    store = MomentLayout((layer,), [("A", "G")], (), LIKE).opened()
+    store = MomentLayout((layer,), [("A", "G")], (), like()).opened()
     draw = torch.Generator().manual_seed(0)
     expected = {"A": torch.zeros(211, 211).double(), "G": torch.zeros(203, 203).double()}
     for epsilon in (0.0, 0.5):

@@ -8,10 +8,12 @@ batch, asked chunk by chunk.
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
 import torch
+from devices import here
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -248,6 +250,7 @@ LOSSES = [
 
 @pytest.mark.parametrize("loss,z,y", LOSSES, ids=[str(n) for n in range(len(LOSSES))])
 def test_samples_have_the_fisher(loss, z, y):
+    loss, z, y = copy.deepcopy(loss).to(here()), z.to(here()), y.to(here())
     criterion = Criterion(of_torch(loss), y, 1)
     own = criterion.given(z, y)
     side = z.numel()
@@ -374,6 +377,10 @@ def test_negative_weights():
     with pytest.raises(RecipeError, match="weights=…"):
         z = normal(1, 4, 2)
         Criterion(of_torch(nn.BCEWithLogitsLoss(torch.ones(4, 1))), z, 4).loss(z, z.sigmoid())
+
+
+@pytest.mark.host("an accelerator waits for no data, and tells of them a step later")
+def test_negative_weights_of_cases():
     z = normal(1, 3, 2)
     bad = Weighed(z, torch.tensor([1.0, -1.0, 1.0]))
     with pytest.raises(DataError, match="weights of cases"):

@@ -91,7 +91,7 @@ def test_where_nobody_asks_nothing_is_noted() -> None:
 
 def test_a_model_without_cases_curvatures_says_nothing_of_their_spread() -> None:
     recipe = kl.Recipe.named("quick").replace(quadratic_model="approximate_fisher")
-    state = kl.Run("digits", recipe, seed=0, device="cpu").advance(2).stepper.state_
+    state = kl.Run("digits", recipe, seed=0, device=here()).advance(2).stepper.state_
     assert state.spread > 0 and math.isnan(state.curved_spread)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from devices import here
 from torch import Tensor, nn
 
 import kfac_lab as kl
@@ -59,7 +60,7 @@ def gradient(face: str, model: nn.Module) -> tuple[float, list[Tensor]]:
         seen, _ = engine.passes.evaluate(x, y, None, 1, CASES, None, watched)
         return float(seen.loss), engine.network.unpack(seen.gradient)
     problem = kl.Problem(model=model, likelihood="categorical", inputs=x, targets=y)
-    stepper = kl.Run(problem, kl.Recipe.named("adam"), device="cpu").stepper
+    stepper = kl.Run(problem, kl.Recipe.named("adam"), device=here()).stepper
     stepper.chunk = CHUNK
     loss, _, found, _ = stepper._evaluate(x, y, 1)
     return float(loss), list(found)
@@ -123,7 +124,7 @@ def counted(face: str, graphs: bool) -> nn.Module:
     else:
         problem = kl.Problem(model=model, likelihood="categorical", inputs=x, targets=y)
         recipe = kl.Recipe.named("adam").replace(batch=f"constant(size={CASES})")
-        kl.Run(problem, recipe, device="cpu").advance(5)
+        kl.Run(problem, recipe, device=here()).advance(5)
     return model
 
 
@@ -158,13 +159,15 @@ class Late(nn.Module):
 
 
 @pytest.mark.parametrize("normed", [False, True], ids=["alone", "beside others"])
-@pytest.mark.parametrize("face", ["kfac", "preconditioner", "baseline"])
+@pytest.mark.parametrize("face", ["kfac", "kfac, graphs", "preconditioner", "baseline"])
+@pytest.mark.filterwarnings("ignore:.*its pass makes cache, a buffer")
 def test_a_buffer_that_forward_makes_is_counted_once_a_step(face: str, normed: bool) -> None:
     """And one that the loop throws away between two steps is made again."""
     torch.manual_seed(0)
     model, (x, y) = Late(normed).double(), data()
-    if face == "kfac":
-        opt = kl.KFAC(model, recipe="small_batch")
+    if face.startswith("kfac"):
+        graphs = True if face.endswith("graphs") else "auto"
+        opt = kl.KFAC(model, recipe="small_batch", graphs=graphs)
         step = lambda: opt.step(x, y)  # noqa: E731
     elif face == "preconditioner":
         pre = kl.Preconditioner(model)
@@ -176,7 +179,7 @@ def test_a_buffer_that_forward_makes_is_counted_once_a_step(face: str, normed: b
     else:
         problem = kl.Problem(model=model, likelihood="categorical", inputs=x, targets=y)
         recipe = kl.Recipe.named("adam").replace(batch=f"constant(size={CASES})")
-        step = kl.Run(problem, recipe, device="cpu").advance
+        step = kl.Run(problem, recipe, device=here()).advance
     step()  # a pass of this one, or before it, has made them
     first = float(model.calls)
     for _ in range(4):

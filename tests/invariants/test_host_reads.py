@@ -5,6 +5,7 @@ On the CPU, where a read costs nothing, every step also looks at its own flag: o
 
 import pytest
 import torch
+from devices import here
 
 import kfac_lab as kl
 from invariants.grid import ALL, KFAC, PARTS, recipe_named
@@ -192,7 +193,7 @@ def test_baselines_read_their_objective_alone(method):
     for _ in range(3):
         with no_reads() as calls:
             stepper.step()
-        assert calls == [1]
+        assert calls == ([1] if here().type == "cpu" else [])  # an accelerator waits for none
 
 
 # --- the ban itself -------------------------------------------------------------------------------

@@ -21,14 +21,15 @@ def handler():
     signal.signal(signal.SIGINT, before)
 
 
-def press(patch, owner, name, *, times=1, late=False):
+def press(patch, owner, name, *, times=1, late=False, when=lambda *args: True):
     """From now on the first ``times`` calls of a method come with a SIGINT before (after) them."""
     work, pressed = getattr(owner, name), []
 
     def interrupted(*args, **kwargs):
+        now = len(pressed) < times and when(*args)
         if late:
             result = work(*args, **kwargs)
-        if len(pressed) < times:
+        if now:
             pressed.append(1)
             signal.raise_signal(signal.SIGINT)
         return result if late else work(*args, **kwargs)
@@ -36,7 +37,20 @@ def press(patch, owner, name, *, times=1, late=False):
     patch.setattr(owner, name, interrupted)
 
 
-COMMIT = {"theta": (torch, "_foreach_copy_"), "exchange": (Engine, "__setattr__")}
+def into_theta(into, values):
+    """An accelerator copies into other places too, before the commit."""
+    return isinstance(into[0], torch.nn.Parameter)
+
+
+def next_state(engine, name, value):
+    """It also notes, before the step, what the step before has read."""
+    return name == "held" and value.state.step > engine.state_.step
+
+
+COMMIT = {
+    "theta": (torch, "_foreach_copy_", into_theta),
+    "exchange": (Engine, "__setattr__", next_state),
+}
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
@@ -47,7 +61,8 @@ def test_an_interrupt_inside_the_commit_waits_for_its_end(kind, place, late):
     run.advance(3)
     twin.advance(4)
     with pytest.MonkeyPatch.context() as patch:
-        press(patch, *COMMIT[place], late=late)
+        owner, name, when = COMMIT[place]
+        press(patch, owner, name, late=late, when=when)
         with pytest.raises(KeyboardInterrupt):
             run.step_once()
     assert run.step == len(run.history) == 4  # the step has happened, and its record is kept

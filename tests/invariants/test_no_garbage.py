@@ -16,7 +16,8 @@ def network(seed=0):
     return torch.nn.Sequential(torch.nn.Linear(8, 6), torch.nn.Tanh(), torch.nn.Linear(6, 3))
 
 
-X, Y = torch.randn(64, 8), torch.randint(0, 3, (64,))
+def data():
+    return torch.randn(64, 8), torch.randint(0, 3, (64,))
 
 
 def left_by(step):
@@ -35,30 +36,35 @@ def left_by(step):
             gc.enable()
 
 
+EVERY = ["paper", "robust", "paper_tridiagonal", "quick", "adam", "muon"]
+
+
 @pytest.mark.parametrize(
-    "recipe", ["paper", "robust", "paper_tridiagonal", "quick", "adam", "muon"]
+    ("recipe", "graphs"),
+    [*((name, "auto") for name in EVERY), ("paper", True), ("paper_tridiagonal", True)],
 )
 @pytest.mark.filterwarnings("ignore:a batch of")
-def test_a_step_of_a_run(recipe):
-    problem = kl.Problem(model=network(), likelihood="categorical", inputs=X, targets=Y, l2=1e-3)
-    run = kl.Run(problem, recipe=recipe)
+def test_a_step_of_a_run(recipe, graphs):
+    x, y = data()
+    problem = kl.Problem(model=network(), likelihood="categorical", inputs=x, targets=y, l2=1e-3)
+    run = kl.Run(problem, recipe=recipe, graphs=graphs)
     assert left_by(run.step_once) == 0
 
 
 @pytest.mark.filterwarnings("ignore:a batch of")
 def test_a_step_of_a_loop_of_ones_own():
-    optimizer = kl.KFAC(network(), "categorical")
-    assert left_by(lambda: optimizer.step(X, Y)) == 0
+    optimizer, (x, y) = kl.KFAC(network(), "categorical"), data()
+    assert left_by(lambda: optimizer.step(x, y)) == 0
 
 
 @pytest.mark.filterwarnings("ignore:a batch of")
 def test_a_step_of_a_preconditioner():
-    model = network()
+    model, (x, y) = network(), data()
     own, outer = kl.Preconditioner(model, "categorical"), torch.optim.SGD(model.parameters(), 0.01)
 
     def step():
         outer.zero_grad()
-        torch.nn.functional.cross_entropy(model(X), Y).backward()
+        torch.nn.functional.cross_entropy(model(x), y).backward()
         own.step()
         outer.step()
 

@@ -99,31 +99,8 @@ def _compiled(
     A tensor is let go of after its last use. Operations are names of their own: looking each up by
     its path costs as much as calling it.
     """
-    names: dict[str, Any] = {}
-    known: dict[int, str] = {}
-
-    def bound(value: Any, kind: str) -> str:
-        name = known.get(id(value))
-        if name is None:
-            known[id(value)] = name = f"{kind}{len(names)}"
-            names[name] = value
-        return name
-
-    def shown(value: Any) -> str:
-        if isinstance(value, TensorSlot):
-            return f"t{value.number}"
-        if isinstance(value, Number):
-            return value.text
-        if value is None or type(value) in (bool, int, str):
-            return repr(value)
-        if type(value) is float and math.isfinite(value):
-            return repr(value)  # which Python reads as the very number
-        if type(value) is list:
-            return f"[{', '.join(map(shown, value))}]"
-        if type(value) is tuple:
-            return f"({''.join(f'{shown(v)}, ' for v in value)})"
-        return bound(value, "c")
-
+    text_of = _Texts()
+    names, shown = text_of.names, text_of.shown
     given = [TensorSlot(n) for n in range(recording.inputs)]
     given += [fill[0] for fill in recording.fills]
     given += [slot for slot, _ in recording.constants]
@@ -141,7 +118,7 @@ def _compiled(
         passed = [shown(v) for v in call.arguments]
         passed += [f"{k}={shown(v)}" for k, v in call.keywords.items()]
         # The builtin beneath an OpOverload, which is a Python object with a call of its own.
-        line = f"{bound(call.operation._op, 'f')}({', '.join(passed)})"
+        line = f"{text_of.bound(call.operation._op, 'f')}({', '.join(passed)})"
         results = [shown(slot) if slot is not None else "_" for slot in call.results]
         if call.several:
             line = f"{', '.join(results)}, = {line}" if results else line
@@ -156,6 +133,41 @@ def _compiled(
     text += f"\ndef shapes({', '.join(recording.supplied.values())}):\n    return ({shapes})"
     exec(compile(text, "<program>", "exec"), names)
     return names["run"], names["shapes"], text
+
+
+class _Texts:
+    """Values as Python text, and the names that it uses.
+
+    No nested functions: one that calls itself is a circle, which the collector has to find.
+    """
+
+    def __init__(self) -> None:
+        self.names: dict[str, Any] = {}
+        self._known: dict[int, str] = {}
+
+    def bound(self, value: Any, kind: str) -> str:
+        """The name of a value that has no text."""
+        name = self._known.get(id(value))
+        if name is None:
+            self._known[id(value)] = name = f"{kind}{len(self.names)}"
+            self.names[name] = value
+        return name
+
+    def shown(self, value: Any) -> str:
+        """A value as an expression."""
+        if isinstance(value, TensorSlot):
+            return f"t{value.number}"
+        if isinstance(value, Number):
+            return value.text
+        if value is None or type(value) in (bool, int, str):
+            return repr(value)
+        if type(value) is float and math.isfinite(value):
+            return repr(value)  # which Python reads as the very number
+        if type(value) is list:
+            return f"[{', '.join(map(self.shown, value))}]"
+        if type(value) is tuple:
+            return f"({''.join(f'{self.shown(v)}, ' for v in value)})"
+        return self.bound(value, "c")
 
 
 def _slots(value: Any) -> Iterator[TensorSlot]:

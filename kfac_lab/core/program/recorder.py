@@ -72,7 +72,6 @@ class ProgramRecorder(TorchDispatchMode, Taker):
         self._busy = False  # while the recorder itself is at work
         self._passed: list[Supplied] = []  # numbers of the torch function that is being called
         self._arrived: list[str] = []  # the expressions of those of them that a call was given
-        self._reads = _Reads(self)
         self._kind = self._kind_outside = torch.get_float32_matmul_precision()
         self._open: ExitStack | None = None
         self._token: Token[Taker | None] | None = None
@@ -92,7 +91,7 @@ class ProgramRecorder(TorchDispatchMode, Taker):
     def __enter__(self) -> ProgramRecorder:
         self._token = RECORDING.set(self)
         self._open = ExitStack()
-        self._open.enter_context(self._reads)
+        self._open.enter_context(_Reads(self))  # in no circle with it once it is closed
         super().__enter__()
         return self
 
@@ -101,6 +100,7 @@ class ProgramRecorder(TorchDispatchMode, Taker):
         assert self._open is not None and self._token is not None
         self._open.close()
         RECORDING.reset(self._token)
+        self._open = self._token = None
 
     # --- what parts ask for (``stepwise``) --------------------------------------------------------
 

@@ -5,6 +5,7 @@ import copy
 import conv_oracle
 import pytest
 import torch
+from devices import here
 from torch import nn
 
 import kfac_lab as kl
@@ -49,7 +50,7 @@ def run_of(model, x, y, likelihood="gaussian", block="kronecker", lam=0.1, gamma
         average="none",
     )
     problem = kl.Problem(model=model, likelihood=likelihood, inputs=x, targets=y, l2=l2)
-    return kl.Run(problem, recipe, seed=0, device="cpu")
+    return kl.Run(problem, recipe, seed=0, device=here())
 
 
 def undamped(model, x, block="kronecker"):

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from devices import here
 from torch import nn
 
 import kfac_lab as kl
@@ -189,7 +190,7 @@ def test_a_subclass_is_nobody_s():
     x, y = torch.randn(4, 4, 3, 3), torch.randn(4, 8, 1, 1)
     problem = kl.Problem(model=Halved(4, 8, 3), likelihood="gaussian", inputs=x, targets=y)
     with pytest.raises(kl.CoverageError, match="Halved"):
-        kl.Run(problem, "robust", device="cpu")
+        kl.Run(problem, "robust", device=here())
 
 
 def test_it_is_this_distribution_s_claim_and_leaves_the_others_alone():
@@ -212,7 +213,7 @@ def test_an_output_size_of_its_own_is_refused():
     x = torch.randn(4, 2, 4)  # 9 positions by the module's own settings
     problem = kl.Problem(model=Up(), likelihood="gaussian", inputs=x, targets=torch.randn(4, 2, 10))
     with pytest.raises(kl.CoverageError, match="output_padding"):
-        kl.Run(problem, "robust", device="cpu")
+        kl.Run(problem, "robust", device=here())
 
 
 def test_inputs_without_cases_are_refused():

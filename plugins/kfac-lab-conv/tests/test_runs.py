@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from devices import here
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -29,7 +30,7 @@ def network():
 
 
 def digits():
-    found = kl.Run("digits_classifier", "adam", device="cpu").problem
+    found = kl.Run("digits_classifier", "adam", device=here()).problem
     return kl.Problem(
         model=network(),
         likelihood="categorical",
@@ -49,7 +50,7 @@ def test_it_trains_and_goes_on_bit_for_bit(name, block, tmp_path):
     recipe = kl.Recipe.named(name).replace(block=block, batch="constant(size=300)")
     if name == "small_batch":
         recipe = recipe.replace(momentum="norm_clip(lr=0.1, kappa=0.01)")
-    run = kl.Run(digits(), recipe, seed=0, device="cpu")
+    run = kl.Run(digits(), recipe, seed=0, device=here())
     assert {row.claimed_by for row in run.coverage() if row.kind == "Convolution"} == {
         "kfac-lab-conv/conv"
     }

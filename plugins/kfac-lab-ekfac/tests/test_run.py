@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from devices import here
 from kfac_lab_ekfac import Ekfac
 from torch import nn
 
@@ -13,7 +14,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:a batch of:UserWarning")
 
 def digits(**parts):
     recipe = kl.Recipe.of("ekfac").replace(batch="constant(size=200)", **parts)
-    return kl.Run("digits", recipe=recipe, seed=0, device="cpu")
+    return kl.Run("digits", recipe=recipe, seed=0, device=here())
 
 
 def part_states(run):
@@ -69,7 +70,7 @@ def test_two_steps_are_those_of_the_definition(positions):
         damping="tied(lam=0.3)",
         batch="constant(size=9)",
     )
-    run = kl.Run(problem, recipe, device="cpu").advance(1)
+    run = kl.Run(problem, recipe, device=here()).advance(1)
     first = part_states(run)
     fishers = layer_fishers(problem)  # at θ after step 1, where step 2 looks
     run.advance(1)
@@ -137,7 +138,7 @@ def test_classes_and_both_models(model):
     recipe = kl.Recipe.of("ekfac").replace(
         model=model, batch="constant(size=300)", damping="tied(lam=3.0)"
     )
-    run = kl.Run("digits_classifier", recipe=recipe, device="cpu").advance(40)
+    run = kl.Run("digits_classifier", recipe=recipe, device=here()).advance(40)
     assert run.history["loss"][-1] < 0.3 * run.history["loss"][0]
 
 
@@ -154,7 +155,7 @@ def test_under_a_tridiagonal_structure_it_ends_its_chain():
 
 def test_swaps_to_and_from_it_in_mid_run():
     run = kl.Run(
-        "digits", recipe=kl.Recipe.of("paper").replace(batch="constant(size=200)"), device="cpu"
+        "digits", recipe=kl.Recipe.of("paper").replace(batch="constant(size=200)"), device=here()
     ).advance(12)
     lam = float(run.stepper.state_.strength.lam)
     run.swap(block="ekfac", schedule="periodic(T1=5, T2=20, T3=20, T_scale=1)")
@@ -190,7 +191,7 @@ def test_a_saved_run_goes_on_bit_for_bit(tmp_path):
     run = digits(schedule="periodic(T1=5, T2=6, T3=6, burn_in=2, T_scale=1)").advance(9)
     path = run.save(tmp_path / "run.pt")
     run.advance(8)
-    other = kl.Run.load(path, device="cpu").advance(8)
+    other = kl.Run.load(path, device=here()).advance(8)
     for a, b in zip(run.problem.model.parameters(), other.problem.model.parameters(), strict=True):
         assert torch.equal(a, b)
     for a, b in zip(part_states(run), part_states(other), strict=True):

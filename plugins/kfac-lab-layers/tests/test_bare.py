@@ -7,6 +7,7 @@ in one output, and has the Fisher's trace anywhere.
 import pytest
 import torch
 from dense_fisher import gaussian_fisher
+from devices import here
 from layer_samples import double, network_of
 from test_fisher import blocks_of, check_blocks, of_fisher
 from torch import nn
@@ -71,7 +72,7 @@ def test_positions_of_a_linear_net(leading):
 def rows_of(model, x, **slots):
     problem = kl.Problem(model=model, likelihood="gaussian", inputs=x, targets=model(x).detach())
     recipe = kl.Recipe.named("small_batch").replace(batch=f"constant(size={len(x)})", **slots)
-    run = kl.Run(problem, recipe, device="cpu")
+    run = kl.Run(problem, recipe, device=here())
     return run, {row.parameter: row for row in run.coverage()}
 
 
@@ -98,7 +99,7 @@ def test_the_sum_over_cases_has_the_right_trace():
         quadratic_model="none", momentum="fixed(lr=1e-12)", average="none",
         damping="constant(lam=1, gamma=1)",
     )  # fmt: skip
-    run = kl.Run(problem, recipe, device="cpu").advance(400)
+    run = kl.Run(problem, recipe, device=here()).advance(400)
     table = run.stepper.store.table(spare=False)
     (i,) = [n for n, u in enumerate(run.stepper.network.uses) if u.parameters == ("cls_token",)]
     trace = table[i]["A"].trace() * table[i]["G"].trace()
@@ -151,7 +152,7 @@ def test_a_table_tied_with_the_output_trains(bias):
     model, tokens = LanguageModel(bias), torch.randint(0, 5, (32, 3))
     problem = kl.Problem(model=model, likelihood="categorical", inputs=tokens, targets=tokens)
     recipe = kl.Recipe.named("robust").replace(batch="constant(size=32)")
-    run = kl.Run(problem, recipe, device="cpu")
+    run = kl.Run(problem, recipe, device=here())
     rows = {row.parameter: row.kind for row in run.coverage()}
     expected = {"table.weight": "Whole", "mix.weight": "Linear", "mix.bias": "Linear"}
     assert rows == (expected | {"head.bias": "Whole"} if bias else expected)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from devices import here
 from layer_samples import attention, network_of
 from torch import nn
 
@@ -53,7 +54,7 @@ def test_the_coverage_table_says_whose_they_are():
     model = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
     x = torch.randn(6, 3, 4)
     problem = kl.Problem(model=model, likelihood="gaussian", inputs=x, targets=x)
-    rows = {row.parameter: row for row in kl.Run(problem, "small_batch", device="cpu").coverage()}
+    rows = {row.parameter: row for row in kl.Run(problem, "small_batch", device=here()).coverage()}
     assert set(rows) == {name for name, _ in model.named_parameters()}
     assert rows["self_attn.in_proj_bias"].kind == "InProjection"
     assert rows["self_attn.out_proj.weight"].kind == "OutProjection"

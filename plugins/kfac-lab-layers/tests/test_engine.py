@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from devices import here
 from layer_samples import causal
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -89,7 +90,7 @@ def test_running_statistics_are_updated_once_per_step():
     problem = images()
     problem.model.double()
     problem.inputs = problem.inputs.double()
-    run = kl.Run(problem, busy(24), device="cpu")
+    run = kl.Run(problem, busy(24), device=here())
     for step in range(1, 6):
         twin = copy.deepcopy(problem.model).train()
         with torch.no_grad():
@@ -107,7 +108,7 @@ def test_in_eval_mode_the_statistics_are_frozen():
     problem.model.eval()
     buffers = {name: b.clone() for name, b in problem.model.named_buffers()}
     scale = problem.model[3].weight.detach().clone()
-    run = kl.Run(problem, busy(24), device="cpu").advance(6)
+    run = kl.Run(problem, busy(24), device=here()).advance(6)
     for name, buffer in problem.model.named_buffers():
         assert torch.equal(buffer, buffers[name]), name
     assert not torch.equal(problem.model[3].weight, scale)
@@ -120,7 +121,7 @@ def test_in_eval_mode_the_statistics_are_frozen():
 def test_batch_norm_trains(recipe, track):
     """A model that couples its cases, by both default recipes."""
     recipe = kl.Recipe.named(recipe).replace(batch="constant(size=24)")
-    run = kl.Run(images(track=track), recipe, device="cpu").advance(25)
+    run = kl.Run(images(track=track), recipe, device=here()).advance(25)
     assert run.history["loss"][-1] < 0.7 * run.history["loss"][0]
 
 
@@ -131,7 +132,7 @@ def test_batch_norm_trains(recipe, track):
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_a_transformer_trains(structure, dropout):
     """Every layer that is claimed, in one model, with forward-mode tangents."""
-    run = kl.Run(language(dropout=dropout), busy(32, structure=structure), device="cpu")
+    run = kl.Run(language(dropout=dropout), busy(32, structure=structure), device=here())
     assert {row.tangents for row in run.coverage()} == {"forward"}
     run.advance(30)
     assert run.history["loss"][-1] < 0.6 * run.history["loss"][0]
@@ -144,7 +145,7 @@ def test_torchs_own_encoder(training):
     model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).train(training)
     x = torch.randn(24, 4, 8)
     problem = kl.Problem(model=model, likelihood="gaussian", inputs=x, targets=x.flip(1))
-    run = kl.Run(problem, busy(24), device="cpu")
+    run = kl.Run(problem, busy(24), device=here())
     assert not {row.claimed_by for row in run.coverage()} & {"fallback"}
     run.advance(12)
     assert run.history["loss"][-1] < 0.95 * run.history["loss"][0]
@@ -167,7 +168,7 @@ def test_attention_without_cases_is_refused():
     x = torch.randn(6, 4)
     problem = kl.Problem(model=Unbatched(), likelihood="gaussian", inputs=x, targets=x)
     with pytest.raises(kl.CoverageError, match=r"attention is called on \(3, 4\), without"):
-        kl.Run(problem, busy(6), device="cpu")
+        kl.Run(problem, busy(6), device=here())
 
 
 def test_a_large_vocabulary_needs_no_dense_rows(monkeypatch):
@@ -187,7 +188,7 @@ def test_a_large_vocabulary_needs_no_dense_rows(monkeypatch):
             return out
 
     run = kl.Run(
-        problem, busy(64, block=rules, quadratic_model="none", momentum="fixed"), device="cpu"
+        problem, busy(64, block=rules, quadratic_model="none", momentum="fixed"), device=here()
     )
     with Sizes():
         run.advance(5)
@@ -204,7 +205,7 @@ def test_saved_and_loaded_bit_for_bit(make, tmp_path):
     first = make()
     torch.manual_seed(3)
     second = make()
-    run = kl.Run(first, busy(16), seed=5, device="cpu").advance(3)
+    run = kl.Run(first, busy(16), seed=5, device=here()).advance(3)
     run.save(tmp_path / "run.pt")
     run.advance(3)
     loaded = kl.Run.load(tmp_path / "run.pt", problem=second).advance(3)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from dense_fisher import categorical_fisher, gaussian_fisher, places
+from devices import here
 from layer_samples import attention, double
 from torch import nn
 
@@ -26,7 +27,7 @@ def blocks_of(model, inputs, likelihood="gaussian", block="kronecker"):
     recipe = kl.Recipe.named("paper").replace(
         block=block, batch=f"constant(size={len(inputs)})", **EXACT
     )
-    run = kl.Run(problem, recipe, device="cpu").advance(1)
+    run = kl.Run(problem, recipe, device=here()).advance(1)
     store, found = run.stepper.store, {}
     for i, use in enumerate(run.stepper.network.uses):
         moments = store.table(spare=False)[i]
@@ -186,7 +187,7 @@ def test_their_diagonal_is_the_diagonal_of_the_fisher(name):
             model=net, likelihood="gaussian", inputs=x, targets=torch.zeros(7, 3).double()
         )
         recipe = kl.Recipe.named("paper").replace(block=rules, batch="constant(size=7)", **EXACT)
-        run = kl.Run(problem, recipe, device="cpu").advance(1)
+        run = kl.Run(problem, recipe, device=here()).advance(1)
         uses = run.stepper.network.uses
         (i,) = [n for n, use in enumerate(uses) if use.layer.path == path]
         expected = of_fisher(F, net, uses[i].parameters, uses[i].layer).diagonal()

@@ -8,6 +8,7 @@ import itertools
 
 import pytest
 import torch
+from devices import here
 from layer_samples import Around, double, network_of
 from test_fisher import blocks_of, check_blocks
 from test_rows import check_rows
@@ -240,7 +241,7 @@ def test_they_train(kind):
     y = (x[:, :, 0].sum(1) > 0).long()
     problem = kl.Problem(model=Last(), likelihood="categorical", inputs=x, targets=y)
     run = kl.Run(
-        problem, kl.Recipe.named("robust").replace(batch="constant(size=64)"), device="cpu"
+        problem, kl.Recipe.named("robust").replace(batch="constant(size=64)"), device=here()
     )
     assert {r.kind for r in run.coverage()} == {"Gates", "Linear"}
     run.advance(40)
