@@ -23,13 +23,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from kfac_lab.core import linalg, trees
 from kfac_lab.core.accelerators import accelerator
 from kfac_lab.core.program import (
     Capture,
-    Captured,
     Program,
     ProgramRecorder,
     Recording,
@@ -40,6 +38,7 @@ from kfac_lab.core.program.stepwise import Step
 from kfac_lab.core.program.watched_number import bare
 from kfac_lab.engine.asked import StepInputs, names_of
 from kfac_lab.engine.known import AGAIN, KnownStep, KnownSteps
+from kfac_lab.engine.launching import values_of
 from kfac_lab.engine.prepared import (
     Begun,
     Prepared,
@@ -47,19 +46,17 @@ from kfac_lab.engine.prepared import (
     counting,
     differs,
     filled_in,
-    passing,
     template,
 )
 from kfac_lab.engine.sized import Sized
 from kfac_lab.errors import RecipeError
 
 if TYPE_CHECKING:
-    from kfac_lab.engine.engine import Engine
+    pass
 
 __all__ = ["Programs", "wanted"]
 
 PATIENCE = 60  # steps that a part may count in Python before that is said: it may end
-TRIED = 2  # launches of a captured program that are compared with its calls one by one
 FAILS = RuntimeError, IndexError, ValueError  # what calls raise that are not for these inputs
 _NUMBER = re.compile(r"\d\S*")  # by which one reason would be said for each kind of step
 LONE = 16  # kinds of steps that are recorded once before a new one has to come twice
@@ -89,6 +86,7 @@ class Programs:
         refusals: why steps are made call by call, by what was due.
         replayed: steps that were replays.
         launched: those of them that were one launch.
+        padded: those of the launches that had rows beyond the batch.
         uncaptured: why none is, where a launch has failed.
     """
 
@@ -97,6 +95,7 @@ class Programs:
     refusals: dict[str, str] = field(default_factory=dict)
     replayed: int = 0
     launched: int = 0
+    padded: int = 0
     uncaptured: str | None = None
     patience: int = PATIENCE
     capture: Capture | None = None  # what makes one launch of a program
@@ -152,7 +151,7 @@ class Programs:
         assert program is not None
         with begun.clock("program"):
             try:
-                values = self._values(begun, asked, entry)
+                values = values_of(self, begun, asked, entry, self._sized.padding_of(entry))
             except FAILS:
                 return None
             recording = program.recording
@@ -282,62 +281,6 @@ class Programs:
             self.refusals.pop(_due(begun.plan), None)
         return other is None and told is not None
 
-    def _values(self, begun: Begun, asked: StepInputs, entry: KnownStep) -> list[Tensor]:
-        """What a program gives: by one launch where there is a way to capture it, but for a
-        refresh, whose library calls keep memory of their own.
-        """
-        program, k = entry.program, begun.plan.k
-        assert program is not None
-        # A launch has its numbers for good: as long as ε moves its calls are made one by one.
-        numbers, before = program.numbers(asked.numbers), entry.numbers
-        entry.numbers = numbers
-        if entry.captured is not None and entry.captured.numbers != numbers:
-            entry.captured = None
-        steady = (not numbers or numbers == before) and not begun.plan.due.inverse
-        times = 0
-        if self.capture is not None and (steady or entry.captured is not None):
-            try:
-                times = self._opened(asked, entry, k)
-            except RuntimeError as error:
-                self._uncaptured(begun.engine, str(error).splitlines()[0])
-        if entry.captured is None or self.capture is None:
-            return program(asked.tensors, k, asked.numbers)
-        found = entry.captured(asked.tensors, k)
-        self.launched += 1
-        if times < TRIED:
-            written = [t.clone() for t in asked.writable]
-            values = program(asked.tensors, k, asked.numbers)
-            pairs = zip((*found, *written), (*values, *asked.writable), strict=True)
-            if not all(identical(a, b) for a, b in pairs):
-                self._uncaptured(begun.engine, "a launch gives other numbers than its calls")
-            return values
-        return found
-
-    def _opened(self, asked: StepInputs, entry: KnownStep, k: int) -> int:
-        """Sees to it that there is a launch; how often it was used."""
-        program = entry.program
-        assert program is not None and self.capture is not None
-        if entry.captured is None:
-            if program.factorises is not None:
-                return 0
-            entry.captured = Captured(
-                program,
-                asked.tensors,
-                k,
-                program.numbers(asked.numbers),
-                self.capture,
-                asked.fixed,
-                asked.values,
-                passing(entry.template),
-            )
-        return entry.captured.opened(asked.tensors)
-
-    def _uncaptured(self, engine: Engine, what: str) -> None:
-        self.capture, self.uncaptured = None, what
-        for entry in self._entries():
-            entry.captured = None
-        engine.warnings.say("capture", f"programs are replayed call by call: {what}", stacklevel=9)
-
     def refuse(
         self, begun: Begun, entry: KnownStep | None, reason: str, held: Sequence[Any] = ()
     ) -> None:
@@ -374,8 +317,20 @@ class Programs:
 
     def nbytes(self) -> int:
         """Bytes that the programs and the places of launches keep."""
-        captured = (e.captured.nbytes() for e in self._entries() if e.captured is not None)
-        return sum(program.nbytes() for program in self.programs()) + sum(captured)
+        entries = self._entries()
+        launches = [entry.captured for entry in entries]
+        paddings = [self._sized.padding_of(entry) for entry in entries]
+        launches += [padding.launch for padding in paddings if padding is not None]
+        held = sum(launch.nbytes() for launch in launches if launch is not None)
+        return held + sum(program.nbytes() for program in self.programs())
+
+    def forget_launches(self) -> None:
+        """There are none any more."""
+        for entry in self._entries():
+            entry.captured = None
+            padding = self._sized.padding_of(entry)
+            if padding is not None:
+                padding.launch = None
 
     def told(self) -> str:
         """A line for a report: what is replayed, and what is not."""
@@ -384,6 +339,8 @@ class Programs:
         text = f"{len(made)} programs ({calls} calls), {self.replayed} steps replayed"
         if self.capture is not None or self.uncaptured is not None:
             text += f", {self.launched} of them one launch"
+        if self.padded:
+            text += f" ({self.padded} with rows beyond the batch)"
         if self.uncaptured is not None:
             text += f"; all call by call now: {self.uncaptured}"
         for due, reason in self.refusals.items():

@@ -22,6 +22,7 @@ from kfac_lab.core.program.sizes import Unlike, unified
 from kfac_lab.engine.asked import StepInputs, size_pattern
 from kfac_lab.engine.boundary import rows_at
 from kfac_lab.engine.known import AGAIN, KnownStep, KnownSteps
+from kfac_lab.engine.padding import Padding
 from kfac_lab.engine.prepared import Begun, Prepared, StepPlan, template
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Family(KnownStep):
     failed: int = 0  # how often other sizes have given other numbers
     low: Sizes = ()
     high: Sizes = ()
+    padding: Padding | None = None
 
     def spans(self, sizes: Sizes) -> bool:
         """Whether the program was tried at smaller sizes and at larger ones."""
@@ -63,7 +65,7 @@ class Family(KnownStep):
 
     def dropped(self) -> None:
         """There is no program, until a recording makes one with the first."""
-        self.program = self.captured = self.template = None
+        self.program = self.captured = self.template = self.padding = None
         self.low = self.high = ()
         self.bound = 0
 
@@ -123,6 +125,10 @@ class Sized:
             return made
         return programs.replayed_step(begun, asked, family)
 
+    def padding_of(self, entry: KnownStep) -> Padding | None:
+        """The launches for larger sizes of a program of all sizes."""
+        return entry.padding if isinstance(entry, Family) else None
+
     def _family(self, asked: StepInputs, k: int) -> Family:
         family = self.known.of(replace(asked, key=asked.family), k)
         assert isinstance(family, Family)
@@ -157,6 +163,7 @@ class Sized:
         family.constant = {name: n for name, n in asked.sizes.items() if sizes[name] == n}
         programs.lone = max(0, programs.lone - 1)  # the one of the other sizes has come again
         family.template, outputs = template(recorder, made, begun.engine.state_)
+        family.padding = Padding(family.constant)
         family.program = Program(whole, [*outputs, *whole.looked])
         family.stretched(tuple(sizes.values()))
         family.stretched(tuple(asked.sizes.values()))

@@ -64,7 +64,7 @@ class Captured:
         self._places = {n: _place(inputs[n]) for n in used if n not in fixed}
         self._values, self._passing = frozenset(values), frozenset(passing)
         self._last: dict[int, TensorWeakRef] = {}
-        self._fills = program.fills(k, self.numbers)
+        self._fills = self._filled(k)
         self._launches: dict[tuple[int, ...], _Launch] = {}
 
     def opened(self, inputs: Sequence[Tensor]) -> int:
@@ -96,7 +96,8 @@ class Captured:
         addresses = self._addresses(inputs)
         launch = self._launches[addresses]
         launch.times += 1
-        into, values = list(self._fills), list(self.program.fills(k, self.numbers))
+        values = self._filled(k)
+        into = [_part(place, value) for place, value in zip(self._fills, values, strict=True)]
         for n, place in self._places.items():
             value = inputs[n]
             if n in self._values and value.data_ptr() not in addresses:  # θ̄ may be θ itself
@@ -104,11 +105,14 @@ class Captured:
                 if known is not None and known() is value:
                     continue
                 self._last[n] = TensorWeakRef(value)
-            into.append(place)
+            into.append(_part(place, value))
             values.append(value.detach())
         _copied(into, values)
         launch.run()
         return self._given(launch.outputs)
+
+    def _filled(self, k: int) -> list[Tensor]:
+        return self.program.fills(k, self.numbers)
 
     def _given(self, outputs: list[Tensor]) -> list[Tensor]:
         given = list(outputs)
@@ -193,6 +197,13 @@ def _place(tensor: Tensor) -> Tensor:
         tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
     )
     return made.copy_(tensor)
+
+
+def _part(place: Tensor, value: Tensor) -> Tensor:
+    """Of a place the part that a value takes: it may have rows beyond (``padded_launch.py``)."""
+    if place.shape == value.shape:
+        return place
+    return place[tuple(slice(0, side) for side in value.shape)]
 
 
 def _copied(places: Sequence[Tensor], values: Sequence[Tensor]) -> None:

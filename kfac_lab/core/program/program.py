@@ -34,7 +34,7 @@ class Program:
     """
 
     def __init__(self, recording: Recording, outputs: Sequence[TensorSlot]) -> None:
-        self.recording = recording
+        self.recording, self.outputs = recording, outputs
         self._run, self._shapes, self.text = _compiled(recording, outputs)
         self._constants = [tensor for _, tensor in recording.constants]
         self.replays = 0

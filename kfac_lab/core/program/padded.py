@@ -1,0 +1,422 @@
+"""A program for batches up to a size: rows beyond the batch, of which nothing comes.
+
+A launch has its sizes for good. So that one serves a batch that grows, a program of all sizes
+(``sizes.py``) is run at larger ones than the batch has, and what it then makes too much of is kept
+out where rows are added up: each call whose results no longer have a side that its operands have,
+a product over cases or a sum, is given zeros in the rows beyond. Numbers made of sizes (1/|S1|)
+come as 0-dim tensors, of the batch's own sizes. Which side of which tensor goes with which size,
+the shapes of all tensors at two sizes tell.
+
+What the rows beyond hold is no matter: floats in them are NaN, so that a call which used them
+would show it in the very step.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kfac_lab.core.program.calls import AtenCall, Number, Recording, TensorSlot
+from kfac_lab.core.program.program import Program
+
+__all__ = ["Padded", "Unpadded", "alike", "apart", "void"]
+
+_ATEN = torch.ops.aten
+_SIZE = re.compile(r"\bz\d+\b")
+_SIDES = "int", "List[int]", "Optional[int]", "Optional[List[int]]"  # types of arguments
+_APART = 31, 37, 41  # how many more rows each size has where sides are told apart
+
+Shapes = dict[TensorSlot, tuple[tuple[int, ...], torch.dtype, torch.device]]
+
+
+class Unpadded(Exception):
+    """A program cannot serve larger sizes than a batch has; the message says why."""
+
+
+def apart(sizes: Mapping[str, int], constant: Mapping[str, int]) -> dict[str, int]:
+    """Larger sizes, each by another number, those that are equal or ``constant`` still so."""
+    moving = sorted({n for name, n in sizes.items() if name not in constant})
+    more = dict(zip(moving, _APART, strict=False))
+    return {name: n if name in constant else n + more[n] for name, n in sizes.items()}
+
+
+class Padded:
+    """A program at larger sizes than the batch has.
+
+    Args:
+        program: of all sizes.
+        seen: inputs, step, and numbers by their labels, of the program at two triples of sizes that
+            :func:`apart` has told apart; what it writes into is written.
+        sizes: the labels of the sizes.
+
+    Attributes:
+        program: of inputs whose rows are as many as the larger sizes say, where numbers are the
+            larger sizes.
+
+    Raises:
+        Unpadded: something of the program is not known at larger sizes.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        seen: Sequence[tuple[Sequence[Tensor], int, Mapping[Any, float]]],
+        sizes: Sequence[str],
+    ) -> None:
+        recording = program.recording
+        found = [_traced(program, *one) for one in seen]
+        names = {recording.supplied[label]: label for label in sizes}
+        steps = {
+            name: (int(seen[0][2][label]), int(seen[1][2][label])) for name, label in names.items()
+        }
+        rows = _Rows(steps, *found)
+        written = _Rewritten(recording, rows, found[0])
+        self._values = written.values()
+        self._place = written.place
+        self.program = Program(written.recording(), program.outputs)
+        self._inputs = [rows.sides(TensorSlot(n)) for n in range(recording.inputs)]
+        self._sides = [rows.sides(slot) for slot in program.outputs]
+
+    def set(self, numbers: Sequence[float]) -> None:
+        """Sets what the program makes of the batch's own sizes, in a copy nobody waits for."""
+        self._place.copy_(torch.tensor(self._values(*numbers), dtype=torch.float64), True)
+
+    def larger(self, inputs: Sequence[Tensor], numbers: Sequence[float]) -> list[Tensor]:
+        """Inputs with as many rows as larger sizes ask for: the batch's own, then NaN, or 0 where
+        there is no NaN.
+        """
+        known = dict(zip(self.program.recording.supplied.values(), numbers, strict=True))
+        given = []
+        for tensor, sides in zip(inputs, self._inputs, strict=True):
+            shape = list(tensor.shape)
+            for side, extent in sides.items():
+                shape[side] = extent.at(known)
+            if sides:
+                wide = void(tensor.new_empty(shape))
+                wide[tuple(slice(0, side) for side in tensor.shape)] = tensor
+                tensor = wide
+            given.append(tensor)
+        return given
+
+    def cut(self, outputs: Sequence[Tensor], numbers: Sequence[float]) -> list[Tensor]:
+        """The outputs without the rows beyond the batch."""
+        known = dict(zip(self.program.recording.supplied.values(), numbers, strict=True))
+        given = []
+        for tensor, sides in zip(outputs, self._sides, strict=True):
+            for side, extent in sides.items():
+                tensor = tensor.narrow(side, 0, extent.at(known))
+            given.append(tensor)
+        return given
+
+
+def alike(a: Any, b: Any) -> bool:
+    """Whether two tensors are the same but for rounding, which is taken as √ε of their norm."""
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return a is b
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    if not a.is_floating_point():
+        return bool(torch.equal(a, b))
+    a, b = a.double(), b.double()
+    if not torch.equal(a.isfinite(), b.isfinite()):
+        return False
+    a, b = (t.nan_to_num(0.0, 0.0, 0.0) for t in (a, b))
+    return float((a - b).norm()) <= torch.finfo(torch.float32).eps ** 0.5 * float(b.norm())
+
+
+def void(tensor: Tensor) -> Tensor:
+    """Fills memory with what would be noticed where it is used."""
+    return tensor.fill_(float("nan") if tensor.is_floating_point() else 0)
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How many rows of a side count: ``times`` · size + ``more``."""
+
+    name: str
+    times: int
+    more: int
+
+    @property
+    def text(self) -> str:
+        """As an expression of the size."""
+        return f"({self.times} * {self.name} + {self.more})"
+
+    def at(self, known: Mapping[str, float]) -> int:
+        """The number at sizes by their names."""
+        return int(self.times * known[self.name] + self.more)
+
+
+class _Rows:
+    """Which sides of which tensors go with a size: those that differ between two sizes."""
+
+    def __init__(self, steps: Mapping[str, tuple[int, int]], small: Shapes, large: Shapes) -> None:
+        self._steps, self._small, self._large = steps, small, large
+
+    def sides(self, slot: TensorSlot) -> dict[int, Extent]:
+        """By dimension; a number has none."""
+        if slot not in self._small:
+            return {}
+        shapes = zip(self._small[slot][0], self._large[slot][0], strict=True)
+        return {n: self._extent(a, b) for n, (a, b) in enumerate(shapes) if a != b}
+
+    def alike(self, slot: TensorSlot, other: TensorSlot) -> None:
+        """A new tensor is like one that is known."""
+        self._small[slot], self._large[slot] = self._small[other], self._large[other]
+
+    def _extent(self, a: int, b: int) -> Extent:
+        found = []
+        for name, (x, y) in self._steps.items():
+            if y > x and b > a and (b - a) % (y - x) == 0:
+                times = (b - a) // (y - x)
+                found.append(Extent(name, times, a - times * x))
+        if not found:
+            raise Unpadded(f"a side of {a} and {b}, which is no size")
+        return min(found, key=lambda extent: (abs(extent.more), extent.times))
+
+
+def _traced(
+    program: Program, inputs: Sequence[Tensor], k: int, known: Mapping[Any, float]
+) -> Shapes:
+    """The shapes of all tensors of a program; it is run for them."""
+    recording, numbers = program.recording, program.numbers(known)
+    names = dict(zip(recording.supplied.values(), numbers, strict=True))
+    given = [TensorSlot(n) for n in range(recording.inputs)]
+    given += [fill[0] for fill in recording.fills] + [slot for slot, _ in recording.constants]
+    values = [*inputs, *program.fills(k, numbers), *(t for _, t in recording.constants)]
+    held = dict(zip(given, values, strict=True))
+    shapes: Shapes = {s: (tuple(t.shape), t.dtype, t.device) for s, t in held.items()}
+
+    def of(value: Any) -> Any:
+        if isinstance(value, TensorSlot):
+            return held[value]
+        if isinstance(value, Number):
+            return eval(value.text, {}, names)
+        if isinstance(value, dict):
+            return {key: of(v) for key, v in value.items()}
+        if type(value) in (list, tuple):
+            return type(value)(map(of, value))
+        return value
+
+    kind = torch.get_float32_matmul_precision()
+    try:
+        with torch.no_grad(), torch._C._AutoDispatchBelowAutograd():
+            for call in recording.calls:
+                result = call.operation._op(*of(call.arguments), **of(call.keywords))
+                results = result if call.several else (result,)
+                for slot, tensor in zip(call.results, results, strict=False):
+                    if slot is not None:
+                        held[slot] = tensor
+                        shapes[slot] = tuple(tensor.shape), tensor.dtype, tensor.device
+    finally:
+        torch.set_float32_matmul_precision(kind)
+    return shapes
+
+
+class _Rewritten:
+    """The calls of a program as they are to be made at larger sizes."""
+
+    def __init__(self, recording: Recording, rows: _Rows, shapes: Shapes) -> None:
+        self._recording, self._rows, self._shapes = recording, rows, shapes
+        self._slots = recording.slots
+        self._texts: dict[str, int] = {}  # of the numbers, and which they are in the place
+        self._first: list[AtenCall] = []  # what is made once, before all else
+        self._known: dict[Any, TensorSlot] = {}  # numbers, masks and zeros
+        self._zeroed: dict[tuple[TensorSlot, frozenset[Extent]], TensorSlot] = {}
+        self._calls: list[AtenCall] = []
+        self._device = next((d for *_, d in shapes.values()), torch.device("cpu"))
+        self._numbers = self._new()
+        for call in recording.calls:
+            self._call(call)
+        self.place = torch.zeros(len(self._texts), dtype=torch.float64, device=self._device)
+
+    def recording(self) -> Recording:
+        """The new calls, with the place of the numbers among the constants."""
+        constants = [*self._recording.constants, (self._numbers, self.place)]
+        calls = [*self._first, *self._calls]
+        return replace(self._recording, calls=calls, constants=constants, slots=self._slots)
+
+    def values(self) -> Callable[..., list[float]]:
+        """The numbers of the place, of those that the program is given."""
+        passed = ", ".join(self._recording.supplied.values())
+        texts = "".join(f"float({text}), " for text in self._texts)
+        made: Callable[..., list[float]] = eval(f"lambda {passed}: [{texts}]", {})
+        return made
+
+    # --- calls ------------------------------------------------------------------------------------
+
+    def _call(self, call: AtenCall) -> None:
+        schema = getattr(call.operation, "_schema", None)
+        if schema is None:  # how short products are
+            self._calls.append(call)
+            return
+        given = {argument.name: argument for argument in schema.arguments}
+        passed = dict(zip(given, call.arguments, strict=False)) | call.keywords
+        changed = {n for n, a in given.items() if a.alias_info and a.alias_info.is_write}
+        view = not changed and any(a.alias_info for a in given.values())
+        call, passed = self._numbered(call, passed, {n: str(a.type) for n, a in given.items()})
+        if not view:
+            made = [slot for slot in call.results if slot is not None]
+            made += _slots([passed[name] for name in changed if name in passed])
+            passed = self._shielded(passed, changed, made)
+        positional: list[Any] = []
+        for argument in call.operation._schema.arguments:
+            if argument.kwarg_only or argument.name not in passed:
+                break
+            positional.append(passed.pop(argument.name))
+        self._calls.append(call._replace(arguments=tuple(positional), keywords=passed))
+        if changed:
+            self._zeroed.clear()  # what was written into may be what they were made of
+
+    def _numbered(
+        self, call: AtenCall, passed: dict[str, Any], types: Mapping[str, str]
+    ) -> tuple[AtenCall, dict[str, Any]]:
+        """The call with tensors for its numbers that are made of sizes; shapes stay numbers."""
+        name = call.operation.__name__
+        for key, value in list(passed.items()):
+            if not _sized(value):
+                continue
+            kind = types[key]
+            if name.startswith("slice.") and key == "start":
+                raise Unpadded(f"{name} from {value.text}")
+            if kind.startswith(
+                ("int", "SymInt", "List[int]", "Optional[int]", "Optional[List[int]]")
+            ):
+                continue
+            if not isinstance(value, Number):
+                raise Unpadded(f"{name} of {value}")
+            first = next((s for s in _slots(list(passed.values()))), None)
+            if first is None:
+                raise Unpadded(f"{name} of {value.text}")
+            number = self._number(value.text, self._shapes[first][1])
+            if kind == "Tensor":
+                passed[key] = number
+            elif key == "alpha":
+                whose = next(k for k in ("mat1", "batch1", "vec1", "mat", "other") if k in passed)
+                product = self._new()
+                self._rows.alike(product, passed[whose])
+                self._add(_ATEN.mul.Tensor, (passed[whose], number), product)
+                passed[whose] = product
+                del passed[key]
+            elif name.endswith(".Scalar") and hasattr(call.operation.overloadpacket, "Tensor"):
+                call = call._replace(operation=call.operation.overloadpacket.Tensor)
+                del passed[key]
+                passed["other"] = number
+            else:
+                raise Unpadded(f"{name} of {value.text}")
+        return call, passed
+
+    def _shielded(
+        self, passed: dict[str, Any], changed: set[str], made: Sequence[TensorSlot]
+    ) -> dict[str, Any]:
+        """Operands with zeros beyond the sides that none of the results has."""
+        kept: Counter[Extent] = Counter()
+        for slot in made:
+            kept |= Counter(self._rows.sides(slot).values())
+
+        def shield(value: Any) -> Any:
+            if isinstance(value, TensorSlot):
+                sides = self._rows.sides(value)
+                count = Counter(sides.values())
+                lost = frozenset(extent for extent in count if count[extent] > kept[extent])
+                return self._zero(value, lost) if lost else value
+            if type(value) in (list, tuple):
+                return type(value)(map(shield, value))
+            return value
+
+        return {n: v if n in changed else shield(v) for n, v in passed.items()}
+
+    def _zero(self, slot: TensorSlot, lost: frozenset[Extent]) -> TensorSlot:
+        """The tensor with zeros in the rows beyond."""
+        known = self._zeroed.get((slot, lost))
+        if known is not None:
+            return known
+        shape, dtype, _ = self._shapes[slot]
+        zeroed = slot
+        for side, extent in self._rows.sides(slot).items():
+            if extent not in lost:
+                continue
+            mask, seen, made = self._mask(extent), self._new(), self._new()
+            sides = [1] * len(shape)
+            sides[side] = -1
+            self._add(_ATEN.view.default, (mask, sides), seen)
+            self._add(_ATEN.where.self, (seen, zeroed, self._nothing(dtype)), made)
+            self._rows.alike(made, slot)
+            zeroed = made
+        self._zeroed[slot, lost] = zeroed
+        return zeroed
+
+    # --- what is made once ------------------------------------------------------------------------
+
+    def _number(self, text: str, dtype: torch.dtype) -> TensorSlot:
+        """A number of the batch's own sizes, as a 0-dim tensor."""
+        place = self._texts.setdefault(text, len(self._texts))
+        kind = dtype if dtype.is_floating_point else torch.float64
+        return self._once(
+            ("number", text, kind),
+            _ATEN.select.int,
+            lambda: (self._vector(kind), 0, place),
+        )
+
+    def _vector(self, dtype: torch.dtype) -> TensorSlot:
+        if dtype == torch.float64:
+            return self._numbers
+        return self._once(
+            ("vector", dtype), _ATEN._to_copy.default, lambda: (self._numbers,), dtype=dtype
+        )
+
+    def _mask(self, extent: Extent) -> TensorSlot:
+        number = self._number(extent.text, torch.float64)
+        every = self._once(
+            ("rows", extent),
+            _ATEN.arange.default,
+            lambda: (Number(extent.text),),
+            device=self._device,
+        )
+        return self._once(("mask", extent), _ATEN.lt.Tensor, lambda: (every, number))
+
+    def _nothing(self, dtype: torch.dtype) -> TensorSlot:
+        return self._once(
+            ("zero", dtype), _ATEN.zeros.default, lambda: ([],), dtype=dtype, device=self._device
+        )
+
+    def _once(
+        self, key: Any, operation: Any, arguments: Callable[[], tuple[Any, ...]], **keywords: Any
+    ) -> TensorSlot:
+        found = self._known.get(key)
+        if found is None:
+            given = arguments()  # which may be made once too, and before it
+            found = self._known[key] = self._new()
+            self._first.append(AtenCall(operation, given, keywords, (found,), False))
+        return found
+
+    def _add(self, operation: Any, arguments: tuple[Any, ...], result: TensorSlot) -> None:
+        self._calls.append(AtenCall(operation, arguments, {}, (result,), False))
+
+    def _new(self) -> TensorSlot:
+        self._slots += 1
+        return TensorSlot(self._slots - 1)
+
+
+def _sized(value: Any) -> bool:
+    """Whether there is a number made of sizes in it."""
+    if isinstance(value, Number):
+        return bool(_SIZE.search(value.text))
+    if isinstance(value, dict):
+        return any(map(_sized, value.values()))
+    return isinstance(value, (list, tuple)) and any(map(_sized, value))
+
+
+def _slots(value: Any) -> list[TensorSlot]:
+    """The tensors of arguments."""
+    if isinstance(value, TensorSlot):
+        return [value]
+    if type(value) in (list, tuple):
+        return [slot for v in value for slot in _slots(v)]
+    return []

@@ -1,0 +1,138 @@
+"""Launches of steps whose batch grows: a few sizes, each with rows beyond the batch.
+
+A rung is a power of two, or one and a half of one, or the whole set. What a launch is for, the
+rows beyond the batch and the numbers of sizes, see ``core/program/padded.py``. Its sums run over
+more rows, in another order: the numbers of a step are those of its own m, S1 and S2 but for the
+last digits, which is why a replay call by call, whose numbers are the step's bit for bit, is tried
+beside the first launch of each rung.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from kfac_lab.core.program import Capture, Program
+from kfac_lab.core.program.padded import Padded, Unpadded, apart
+from kfac_lab.core.program.padded_launch import PaddedLaunch
+from kfac_lab.engine.asked import StepInputs, size_pattern
+from kfac_lab.engine.boundary import rows_at
+from kfac_lab.engine.known import KnownStep
+from kfac_lab.engine.prepared import Begun, passing
+
+__all__ = ["LARGEST", "Padding", "rung"]
+
+LARGEST = 8192  # cases: the kernels of more outlast the calls that launch them
+
+
+def rung(m: int, available: int | None) -> int:
+    """The number of cases that a launch for m of them has."""
+    power = 1 << max(0, m - 1).bit_length()  # at least m
+    most = power if 3 * power < 4 * m else 3 * power // 4
+    return min(most, available or most)
+
+
+@dataclass(eq=False)
+class Padding:
+    """The launches of one program of all sizes; one is kept.
+
+    Args:
+        constant: sizes that the program has for good.
+
+    Attributes:
+        refused: why there is none, where there is none.
+        launch: the one that there is.
+    """
+
+    constant: Mapping[str, int]
+    refused: str | None = None
+    launch: PaddedLaunch | None = None
+    _padded: Padded | None = None
+    _sizes: dict[str, int] = field(default_factory=dict)  # of the launch, or one that is wanted
+
+    def opened(
+        self,
+        begun: Begun,
+        asked: StepInputs,
+        entry: KnownStep,
+        capture: Capture,
+    ) -> PaddedLaunch | None:
+        """The launch for a step, ready for its numbers; None where there is none, or not yet: a
+        rung is captured when it is asked for a second time.
+
+        Raises:
+            RuntimeError: it cannot be captured.
+        """
+        program = entry.program
+        if program is None or self.refused is not None or program.factorises is not None:
+            return None
+        sizes = self._larger(begun, asked)
+        if sizes is None:
+            return None
+        numbers = program.numbers(asked.numbers)
+        larger = program.numbers({**asked.numbers, **sizes})
+        frozen = [n for n, label in enumerate(program.recording.supplied) if label not in sizes]
+        if self.launch is not None and sizes == self._sizes:
+            if all(self.launch.numbers[n] == numbers[n] for n in frozen):
+                self.launch.serve(numbers)
+                return self.launch
+            self.launch = None
+        if sizes != self._sizes:
+            self.launch, self._sizes = None, sizes
+            return None
+        try:
+            if self._padded is None:
+                self._padded = _padded(program, begun, asked, self.constant)
+        except Unpadded as error:
+            self.refuse(str(error))
+            return None
+        self.launch = PaddedLaunch(
+            self._padded,
+            asked.tensors,
+            begun.plan.k,
+            numbers,
+            larger,
+            capture,
+            asked.fixed,
+            asked.values,
+            passing(entry.template),
+        )
+        return self.launch
+
+    def refuse(self, reason: str) -> None:
+        """There is no launch for any sizes but a step's own."""
+        self.refused, self.launch, self._padded = reason, None, None
+
+    def _larger(self, begun: Begun, asked: StepInputs) -> dict[str, int] | None:
+        """The sizes that a launch is to have, which are to each other as the step's are."""
+        engine, plan = begun.engine, begun.plan
+        if plan.m > LARGEST:
+            return None
+        m = rung(plan.m, engine.problem.available)
+        sizes = dict(zip(asked.sizes, (m, *rows_at(engine, m)), strict=True))
+        chunk = engine.passes.function.chunk
+        alike = size_pattern(tuple(sizes.values()), chunk) == size_pattern(
+            tuple(asked.sizes.values()), chunk
+        )
+        enough = all(n >= asked.sizes[name] for name, n in sizes.items())
+        still = all(sizes[name] == n for name, n in self.constant.items())
+        return sizes if alike and enough and still else None
+
+
+def _padded(
+    program: Program, begun: Begun, asked: StepInputs, constant: Mapping[str, int]
+) -> Padded:
+    """The program at larger sizes; it is run at two triples of sizes, for its shapes."""
+    own = {id(t): t.clone() for t in asked.writable}
+    inputs = [own.get(id(t), t) for t in asked.tensors]
+    sizes, batch = apart(asked.sizes, constant), asked.fixed.stop
+    rows = torch.arange(sizes["m"], device=begun.engine.device) % begun.plan.m
+    more = [
+        t.index_select(0, rows) if n >= batch and t.shape[:1] == (begun.plan.m,) else t
+        for n, t in enumerate(inputs)
+    ]
+    k, numbers = begun.plan.k, asked.numbers
+    seen = (inputs, k, numbers), (more, k, {**numbers, **sizes})
+    return Padded(program, seen, list(sizes))
