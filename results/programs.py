@@ -5,7 +5,7 @@
     python results/programs.py --launches      # of a step as on an accelerator, by a stand-in
 
 Counts: how many of 75 steps were replays and how many of them would be one launch where there are
-CUDA graphs, each program's calls and how often it was replayed, the bytes that they and the places
+CUDA graphs (in brackets those with rows beyond the batch, whose sums run in another order), each program's calls and how often it was replayed, the bytes that they and the places
 of launches keep and the length of their texts. Batches: one size; another size at every step; and
 growing by rungs, each of which serves a few steps. Times: both runs in one process, step by step in
 turns, medians of steps of each kind once all of them are programs.
@@ -73,14 +73,17 @@ def line(name: str, batch: str, options: Any) -> str:
     if not options.times:
         mine.stepper.programs.capture = standing_in
         mine.advance(STEPS), theirs.advance(STEPS)
-        equal = all(map(torch.equal, parameters(mine), parameters(theirs)))
+        apart = max(
+            float((a - b).norm() / b.norm())
+            for a, b in zip(parameters(mine), parameters(theirs), strict=True)
+        )
         programs = mine.stepper.programs
         made = [f"{len(p.recording.calls)}×{p.replays}" for p in programs.programs()]
         text = sum(len(p.text) for p in programs.programs()) // 1000
         said = "; ".join(f"{due}: {why}" for due, why in programs.refusals.items())
         return (
-            f"| {name}, {batch} | {'equal' if equal else 'DIFFERS'} | {programs.replayed} | "
-            f"{programs.launched} | {', '.join(made)} | "
+            f"| {name}, {batch} | {f'{apart:.0e}' if apart else 'equal'} | {programs.replayed} | "
+            f"{programs.launched} ({programs.padded}) | {', '.join(made)} | "
             f"{programs.nbytes() / 1e6:.1f} MB, {text} kB | {said} |"
         )
     mine.advance(50), theirs.advance(50)

@@ -40,16 +40,21 @@ def values_of(
     if entry.captured is not None and entry.captured.numbers != numbers:
         entry.captured = None
     launch: Captured | None = None
+    times = 0
     if programs.capture is not None and not begun.plan.due.inverse:
+        own = not numbers or numbers == before or entry.captured is not None
         try:
-            if not numbers or numbers == before or entry.captured is not None:
+            if own:
                 launch = _of_these_sizes(programs, asked, entry, k)
             elif padding is not None:
                 launch = padding.opened(begun, asked, entry, programs.capture)
             times = 0 if launch is None else launch.opened(asked.tensors)
         except RuntimeError as error:
-            launch = None
-            _uncaptured(programs, begun.engine, str(error).splitlines()[0])
+            launch, what = None, str(error).splitlines()[0]
+            if own or padding is None:
+                _uncaptured(programs, begun.engine, what)
+            else:
+                padding.refuse(what)
     if launch is None:
         return program(asked.tensors, k, asked.numbers)
     found = launch(asked.tensors, k)

@@ -9,8 +9,9 @@ beside the first launch of each rung.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -40,6 +41,7 @@ class Padding:
 
     Args:
         constant: sizes that the program has for good.
+        spans: whether it was tried at sizes below and above those asked for.
 
     Attributes:
         refused: why there is none, where there is none.
@@ -47,6 +49,7 @@ class Padding:
     """
 
     constant: Mapping[str, int]
+    spans: Callable[[tuple[int, ...]], bool]
     refused: str | None = None
     launch: PaddedLaunch | None = None
     _padded: Padded | None = None
@@ -62,14 +65,12 @@ class Padding:
         """The launch for a step, ready for its numbers; None where there is none, or not yet: a
         rung is captured when it is asked for a second time.
 
-        Raises:
-            RuntimeError: it cannot be captured.
         """
         program = entry.program
-        if program is None or self.refused is not None or program.factorises is not None:
+        if program is None or program.factorises is not None:
             return None
-        sizes = self._larger(begun, asked)
-        if sizes is None:
+        sizes = self.sizes(begun, asked)
+        if sizes is None or not self.spans(tuple(sizes.values())):
             return None
         numbers = program.numbers(asked.numbers)
         larger = program.numbers({**asked.numbers, **sizes})
@@ -85,37 +86,37 @@ class Padding:
         try:
             if self._padded is None:
                 self._padded = _padded(program, begun, asked, self.constant)
-        except Unpadded as error:
-            self.refuse(str(error))
-            return None
-        self.launch = PaddedLaunch(
-            self._padded,
-            asked.tensors,
-            begun.plan.k,
-            numbers,
-            larger,
-            capture,
-            asked.fixed,
-            asked.values,
-            passing(entry.template),
-        )
+            self.launch = PaddedLaunch(
+                self._padded,
+                asked.tensors,
+                begun.plan.k,
+                numbers,
+                larger,
+                capture,
+                asked.fixed,
+                asked.values,
+                passing(entry.template),
+            )
+        except (Unpadded, RuntimeError) as error:
+            self.refuse(str(error).splitlines()[0])
         return self.launch
 
     def refuse(self, reason: str) -> None:
         """There is no launch for any sizes but a step's own."""
         self.refused, self.launch, self._padded = reason, None, None
 
-    def _larger(self, begun: Begun, asked: StepInputs) -> dict[str, int] | None:
-        """The sizes that a launch is to have, which are to each other as the step's are."""
+    def sizes(self, begun: Begun, asked: StepInputs) -> dict[str, int] | None:
+        """The sizes that a launch is to have, which are to each other as the step's are; None where
+        there are none, or no launch is to be hoped for.
+        """
         engine, plan = begun.engine, begun.plan
-        if plan.m > LARGEST:
+        if plan.m > LARGEST or self.refused is not None:
             return None
         m = rung(plan.m, engine.problem.available)
         sizes = dict(zip(asked.sizes, (m, *rows_at(engine, m)), strict=True))
+        larger, own = tuple(sizes.values()), tuple(asked.sizes.values())
         chunk = engine.passes.function.chunk
-        alike = size_pattern(tuple(sizes.values()), chunk) == size_pattern(
-            tuple(asked.sizes.values()), chunk
-        )
+        alike = size_pattern(larger, chunk) == size_pattern(own, chunk)
         enough = all(n >= asked.sizes[name] for name, n in sizes.items())
         still = all(sizes[name] == n for name, n in self.constant.items())
         return sizes if alike and enough and still else None
@@ -133,6 +134,7 @@ def _padded(
         t.index_select(0, rows) if n >= batch and t.shape[:1] == (begun.plan.m,) else t
         for n, t in enumerate(inputs)
     ]
-    k, numbers = begun.plan.k, asked.numbers
-    seen = (inputs, k, numbers), (more, k, {**numbers, **sizes})
+    k = begun.plan.k
+    numbers: dict[Any, float] = {**asked.numbers, **sizes}
+    seen = (inputs, k, asked.numbers), (more, k, numbers)
     return Padded(program, seen, list(sizes))

@@ -115,7 +115,9 @@ class Sized:
                 return None
             return self._recorded(programs, begun, asked, family)
         sizes = tuple(asked.sizes.values())
-        if not family.spans(sizes):
+        if family.spans(sizes):
+            self._reached_for_a_launch(programs, begun, asked, family)
+        else:
             made = self._stretched(programs, begun, asked, family)
             if made is not None or family.program is None:
                 return made
@@ -163,7 +165,7 @@ class Sized:
         family.constant = {name: n for name, n in asked.sizes.items() if sizes[name] == n}
         programs.lone = max(0, programs.lone - 1)  # the one of the other sizes has come again
         family.template, outputs = template(recorder, made, begun.engine.state_)
-        family.padding = Padding(family.constant)
+        family.padding = Padding(family.constant, family.spans)
         family.program = Program(whole, [*outputs, *whole.looked])
         family.stretched(tuple(sizes.values()))
         family.stretched(tuple(asked.sizes.values()))
@@ -177,15 +179,13 @@ class Sized:
         of the moments, or on the step itself where it serves none. None: it serves these sizes
         now, or has none.
         """
-        engine, plan = begun.engine, begun.plan
-        while plan.m > family.high[0]:
-            larger = _larger(engine, plan, family)
-            if larger is None:
+        while begun.plan.m > family.high[0]:
+            found = self._reached(programs, begun, asked, family)
+            if found is None:
                 break
-            if self._tried_at(programs, begun, asked, family, larger):
+            if found:
                 family.stretched(tuple(asked.sizes.values()))
                 return None
-            family.bound = larger.m  # a part goes by a size: up to it the program may serve
         begun = begun.again()
         made = begun.made()
         if programs.tried(begun, asked, family, made, final=False):
@@ -193,6 +193,31 @@ class Sized:
             return made
         self._failed(programs, begun, family)
         return None  # to be recorded: the next may be made as it is
+
+    def _reached_for_a_launch(
+        self, programs: Programs, begun: Begun, asked: StepInputs, family: Family
+    ) -> None:
+        """Tries the program on larger batches where a launch is to have as many rows."""
+        if programs.capture is None or family.padding is None or family.bound:
+            return
+        assert family.program is not None
+        if begun.plan.due.inverse or family.program.factorises is not None:
+            return
+        wanted = family.padding.sizes(begun, asked)
+        if wanted is not None and not family.spans(tuple(wanted.values())):
+            self._reached(programs, begun, asked, family)
+
+    def _reached(
+        self, programs: Programs, begun: Begun, asked: StepInputs, family: Family
+    ) -> bool | None:
+        """Whether the program serves larger batches; None where there are none to try."""
+        larger = _larger(begun.engine, begun.plan, family)
+        if larger is None:
+            return None
+        found = self._tried_at(programs, begun, asked, family, larger)
+        if not found:
+            family.bound = larger.m  # a part goes by a size: up to it the program may serve
+        return found
 
     def _tried_at(
         self,

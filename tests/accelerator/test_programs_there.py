@@ -24,6 +24,9 @@ def test_a_replayed_run_is_the_run(batch, default_device):
         run.advance(26)
     mine, theirs = ([p.detach() for p in run.problem.model.parameters()] for run in runs)
     assert mine[0].device.type == default_device.type
-    assert all(bool((a == b).all()) for a, b in zip(mine, theirs, strict=True))
+    # a launch with rows beyond the batch adds up in another order
+    close = 1e-10 if runs[0].stepper.programs.padded else 0.0
+    assert (close > 0) == batch.startswith("exponential")
+    assert all(bool(((a - b).abs() <= close).all()) for a, b in zip(mine, theirs, strict=True))
     assert runs[0].stepper.programs.replayed > 8
     assert runs[0].problem._ahead.served == 25  # every step but the first found its permutation

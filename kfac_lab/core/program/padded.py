@@ -315,22 +315,23 @@ class _Rewritten:
     def _shielded(
         self, passed: dict[str, Any], changed: set[str], made: Sequence[TensorSlot]
     ) -> dict[str, Any]:
-        """Operands with zeros beyond the sides that none of the results has."""
+        """Operands with zeros beyond, in sides of which the results have fewer than one of them."""
         kept: Counter[Extent] = Counter()
         for slot in made:
             kept |= Counter(self._rows.sides(slot).values())
+        own = {n: v for n, v in passed.items() if n not in changed}
+        counts = [Counter(self._rows.sides(slot).values()) for slot in _slots(list(own.values()))]
+        lost = {e for count in counts for e in count if count[e] > kept[e]}
 
         def shield(value: Any) -> Any:
             if isinstance(value, TensorSlot):
-                sides = self._rows.sides(value)
-                count = Counter(sides.values())
-                lost = frozenset(extent for extent in count if count[extent] > kept[extent])
-                return self._zero(value, lost) if lost else value
+                sides = lost.intersection(self._rows.sides(value).values())
+                return self._zero(value, frozenset(sides)) if sides else value
             if type(value) in (list, tuple):
                 return type(value)(map(shield, value))
             return value
 
-        return {n: v if n in changed else shield(v) for n, v in passed.items()}
+        return passed | {n: shield(v) for n, v in own.items()}
 
     def _zero(self, slot: TensorSlot, lost: frozenset[Extent]) -> TensorSlot:
         """The tensor with zeros in the rows beyond."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ class Program:
         #: whether each of its inputs is used at all
         self.uses = [TensorSlot(n) in used for n in range(recording.inputs)]
 
-    @property
+    @cached_property
     def factorises(self) -> str | None:
         """A call that makes or uses a factorisation: its library keeps memory of its own, on the
         host too, which a captured launch would go on to use after it was given to others.
