@@ -64,7 +64,6 @@ class Padding:
     ) -> PaddedLaunch | None:
         """The launch for a step, ready for its numbers; None where there is none, or not yet: a
         rung is captured when it is asked for a second time.
-
         """
         program = entry.program
         if program is None or program.factorises is not None:
@@ -73,7 +72,8 @@ class Padding:
         if sizes is None or not self.spans(tuple(sizes.values())):
             return None
         numbers = program.numbers(asked.numbers)
-        larger = program.numbers({**asked.numbers, **sizes})
+        wanted: dict[Any, float] = {**asked.numbers, **sizes}
+        larger = program.numbers(wanted)
         frozen = [n for n, label in enumerate(program.recording.supplied) if label not in sizes]
         if self.launch is not None and sizes == self._sizes:
             if all(self.launch.numbers[n] == numbers[n] for n in frozen):

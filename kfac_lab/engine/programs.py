@@ -12,7 +12,8 @@ once. A size that comes for the first time may be served too (``engine/sized.py`
 
 At most ``KEPT`` programs are kept for keys, and as many for sizes: each has its text and a few
 constants, 30 to 250 kB; what is computed on the way is let go of after its last use. A program has
-one launch at most, at the sizes that it served last, with places for one batch.
+one launch at most for sizes that stay, and one for those that grow, with places for one batch
+(``engine/launching.py``).
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@
 - ``sizes.py``: two recordings at different sizes as one program for all.
 - ``program.py``: the calls as a function of their inputs, run one by one.
 - ``captured.py``: the same as one launch with fixed places, on CUDA a CUDA graph.
+- ``padded.py``: a program at larger sizes, whose rows beyond the batch count for nothing.
+- ``padded_launch.py``: one launch of it for every size up to its own.
 
 What a step's inputs are, and when a program serves, is the engine's (``engine/programs.py``).
 """
