@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence, ValuesView
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kfac_lab.core.program import Captured, Program, Recording
 from kfac_lab.core.program.calls import HeldValue
 from kfac_lab.engine.asked import StepInputs
+
+if TYPE_CHECKING:
+    from kfac_lab.engine.padding import Padding
 
 __all__ = ["AGAIN", "KEPT", "KnownStep", "KnownSteps"]
 
@@ -26,6 +29,7 @@ class KnownStep:
     recording: Recording | None = None
     program: Program | None = None
     captured: Captured | None = None
+    padding: Padding | None = None
     numbers: list[float] | None = None  # of the last replay
     missed: int = 0  # replays in a row whose reads came out otherwise
     unclear: int = 0  # recordings that did not tell numbers apart

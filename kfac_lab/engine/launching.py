@@ -1,7 +1,8 @@
 """How a program is run for a step: by one launch where there is a way to capture it, or by calls.
 
-A launch is for the step's own sizes where they were those of the last step, and where the batch
-grows one for rows beyond it (``padding.py``). Its first uses are compared with the calls.
+A launch has its numbers for good where sizes and numbers were those of the last step; where the
+batch grows, or a rate is another one at every step, it is one of ``padding.py``. Its first uses are
+compared with the calls.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from kfac_lab.core.program import Captured, identical
 from kfac_lab.core.program.padded import alike
 from kfac_lab.engine.asked import StepInputs
 from kfac_lab.engine.known import KnownStep
-from kfac_lab.engine.padding import Padding
 from kfac_lab.engine.prepared import Begun, passing
 
 if TYPE_CHECKING:
@@ -27,14 +27,13 @@ TRIED = 2  # launches of a captured program that are compared with its calls one
 
 
 def values_of(
-    programs: Programs, begun: Begun, asked: StepInputs, entry: KnownStep, padding: Padding | None
+    programs: Programs, begun: Begun, asked: StepInputs, entry: KnownStep
 ) -> list[Tensor]:
     """What the program of ``entry`` gives; never by a launch at a refresh, whose library calls keep
     memory of their own.
     """
-    program, k = entry.program, begun.plan.k
+    program, padding, k = entry.program, entry.padding, begun.plan.k
     assert program is not None
-    # A launch has its numbers for good: as long as ε moves its calls are made one by one.
     numbers, before = program.numbers(asked.numbers), entry.numbers
     entry.numbers = numbers
     if entry.captured is not None and entry.captured.numbers != numbers:
@@ -47,7 +46,7 @@ def values_of(
             if own:
                 launch = _of_these_sizes(programs, asked, entry, k)
             elif padding is not None:
-                launch = padding.opened(begun, asked, entry, programs.capture)
+                launch = padding.opened(begun, asked, entry, before, programs.capture)
             times = 0 if launch is None else launch.opened(asked.tensors)
         except RuntimeError as error:
             launch, what = None, str(error).splitlines()[0]

@@ -1,5 +1,6 @@
-"""Launches of steps whose batch grows: a few sizes, each with rows beyond the batch.
+"""Launches of steps that differ in numbers: a batch that grows, a rate that fades.
 
+Numbers are tensors to such a launch; for a batch that grows it has rows beyond the batch.
 A rung is a power of two, or one and a half of one, or the whole set. What a launch is for, the
 rows beyond the batch and the numbers of sizes, see ``core/program/padded.py``. Its sums run over
 more rows, in another order: the numbers of a step are those of its own m, S1 and S2 but for the
@@ -9,7 +10,7 @@ beside the first launch of each rung.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +26,7 @@ from kfac_lab.engine.prepared import Begun, passing
 
 __all__ = ["LARGEST", "Padding", "rung"]
 
+MOVED = 24  # steps at which a number has to move before it is a tensor: ε stops at k = 20
 LARGEST = 8192  # cases: the kernels of more outlast the calls that launch them
 
 
@@ -49,17 +51,20 @@ class Padding:
     """
 
     constant: Mapping[str, int]
-    spans: Callable[[tuple[int, ...]], bool]
+    spans: Callable[[tuple[int, ...]], bool] = bool  # at its own sizes
     refused: str | None = None
     launch: PaddedLaunch | None = None
     _padded: Padded | None = None
     _sizes: dict[str, int] = field(default_factory=dict)  # of the launch, or one that is wanted
+    _moving: frozenset[Hashable] = frozenset()  # numbers that are tensors
+    _moved: int = 0  # steps at which another number was one
 
     def opened(
         self,
         begun: Begun,
         asked: StepInputs,
         entry: KnownStep,
+        before: Sequence[float] | None,
         capture: Capture,
     ) -> PaddedLaunch | None:
         """The launch for a step, ready for its numbers; None where there is none, or not yet: a
@@ -74,7 +79,10 @@ class Padding:
         numbers = program.numbers(asked.numbers)
         wanted: dict[Any, float] = {**asked.numbers, **sizes}
         larger = program.numbers(wanted)
-        frozen = [n for n, label in enumerate(program.recording.supplied) if label not in sizes]
+        if not self._settled(program, numbers, before, sizes):
+            return None
+        free = self._moving.union(sizes)
+        frozen = [n for n, label in enumerate(program.recording.supplied) if label not in free]
         if self.launch is not None and sizes == self._sizes:
             if all(self.launch.numbers[n] == numbers[n] for n in frozen):
                 self.launch.serve(numbers)
@@ -85,7 +93,8 @@ class Padding:
             return None
         try:
             if self._padded is None:
-                self._padded = _padded(program, begun, asked, self.constant)
+                still = self.constant, self._moving
+                self._padded = _padded(program, begun, asked, *still)
             self.launch = PaddedLaunch(
                 self._padded,
                 asked.tensors,
@@ -101,6 +110,24 @@ class Padding:
             self.refuse(str(error).splitlines()[0])
         return self.launch
 
+    def _settled(
+        self,
+        program: Program,
+        numbers: Sequence[float],
+        before: Sequence[float] | None,
+        sizes: Mapping[str, int],
+    ) -> bool:
+        """Whether it is known which numbers move: those that go on when ε has come to its limit."""
+        pairs = zip(program.recording.supplied, numbers, before or (), strict=before is not None)
+        changed = {label for label, a, b in pairs if a != b and label not in sizes}
+        if before is not None and changed <= self._moving:
+            return True
+        self._moved += 1
+        if self._moved > MOVED and before is not None:
+            self._moving |= changed
+            self.launch = self._padded = None
+        return False
+
     def refuse(self, reason: str) -> None:
         """There is no launch for any sizes but a step's own."""
         self.refused, self.launch, self._padded = reason, None, None
@@ -110,7 +137,11 @@ class Padding:
         there are none, or no launch is to be hoped for.
         """
         engine, plan = begun.engine, begun.plan
-        if plan.m > LARGEST or self.refused is not None:
+        if self.refused is not None:
+            return None
+        if self.constant.keys() == asked.sizes.keys():
+            return dict(asked.sizes)
+        if plan.m > LARGEST:
             return None
         m = rung(plan.m, engine.problem.available)
         sizes = dict(zip(asked.sizes, (m, *rows_at(engine, m)), strict=True))
@@ -123,9 +154,13 @@ class Padding:
 
 
 def _padded(
-    program: Program, begun: Begun, asked: StepInputs, constant: Mapping[str, int]
+    program: Program,
+    begun: Begun,
+    asked: StepInputs,
+    constant: Mapping[str, int],
+    moving: Collection[Hashable],
 ) -> Padded:
-    """The program at larger sizes; it is run at two triples of sizes, for its shapes."""
+    """The program at larger sizes; it is run at one triple of sizes or two, for its shapes."""
     own = {id(t): t.clone() for t in asked.writable}
     inputs = [own.get(id(t), t) for t in asked.tensors]
     sizes, batch = apart(asked.sizes, constant), asked.fixed.stop
@@ -135,6 +170,8 @@ def _padded(
         for n, t in enumerate(inputs)
     ]
     k = begun.plan.k
+    if sizes == asked.sizes:
+        return Padded(program, [(inputs, k, asked.numbers)], list(sizes), moving)
     numbers: dict[Any, float] = {**asked.numbers, **sizes}
     seen = (inputs, k, asked.numbers), (more, k, numbers)
-    return Padded(program, seen, list(sizes))
+    return Padded(program, seen, list(sizes), moving)

@@ -40,6 +40,7 @@ from kfac_lab.core.program.watched_number import bare
 from kfac_lab.engine.asked import StepInputs, names_of
 from kfac_lab.engine.known import AGAIN, KnownStep, KnownSteps
 from kfac_lab.engine.launching import values_of
+from kfac_lab.engine.padding import Padding
 from kfac_lab.engine.prepared import (
     Begun,
     Prepared,
@@ -152,7 +153,7 @@ class Programs:
         assert program is not None
         with begun.clock("program"):
             try:
-                values = values_of(self, begun, asked, entry, self._sized.padding_of(entry))
+                values = values_of(self, begun, asked, entry)
             except FAILS:
                 return None
             recording = program.recording
@@ -246,6 +247,7 @@ class Programs:
         else:
             entry.recording = None
             entry.template, outputs = template(recorder, made, begun.engine.state_)
+            entry.padding = Padding(asked.sizes)
             entry.program = Program(recording, [*outputs, *recording.looked])
             self.tried(begun, asked, entry, made)
         return made
@@ -288,7 +290,7 @@ class Programs:
         """No program for steps like this one, which decide by k as it does."""
         if entry is not None:
             entry.refused, entry.recording, entry.program = True, None, None
-            entry.captured = entry.template = None
+            entry.captured = entry.template = entry.padding = None
         due = _due(begun.plan)
         if due not in self.refusals:
             self.refusals[due] = reason
@@ -320,8 +322,7 @@ class Programs:
         """Bytes that the programs and the places of launches keep."""
         entries = self._entries()
         launches = [entry.captured for entry in entries]
-        paddings = [self._sized.padding_of(entry) for entry in entries]
-        launches += [padding.launch for padding in paddings if padding is not None]
+        launches += [entry.padding.launch for entry in entries if entry.padding is not None]
         held = sum(launch.nbytes() for launch in launches if launch is not None)
         return held + sum(program.nbytes() for program in self.programs())
 
@@ -329,9 +330,8 @@ class Programs:
         """There are none any more."""
         for entry in self._entries():
             entry.captured = None
-            padding = self._sized.padding_of(entry)
-            if padding is not None:
-                padding.launch = None
+            if entry.padding is not None:
+                entry.padding.launch = None
 
     def told(self) -> str:
         """A line for a report: what is replayed, and what is not."""

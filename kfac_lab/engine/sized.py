@@ -47,7 +47,6 @@ class Family(KnownStep):
     failed: int = 0  # how often other sizes have given other numbers
     low: Sizes = ()
     high: Sizes = ()
-    padding: Padding | None = None
 
     def spans(self, sizes: Sizes) -> bool:
         """Whether the program was tried at smaller sizes and at larger ones."""
@@ -126,10 +125,6 @@ class Sized:
             programs.tried(begun, asked, family, made)
             return made
         return programs.replayed_step(begun, asked, family)
-
-    def padding_of(self, entry: KnownStep) -> Padding | None:
-        """The launches for larger sizes of a program of all sizes."""
-        return entry.padding if isinstance(entry, Family) else None
 
     def _family(self, asked: StepInputs, k: int) -> Family:
         family = self.known.of(replace(asked, key=asked.family), k)

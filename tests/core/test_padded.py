@@ -70,6 +70,12 @@ def two_layers(x: Tensor, s: int) -> Tensor:
     return (hidden.T @ x).mul(1 / x.shape[0]).sum() + hidden[:s].exp().sum(0).div(s).norm()
 
 
+def in_its_own_memory(x: Tensor, s: int) -> Tensor:
+    y = x[:s] * 1.0
+    y.add_(x[:s], alpha=1 / s)  # type: ignore[arg-type]
+    return y.T.contiguous().addmm_(WIDE @ WIDE.T, x[:s].T.contiguous(), beta=1 / s).sum()
+
+
 def by_kernel(x: Tensor, s: int) -> Tensor:
     return (x @ x.T).exp() @ x  # of every row with every row
 
@@ -103,7 +109,17 @@ def drawn(x: Tensor, s: int) -> Tensor:
     return (noise[:, None] * x[:s]).sum()
 
 
-GOOD = [second_moment, two_layers, by_kernel, by_rows, in_place, stacked, largest, drawn]
+GOOD = [
+    second_moment,
+    two_layers,
+    in_its_own_memory,
+    by_kernel,
+    by_rows,
+    in_place,
+    stacked,
+    largest,
+    drawn,
+]
 
 
 @pytest.mark.parametrize("function", GOOD)

@@ -58,8 +58,7 @@ def launching(runs: list[kl.Run]) -> list[Any]:
 
 
 def paddings(run: kl.Run) -> list[padding.Padding]:
-    families = run.stepper.programs._sized.known.entries()
-    return [family.padding for family in families if family.padding is not None]
+    return [e.padding for e in run.stepper.programs._entries() if e.padding is not None]
 
 
 def apart(runs: list[kl.Run]) -> float:
@@ -136,6 +135,22 @@ def test_a_number_that_moves_is_not_the_one_that_was_captured() -> None:
             run.stepper.lr = lr
             run.advance(18)
     assert apart(runs) < 1e-8 and runs[0].stepper.programs.padded > 10
+
+
+@pytest.mark.parametrize("batch", ["constant(size=60)", SLOTS["batch"]])
+def test_a_rate_that_is_another_one_at_every_step_is_a_tensor(batch: str) -> None:
+    runs = pair(batch=batch)
+    captured = launching(runs)
+    for k in range(58):
+        for run in runs:
+            run.stepper.lr = 1.0 - 0.01 * k
+            run.advance(1)
+    assert apart(runs) < 1e-8
+    rate = [made for made in paddings(runs[0]) if "lr" in made._moving]
+    assert rate and all(made.refused is None for made in rate)
+    assert runs[0].stepper.programs.padded > 8
+    if batch.startswith("constant"):  # one launch for all rates, by two sides of the moments
+        assert len(captured) <= 4 < runs[0].stepper.programs.padded
 
 
 def test_large_batches_are_replayed_call_by_call(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,7 +28,12 @@ from kfac_lab.core.program.program import Program
 __all__ = ["Padded", "Unpadded", "alike", "apart", "void"]
 
 _ATEN = torch.ops.aten
-_SIZE = re.compile(r"\bz\d+\b")
+_PRODUCTS = "addmm", "addmm_", "addmv", "addmv_", "addbmm", "addbmm_", "baddbmm", "baddbmm_"
+_SUMS = "add", "add_", "sub", "sub_"
+#: operations whose alpha is a factor of an operand, and beta of another
+_SCALED = {getattr(_ATEN, name) for name in (*_PRODUCTS, *_SUMS)}
+_SCALED_BY = "mat1", "mat", "batch1", "other"  # the operand that alpha is a factor of
+_NAME = re.compile(r"\b[a-z]\d+\b")
 _SIDES = "int", "List[int]", "Optional[int]", "Optional[List[int]]"  # types of arguments
 _APART = 31, 37, 41  # how many more rows each size has where sides are told apart
 
@@ -52,8 +57,9 @@ class Padded:
     Args:
         program: of all sizes.
         seen: inputs, step, and numbers by their labels, of the program at two triples of sizes that
-            :func:`apart` has told apart; what it writes into is written.
+            :func:`apart` has told apart, or at one; what it writes into is written.
         sizes: the labels of the sizes.
+        moving: those of other numbers that are another one at every step, and come as tensors too.
 
     Attributes:
         program: of inputs whose rows are as many as the larger sizes say, where numbers are the
@@ -68,15 +74,17 @@ class Padded:
         program: Program,
         seen: Sequence[tuple[Sequence[Tensor], int, Mapping[Any, float]]],
         sizes: Sequence[str],
+        moving: Collection[Hashable] = (),
     ) -> None:
         recording = program.recording
         found = [_traced(program, *one) for one in seen]
-        names = {recording.supplied[label]: label for label in sizes}
-        steps = {
-            name: (int(seen[0][2][label]), int(seen[1][2][label])) for name, label in names.items()
-        }
-        rows = _Rows(steps, *found)
-        written = _Rewritten(recording, rows, found[0])
+        supplied = recording.supplied
+        names = {supplied[label]: label for label in sizes if label in supplied}
+        (small, large), known = (found[0], found[-1]), (seen[0][2], seen[-1][2])
+        steps = {name: (int(known[0][at]), int(known[1][at])) for name, at in names.items()}
+        rows = _Rows(steps, small, large)
+        moves = {*names, *(supplied[label] for label in moving)}
+        written = _Rewritten(recording, rows, small, moves)
         self._values = written.values()
         self._place = written.place
         self.program = Program(written.recording(), program.outputs)
@@ -222,8 +230,11 @@ def _traced(
 class _Rewritten:
     """The calls of a program as they are to be made at larger sizes."""
 
-    def __init__(self, recording: Recording, rows: _Rows, shapes: Shapes) -> None:
+    def __init__(
+        self, recording: Recording, rows: _Rows, shapes: Shapes, moves: Collection[str]
+    ) -> None:
         self._recording, self._rows, self._shapes = recording, rows, shapes
+        self._moves = frozenset(moves)
         self._slots = recording.slots
         self._texts: dict[str, int] = {}  # of the numbers, and which they are in the place
         self._first: list[AtenCall] = []  # what is made once, before all else
@@ -260,7 +271,8 @@ class _Rewritten:
         passed = dict(zip(given, call.arguments, strict=False)) | call.keywords
         changed = {n for n, a in given.items() if a.alias_info and a.alias_info.is_write}
         view = not changed and any(a.alias_info for a in given.values())
-        call, passed = self._numbered(call, passed, {n: str(a.type) for n, a in given.items()})
+        types = {name: str(argument.type) for name, argument in given.items()}
+        call, passed = self._numbered(call, passed, types, changed)
         if not view:
             made = [slot for slot in call.results if slot is not None]
             made += _slots([passed[name] for name in changed if name in passed])
@@ -275,12 +287,16 @@ class _Rewritten:
             self._zeroed.clear()  # what was written into may be what they were made of
 
     def _numbered(
-        self, call: AtenCall, passed: dict[str, Any], types: Mapping[str, str]
+        self,
+        call: AtenCall,
+        passed: dict[str, Any],
+        types: Mapping[str, str],
+        changed: Collection[str],
     ) -> tuple[AtenCall, dict[str, Any]]:
         """The call with tensors for its numbers that are made of sizes; shapes stay numbers."""
         name = call.operation.__name__
         for key, value in list(passed.items()):
-            if not _sized(value):
+            if not self._moving(value):
                 continue
             kind = types[key]
             if name.startswith("slice.") and key == "start":
@@ -297,20 +313,33 @@ class _Rewritten:
             number = self._number(value.text, self._shapes[first][1])
             if kind == "Tensor":
                 passed[key] = number
-            elif key == "alpha":
-                whose = next(k for k in ("mat1", "batch1", "vec1", "mat", "other") if k in passed)
-                product = self._new()
-                self._rows.alike(product, passed[whose])
-                self._add(_ATEN.mul.Tensor, (passed[whose], number), product)
-                passed[whose] = product
+            elif key in ("alpha", "beta") and call.operation.overloadpacket in _SCALED:
+                whose = "self" if key == "beta" else next(k for k in _SCALED_BY if k in passed)
+                passed[whose] = self._scaled(passed[whose], number, whose in changed)
                 del passed[key]
             elif name.endswith(".Scalar") and hasattr(call.operation.overloadpacket, "Tensor"):
                 call = call._replace(operation=call.operation.overloadpacket.Tensor)
                 del passed[key]
-                passed["other"] = number
+                passed[key if key in _names(call.operation) else "other"] = number
             else:
                 raise Unpadded(f"{name} of {value.text}")
         return call, passed
+
+    def _scaled(self, slot: TensorSlot, number: TensorSlot, written: bool) -> TensorSlot:
+        """The tensor times a number: in its own memory where a call writes into it."""
+        if written:
+            self._calls.append(AtenCall(_ATEN.mul_.Tensor, (slot, number), {}, (None,), False))
+            return slot
+        made = self._new()
+        self._rows.alike(made, slot)
+        self._add(_ATEN.mul.Tensor, (slot, number), made)
+        return made
+
+    def _moving(self, value: Any) -> bool:
+        """Whether there is a number in it that a launch cannot have for good."""
+        if isinstance(value, Number):
+            return not self._moves.isdisjoint(_NAME.findall(value.text))
+        return type(value) in (list, tuple) and any(map(self._moving, value))
 
     def _shielded(
         self, passed: dict[str, Any], changed: set[str], made: Sequence[TensorSlot]
@@ -405,13 +434,8 @@ class _Rewritten:
         return TensorSlot(self._slots - 1)
 
 
-def _sized(value: Any) -> bool:
-    """Whether there is a number made of sizes in it."""
-    if isinstance(value, Number):
-        return bool(_SIZE.search(value.text))
-    if isinstance(value, dict):
-        return any(map(_sized, value.values()))
-    return isinstance(value, (list, tuple)) and any(map(_sized, value))
+def _names(operation: Any) -> list[str]:
+    return [argument.name for argument in operation._schema.arguments]
 
 
 def _slots(value: Any) -> list[TensorSlot]:
