@@ -7,9 +7,9 @@
 Counts: how many of 75 steps were replays and how many of them would be one launch where there are
 CUDA graphs (in brackets those with rows beyond the batch, whose sums run in another order: "θ" is
 the relative difference), each program's calls and how often it was replayed, the bytes that they
-and the places of launches keep and the length of their texts. Batches: one size; another size at every step; and
-growing by rungs, each of which serves a few steps. Times: both runs in one process, step by step in
-turns, medians of steps of each kind once all of them are programs.
+and the places of launches keep and the length of their texts. Batches: one size; another size at
+every step; and growing by rungs, each of which serves a few steps. Times: both runs in one process,
+step by step in turns, medians of steps of each kind once all of them are programs.
 """
 
 from __future__ import annotations
