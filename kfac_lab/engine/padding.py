@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from kfac_lab.core.program import Capture, Program
-from kfac_lab.core.program.padded import Padded, Unpadded, apart
+from kfac_lab.core.program.extents import Unpadded, apart
+from kfac_lab.core.program.padded import Padded
 from kfac_lab.core.program.padded_launch import PaddedLaunch
 from kfac_lab.engine.asked import StepInputs, size_pattern
 from kfac_lab.engine.boundary import rows_at

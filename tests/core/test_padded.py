@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from kfac_lab.core.program import Program, ProgramRecorder, filled
-from kfac_lab.core.program.padded import Padded, Unpadded, alike, apart
+from kfac_lab.core.program.extents import Unpadded, apart
+from kfac_lab.core.program.padded import Padded, alike
 from kfac_lab.core.program.padded_launch import PaddedLaunch
 from kfac_lab.core.program.sizes import unified
 

@@ -10,6 +10,7 @@
 - ``sizes.py``: two recordings at different sizes as one program for all.
 - ``program.py``: the calls as a function of their inputs, run one by one.
 - ``captured.py``: the same as one launch with fixed places, on CUDA a CUDA graph.
+- ``extents.py``: which sides of which tensors go with a size.
 - ``padded.py``: a program at larger sizes, whose rows beyond the batch count for nothing.
 - ``padded_launch.py``: one launch of it for every size up to its own.
 
