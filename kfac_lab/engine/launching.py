@@ -69,7 +69,7 @@ def values_of(
             what = "a launch gives other numbers than its calls"
             _uncaptured(programs, begun.engine, what)
     elif padding is not None and not all(alike(a, b) for a, b in pairs):
-        padding.refuse("with rows beyond the batch it gives other numbers")
+        padding.disagreed()
     return values
 
 

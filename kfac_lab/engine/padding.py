@@ -28,6 +28,7 @@ from kfac_lab.engine.prepared import Begun, passing
 __all__ = ["LARGEST", "Padding", "rung"]
 
 MOVED = 24  # steps at which a number has to move before it is a tensor: ε stops at k = 20
+PATIENCE = 3  # launches that may give other numbers than the calls
 LARGEST = 8192  # cases: the kernels of more outlast the calls that launch them
 
 
@@ -58,6 +59,7 @@ class Padding:
     _padded: Padded | None = None
     _sizes: dict[str, int] = field(default_factory=dict)  # of the launch, or one that is wanted
     _moving: frozenset[Hashable] = frozenset()  # numbers that are tensors
+    _disagreed: int = 0
     _moved: int = 0  # steps at which another number was one
 
     def opened(
@@ -128,6 +130,15 @@ class Padding:
             self._moving |= changed
             self.launch = self._padded = None
         return False
+
+    def disagreed(self) -> None:
+        """The launch has given other numbers than the calls: it is to be captured anew, and after
+        ``PATIENCE`` times there is none.
+        """
+        self.launch = None
+        self._disagreed += 1
+        if self._disagreed >= PATIENCE:
+            self.refuse("with rows beyond the batch it gives other numbers")
 
     def refuse(self, reason: str) -> None:
         """There is no launch for any sizes but a step's own."""

@@ -169,5 +169,7 @@ def test_alike_is_no_more_than_rounding() -> None:
     assert alike(one, one * (1 + 1e-5)) and not alike(one, one * 1.001)
     assert not alike(one, one.double()) and not alike(one, one[:3])
     assert not alike(one, torch.full((4,), float("nan")))
+    number = torch.tensor(2.0)
+    assert alike(number, number * 1.005) and not alike(number, number * 1.02)
     assert not alike(torch.zeros(()), torch.tensor(1e-30))
     assert not alike(torch.tensor([1]), torch.tensor([2]))

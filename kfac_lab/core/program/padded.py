@@ -111,7 +111,9 @@ class Padded:
 
 
 def alike(a: Any, b: Any) -> bool:
-    """Whether two tensors are the same but for rounding, which is taken as √ε of their norm."""
+    """Whether two tensors are the same but for rounding: √ε of a norm, and a hundredth of a number,
+    which may be a small difference of large ones.
+    """
     if not isinstance(a, Tensor) or not isinstance(b, Tensor):
         return a is b
     if a.dtype != b.dtype or a.shape != b.shape:
@@ -122,7 +124,8 @@ def alike(a: Any, b: Any) -> bool:
     if not torch.equal(a.isfinite(), b.isfinite()):
         return False
     a, b = (t.nan_to_num(0.0, 0.0, 0.0) for t in (a, b))
-    return float((a - b).norm()) <= torch.finfo(torch.float32).eps ** 0.5 * float(b.norm())
+    share = torch.finfo(torch.float32).eps ** 0.5 if a.dim() else 0.01
+    return float((a - b).norm()) <= share * float(b.norm())
 
 
 def void(tensor: Tensor) -> Tensor:
