@@ -46,13 +46,13 @@ def test_at_a_stationary_point_nothing_moves(structure, path):
     engine = engine_of(
         zero, "gaussian_half", x, 0 * y, l2=1e-5, path=path, structure=structure, **ADAPTIVE
     )
-    for k in range(1, 42):
+    for k in range(1, 22):  # past the refresh and the search for gamma at 20
         record = numbers(engine.step())
         assert record["alpha"] == record["predicted"] == record["loss"] == 0
         assert record["mu"] == 0 if k > 1 else math.isnan(record["mu"])
         assert record["lam"] == 1.0 and record["gamma"] == pytest.approx(1.0, abs=1e-5)
         assert theta_of(engine).abs().max() == 0
-        assert bool(torch.isfinite(matrix_of(engine)).all()) if k in (1, 41) else True
+        assert bool(torch.isfinite(matrix_of(engine)).all()) if k in (1, 21) else True
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
@@ -105,16 +105,15 @@ def dead_problem(kind):
 def test_singular_moments_have_finite_damped_inverses(kind, structure, path):
     """dead unit, constant column: finite; pi finite where tr G = 0."""
     net, x, y = dead_problem(kind)
-    engine = engine_of(
-        net, "gaussian_half", x, y, l2=1e-5, path=path, structure=structure, **ADAPTIVE
-    )
+    slots = {**ADAPTIVE, "schedule": "periodic(T1=2, T2=6, T3=6, burn_in=2)"}
+    engine = engine_of(net, "gaussian_half", x, y, l2=1e-5, path=path, structure=structure, **slots)
     record = engine.step()
     P = matrix_of(engine)
     assert bool(torch.isfinite(P).all()) and math.isfinite(float(record.predicted))
     moments = dense.moments_a(net, x), dense.moments_g(net, "gaussian_half", x)
     expected = approximations.preconditioner(*moments, structure, float(record.gamma))
     assert (P - expected).abs().max() < 1e-8 * expected.abs().max()
-    losses = [float(record.loss)] + [numbers(engine.step())["loss"] for _ in range(24)]
+    losses = [float(record.loss)] + [numbers(engine.step())["loss"] for _ in range(7)]
     assert all(math.isfinite(loss) for loss in losses) and losses[-1] < losses[0]
     parts = getattr(engine.state_.factored, "diagonal", engine.state_.factored).parts
     assert all(math.isfinite(float(part.pi)) for part in parts)
@@ -256,7 +255,8 @@ def stochastic(seed, structure="block_tridiagonal", path="explicit"):
 def test_the_same_seed_gives_the_same_run(structure, path):
     """determinism; a restored state goes on bit for bit; seeds differ.
 
-    Restored at k = 17, between refreshes: the cached inverse is part of the state.
+    Restored at k = 17, between refreshes: the cached inverse is part of the state. The next one is
+    at 20.
     """
     first, second = stochastic(3, structure, path), stochastic(3, structure, path)
     other = stochastic(4, structure, path)
@@ -271,7 +271,7 @@ def test_the_same_seed_gives_the_same_run(structure, path):
     restored = stochastic(3, structure, path)
     restored.step()
     restored.load(saved)
-    for _ in range(27):
+    for _ in range(6):
         left, right, again = (numbers(e.step()) for e in (first, second, restored))
         for name, value in left.items():
             for found in (right[name], again[name]):

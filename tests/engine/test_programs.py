@@ -1,7 +1,7 @@
 """Steps that are replayed are the steps themselves, bit for bit, over everything that a run does.
 
-The runs are those of `tests/trajectories`, long enough for ε to have come to its limit; each is
-made twice, call by call and with programs.
+The runs are those of `tests/trajectories`, long enough for ε to have come to its limit, on chains
+of fewer layers; each is made twice, call by call and with programs.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ sys.path.insert(0, str(TRAJECTORIES))
 
 import cases as known  # noqa: E402  (beside the trajectories, which no package holds)
 
+FEW = (12, 5, 12)
 STEPS = 38  # with λ due at 25, 30 and 35, of which the last is a replay, and an inverse at 20
 CASES = {
     name: case for name, case in known.cases() if name.split()[0] not in ("nag", "adam", "muon")
@@ -41,6 +42,12 @@ QUICK = {
 EAGER = {"odd model": "dropout draws"}
 
 
+@pytest.fixture(autouse=True)
+def few_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each call of a step is recorded: a network of two layers has the fewest that tell."""
+    monkeypatch.setattr(known, "MLP", FEW)
+
+
 @pytest.fixture
 def engines(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Engine]]:
     """Every engine that is made, all of which record."""
@@ -52,8 +59,15 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Engine]]:
         made.append(self)
 
     monkeypatch.setattr(Engine, "__init__", init)
-    monkeypatch.setattr(known, "of_run", _longer(known.of_run))
     yield made
+
+
+def adapted(name: str, patch: pytest.MonkeyPatch) -> Any:
+    """The case, longer, and on as many layers as its structure is about."""
+    patch.setattr(known, "of_run", _longer(known.of_run))
+    chained = "tridiagonal" in name or name == "swaps"
+    patch.setattr(known, "MLP", (12, 6, 4, 12) if chained else FEW)
+    return CASES[name]
 
 
 def _longer(of_run: Any) -> Any:
@@ -67,8 +81,7 @@ def _longer(of_run: Any) -> Any:
 def call_by_call(name: str) -> Any:
     """What the run is without programs; nothing is patched when this is asked."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(known, "of_run", _longer(known.of_run))
-        return known.played(CASES[name])
+        return known.played(adapted(name, patch))
 
 
 @pytest.mark.parametrize(
@@ -78,7 +91,7 @@ def call_by_call(name: str) -> Any:
 def test_a_run_with_programs_is_the_run_without(
     name: str, engines: list[Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with_programs = known.played(CASES[name])
+    with_programs = known.played(adapted(name, monkeypatch))
     replayed = sum(engine.programs.replayed for engine in engines)
     monkeypatch.undo()
     assert call_by_call(name) == with_programs
@@ -107,7 +120,7 @@ def test_a_launch_with_fixed_places_is_the_run_without(
         self.programs.capture = captured
 
     monkeypatch.setattr(Engine, "__init__", init)
-    in_place = known.played(CASES[name])
+    in_place = known.played(adapted(name, monkeypatch))
     # As long as ε moves a replay is made call by call: a launch has its numbers for good.
     assert 0 < len(launches) < sum(engine.programs.replayed for engine in engines)
     monkeypatch.undo()

@@ -33,6 +33,12 @@ SOON = {"estimator": "sampled(limit=0.5)", "schedule": "periodic(T1=100, T2=100,
 MEMORY: dict[str, Any] = {}
 
 
+@pytest.fixture(autouse=True)
+def few_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each call of a step is recorded: a network of two layers has the fewest that tell."""
+    monkeypatch.setattr(known, "MLP", (12, 5, 12))
+
+
 def factor(choose: Callable[[Any], Any]) -> type:
     """A momentum whose rate is multiplied by what ``choose`` says of the step."""
 

@@ -29,6 +29,7 @@ GROWING = {
     "quadratic_model": "exact_fisher(fraction=0.7)",
     "schedule": "periodic(T1=5, T2=15, T3=15, burn_in=1)",
 }
+SIZES = (12, 5, 4, 12)  # fewer layers than a trajectory's: each call of a step is recorded
 
 
 def pair(recipe: str = "paper", steps: int = 58, chunk: int = 5000, **parts: Any) -> list[kl.Run]:
@@ -42,8 +43,8 @@ def pair(recipe: str = "paper", steps: int = 58, chunk: int = 5000, **parts: Any
 
 def problem() -> Any:
     """240 cases."""
-    x, y = known.data("bernoulli", known.MLP[0], known.MLP[-1], 240)
-    model = known.chain(*known.MLP)
+    x, y = known.data("bernoulli", SIZES[0], SIZES[-1], 240)
+    model = known.chain(*SIZES)
     return kl.Problem(model=model, likelihood="bernoulli", inputs=x, targets=y, l2=1e-5)
 
 
@@ -164,9 +165,9 @@ def test_sizes_that_come_once_and_have_no_program_are_not_recorded_for_ever(
         return counted(self)
 
     monkeypatch.setattr(ProgramRecorder, "finish", finish)
-    x, y = known.data("bernoulli", known.MLP[0], known.MLP[-1], 240)
-    norm = torch.nn.BatchNorm1d(known.MLP[0]).double()
-    model = torch.nn.Sequential(norm, *known.chain(*known.MLP)).train()
+    x, y = known.data("bernoulli", SIZES[0], SIZES[-1], 240)
+    norm = torch.nn.BatchNorm1d(SIZES[0]).double()
+    model = torch.nn.Sequential(norm, *known.chain(*SIZES)).train()
     own = kl.Problem(model=model, likelihood="bernoulli", inputs=x, targets=y, l2=1e-5)
     made = kl.Recipe.named("small_batch").replace(batch=GROWING["batch"], fallback="diagonal")
     run = kl.Run(own, made, seed=1, graphs=True).advance(58)

@@ -142,7 +142,8 @@ def every_number(name, structure, paths):
         compare(case, expected, case.engine(net, x, y, structure, path=path), lambda e: e.step())
 
 
-# The same against other settings of the algorithm; each asserts that what it is about took place.
+# The same against other settings of the algorithm, past the first search for gamma; each asserts
+# that what it is about took place.
 OTHER = {
     "lambda rises": Case(
         "gaussian_full",
@@ -237,18 +238,22 @@ REST = [(name, s) for name in OTHER for s in STRUCTURES if (name, s) not in EACH
 
 @pytest.mark.soak
 @pytest.mark.filterwarnings("ignore:a batch of")
-@pytest.mark.parametrize(("name", "structure"), REST)
-def test_other_settings_with_the_other_structure(name, structure):
-    test_other_settings(name, structure)
+@pytest.mark.parametrize(("name", "structure"), [*EACH, *REST])
+def test_other_settings_all_the_way(name, structure):
+    other_setting(name, structure, STEPS)
 
 
 @pytest.mark.filterwarnings("ignore:a batch of")
 @pytest.mark.parametrize(("name", "structure"), EACH)
 def test_other_settings(name, structure):
     """the trajectory under other settings, S1 and S2 smaller than S'."""
+    other_setting(name, structure, steps=30)
+
+
+def other_setting(name, structure, steps):
     case = OTHER[name]
     net, x, y = case.make()
-    expected = case.run(net, x, y, structure)
+    expected = case.run(net, x, y, structure, steps)
     assert MOVED.get(name, lambda s, _: True)(expected, structure)
     paths = ("explicit", "generic") if name.startswith("S") else ("explicit",)
     for path in paths:

@@ -185,35 +185,73 @@ def known(
     return Known(make, operation, go_on, look, lines_of(operation, make()), states, later)
 
 
-def attacked(it: Known, fault: type[BaseException], every: int = 1, first: int = 0) -> Tally:
-    """Cuts the operation off at every line (or every so many, from the ``first``)."""
-    states, tally = it.states, Tally()
+def struck(it: Known, subject: Any, place: Place, fault: type[BaseException], tally: Tally) -> bool:
+    """Whether the fault was raised; what it leaves set in the process goes into the tally."""
+    around = surroundings()
+    if not cut_off(it.operation, subject, place, fault):
+        return False
+    left = surroundings()
+    changed = [key for key in around if left[key] != around[key]]
+    if changed == ["handler"]:  # left behind, it delivers the next signal and goes
+        signal.signal(signal.SIGINT, around["handler"])
+        tally.counts["handler left, which heals"] += 1
+    elif changed:
+        tally.torn.append(f"{named(place)}: left {changed} changed")
+    return True
+
+
+def stands(it: Known, subject: Any, name: str, tally: Tally) -> list[str]:
+    """Which of the states the object is in; that it is in neither goes into the tally."""
+    states, found = it.states, it.look(subject)
+    where = [when for when, state in states.items() if state == found]
+    if not where:
+        near = min(states, key=lambda when: sum(found[k] != states[when][k] for k in found))
+        keys = [k for k in found if found[k] != states[near][k]]
+        tally.torn.append(f"{name}: neither; beside {near} it differs in {keys}")
+    return where
+
+
+def goes_on(it: Known, subject: Any, where: list[str], name: str, tally: Tally) -> None:
+    """Goes on; other numbers than those of an undisturbed object go into the tally."""
+    it.go_on(subject)
+    if it.look(subject) not in [it.later[when] for when in where]:
+        tally.torn.append(f"{name}: {where[0]}, and then other numbers")
+
+
+def named(place: Place) -> str:
+    """The file within the package, and the line."""
+    return f"{Path(place[0]).relative_to(PACKAGE)}:{place[1]}"
+
+
+def attacked(
+    it: Known, fault: type[BaseException], every: int = 1, first: int = 0, again: bool = False
+) -> Tally:
+    """Cuts the operation off at every line (or every so many, from the ``first``).
+
+    Each line with a new object, or with ``again`` the same one for as long as faults leave it as
+    it was before and it comes by the lines: what it has been through shows when it goes on.
+    """
+    tally, one, where = Tally(), None, [""]
     for place in it.lines[first::every]:
         tally.lines += 1
-        subject = it.make()
-        name = f"{Path(place[0]).relative_to(PACKAGE)}:{place[1]}"
-        around = surroundings()
-        if not cut_off(it.operation, subject, place, fault):
+        subject = it.make() if one is None else one
+        raised = struck(it, subject, place, fault, tally)
+        if not raised and one is not None:  # a line of an object's first time: it has been through
+            goes_on(it, subject, ["after"], f"before {named(place)}", tally)
+            subject = it.make()
+            raised = struck(it, subject, place, fault, tally)
+        one = None
+        if not raised:
             tally.counts["not raised"] += 1  # a line that another run does not come by
             continue
-        left = surroundings()
-        if left != around:
-            changed = [key for key in around if left[key] != around[key]]
-            if changed == ["handler"]:  # left behind, it delivers the next signal and goes
-                signal.signal(signal.SIGINT, around["handler"])
-                tally.counts["handler left, which heals"] += 1
-            else:
-                tally.torn.append(f"{name}: left {changed} changed")
-        found = it.look(subject)
-        where = [when for when, state in states.items() if state == found]
+        where = stands(it, subject, named(place), tally)
         if not where:
-            near = min(states, key=lambda when: sum(found[k] != states[when][k] for k in found))
-            keys = [k for k in found if found[k] != states[near][k]]
-            tally.torn.append(f"{name}: neither; beside {near} it differs in {keys}")
-            continue
-        it.go_on(subject)
-        if it.look(subject) not in [it.later[when] for when in where]:
-            tally.torn.append(f"{name}: {where[0]}, and then other numbers")
             continue
         tally.counts[where[0]] += 1
+        if again and "before" in where:
+            one = subject
+        else:
+            goes_on(it, subject, where, named(place), tally)
+    if one is not None:
+        goes_on(it, one, where, "after the last line", tally)
     return tally

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import grad, hessian, jacrev, vmap
+from torch.func import hessian, vmap
 
 LIKELIHOODS = ("gaussian_half", "gaussian_full", "bernoulli", "categorical")
 ACTIVATIONS = {
@@ -116,6 +116,7 @@ def random_network(dims, activations, bias=True, seed=0, scale=1.0) -> Network:
 def forward(net: Network, x: Tensor, shifts: list[Tensor] | None = None):
     """One pass. x: [d_0] or [N, d_0]; shifts: one [d_i] per layer, added to s_i (to differentiate).
 
+    Each case may have weights W_i [N, d_i, n_i] and shifts [N, d_i] of its own.
     Returns (inputs, z): inputs[i] is what W_i multiplies, [..., n_i]; z [..., K].
     """
     a, inputs = x, []
@@ -125,7 +126,7 @@ def forward(net: Network, x: Tensor, shifts: list[Tensor] | None = None):
         if net.omega is not None:
             a = a @ net.omega[i].t()
         inputs.append(a)
-        s = a @ w.t()
+        s = a @ w.t() if w.ndim == 2 else (w @ a[..., None])[..., 0]
         if shifts is not None:
             s = s + shifts[i]
         if net.phi is not None:
@@ -144,16 +145,24 @@ def at(net: Network, theta: Tensor) -> Network:
     return net._replace(weights=unflatten(theta, net.weights))
 
 
+def rows_of_jacobian(z: Tensor, leaves: list[Tensor]) -> list[list[Tensor]]:
+    """d z_k / d leaf by autograd, each case with leaves of its own: [k][leaf] [N, ...]."""
+    return [list(torch.autograd.grad(column.sum(), leaves, retain_graph=True)) for column in z.t()]
+
+
 def jacobian(net: Network, x: Tensor) -> Tensor:
     """J = dz/dtheta per case: [N, K, P] (paper section 2.2)."""
-    theta = flatten(net.weights)
-    return vmap(jacrev(lambda t, case: outputs(at(net, t), case)), (None, 0))(theta, x)
+    own = [w.detach().expand(len(x), *w.shape).requires_grad_() for w in net.weights]
+    rows = rows_of_jacobian(outputs(net._replace(weights=own), x), own)
+    # cvec of each case's matrix
+    return torch.stack([torch.cat([d.mT.flatten(1) for d in row], dim=1) for row in rows], dim=1)
 
 
 def jacobian_s(net: Network, x: Tensor) -> list[Tensor]:
     """J_{s_i} = dz/ds_i per case: one [N, K, d_i] per layer (paper section 5)."""
-    zeros = [torch.zeros(w.shape[0], dtype=x.dtype) for w in net.weights]
-    return list(vmap(jacrev(lambda e, case: forward(net, case, e)[1]), (None, 0))(zeros, x))
+    zeros = [torch.zeros(len(x), len(w), dtype=x.dtype, requires_grad=True) for w in net.weights]
+    rows = rows_of_jacobian(forward(net, x, zeros)[1], zeros)
+    return [torch.stack(column, dim=1) for column in zip(*rows, strict=True)]
 
 
 # --- likelihoods (paper section 2.1) -------------------------------------------------------------
@@ -168,21 +177,22 @@ def as_targets(likelihood: str, targets: Tensor, width: int) -> Tensor:
 
 
 def case_loss(likelihood: str, z: Tensor, y: Tensor) -> Tensor:
-    """L(y, z) of one case: z, y [K] -> scalar. Bernoulli targets may be grey, in [0, 1]."""
+    """L(y, z) per case: z, y [..., K] -> [...]. Bernoulli targets may be grey, in [0, 1]."""
     if likelihood == "gaussian_half":
-        return 0.5 * ((y - z) ** 2).sum()
+        return 0.5 * ((y - z) ** 2).sum(-1)
     if likelihood == "gaussian_full":
-        return ((y - z) ** 2).sum()
+        return ((y - z) ** 2).sum(-1)
     if likelihood == "bernoulli":
-        return (torch.logaddexp(z, torch.zeros_like(z)) - y * z).sum()
+        return (torch.logaddexp(z, torch.zeros_like(z)) - y * z).sum(-1)
     if likelihood == "categorical":
-        return -(y * torch.log_softmax(z, dim=-1)).sum()
+        return -(y * torch.log_softmax(z, dim=-1)).sum(-1)
     raise ValueError(f"unknown likelihood {likelihood!r}, expected one of {LIKELIHOODS}")
 
 
 def score(likelihood: str, z: Tensor, y: Tensor) -> Tensor:
     """dL/dz per case, by autograd: [N, K]."""
-    return vmap(grad(lambda a, b: case_loss(likelihood, a, b)))(z, y)
+    z = z.detach().requires_grad_()
+    return torch.autograd.grad(case_loss(likelihood, z, y).sum(), z)[0]
 
 
 def output_fisher(likelihood: str, z: Tensor) -> Tensor:
@@ -242,13 +252,14 @@ def error(likelihood: str, z: Tensor, y: Tensor) -> float:
 
 def objective(net: Network, likelihood: str, x: Tensor, y: Tensor, eta: float = 0.0) -> Tensor:
     """h = mean loss + eta/2 |theta|^2, biases included: scalar."""
-    losses = vmap(lambda a, b: case_loss(likelihood, a, b))(outputs(net, x), y)
-    return losses.mean() + 0.5 * eta * (flatten(net.weights) ** 2).sum()
+    penalty = 0.5 * eta * (flatten(net.weights) ** 2).sum()
+    return case_loss(likelihood, outputs(net, x), y).mean() + penalty
 
 
 def gradient(net: Network, likelihood: str, x: Tensor, y: Tensor, eta: float = 0.0) -> Tensor:
     """grad h [P], by autograd through the whole objective."""
-    return grad(lambda t: objective(at(net, t), likelihood, x, y, eta))(flatten(net.weights))
+    theta = flatten(net.weights).detach().requires_grad_()
+    return torch.autograd.grad(objective(at(net, theta), likelihood, x, y, eta), theta)[0]
 
 
 def objective_hessian(net: Network, likelihood: str, x: Tensor, y: Tensor, eta=0.0) -> Tensor:
@@ -295,9 +306,15 @@ def empirical_fisher(net: Network, likelihood: str, x: Tensor, y: Tensor) -> Ten
 # --- moments (paper sections 3 and 5) ----------------------------------------------------------
 
 
+def in_blocks(whole: Tensor, sizes: list[int]) -> list[list[Tensor]]:
+    """The blocks [i][j] of sizes[i] rows and sizes[j] columns of a square matrix."""
+    return [list(rows.split(sizes, dim=1)) for rows in whole.split(sizes)]
+
+
 def pairwise(rows: list[Tensor]) -> list[list[Tensor]]:
     """E[r_i r_j^T] over the N rows, for all pairs: rows[i] [N, n_i] -> [i][j] [n_i, n_j]."""
-    return [[left.t() @ right / len(left) for right in rows] for left in rows]
+    whole = torch.cat(rows, dim=1)
+    return in_blocks(whole.t() @ whole / len(whole), [r.shape[1] for r in rows])
 
 
 def moments_a(net: Network, x: Tensor) -> list[list[Tensor]]:
@@ -308,11 +325,7 @@ def moments_a(net: Network, x: Tensor) -> list[list[Tensor]]:
 def moments_g(net: Network, likelihood: str, x: Tensor) -> list[list[Tensor]]:
     """Exact G_ij = E_x[J_{s_i}^T F_R J_{s_j}] for all pairs of layers: [i][j] [d_i, d_j]."""
     jacs, middle = jacobian_s(net, x), output_fisher(likelihood, outputs(net, x))
-
-    def moment(left: Tensor, right: Tensor) -> Tensor:
-        return torch.einsum("nka,nkl,nlb->ab", left, middle, right) / len(x)
-
-    return [[moment(left, right) for right in jacs] for left in jacs]
+    return in_blocks(sandwich(torch.cat(jacs, dim=2), middle), [j.shape[2] for j in jacs])
 
 
 def derivatives(net: Network, x: Tensor, cotangents: Tensor) -> list[Tensor]:

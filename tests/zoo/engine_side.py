@@ -67,9 +67,23 @@ class Sides:
         return self.A * self.G
 
 
-def traces(engine):
+def averaged(zoo, cases, passes, estimator):
+    """An engine, and a store whose moments are the mean over so many passes of its estimator."""
+    engine = stepped(zoo, cases, 0, estimator=estimator, structure="block_diagonal")
+    inputs, targets = zoo.inputs[:cases], tree_map(lambda t: t[:cases], zoo.targets)
+    store, none = engine.store, [False] * len(engine.blocks)
+    for k in range(1, passes + 1):
+        moments = store.accumulate(1 - 1 / k, cases)
+        given = cases, engine.parts["estimator"], moments
+        engine.passes.observe(inputs, targets, None, k, given, none)
+        moments.finish()
+        store = store.exchanged()
+    return engine, store
+
+
+def traces(engine, store=None):
     """Layer path → Sides, whichever way the factors are kept; what a fallback has is left out."""
-    table, found = engine.store.table(spare=False), {}
+    table, found = (store or engine.store).table(spare=False), {}
     for i, use in enumerate(engine.network.uses):
         if not use.modules:
             continue

@@ -39,8 +39,14 @@ def places(outputs, dimension):
     return outputs.numel() // len(outputs) // outputs.shape[dimension]
 
 
+def draws(outputs, kind, generator, samples):
+    """So many cotangents of one case, ``[samples, 1, ...]``; ``outputs`` are ``[1, ...]``."""
+    z = outputs.detach().expand(samples, *outputs.shape[1:])
+    return sampled(z, kind, generator)[:, None]
+
+
 def sampled(outputs, kind, generator):
-    """One cotangent with E[b bᵀ] = F_R: ∇_z of −log r(y|z), y drawn from the model.
+    """A cotangent of each case with E[b bᵀ] = F_R: ∇_z of −log r(y|z), y drawn from the model.
 
     For a loss that is the mean over places, 1/√places of it.
     """
@@ -61,23 +67,28 @@ def sampled(outputs, kind, generator):
 
 
 def pulled(outputs, tensors, cotangents):
-    """Jᵀb for each cotangent: per tensor ``[K, *shape]``; zeros where nothing depends on it.
+    """Jᵀb for each of ``cotangents`` ``[K, *outputs.shape]``: per tensor ``[K, *shape]``; zeros
+    where nothing depends on it.
 
     All of them in one backward pass that torch batches, except where a kernel cannot be batched.
     """
-    rows = torch.stack(list(cotangents))
     try:
         grads = torch.autograd.grad(
-            outputs, tensors, rows, retain_graph=True, allow_unused=True, is_grads_batched=True
+            outputs,
+            tensors,
+            cotangents,
+            retain_graph=True,
+            allow_unused=True,
+            is_grads_batched=True,
         )
     except RuntimeError:
         each = [
             torch.autograd.grad(outputs, tensors, b, retain_graph=True, allow_unused=True)
-            for b in rows
+            for b in cotangents
         ]
         grads = [None if g[0] is None else torch.stack(g) for g in zip(*each, strict=True)]
     return [
-        t.new_zeros(len(rows), *t.shape) if g is None else g.detach()
+        t.new_zeros(len(cotangents), *t.shape) if g is None else g.detach()
         for t, g in zip(tensors, grads, strict=True)
     ]
 
@@ -124,7 +135,7 @@ def sampled_traces(model, inputs, kind, blocks, samples, whole=False):
     means = {block: [] for block in blocks}
     variances = {block: [] for block in blocks}
     for outputs in case_outputs(model, inputs, whole) if blocks else ():
-        drawn = [sampled(outputs, kind, generator) for _ in range(samples)]
+        drawn = draws(outputs, kind, generator, samples)
         grads = pulled(outputs, [named[name] for name in needed], drawn)
         lengths = {name: (g * g).flatten(1).sum(1) for name, g in zip(needed, grads, strict=True)}
         for block, names in blocks.items():
@@ -210,7 +221,7 @@ def expanded(model, inputs, kind, watched, whole=False, samples=0):
         fired = {name: rows for name, rows in watched.items() if rows.outputs}
         tensors = [t for rows in fired.values() for t in rows.outputs]
         if samples:
-            given = [sampled(outputs, kind, generator) for _ in range(samples)]
+            given = draws(outputs, kind, generator, samples)
         else:
             given = columns(outputs, kind)
         grads = iter(pulled(outputs, tensors, given))
