@@ -29,22 +29,24 @@ GROWING = {
     "quadratic_model": "exact_fisher(fraction=0.7)",
     "schedule": "periodic(T1=5, T2=15, T3=15, burn_in=1)",
 }
-SIZES = (12, 5, 4, 12)  # fewer layers than a trajectory's: each call of a step is recorded
+# The fewest layers that tell, each call of a step is recorded: quick has an α for groups of them.
+SIZES, MORE = (12, 5, 12), (12, 5, 4, 12)
 
 
 def pair(recipe: str = "paper", steps: int = 58, chunk: int = 5000, **parts: Any) -> list[kl.Run]:
     """The same run with programs and without."""
     made = kl.Recipe.named(recipe).replace(**{**GROWING, **parts})
-    runs = [kl.Run(problem(), made, seed=1, graphs=g) for g in (True, False)]
+    sizes = MORE if recipe == "quick" else SIZES
+    runs = [kl.Run(problem(sizes), made, seed=1, graphs=g) for g in (True, False)]
     for run in runs:
         run.stepper.passes.function.chunk = chunk
     return [run.advance(steps) for run in runs]
 
 
-def problem() -> Any:
+def problem(sizes: tuple[int, ...] = SIZES) -> Any:
     """240 cases."""
-    x, y = known.data("bernoulli", SIZES[0], SIZES[-1], 240)
-    model = known.chain(*SIZES)
+    x, y = known.data("bernoulli", sizes[0], sizes[-1], 240)
+    model = known.chain(*sizes)
     return kl.Problem(model=model, likelihood="bernoulli", inputs=x, targets=y, l2=1e-5)
 
 
@@ -72,7 +74,7 @@ def test_a_batch_that_grows_is_replayed_by_few_programs(recipe: str) -> None:
 
 def test_a_batch_that_grows_over_chunks() -> None:
     """How many chunks there are is another program; the last one has any size."""
-    runs = pair(chunk=70, steps=80)
+    runs = pair(chunk=100, steps=70)
     assert same(runs) and runs[0].stepper.programs.replayed > 20
 
 

@@ -142,8 +142,8 @@ def every_number(name, structure, paths):
         compare(case, expected, case.engine(net, x, y, structure, path=path), lambda e: e.step())
 
 
-# The same against other settings of the algorithm, past the first search for gamma; each asserts
-# that what it is about took place.
+# The same against other settings of the algorithm, past the first search for gamma, or past the
+# second which takes it to its bounds; each asserts that what it is about took place.
 OTHER = {
     "lambda rises": Case(
         "gaussian_full",
@@ -247,7 +247,7 @@ def test_other_settings_all_the_way(name, structure):
 @pytest.mark.parametrize(("name", "structure"), EACH)
 def test_other_settings(name, structure):
     """the trajectory under other settings, S1 and S2 smaller than S'."""
-    other_setting(name, structure, steps=30)
+    other_setting(name, structure, STEPS if name == "other bounds" else 30)
 
 
 def other_setting(name, structure, steps):

@@ -70,7 +70,8 @@ class Sides:
 def averaged(zoo, cases, passes, estimator):
     """An engine, and a store whose moments are the mean over so many passes of its estimator."""
     engine = stepped(zoo, cases, 0, estimator=estimator, structure="block_diagonal")
-    inputs, targets = zoo.inputs[:cases], tree_map(lambda t: t[:cases], zoo.targets)
+    inputs, targets, _ = engine.problem.draw(1, cases, 0, zoo.whole)
+    engine.bind(inputs, targets)
     store, none = engine.store, [False] * len(engine.blocks)
     for k in range(1, passes + 1):
         moments = store.accumulate(1 - 1 / k, cases)
