@@ -154,7 +154,7 @@ def test_sampled_g_converges_at_the_monte_carlo_rate(likelihood):
     G = exact(likelihood, net, x)
     logs = []
     for copies in (4, 40, 400, 4000):
-        steps = range(1, 61 if copies < 4000 else 25)
+        steps = range(1, 101 if copies < 4000 else 25)
         errors = [
             ((found - G) ** 2).sum() for found in estimates(likelihood, net, x, y, copies, steps)
         ]
