@@ -1,21 +1,25 @@
 """Tests on another device: `pytest --device cuda tests/engine`, plugins' tests too.
 
-Under --device what a test makes without naming a device is made there, and the fixture ``device``
-is that one alone. A test that is about the CPU by its nature says why by the mark ``host``, and one
-about a device by ``emulated``: they are deselected elsewhere.
+Under --device what a test makes without naming a device is made there, constants of test modules
+are moved there (`there.py`), and the fixture ``device`` is that one alone. A test that is about the
+CPU by its nature says why by the mark ``host``, and one about a device by ``emulated``: they are
+deselected elsewhere.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
 from emulated import DEVICE, DefaultDevice, emulated, in_threads, prepare
 from on_host import wrap
+from there import constants, moved_there
 
 NO_ACCELERATOR = "no accelerator: GPU tests skipped"
+CONSTANTS: pytest.StashKey[list[Any]] = pytest.StashKey()  # of the modules of tests
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
 
@@ -79,6 +83,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("device", devices, indirect=True)
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """All modules are there, and what they have made."""
+    if session.config.getoption("--device") != "cpu":
+        session.config.stash[CONSTANTS] = constants()
+
+
 def here() -> torch.device:
     """Where a test's tensors are made."""
     return DefaultDevice.current()
@@ -97,8 +107,13 @@ def default_device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     if chosen == "cuda" and "cuda" not in DEVICES:
         pytest.skip(NO_ACCELERATOR)
     there = torch.device(chosen)
+    params = getattr(request.node, "callspec", None)
+    constants = moved_there(
+        there, request.config.stash[CONSTANTS], {} if params is None else params.params
+    )
     with emulated() if chosen == DEVICE else nullcontext(), DefaultDevice(there), in_threads(there):
-        yield there
+        with constants:
+            yield there
 
 
 @pytest.fixture

@@ -247,7 +247,10 @@ class _Literals(TorchFunctionMode):
             _drawn_where(func, args, kwargs)
         if func in (Tensor.__getitem__, Tensor.__setitem__) and isinstance(args[0], _There):
             at = args[1] if type(args[1]) is tuple else (args[1],)
-            there = (torch.tensor(i).to(args[0].device) if type(i) is list else i for i in at)
+            there = (
+                torch.tensor(list(i)).to(args[0].device) if type(i) in (list, range) else i
+                for i in at
+            )
             return func(args[0], tuple(there), *args[2:])
         if func in (torch.tensor, torch.as_tensor, torch.asarray) and device is not None:
             if torch.device(device).type == DEVICE and not isinstance(args[0], _There):
