@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from devices import here
 from kfac_lab_layers import PerGate
 from torch import nn
 
@@ -24,7 +25,7 @@ def test_the_inverse_against_dense_algebra(gates, side, d_in):
     factors, state = block.factorise(moments, {})
     strength = DampingStrength(torch.tensor(0.09), torch.tensor(gamma, dtype=torch.float64))
     inverse = block.damped(factors, state, strength, None)
-    A, G = moments["A"].numpy(), moments["G"].numpy()
+    A, G = moments["A"].cpu().numpy(), moments["G"].cpu().numpy()
     curvature = np.zeros((gates * side, d_in, gates * side, d_in))
     undamped = np.zeros_like(curvature)
     for j in range(gates):
@@ -37,11 +38,12 @@ def test_the_inverse_against_dense_algebra(gates, side, d_in):
     n = gates * side * d_in
     V = np.random.default_rng(1).standard_normal((gates * side, d_in))
     wanted = np.linalg.solve(curvature.reshape(n, n), V.reshape(n)).reshape(V.shape)
-    given = inverse.apply(torch.from_numpy(V)).numpy()
+    v = torch.from_numpy(V).to(here())
+    given = inverse.apply(v).cpu().numpy()
     np.testing.assert_allclose(given, wanted, rtol=1e-10)
-    stacked = inverse.dense() @ torch.from_numpy(V).t().reshape(-1)  # column by column
-    np.testing.assert_allclose(stacked.reshape(d_in, -1).t().numpy(), wanted, rtol=1e-10)
-    product = block.product(moments, {}, torch.from_numpy(V)).numpy()
+    stacked = inverse.dense() @ v.t().reshape(-1)  # column by column
+    np.testing.assert_allclose(stacked.reshape(d_in, -1).t().cpu().numpy(), wanted, rtol=1e-10)
+    product = block.product(moments, {}, v).cpu().numpy()
     plain = (undamped.reshape(n, n) @ V.reshape(n)).reshape(V.shape)
     np.testing.assert_allclose(product, plain, rtol=1e-10)
 
