@@ -58,7 +58,9 @@ def trained(model: nn.Module, inputs: Any, steps: int = 3, **options: Any) -> li
     return [p.detach() for p in model.parameters()]
 
 
-WANTED = trained(OneInput(), torch.cat([X, SCALE], 1))
+def wanted() -> list[Tensor]:
+    """Of the model of one tensor."""
+    return trained(OneInput(), torch.cat([X, SCALE], 1))
 
 
 @pytest.mark.parametrize(
@@ -73,7 +75,7 @@ WANTED = trained(OneInput(), torch.cat([X, SCALE], 1))
     ids=["tuple", "list", "dict", "dict and a number", "tuple and a number"],
 )
 def test_spellings_of_inputs(inputs: Any) -> None:
-    for a, b in zip(trained(Net(), inputs), WANTED, strict=True):
+    for a, b in zip(trained(Net(), inputs), wanted(), strict=True):
         assert torch.equal(a, b)
 
 
@@ -89,7 +91,7 @@ def test_spellings_of_inputs(inputs: Any) -> None:
     ],
 )
 def test_spellings_of_outputs(form: str, outputs: Any) -> None:
-    for a, b in zip(trained(Net(form), (X, SCALE), outputs=outputs), WANTED, strict=True):
+    for a, b in zip(trained(Net(form), (X, SCALE), outputs=outputs), wanted(), strict=True):
         assert torch.equal(a, b)
 
 
