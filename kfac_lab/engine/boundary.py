@@ -14,6 +14,7 @@ from kfac_lab.core import linalg
 from kfac_lab.core.cases import tensors_of
 from kfac_lab.core.problem import Drawn
 from kfac_lab.core.state import Due, Signals, State
+from kfac_lab.engine.finite import LOOP
 from kfac_lab.engine.parts import Parts, uncounted
 from kfac_lab.engine.statistics import updates_of
 from kfac_lab.errors import NumericalError
@@ -192,12 +193,14 @@ def ascertained(engine: Engine, due: Due) -> None:
         engine.read([])
 
 
-def skipped_error(steps: Sequence[int]) -> NumericalError:
-    """What is said of steps on an accelerator whose numbers were not finite."""
+def skipped_error(steps: Sequence[int], loop: bool) -> NumericalError:
+    """What is said of steps on an accelerator whose numbers were not finite; ``loop``: of a loop of
+    somebody's own.
+    """
+    helps = LOOP if loop else "lower the damping's reach, check the data for NaN, or raise λ"
     error = NumericalError(
         f"step{'s' * (len(steps) > 1)} {', '.join(map(str, steps))} gave numbers that are "
-        "not finite and changed nothing but the step count: lower the damping's reach, "
-        "check the data for NaN, or raise λ"
+        f"not finite and changed nothing but the step count: {helps}"
     )
     error.skipped = tuple(steps)
     return error

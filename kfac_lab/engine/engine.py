@@ -222,8 +222,8 @@ class Engine(Holder):
             self.warnings.unguarded(k)
         return seen.values
 
-    def tell(self) -> None:
-        """Raises for the steps that were skipped, once.
+    def tell(self, loop: bool = False) -> None:
+        """Raises for the steps that were skipped, once; ``loop``: of a loop of somebody's own.
 
         Raises:
             NumericalError: there are some; its ``skipped`` has them, and the engine goes on from
@@ -232,7 +232,7 @@ class Engine(Holder):
         skipped = self.held.skipped
         if skipped:
             self.held = replace(self.held, skipped=())
-            raise boundary.skipped_error(skipped)
+            raise boundary.skipped_error(skipped, loop)
 
     # --- the step -------------------------------------------------------------------------------
 
@@ -288,7 +288,7 @@ class Engine(Holder):
             RecipeError: statistics are due and there is no batch.
             NumericalError: as for :meth:`step_on`.
         """
-        self.tell()
+        self.tell(loop=True)
         with linalg.precision(self.tf32):
             return step.preconditioned(self, gradient, drawn, seen, Clock())
 

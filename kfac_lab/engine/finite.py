@@ -11,7 +11,14 @@ from kfac_lab.core import linalg
 from kfac_lab.core.state import DampingStrength
 from kfac_lab.errors import NumericalError
 
-__all__ = ["all_finite", "not_finite"]
+__all__ = ["LOOP", "all_finite", "not_finite"]
+
+#: what helps a loop of somebody's own
+LOOP = (
+    "if the loop's loss grew before, give kl_clip=1e-3, a lower rate, or the likelihood of just "
+    "the loss that you call backward() of (nn.MSELoss() is a mean over the outputs; of a loss that "
+    "sums them it is nn.MSELoss(reduction='sum'))"
+)
 
 
 def all_finite(values: Sequence[Tensor]) -> Tensor:
@@ -29,10 +36,7 @@ def not_finite(k: int, loss: Tensor | None, strength: DampingStrength) -> Numeri
         lam, gamma = linalg.host([strength.lam, strength.gamma])
         return NumericalError(
             f"step {k}: the model's outputs, the statistics or the preconditioned gradient are not "
-            f"finite (λ={lam:g}, γ={gamma:g}); nothing has changed, and if the loop's loss grew "
-            "before, give kl_clip=1e-3, a lower rate, or the likelihood of just the loss that you "
-            "call backward() of (nn.MSELoss() is a mean over the outputs; of a loss that sums "
-            "them it is nn.MSELoss(reduction='sum'))"
+            f"finite (λ={lam:g}, γ={gamma:g}); nothing has changed, and {LOOP}"
         )
     values = linalg.host([loss, strength.lam, strength.gamma])
     where = (

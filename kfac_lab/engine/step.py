@@ -246,7 +246,7 @@ def preconditioned(
     due, schedule_state = due_at(engine, k)
     due, staggered = staggered_at(engine, due, k, clock)
     ascertained(engine, due)
-    engine.tell()
+    engine.tell(loop=True)
     if due.stats:
         if drawn is None:
             raise RecipeError(

@@ -205,7 +205,7 @@ class Preconditioner:
                 full = list(torch._foreach_div(full, loss_scale))
             finite = lengths.finite(engine, full)
         with self._tap.repeatable():
-            engine.tell()  # what came to light with it, of the steps before
+            engine.tell(loop=True)  # what came to light with it, of the steps before
         before, seen, written = engine.held, self._tap.seen(), []
         try:
             with torch.no_grad(), own_precision(engine.device):
