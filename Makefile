@@ -132,11 +132,13 @@ $(VENV)/.lab: pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(VENV)/.test: pyproject.toml $(PLUGINS) | $(BIN)/python
-	$(PIP) -e '.[test]' 'hatchling>=1.27' editables
-	@# what builds the plugins is there now: not once more for each
-	$(PIP) --no-build-isolation $(patsubst %/pyproject.toml,-e ./%,$(PLUGINS))
+	@# what builds the six distributions is there first: not once more for each; a pip of today, which
+	@# goes through the indexes in half the time
+	$(PIP) --upgrade pip 'hatchling>=1.27' editables
+	@# bytecode is written when a module is first imported: of 17,000 files most never are
+	$(PIP) --no-compile --no-build-isolation -e '.[test]' $(patsubst %/pyproject.toml,-e ./%,$(PLUGINS))
 	@# the panel is tried on ipykernel 6 too: its two packages in a folder for PYTHONPATH
-	$(PIP) --upgrade --no-deps --target $(VENV)/ipykernel6 'ipykernel>=6.29,<7' nest-asyncio
+	$(PIP) --no-compile --upgrade --no-deps --target $(VENV)/ipykernel6 'ipykernel>=6.29,<7' nest-asyncio
 	@touch $@ $(VENV)/.lab
 
 $(VENV)/.release: | $(BIN)/python

@@ -31,6 +31,9 @@ SETTINGS = {
     "@jupyterlab/docmanager-extension:plugin": {"autosave": False},
 }
 
+#: as by ``-m jupyterlab``; without what jsonschema takes seconds to build grammars for (conftest.py)
+JUPYTERLAB = """import sys; sys.modules["rfc3987_syntax"] = None
+from jupyterlab.labapp import main; sys.exit(main())"""
 #: where the Makefile puts the other kernel: a folder for PYTHONPATH, not an environment
 IPYKERNEL6 = Path(sys.prefix) / "ipykernel6"
 KERNELS = {"python3": "Python 3 (ipykernel)", "ipykernel6": "Python 3 (ipykernel 6)"}
@@ -60,7 +63,7 @@ def _server(folder: Path, theme: str, variables: dict[str, str]) -> Iterator[Lab
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
+    command = [sys.executable, "-c", JUPYTERLAB, "--no-browser", "--allow-root"]
     command += [f"--port={port}", "--ServerApp.token=", "--ServerApp.password="]
     command += ["--ServerApp.disable_check_xsrf=True"]  # a test may end a kernel
     command += ["--LabApp.expose_app_in_browser=True"]  # notebooks are opened by its commands
