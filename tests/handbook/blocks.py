@@ -35,6 +35,12 @@ FENCE = re.compile(r"^```(\S*)[^\n]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTAL
 #: commands that are read and not run: minutes, a browser, or real data
 READ_ONLY = ("demo", "lab", "reproduce", "race", "bench", "tune")
 SEPARATOR = "-- next block --"
+#: commands on a new distribution that leave nothing behind. Pages that begin alike have them in
+#: common: behind the same commands and files one is run once
+LOOKS = re.compile(
+    r"(kfac-lab (check|plugins)|pytest) .*kfac-lab-\w+$|kfac-lab train (?!.*--(save|resume))"
+)
+_seen: set[tuple[tuple[str, str], ...]] = set()
 
 
 @dataclass(frozen=True)
@@ -104,8 +110,14 @@ def run_page(page: Path, folder: Path, with_commands: bool = True) -> None:
     for block in written:
         if block.language == "toml":
             tomllib.loads(block.text)
+    made = [(block.file, block.text) for block in written if block.file]
     for command in commands(page) if with_commands else ():
-        run_command(command, folder, extra)
+        if not LOOKS.match(command):
+            run_command(command, folder, extra)
+            made += [] if command.startswith("make ") else [("", command)]
+        elif (seen := (*made, ("", command))) not in _seen:
+            run_command(command, folder, extra)
+            _seen.add(seen)
 
 
 def alike(one: str, other: str) -> bool:

@@ -9,7 +9,9 @@ import warm
 
 ROOT = Path(__file__).resolve().parents[2]
 #: sphinx, without the collector of garbage: it goes through all pages again and again
-SPHINX = "import gc, sys; gc.disable(); from sphinx.cmd.build import main; sys.exit(main(sys.argv[1:]))"
+SPHINX = (
+    "import gc, sys; gc.disable(); from sphinx.cmd.build import main; sys.exit(main(sys.argv[1:]))"
+)
 
 
 @pytest.fixture(scope="session")

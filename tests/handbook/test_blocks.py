@@ -10,6 +10,7 @@ import pytest
 
 from kfac_lab.cli import parser
 
+from . import blocks as known
 from .blocks import ROOT, Block, alike, blocks, commands, run_command, run_page
 
 FOLDERS = ("docs", "docs/tutorials", "docs/howto")
@@ -94,6 +95,20 @@ def test_a_block_with_a_files_name_is_that_file(tmp_path: Path) -> None:
     assert next(iter(blocks(page))) == Block("python", "# own.py, of one's own\nprint(6)\n")
     run_page(page, tmp_path)
     run_command("python own.py", tmp_path, [ROOT])
+
+
+def test_pages_that_begin_alike_have_what_follows_in_common(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, look = "kfac-lab new-plugin kfac-lab-own", "kfac-lab check kfac-lab-own"
+    ran: list[str] = []
+    monkeypatch.setattr(known, "run_command", lambda command, *where: ran.append(command))
+    monkeypatch.setattr(known, "_seen", set())
+    for commands_and_file in (made, look), (made, look), (made, look, "other"), (look,):
+        (told, file) = commands_and_file[:2], commands_and_file[2:]
+        text = "".join(f"```python\n# {name}.py\n```\n\n" for name in file)
+        run_page(page_of(tmp_path, f"{text}```\n" + "\n".join(told) + "\n```\n"), tmp_path)
+    assert ran == [made, look, made, made, look, look]
 
 
 INLINE = re.compile(r"`(kfac-lab [a-z-]+ [^`\n]+)`")
