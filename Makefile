@@ -55,13 +55,13 @@ emulated: $(VENV)/.test
 
 # both of the next two in one session; `plugins` holds notebooks too
 others: $(VENV)/.test
-	$(BIN)/python -m pytest --nbval $(filter notebooks/%,$(NOTEBOOKS)) plugins
+	$(BIN)/python -m pytest -p tests.grammars --nbval $(filter notebooks/%,$(NOTEBOOKS)) plugins
 
 plugins: $(VENV)/.test
 	$(BIN)/python -m pytest plugins  # on their own: here entry points do load
 
 notebooks: $(VENV)/.test
-	$(BIN)/python -m pytest --nbval $(NOTEBOOKS)
+	$(BIN)/python -m pytest -p tests.grammars --nbval $(NOTEBOOKS)
 
 # what is tried on an accelerator too, emulated where there is none
 ACCELERATOR := tests/accelerator tests/trajectories

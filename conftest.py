@@ -1,16 +1,13 @@
 """For every pytest in this checkout, from any folder: devices, nbval's sanitizer and kernels."""
 
 import os
-import sys
 from contextlib import ExitStack
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch starts its threads
-# jsonschema, which nbformat imports, does without; it takes seconds to build its 38 grammars
-sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
 import pytest
 
-pytest_plugins = ("devices",)  # tests/devices.py
+pytest_plugins = ("grammars", "devices")  # of tests/
 ending = ExitStack()
 
 

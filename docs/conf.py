@@ -4,10 +4,11 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "extensions"))
-# jsonschema, which nbformat imports, does without; it takes seconds to build its 38 grammars
-sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
 import kfac_lab
+
+# seconds for grammars that jsonschema, which myst_nb imports, does without (tests/grammars.py)
+sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
 project = "kfac_lab"
 author = "the kfac_lab authors"

@@ -31,7 +31,7 @@ SETTINGS = {
     "@jupyterlab/docmanager-extension:plugin": {"autosave": False},
 }
 
-#: as by ``-m jupyterlab``; without what jsonschema takes seconds to build grammars for (conftest.py)
+#: as by ``-m jupyterlab``, without the grammars (tests/grammars.py)
 JUPYTERLAB = """import sys; sys.modules["rfc3987_syntax"] = None
 from jupyterlab.labapp import main; sys.exit(main())"""
 #: where the Makefile puts the other kernel: a folder for PYTHONPATH, not an environment

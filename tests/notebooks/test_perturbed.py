@@ -148,7 +148,16 @@ def test_nbval_says_the_same(tmp_path, outcomes):
     text = (ROOT / UNDER_NBVAL).read_text(encoding="utf-8")
     changed.write_text(text.replace(right, wrong), encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "-q", "-x", "--nbval", str(changed)]
-    options = ["-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT)]
+    options = [
+        "-p",
+        "tests.grammars",
+        "-p",
+        "no:cacheprovider",
+        "-c",
+        str(ROOT / "pyproject.toml"),
+        "--rootdir",
+        str(ROOT),
+    ]
     done = subprocess.run(
         [*command, *options], env=environment(), cwd=ROOT, capture_output=True, text=True
     )
