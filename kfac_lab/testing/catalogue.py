@@ -64,7 +64,7 @@ def modules() -> Iterator[Example]:
         ("Embedding", nn.Embedding(7, 4), (words,)),
         ("Embedding with a padding index", nn.Embedding(7, 4, padding_idx=0), (words,)),
         ("LayerNorm", nn.LayerNorm(4), (_x(n, 2, 4),)),
-        ("LayerNorm over two dimensions", nn.LayerNorm((2, 4)), (_x(n, 2, 4),)),
+        ("LayerNorm over two dimensions", nn.LayerNorm([2, 4]), (_x(n, 2, 4),)),
         ("BatchNorm1d", nn.BatchNorm1d(4), (_x(n, 4),)),
         ("BatchNorm2d", nn.BatchNorm2d(4), (images,)),
         ("GroupNorm", nn.GroupNorm(2, 4), (images,)),
