@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kfac_lab.baselines import saving
 from kfac_lab.baselines.ends import end_seconds, end_steps, one_end
+from kfac_lab.baselines.replaying import Replaying
 from kfac_lab.core import linalg, seeds
 from kfac_lab.core.capture import CoverageRow, buffered, called, standing
 from kfac_lab.core.coupling import normalises, normalising
@@ -79,6 +80,8 @@ class Baseline:
         self._normalising = normalising(problem.model)
         self.batch, self._average = recipe["batch"], recipe["average"]
         self.repeated: Repeated | None = None  # what replays the gradient and the update
+        self._replaying = Replaying(self)
+        self._reads_are_free = self._theta[0].device.type == "cpu"
         self.step_count = 0
         self.seconds = 0.0
         self.record: StepRecord | None = None  # of the last step, set by its commit
@@ -141,20 +144,26 @@ class Baseline:
         size = self.batch.size(k, self.problem.available)
         drawn = self.problem.draw(k, size, self.seed)
         self._settle()
-        loss, error, gradients, buffers = self._evaluated(drawn.inputs, drawn.targets, k)
-        if loss.device.type == "cpu" and not math.isfinite(linalg.host([loss])[0]):
-            raise NumericalError(
-                f"step {k}: the objective h is not finite; the step has not happened. Lower lr "
-                f"of {self.method}, or check inputs and targets for NaN or infinity"
-            )
+        self._follow()
         lr, mu = self._rates(k)
+        whole = self._replaying.whole(drawn.inputs, drawn.targets, k)
+        found: list[Tensor] = []  # h and the error
+        gradients: list[Tensor] = []
+        buffers: dict[str, Tensor] = {}
+        if whole is None:
+            found[:], gradients, buffers = self._gradient(drawn.inputs, drawn.targets, k)
         own = standing(self.problem.model, buffers) if buffers else {}
         earlier = self.seconds
         made: list[bool] = []  # what must not be done twice, noted on the line that does it
         took: list[float] = []
 
         def commit() -> None:
-            if not made:
+            if whole is not None:
+                if not made:
+                    made.append(whole.launched())
+                found[:] = whole.given()
+                self._counted(whole.seen)
+            elif not made:
                 for theta, gradient in zip(self._theta, gradients, strict=True):
                     theta.grad = gradient
                 self._moved(k, made)
@@ -169,8 +178,8 @@ class Baseline:
             self._after(made)
             self.record = StepRecord(
                 step=k,
-                loss=loss,
-                error=error,
+                loss=found[0],
+                error=found[1],
                 mu=mu,
                 eta=self.problem.l2,
                 seconds=self.seconds,
@@ -200,19 +209,32 @@ class Baseline:
         A fused kernel is one call, which needs no memory; of any other we keep what to go back to.
         """
         if not self._divisible:
-            made += [self._updated(k)]
+            made += [self._replaying.updated(k)]
             return
         theta = [t.clone() for t in self._theta]
         states = [{t: copied(s) for t, s in o.state.items()} for o in self._optimisers]
         try:
-            made += [self._updated(k)]
+            made += [self._replaying.updated(k)]
         except BaseException:
             if not made:
                 torch._foreach_copy_(self._theta, theta)
                 for optimiser, state in zip(self._optimisers, states, strict=True):
                     optimiser.state.clear()
                     optimiser.state.update(state)
+                self._replaying.forget()
             raise
+
+    def _gradient(
+        self, inputs: Any, targets: Any, k: int
+    ) -> tuple[list[Tensor], list[Tensor], dict[str, Tensor]]:
+        """h and the error, ∇h, and the module's buffers after the pass."""
+        loss, error, gradients, buffers = self._replaying.evaluated(inputs, targets, k)
+        if self._reads_are_free and not math.isfinite(linalg.host([loss])[0]):
+            raise NumericalError(
+                f"step {k}: the objective h is not finite; the step has not happened. Lower lr "
+                f"of {self.method}, or check inputs and targets for NaN or infinity"
+            )
+        return [loss, error], gradients, buffers
 
     def _after(self, made: list[bool]) -> None:
         """What follows the update and depends on how far the run has come.
@@ -221,52 +243,26 @@ class Baseline:
         entry, for the update, at first.
         """
 
-    def _evaluated(
-        self, inputs: Any, targets: Any, k: int
-    ) -> tuple[Tensor, Tensor, list[Tensor], dict[str, Tensor]]:
-        """:meth:`_evaluate`, or a replay of it where the model has nothing but parameters."""
-        plain = isinstance(inputs, Tensor) and isinstance(targets, Tensor) and not self._buffers
-        if self.repeated is None or not plain:
-            return self._evaluate(inputs, targets, k)
-
-        def function() -> list[Tensor]:
-            loss, error, gradients, _ = self._evaluate(inputs, targets, k)
-            return [loss, error, *gradients]
-
-        key = "gradient", self.problem.l2, self.problem.model.training
-        made, _ = self.repeated(key, function, [inputs, targets], self._parameters, {})
-        loss, error, *gradients = made
-        return loss, error, gradients, {}
-
-    def _updated(self, k: int) -> bool:
-        """:meth:`_move`, or a replay of it; True: it has been made."""
-        owned = (v for o in self._optimisers for own in o.state.values() for v in own.values())
-        memory = [v for v in owned if isinstance(v, Tensor)]
-        if self.repeated is None or not memory or not self._repeats():
-            return self._move(k)
-
-        def function() -> list[Tensor]:
-            self._move(k)
-            return []
-
-        settings = [{**g, "params": None} for o in self._optimisers for g in o.param_groups]
-        gradients = [t.grad for t in self._theta if t.grad is not None]
-        key, lasting = str(settings), [*self._theta, *memory]
-        _, replayed = self.repeated(key, function, gradients, lasting, self._numbers(), True)
-        if replayed:
-            self._counted()
-        return True
-
     def _repeats(self) -> bool:
         """Whether the next update writes into the tensors that the optimisers hold, and no more."""
         return True
 
     def _numbers(self) -> Mapping[Hashable, float]:
-        """The numbers of the next update that a replay is given."""
+        """The numbers of the next update that a replay is given, besides the rates."""
         return {}
 
-    def _counted(self) -> None:
-        """What an optimiser counts in Python, after a replay."""
+    def _seen(self) -> int:
+        """What an optimiser counts in Python: updates."""
+        return 0
+
+    def _counted(self, seen: int) -> None:
+        """Sets that count after a replay."""
+
+    def _follow(self) -> None:
+        """Where someone gave the module other memory, that is what is moved."""
+        for alias, own in zip(self._theta, self._parameters, strict=True):
+            if alias.data_ptr() != own.data_ptr():
+                alias.data = own.data
 
     def _evaluate(
         self, inputs: Any, targets: Any, k: int
@@ -276,8 +272,6 @@ class Baseline:
         model, read = problem.model, Outputs(problem.likelihood, problem.outputs)
         seen = problem.inputs is not None
         batch = Criterion(problem.likelihood, targets, inputs.shape[0], seen=seen)
-        for alias, own in zip(self._theta, theta, strict=True):
-            alias.data = own.data  # where someone gave the module other memory
         m = inputs.shape[0]
         size = m if normalises(self._normalising) else self.chunk
         buffers = {n: b.clone() for n, b in model.named_buffers()} if self._buffers else {}

@@ -85,6 +85,7 @@ def restore(baseline: Baseline, state: dict[str, Any]) -> None:
             alias.data = parameter_.data
         torch._foreach_copy_(into, given)
         baseline._optimisers = fresh
+        baseline._replaying.forget()
         baseline.seed, baseline.step_count = values["seed"], values["step"]
         baseline.seconds = values["seconds"]
         baseline.total_steps, baseline.total_seconds = (

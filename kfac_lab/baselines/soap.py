@@ -13,7 +13,7 @@ from kfac_lab.baselines.base import Baseline, fused_where_possible
 from kfac_lab.baselines.ends import end_seconds, end_steps, one_end
 from kfac_lab.core.parameters import parameter
 from kfac_lab.core.problem import Problem
-from kfac_lab.core.program import supplied
+from kfac_lab.core.program import called, supplied
 
 __all__ = ["Soap", "SoapOptimizer"]
 
@@ -101,7 +101,7 @@ class SoapOptimizer(torch.optim.Optimizer):
         back = _rotated(
             update, None if left is None else left.t(), None if right is None else right.t()
         )
-        p.add_(back, alpha=-group["lr"] / supplied("bias1", 1 - beta1**k))
+        called(Tensor.add_, p, back, alpha=-group["lr"] / supplied("bias1", 1 - beta1**k))
 
     def _turn(self, state: dict[str, Any], gradient: Tensor, group: dict[str, Any]) -> None:
         """The factors of both sides with this gradient in them, and the bases where due."""
@@ -116,7 +116,8 @@ class SoapOptimizer(torch.optim.Optimizer):
             beta = group["shampoo_beta"]
             state[name].addmm_(rows, rows.t(), beta=beta, alpha=1 - beta)
             if state["k"] % group["every"] == 0:
-                state["Q" + name] = torch.linalg.qr(state[name] @ state["Q" + name])[0].contiguous()
+                turned = state["Q" + name]  # written where it is: a launch goes on to read it
+                turned.copy_(torch.linalg.qr(state[name] @ turned)[0])
 
 
 def _rotated(matrix: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
@@ -163,18 +164,18 @@ class _SoapStepper(Baseline):
         return max((own.get("k", 0) for own in every), default=0)
 
     def _repeats(self) -> bool:
-        seen = self._seen()  # with new bases the optimiser holds new tensors
+        seen = self._seen()  # a factorisation is made call by call
         return bool(seen) and (seen + 1) % self.method.every != 0
 
     def _numbers(self) -> Mapping[Hashable, float]:
         seen = self._seen()
         return {"bias1": 1 - self.method.beta1**seen, "bias2": 1 - self.method.beta2**seen}
 
-    def _counted(self) -> None:
+    def _counted(self, seen: int) -> None:
         for optimiser in self._optimisers:
             for own in optimiser.state.values():
                 if "k" in own:
-                    own["k"] += 1
+                    own["k"] = seen
 
     def _mover(self, tensor: Tensor) -> str:
         return "soap" if id(tensor) in self._matrices else "adam"

@@ -6,10 +6,12 @@
 - ``calls.py``: what a recording is made of.
 - ``recorder.py``: notes every ATen call of a step while it is made as ever, and what of it would
   not come out right in a replay: a read, a draw, a Python number of k, a write into what is kept.
-- ``repeated.py``: any function of tensors, recorded and replayed: a baseline's step.
+- ``repeated.py``: any function of tensors, recorded and replayed: a baseline's gradient and update;
+  ``chained.py``: both as one.
 - ``sizes.py``: two recordings at different sizes as one program for all.
 - ``program.py``: the calls as a function of their inputs, run one by one.
-- ``captured.py``: the same as one launch with fixed places, on CUDA a CUDA graph.
+- ``captured.py``: the same as one launch with fixed places, on CUDA a CUDA graph;
+  ``scalars.py``: with 0-dim tensors for numbers that change from step to step.
 - ``extents.py``: which sides of which tensors go with a size.
 - ``padded.py``: a program at larger sizes, whose rows beyond the batch count for nothing.
 - ``padded_launch.py``: one launch of it for every size up to its own.
@@ -21,7 +23,7 @@ from kfac_lab.core.program.calls import Recording, TensorSlot, identical
 from kfac_lab.core.program.captured import Capture, Captured, CudaGraphs
 from kfac_lab.core.program.program import Program
 from kfac_lab.core.program.recorder import ProgramRecorder
-from kfac_lab.core.program.repeated import Repeated
+from kfac_lab.core.program.repeated import Known, Repeated
 from kfac_lab.core.program.stepwise import (
     branch,
     counted,
@@ -33,17 +35,20 @@ from kfac_lab.core.program.stepwise import (
     unusual,
     watched,
 )
+from kfac_lab.core.program.supplied import called, takes_numbers
 
 __all__ = [
     "Capture",
     "Captured",
     "CudaGraphs",
+    "Known",
     "Program",
     "ProgramRecorder",
     "Recording",
     "Repeated",
     "TensorSlot",
     "branch",
+    "called",
     "counted",
     "counting",
     "expected",
@@ -51,6 +56,7 @@ __all__ = [
     "identical",
     "numbers",
     "supplied",
+    "takes_numbers",
     "unusual",
     "watched",
 ]

@@ -33,9 +33,12 @@ class TensorSlot(NamedTuple):
 
 
 class Number(NamedTuple):
-    """A number of Python's that is given anew, as an expression of what is supplied."""
+    """A number of Python's that is given anew, as an expression of what is supplied, and the type
+    of the first tensor that its call is given.
+    """
 
     text: str
+    dtype: torch.dtype | None = None
 
 
 class AtenCall(NamedTuple):
@@ -61,6 +64,7 @@ class _Products:
 PRODUCTS = _Products()
 
 Fill = tuple[TensorSlot, Callable[..., Tensor], Any]  # and the shape; None: of k alone
+Scalar = tuple[TensorSlot, str, Tensor]  # and an expression, and a 1 of its type on the device
 HeldValue = tuple[Callable[[int], Any], Any, tuple[str, str] | None]
 
 
@@ -78,6 +82,7 @@ class Recording:
         flags: 0 in every step like the recorded one.
         constants: tensors that neither an input nor a call has given.
         supplied: the name of each number that a replay is given, by its label.
+        scalars: 0-dim tensors of expressions of those numbers (``scalars.py``).
         refusals: why it cannot be replayed, each once.
         unclear: why it cannot, which may be chance: another step's may.
     """
@@ -93,6 +98,7 @@ class Recording:
     told: list[TensorSlot] = field(default_factory=list)
     flags: list[TensorSlot] = field(default_factory=list)
     supplied: dict[Hashable, str] = field(default_factory=dict)
+    scalars: list[Scalar] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
     unclear: str | None = None
     slots: int = 0

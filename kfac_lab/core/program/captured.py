@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import TensorWeakRef
 
+from kfac_lab.core.program.chained import Chained
 from kfac_lab.core.program.program import Program
 
 __all__ = ["Capture", "Captured", "CudaGraphs"]
@@ -39,7 +40,7 @@ class Captured:
         program: on tensors of one device, none of them sparse.
         inputs: of a step, for their shapes.
         k: the step.
-        numbers: of the step; a launch has them for good.
+        numbers: of the step; a launch has those for good that its calls take as Python's.
         capture: notes what a function launches, and gives what launches it again.
         fixed: which inputs have memory that stays.
         values: which inputs nobody ever writes into, as long as they are there.
@@ -48,7 +49,7 @@ class Captured:
 
     def __init__(
         self,
-        program: Program,
+        program: Program | Chained,
         inputs: Sequence[Tensor],
         k: int,
         numbers: Sequence[float],
@@ -87,16 +88,34 @@ class Captured:
             found = self._launches[addresses] = _Launch(self._capture(launched), made)
         return found.times
 
-    def __call__(self, inputs: Sequence[Tensor], k: int) -> list[Tensor]:
+    def ready(self, inputs: Sequence[Tensor]) -> bool:
+        """Whether there is a launch for what stays where it is now."""
+        return self._addresses(inputs) in self._launches
+
+    def serves(self, numbers: Sequence[float]) -> bool:
+        """Whether these are the numbers that its launches have for good."""
+        triples = zip(self.numbers, numbers, self.program.frozen, strict=True)
+        return all(a == b for a, b, frozen in triples if frozen)
+
+    def __call__(
+        self, inputs: Sequence[Tensor], k: int, numbers: Sequence[float] | None = None
+    ) -> list[Tensor]:
         """The outputs at step k, in tensors of their own but for those that pass.
 
-        A launch for these addresses has to be open.
+        A launch for these addresses has to be open. ``numbers`` are those of the step, where they
+        are others than it was made with.
         """
+        return self.given(self.launched(inputs, k, numbers))
+
+    def launched(
+        self, inputs: Sequence[Tensor], k: int, numbers: Sequence[float] | None = None
+    ) -> list[Tensor]:
+        """Launches, and gives the places of the outputs, for :meth:`given`."""
         self.program.replays += 1
         addresses = self._addresses(inputs)
         launch = self._launches[addresses]
         launch.times += 1
-        values = self._filled(k)
+        values = self._filled(k, numbers)
         into = [_part(place, value) for place, value in zip(self._fills, values, strict=True)]
         for n, place in self._places.items():
             value = inputs[n]
@@ -109,12 +128,13 @@ class Captured:
             values.append(value.detach())
         _copied(into, values)
         launch.run()
-        return self._given(launch.outputs)
+        return launch.outputs
 
-    def _filled(self, k: int) -> list[Tensor]:
-        return self.program.fills(k, self.numbers)
+    def _filled(self, k: int, numbers: Sequence[float] | None = None) -> list[Tensor]:
+        return self.program.fills(k, self.numbers if numbers is None else numbers)
 
-    def _given(self, outputs: list[Tensor]) -> list[Tensor]:
+    def given(self, outputs: list[Tensor]) -> list[Tensor]:
+        """What a launch has left in its places, copied out of them."""
         given = list(outputs)
         own = [n for n in range(len(given)) if n not in self._passing]
         larger = [n for n in own if given[n].dim()]

@@ -51,8 +51,8 @@ class PaddedLaunch(Captured):
         self._own = list(numbers)
         self._padded.set(self._own)
 
-    def _filled(self, k: int) -> list[Tensor]:
+    def _filled(self, k: int, numbers: Sequence[float] | None = None) -> list[Tensor]:
         return self.program.fills(k, self._own)
 
-    def _given(self, outputs: list[Tensor]) -> list[Tensor]:
-        return super()._given(self._padded.cut(outputs, self._own))
+    def given(self, outputs: list[Tensor]) -> list[Tensor]:
+        return super().given(self._padded.cut(outputs, self._own))

@@ -24,6 +24,7 @@ _FACTORISES = re.compile(
     r"_?linalg_(?!vector_norm|cross|diagonal)|_?cholesky|lu_|_lu|.*triangular|.*qr\b|ormqr|svd|"
     r".*inverse|.*eig|logdet|slogdet|det\b|lstsq|pinverse"
 )
+_NAME = re.compile(r"\b[a-z]\d+\b")
 
 
 class Program:
@@ -35,13 +36,16 @@ class Program:
     """
 
     def __init__(self, recording: Recording, outputs: Sequence[TensorSlot]) -> None:
-        self.recording, self.outputs = recording, outputs
-        self._run, self._shapes, self.text = _compiled(recording, outputs)
+        self.recording, self.outputs = recording, list(outputs)
+        self._run, self._shapes, self._scalars, self.text = _compiled(recording, outputs)
         self._constants = [tensor for _, tensor in recording.constants]
         self.replays = 0
         used = {slot for call in recording.calls for slot in _slots(call)} | set(outputs)
         #: whether each of its inputs is used at all
         self.uses = [TensorSlot(n) in used for n in range(recording.inputs)]
+        names = {name for text in _texts(recording) for name in _NAME.findall(text)}
+        #: whether its calls take each of its numbers as Python's, which a launch has for good
+        self.frozen = [name in names for name in recording.supplied.values()]
 
     @cached_property
     def factorises(self) -> str | None:
@@ -51,14 +55,26 @@ class Program:
         names = (str(call.operation).partition(".")[2] for call in self.recording.calls)
         return next((name for name in names if _FACTORISES.match(name)), None)
 
+    @property
+    def filled(self) -> int:
+        """How many tensors :meth:`fills` makes."""
+        return len(self.recording.fills) + len(self.recording.scalars)
+
     def __repr__(self) -> str:
         return f"Program({len(self.recording.calls)} calls, {self.replays} replays)"
 
     def fills(self, k: int, numbers: Sequence[float] = ()) -> list[Tensor]:
-        """The tensors of step k that are functions of k, and of sizes among its numbers."""
+        """The tensors of step k that are functions of k, and of sizes among its numbers; then those
+        of the numbers themselves, in one launch where they are of one type.
+        """
         shapes = self._shapes(*numbers)
-        made = zip(self.recording.fills, shapes, strict=True)
-        return [make(k) if shape is None else make(k, shape) for (_, make, _), shape in made]
+        pairs = zip(self.recording.fills, shapes, strict=True)
+        made = [make(k) if shape is None else make(k, shape) for (_, make, _), shape in pairs]
+        if self.recording.scalars:
+            ones = [one for _, _, one in self.recording.scalars]
+            # A kernel takes them from its arguments: to copy them from the host would wait.
+            made += torch._foreach_mul(ones, list(map(float, self._scalars(*numbers))))
+        return made
 
     def numbers(self, known: Mapping[Hashable, float]) -> list[float]:
         """Those of the numbers, by their labels, that it is given."""
@@ -93,9 +109,11 @@ class Program:
 
 def _compiled(
     recording: Recording, outputs: Sequence[TensorSlot]
-) -> tuple[Callable[..., list[Tensor]], Callable[..., tuple[Any, ...]], str]:
-    """The recording as a Python function of inputs, fills, constants and numbers, the shapes of its
-    fills as one of numbers, and the text of both.
+) -> tuple[
+    Callable[..., list[Tensor]], Callable[..., tuple[Any, ...]], Callable[..., tuple[Any, ...]], str
+]:
+    """The recording as a Python function of inputs, fills, scalars, constants and numbers; of
+    numbers the shapes of its fills, and its scalars; and the text of all three.
 
     A tensor is let go of after its last use. Operations are names of their own: looking each up by
     its path costs as much as calling it.
@@ -104,6 +122,7 @@ def _compiled(
     names, shown = text_of.names, text_of.shown
     given = [TensorSlot(n) for n in range(recording.inputs)]
     given += [fill[0] for fill in recording.fills]
+    given += [scalar[0] for scalar in recording.scalars]
     given += [slot for slot, _ in recording.constants]
     last = dict.fromkeys(given, -1)  # the call that needs it last
     for place, call in enumerate(recording.calls):
@@ -131,9 +150,26 @@ def _compiled(
     lines.append(f"    return [{', '.join(map(shown, outputs))}]")
     text = "\n".join(lines)
     shapes = "".join(f"{shown(shape)}, " for _, _, shape in recording.fills)
-    text += f"\ndef shapes({', '.join(recording.supplied.values())}):\n    return ({shapes})"
+    scalars = "".join(f"{scalar[1]}, " for scalar in recording.scalars)
+    numbers = ", ".join(recording.supplied.values())
+    text += f"\ndef shapes({numbers}):\n    return ({shapes})"
+    text += f"\ndef scalars({numbers}):\n    return ({scalars})"
     exec(compile(text, "<program>", "exec"), names)
-    return names["run"], names["shapes"], text
+    return names["run"], names["shapes"], names["scalars"], text
+
+
+def _texts(recording: Recording) -> Iterator[str]:
+    """The expressions of numbers that calls take, and shapes."""
+    waiting: list[Any] = [shape for _, _, shape in recording.fills]
+    waiting += [[call.arguments, call.keywords] for call in recording.calls]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Number):
+            yield value.text
+        elif isinstance(value, dict):
+            waiting += value.values()
+        elif isinstance(value, (list, tuple)) and not isinstance(value, TensorSlot):
+            waiting += value
 
 
 class _Texts:

@@ -185,16 +185,16 @@ class ProgramRecorder(TorchDispatchMode, Taker):
             self._passed, self._arrived = before
         return result
 
-    def _expressed(self, value: Any) -> Any:
+    def _expressed(self, value: Any, dtype: torch.dtype | None) -> Any:
         """Arguments with the numbers that are supplied as expressions."""
         if type(value) is float:
             texts = {v.text for v in self._passed if v.value == value}
             self._arrived += texts
-            return Number(texts.pop()) if len(texts) == 1 else value
+            return Number(texts.pop(), dtype) if len(texts) == 1 else value
         if isinstance(value, dict):
-            return {k: self._expressed(v) for k, v in value.items()}
+            return {k: self._expressed(v, dtype) for k, v in value.items()}
         if type(value) in (list, tuple):
-            return type(value)(map(self._expressed, value))
+            return type(value)(self._expressed(v, dtype) for v in value)
         return value
 
     def refuse(self, reason: str) -> None:
@@ -238,7 +238,8 @@ class ProgramRecorder(TorchDispatchMode, Taker):
             self._check_writes(func, args, kwargs)
         given = mapped(args, self._slot), mapped(kwargs, self._slot)
         if self._passed:
-            given = self._expressed(given[0]), self._expressed(given[1])
+            dtype = next((t.dtype for t in tensors((args, kwargs))), None)
+            given = self._expressed(given[0], dtype), self._expressed(given[1], dtype)
         known = {id(t) for t in tensors((args, kwargs))}
         result = func(*args, **kwargs)
         several = isinstance(result, (list, tuple))

@@ -1,6 +1,7 @@
 """A function of tensors that is called again and again: recorded twice, compared, and replayed.
 
-For what is no step of the engine's: a baseline's gradient, and its update in place.
+For what is no step of the engine's: a baseline's gradient, and its update in place; both are one
+launch where that is asked for.
 """
 
 from __future__ import annotations
@@ -14,19 +15,35 @@ from torch import Tensor
 
 from kfac_lab.core.program.calls import Recording, TensorSlot, identical
 from kfac_lab.core.program.captured import Capture, Captured
+from kfac_lab.core.program.chained import Chained
 from kfac_lab.core.program.program import Program
 from kfac_lab.core.program.recorder import ProgramRecorder
+from kfac_lab.core.program.scalars import by_tensors
 
-__all__ = ["Repeated"]
+__all__ = ["Known", "Repeated"]
 
 KEPT = 16  # keys; the one that was not used for longest goes first
+LAUNCHES = 4  # of them with the places of a launch
+TRIED = 1e-5  # of the largest number: how much a number that is a tensor may change
 
 
 @dataclass(eq=False)
-class _Known:
+class Known:
+    """A function with the inputs of one kind.
+
+    Attributes:
+        seen: how often it was called.
+        program: its calls, to be made one by one.
+        launched: the same for a launch, with tensors in the place of numbers.
+        captured: the launch.
+        numbers: those of the last call.
+        refused: why it is not replayed.
+    """
+
     seen: int = 0
     recording: Recording | None = None
     program: Program | None = None
+    launched: Program | Chained | None = None
     captured: Captured | None = None
     numbers: list[float] | None = None
     refused: str | None = None
@@ -41,8 +58,10 @@ class Repeated:
 
     def __init__(self, capture: Capture | None = None) -> None:
         self.capture, self.replayed = capture, 0
+        self.launched = 0  # how many of them were launches
         self.uncaptured: str | None = None  # why programs are replayed call by call after all
-        self._known: dict[Any, _Known] = {}
+        self._known: dict[Any, Known] = {}
+        self._launches: list[Known] = []  # with their places; the last to be used is the last
 
     @property
     def refusals(self) -> list[str]:
@@ -68,47 +87,95 @@ class Repeated:
             numbers: those that it asks for by ``core.program.supplied``.
         """
         inputs = [*given, *lasting]
-        first: dict[int, int] = {}
-        same = tuple(first.setdefault(id(t), n) for n, t in enumerate(inputs))
-        shapes = tuple((t.dtype, t.shape, t.stride()) for t in inputs)
-        places = tuple(t.data_ptr() for t in lasting) if self.capture is not None else ()
-        whole = (key, same, shapes, places)
-        known = self._known.pop(whole, None) or _Known()
-        self._known[whole] = known  # now the last to go: a rate that fades makes a key a step
-        if len(self._known) > KEPT:
-            del self._known[next(iter(self._known))]
+        known = self._of((key, _alike(inputs)))
         known.seen += 1
         if known.refused is not None or known.seen == 1:
             return function(), False
         if known.program is None:
             writable = inputs if writes else ()  # a fused update says that gradients are written
             return self._recorded(known, function, inputs, writable, numbers), False
+        now = known.program.numbers(numbers)
+        if self.opened(known, inputs, len(given), now, lasting if writes else ()):
+            assert known.captured is not None
+            self.counted()
+            return known.captured(inputs, 0, now), True
         self.replayed += 1
-        program, now = known.program, known.program.numbers(numbers)
-        if known.captured is not None and known.captured.numbers != now:
+        return known.program(inputs, 0, numbers), True
+
+    def known(self, key: Hashable, inputs: Sequence[Tensor]) -> Known | None:
+        """What is known of calls with such inputs, given and lasting; None where it is nothing."""
+        return self._known.get((key, _alike(inputs)))
+
+    def chained(self, first: Known | None, second: Known | None, kept: int) -> Known | None:
+        """The second function, by what the first gives after its ``kept`` outputs, as one to be
+        launched; None until both are programs.
+        """
+        if self.capture is None or first is None or second is None:
+            return None
+        if not isinstance(first.launched, Program) or not isinstance(second.launched, Program):
+            return None
+        known = self._of(("chained", id(first.launched), id(second.launched)))
+        if known.launched is None:
+            known.launched = Chained(first.launched, second.launched, kept)
+        return known
+
+    def opened(
+        self,
+        known: Known,
+        inputs: Sequence[Tensor],
+        given: int,
+        now: list[float],
+        written: Sequence[Tensor],
+    ) -> bool:
+        """Whether there is a launch for these inputs, the first of which are ``given``, and for
+        these numbers: where they have come twice it is made.
+        """
+        before, known.numbers = known.numbers, now
+        if self.capture is None or known.launched is None or before is None:
+            return False
+        if known.captured is not None and not known.captured.serves(now):
             known.captured = None
-        steady = (not now or now == known.numbers) and program.factorises is None
-        if self.capture is not None and known.captured is None and steady:
-            fixed = range(len(given), len(inputs))
-            known.captured = Captured(program, inputs, 0, now, self.capture, fixed)
-            # To capture it may be to call it, which is one update too many.
-            kept = [t.detach().clone() for t in lasting] if writes else []
-            try:
-                known.captured.opened(inputs)
-            except RuntimeError as error:
-                known.captured, self.capture = None, None
-                self.uncaptured = str(error).splitlines()[0]
+        if known.captured is None:
+            frozen = zip(before, now, known.launched.frozen, strict=True)
+            if known.launched.factorises or any(a != b for a, b, has in frozen if has):
+                return False
+            fixed = range(given, len(inputs))
+            known.captured = Captured(known.launched, inputs, 0, now, self.capture, fixed)
+        held = [k for k in self._launches if k is not known]
+        for old in held[: 1 - LAUNCHES]:
+            old.captured = None
+        self._launches = [*held[1 - LAUNCHES :], known]
+        if known.captured.ready(inputs):
+            return True
+        # To capture it may be to call it, which is one update too many.
+        kept = [t.detach().clone() for t in written]
+        try:
+            known.captured.opened(inputs)
+        except RuntimeError as error:
+            known.captured, self.capture = None, None
+            self.uncaptured = str(error).splitlines()[0]
+        finally:
             if kept:
                 with torch.no_grad():
-                    torch._foreach_copy_([t.detach() for t in lasting], kept)
-        known.numbers = now
-        if known.captured is not None:
-            return known.captured(inputs, 0), True
-        return program(inputs, 0, numbers), True
+                    torch._foreach_copy_([t.detach() for t in written], kept)
+        return known.captured is not None
+
+    def counted(self) -> None:
+        """One more launch."""
+        self.replayed += 1
+        self.launched += 1
+
+    def _of(self, key: Hashable) -> Known:
+        """What is known by a key, which is now the last to go: some keys come but once."""
+        known = self._known.pop(key, None) or Known()
+        self._known[key] = known
+        if len(self._known) > KEPT:
+            del self._known[next(iter(self._known))]
+        return known
 
     def _recorded(
         self,
-        known: _Known,
+        known: Known,
         function: Callable[[], Sequence[Tensor]],
         inputs: list[Tensor],
         writable: Sequence[Tensor],
@@ -117,6 +184,7 @@ class Repeated:
         """A call as ever, and noted; at the second time a program, if it gives the same."""
         before = known.recording
         copies = [t.detach().clone() for t in inputs] if before is not None else []
+        others = [t.clone() for t in copies] if self.capture is not None else []
         recorder = ProgramRecorder(known.seen, inputs, writable, {}, before)
         with recorder:
             made = list(function())
@@ -133,8 +201,43 @@ class Repeated:
             program = Program(recording, outputs)
             found = program(copies, 0, numbers)
             pairs = zip([*found, *copies], [*made, *inputs], strict=True)
-            if all(identical(a, b) for a, b in pairs):
-                known.program = program
-            else:
+            if not all(identical(a, b) for a, b in pairs):
                 known.refused = "a replay gives other numbers than the call"
+                return made
+            known.program = program
+            if self.capture is not None:
+                self._to_launch(known, program, others, numbers)
         return made
+
+    def _to_launch(
+        self,
+        known: Known,
+        program: Program,
+        inputs: list[Tensor],
+        numbers: Mapping[Hashable, float],
+    ) -> None:
+        """The program with tensors for its numbers, if that gives the same at other numbers."""
+        known.launched = program
+        if not program.recording.supplied:
+            return
+        twin = Program(by_tensors(program.recording, inputs[0].device), program.outputs)
+        others = {label: 0.75 * number for label, number in numbers.items()}
+        copies = [t.clone() for t in inputs]
+        found = [*twin(inputs, 0, others), *inputs]
+        expected = [*program(copies, 0, others), *copies]
+        if all(_near(a, b) for a, b in zip(found, expected, strict=True)):
+            known.launched = twin
+
+
+def _alike(inputs: Sequence[Tensor]) -> tuple[Any, ...]:
+    """What inputs of one kind have in common: types and shapes, and which are the same tensor."""
+    first: dict[int, int] = {}
+    same = tuple(first.setdefault(id(t), n) for n, t in enumerate(inputs))
+    return same, tuple((t.dtype, t.shape, t.stride()) for t in inputs)
+
+
+def _near(a: Tensor, b: Tensor) -> bool:
+    if not a.is_floating_point() or not a.numel():
+        return identical(a, b)
+    a, b = a.detach().double(), b.detach().double()
+    return bool((a - b).abs().max() <= TRIED * b.abs().max())

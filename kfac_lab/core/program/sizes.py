@@ -74,7 +74,7 @@ class _Unified:
         if type(a) is not type(b):
             raise Unlike(f"{name} of {shown(a)} and {shown(b)}")
         if isinstance(b, Number):
-            return Number(self._text(a.text, b.text, name))
+            return Number(self._text(a.text, b.text, name), b.dtype)
         if isinstance(b, TensorSlot):
             if a != b:
                 raise Unlike(f"{name} of other tensors")

@@ -7,14 +7,16 @@ where it arrives at a call of ATen's the call is noted with the expression in it
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from kfac_lab.core.program.watched_number import WatchedNumber, answering, bare
 
-__all__ = ["Supplied", "called"]
+__all__ = ["Supplied", "called", "takes_numbers"]
 
 
 class Caller(Protocol):
@@ -117,6 +119,23 @@ def called(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if isinstance(value, Supplied):
             return Supplied.__torch_function__(func, (), args, kwargs)
     return func(*args, **kwargs)
+
+
+class _Asked:
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0]
+
+
+@functools.cache
+def takes_numbers() -> bool:
+    """Whether this PyTorch's kernels and optimisers take such numbers as rates by themselves."""
+    one, number = torch.ones(1), _Asked()
+    try:
+        torch.add(one, one, alpha=number)  # type: ignore[call-overload]
+    except TypeError:
+        return False
+    return True
 
 
 def _text(value: Any) -> str:
