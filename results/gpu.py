@@ -50,7 +50,8 @@ SUITES = (
     "tests/engine/test_staggered.py", "tests/engine/test_short_products.py",
     "tests/invariants/test_host_reads.py", "tests/invariants/test_void_step.py", "tests/core",
     "tests/paper", "tests/engine", "tests/invariants", "tests/optim", "tests/baselines",
-    "tests/test_baselines_replayed.py", "tests/study", "tests/zoo", "plugins",
+    "tests/test_baselines_launched.py", "tests/test_baselines_replayed.py", "tests/study",
+    "tests/zoo", "plugins",
 )  # fmt: skip
 ENDS = 10.0  # seconds in which pytest says what failed
 WORKERS = 4  # processes on one device, where pytest-xdist is there
@@ -216,7 +217,9 @@ def baseline(method: str, problem: str, m: int, device: str, replays: bool) -> k
 
 
 def repeat(run: kl.Run, device: str) -> None:
-    """Has a baseline's gradient and update replayed, on CUDA as two launches."""
+    """Has a baseline's steps replayed: on CUDA gradient and update are one launch, whatever its
+    rate; SOAP turns its bases call by call.
+    """
     there = accelerator(torch.device(device))
     run.stepper.repeated = Repeated(None if there is None else there.capture(run.device))
 

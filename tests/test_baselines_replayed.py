@@ -47,6 +47,7 @@ def test_a_replayed_baseline_is_the_baseline(name: str) -> None:
     assert all(map(torch.equal, mine.stepper._theta, theirs.stepper._theta))
 
 
+@pytest.mark.host("bit for bit: test_baselines_launched.py asks what an accelerator's numbers are")
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_a_baseline_s_launches_are_its_calls(name: str) -> None:
     """The update writes into θ while it is captured too: once too often, unless that is undone."""
@@ -58,8 +59,7 @@ def test_a_baseline_s_launches_are_its_calls(name: str) -> None:
         return function
 
     mine, theirs = (run_of(METHODS[name], capture, replayed) for replayed in (True, False))
-    # the gradient and the update; the numbers of SOAP's change at every step
-    assert len(launches) >= (1 if name == "soap" else 2)
+    assert len(launches) == 2  # the gradient and the update, where reads are free
     assert mine.stepper.repeated.uncaptured is None
     assert all(map(torch.equal, mine.stepper._theta, theirs.stepper._theta))
 
@@ -75,6 +75,7 @@ def test_what_cannot_be_captured_is_replayed_call_by_call() -> None:
     assert all(map(torch.equal, mine.stepper._theta, theirs.stepper._theta))
 
 
+@pytest.mark.host("what a test draws while a recorder is at work is drawn on the CPU")
 def test_what_a_function_draws_or_counts_is_not_replayed() -> None:
     calls, x = [], torch.ones(3)
 

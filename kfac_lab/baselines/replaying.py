@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Replaying", "Whole", "rate"]
 
-KEPT = 2  # h and the error, which a gradient's program gives before ∇h
+AHEAD = 2  # h and the error, which a gradient's program gives before ∇h
+CHAINS = 8  # sizes of a batch and the like for which both programs were found
 
 
 def rate(number: int) -> Hashable:
@@ -48,6 +49,7 @@ class Whole:
         """θ and the optimisers' memory are those of the next step. True: it has been done."""
         assert self.known.captured is not None
         self.places = self.known.captured.launched(self.inputs, 0, self.numbers)
+        self.repeated.counted()
         return True
 
     def given(self) -> tuple[Tensor, Tensor]:
@@ -164,11 +166,11 @@ class Replaying:
             found = repeated.chained(
                 repeated.known(first, [inputs, targets, *own._parameters]),
                 repeated.known(second, [*like, *lasting]),
-                KEPT,
+                AHEAD,
             )
             if found is None:
                 return None
-            while len(self._chains) >= 8:
+            while len(self._chains) >= CHAINS:
                 del self._chains[next(iter(self._chains))]
             known = self._chains[key] = found
         return known

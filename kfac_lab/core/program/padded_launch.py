@@ -55,4 +55,5 @@ class PaddedLaunch(Captured):
         return self.program.fills(k, self._own)
 
     def given(self, outputs: list[Tensor]) -> list[Tensor]:
+        """Without the rows beyond."""
         return super().given(self._padded.cut(outputs, self._own))

@@ -128,16 +128,21 @@ class Repeated:
         written: Sequence[Tensor],
     ) -> bool:
         """Whether there is a launch for these inputs, the first of which are ``given``, and for
-        these numbers: where they have come twice it is made.
+        these numbers: it is made where it has come twice, with the numbers that it has for good.
         """
         before, known.numbers = known.numbers, now
-        if self.capture is None or known.launched is None or before is None:
+        if self.capture is None or known.launched is None:
             return False
+        if before is None and not isinstance(known.launched, Chained):
+            return False  # the next may be part of a chain
         if known.captured is not None and not known.captured.serves(now):
             known.captured = None
         if known.captured is None:
-            frozen = zip(before, now, known.launched.frozen, strict=True)
-            if known.launched.factorises or any(a != b for a, b, has in frozen if has):
+            has = known.launched.frozen
+            last, own = (
+                [n for n, f in zip(v, has, strict=True) if f] for v in (before or now, now)
+            )
+            if known.launched.factorises or last != own or (any(has) and before is None):
                 return False
             fixed = range(given, len(inputs))
             known.captured = Captured(known.launched, inputs, 0, now, self.capture, fixed)
