@@ -48,6 +48,7 @@ _ROOT = Path(__file__).parents[1]
 #: the names of the operations that carried something to the host
 transfers: list[str] = []
 _ready = False
+_device: torch.device | None = None  # that has its name once torch knows it
 
 
 class _Defaults(threading.local):
@@ -80,14 +81,16 @@ class _There(Tensor):
 
     @staticmethod
     def __new__(cls, raw: Tensor) -> _There:
+        layout = raw.layout
+        dense = layout is torch.strided
         made = Tensor._make_wrapper_subclass(
             cls,
             raw.shape,
-            strides=raw.stride() if raw.layout == torch.strided else None,
-            storage_offset=raw.storage_offset() if raw.layout == torch.strided else None,
+            strides=raw.stride() if dense else None,
+            storage_offset=raw.storage_offset() if dense else None,
             dtype=raw.dtype,
-            layout=raw.layout,
-            device=torch.device(DEVICE, 0),
+            layout=layout,
+            device=torch.device(DEVICE, 0) if _device is None else _device,
         )
         made.raw = raw
         return made
@@ -171,8 +174,13 @@ def _host(value: Any, there: list[_There], here: list[Tensor]) -> Any:
     return value
 
 
+@functools.cache
+def _name(func: Any) -> str:
+    return str(func._schema.name)
+
+
 def _call(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    name = func._schema.name
+    name = _name(func)
     there: list[_There] = []
     here: list[Tensor] = []
     hosts = [_host(value, there, here) for value in args]
@@ -233,6 +241,11 @@ def _call(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 class _Factories(TorchDispatchMode):
     """Calls that get no tensor, but the device as an argument."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: nothing here is traced, and to skip takes time at every call."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _call(func, args, kwargs or {})
 
@@ -241,7 +254,9 @@ class _Literals(TorchFunctionMode):
     """Tensors made of Python numbers, which torch makes below the reach of the mode above."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
+        if not kwargs and func not in (Tensor.__getitem__, Tensor.__setitem__):
+            return func(*args)
+        kwargs = kwargs or {}
         device = kwargs.get("device")
         if kwargs.get("generator") is not None:
             _drawn_where(func, args, kwargs)
@@ -308,7 +323,7 @@ class DefaultDevice(TorchFunctionMode):
         return _defaults.stack[-1]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
+        kwargs = kwargs or {}
         if func not in _device_constructors() or kwargs.get("device") is not None:
             return func(*args, **kwargs)
         if _of_product(sys._getframe(1)):
@@ -339,13 +354,14 @@ class _GeneratorHere(metaclass=_AnyGenerator):
 
 def prepare() -> None:
     """Makes the device known to torch: before the first backward of the process, or never."""
-    global _ready
+    global _ready, _device
     if not _ready:
         from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
         from kfac_lab.core.accelerators import ACCELERATORS, Accelerator
 
         _setup_privateuseone_for_python_backend(DEVICE)
+        _device = torch.device(DEVICE, 0)
         module = torch.get_device_module(DEVICE)  # what is drawn there is drawn by the host
         module.get_rng_state = lambda device=None: torch.get_rng_state()
         module.set_rng_state = lambda state, device=None: torch.set_rng_state(state)
