@@ -191,8 +191,9 @@ def case_loss(likelihood: str, z: Tensor, y: Tensor) -> Tensor:
 
 def score(likelihood: str, z: Tensor, y: Tensor) -> Tensor:
     """dL/dz per case, by autograd: [N, K]."""
-    z = z.detach().requires_grad_()
-    return torch.autograd.grad(case_loss(likelihood, z, y).sum(), z)[0]
+    with torch.enable_grad():  # whoever asks may have none
+        z = z.detach().requires_grad_()
+        return torch.autograd.grad(case_loss(likelihood, z, y).sum(), z)[0]
 
 
 def output_fisher(likelihood: str, z: Tensor) -> Tensor:
