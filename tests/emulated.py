@@ -10,18 +10,16 @@ which is experimental: `pytest --device emulated` uses it.
 from __future__ import annotations
 
 import functools
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
+from emulated_default import DefaultDevice
 from emulated_queue import Launches, Side, called, place_of, refused_while_captured
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function_unary
-from torch.utils._device import _device_constructors
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -42,21 +40,12 @@ _NUMBER = {
     "aten::_foreach_mul", "aten::_foreach_mul_", "aten::_foreach_add", "aten::_foreach_add_",
     "aten::_foreach_div", "aten::_foreach_div_", "aten::index_fill", "aten::index_fill_",
 }  # fmt: skip
-_PACKAGES = (str(Path(torch.__file__).parent), str(Path(__file__).parent / "emulated"))
-_ROOT = Path(__file__).parents[1]
 
 #: the names of the operations that carried something to the host
 transfers: list[str] = []
 _ready = False
 _device: torch.device | None = None  # that has its name once torch knows it
 
-
-class _Defaults(threading.local):
-    def __init__(self) -> None:
-        self.stack = [_HOST]
-
-
-_defaults = _Defaults()
 _inside: list[bool] = []  # whether the device is in use
 _Generator = torch.Generator
 
@@ -283,54 +272,6 @@ def _drawn_where(func: Any, args: Any, kwargs: dict[str, Any]) -> None:
             f"Expected a {torch.device(place).type!r} device type for generator but found "
             f"{generator.type!r} ({getattr(func, '__name__', func)})"
         )
-
-
-def _of_product(frame: Any) -> bool:
-    """Whether the innermost code that is neither torch's nor generated is the package's: that must
-    say where its tensors are to lie, as whoever uses it has the CPU for a default."""
-    while frame is not None:
-        file = frame.f_code.co_filename
-        passed_on = frame.f_code.co_name == "__torch_function__"  # by a mode of the package's
-        if not passed_on and not file.startswith((*_PACKAGES, "<")):
-            own = Path(file)
-            return own.is_relative_to(_ROOT / "kfac_lab") or (
-                own.is_relative_to(_ROOT / "plugins") and "tests" not in own.parts
-            )
-        frame = frame.f_back
-    return False
-
-
-class DefaultDevice(TorchFunctionMode):
-    """Tensors that a test makes without a device are made on ``device``; what a generator of the
-    CPU draws is drawn there, so that the numbers are those of a run on the CPU."""
-
-    def __init__(self, device: Any) -> None:
-        super().__init__()
-        self.device = torch.device(device)
-
-    def __enter__(self) -> DefaultDevice:
-        _defaults.stack.append(self.device)
-        super().__enter__()
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        super().__exit__(*exception)
-        _defaults.stack.pop()
-
-    @staticmethod
-    def current() -> torch.device:
-        """Where a test's tensors are made at present."""
-        return _defaults.stack[-1]
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func not in _device_constructors() or kwargs.get("device") is not None:
-            return func(*args, **kwargs)
-        if _of_product(sys._getframe(1)):
-            return func(*args, **kwargs)
-        if kwargs.get("generator") is not None and kwargs["generator"].device.type == "cpu":
-            return func(*args, **kwargs).to(self.device)
-        return func(*args, **{**kwargs, "device": self.device})
 
 
 class _GeneratorThere(_Generator):  # type: ignore[misc]

@@ -18,7 +18,7 @@ __all__ = ["constants", "moved_there"]
 
 HOST = torch.device("cpu")
 _ROOT = Path(__file__).parents[1]
-_OWN = {"emulated", "emulated_queue", "on_host", "devices", "there", "conftest"}
+_OWN = {"emulated", "emulated_default", "emulated_queue", "on_host", "devices", "there", "conftest"}
 
 
 def _holds(value: Any) -> bool:

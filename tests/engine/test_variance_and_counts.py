@@ -77,7 +77,7 @@ def test_means_and_variances_of_the_shapes_that_torch_takes() -> None:
 def test_counts() -> None:
     x = tensor(1, 500, 2)
     rate = (0.5 * x[:, :1] - x[:, 1:] + 1).exp()
-    y = torch.poisson(rate, generator=torch.Generator().manual_seed(0))
+    y = torch.poisson(rate.cpu(), generator=torch.Generator().manual_seed(0)).to(rate.device)
     model = nn.Linear(2, 1).double()
     opt = kl.KFAC(model, "poisson")
     for _ in range(25):
