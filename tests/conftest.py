@@ -67,6 +67,8 @@ LONG = (
     "engine/test_behaviour.py",
     "faults/test_",
     "zoo/test_",
+    "testing/test_",
+    "trajectories/test_",
 )
 
 

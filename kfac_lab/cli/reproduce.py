@@ -298,7 +298,7 @@ def fingerprint(run: Run) -> str:
     inputs = run.problem.inputs
     if inputs is None:
         return "none"
-    data = inputs.detach().cpu().contiguous().numpy().tobytes()
+    data = inputs.detach().cpu().contiguous().numpy()
     return hashlib.sha256(data).hexdigest()[:16]
 
 
