@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from kfac_lab.core import linalg
 from kfac_lab.core.accelerators import accelerator
+from kfac_lab.core.dispatch import DispatchMode
 from kfac_lab.errors import RecipeError
 
 __all__ = ["FULL", "KINDS", "Precision", "rounded", "shortened"]
@@ -139,17 +139,12 @@ _OPERANDS: Mapping[Any, tuple[int, ...]] = {
 }
 
 
-class _Rounding(TorchDispatchMode):
+class _Rounding(DispatchMode):
     """Rounds the operands of every product inside; what a program records is done so.
 
     On CUDA rounded operands go through TF32 products, which have bits enough for them, and a plain
     product of two matrices is taken in bfloat16 itself; the sums are float32's either way.
     """
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """No: nothing here is traced by it, and skipping would import it, which takes 0.6 s."""
-        return False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

@@ -48,12 +48,14 @@ class Case:
 
     ``make`` gives another instance of the same class with the same fields. ``extra`` holds what
     only some slots know: ``module`` and ``inputs`` of a layer, ``targets`` of a likelihood.
+    ``memo`` is for what one law has made and a later one of the same report goes on with.
     """
 
     component: Any
     slot: str
     make: Callable[[], Any]
     extra: Mapping[str, Any] = field(default_factory=dict)
+    memo: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

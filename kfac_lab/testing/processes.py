@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import tempfile
@@ -60,27 +62,59 @@ def _both(folder: str) -> list[dict[str, Any]]:
     paths = os.pathsep.join(p for p in sys.path if p)
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "kfac_lab.testing.processes", folder]
+    forks = hasattr(os, "fork")  # then the first imports what both need, and becomes two
     running = [
-        subprocess.Popen([*command, str(rank)], env=environment, stderr=subprocess.PIPE, text=True)
-        for rank in (0, 1)
+        subprocess.Popen(
+            [*command, *ranks],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=forks,
+        )
+        for ranks in ([["0", "1"]] if forks else [["0"], ["1"]])
     ]
     try:
-        said = [process.communicate(timeout=_SECONDS)[1] for process in running]
+        for process in running:  # to the end of what both say
+            process.communicate(timeout=_SECONDS)
     except subprocess.TimeoutExpired:
         raise Broken("two processes", f"an answer within {_SECONDS} s", "none") from None
     finally:
         for process in running:
-            process.kill()
-    for rank, process in enumerate(running):
-        if process.returncode:
-            last = (said[rank].strip().splitlines() or ["no message"])[-1]
-            raise Broken(f"rank {rank} of two processes", "an answer", last)
+            _kill(process, forks)
+    for rank in (0, 1):
+        failed, found = (Path(folder, f"{what} {rank}") for what in ("failed", "found"))
+        if failed.exists() or not found.exists():
+            said = failed.read_text(encoding="utf-8") if failed.exists() else "no message"
+            raise Broken(f"rank {rank} of two processes", "an answer", said)
     return [torch.load(Path(folder, f"found {rank}"), weights_only=True) for rank in (0, 1)]
 
 
-def _main(folder: str, rank: int) -> None:
+def _kill(process: subprocess.Popen[str], group: bool) -> None:
+    """Ends it, and what it has become."""
+    process.kill()
+    process.wait()
+    if group:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _main(folder: str, ranks: Sequence[int]) -> None:
+    """Processes of these ranks: this one, and a fork for each further one."""
+    rank = ranks[0]
+    try:
+        collective = pickle.loads(Path(folder, "collective").read_bytes())
+        for other in ranks[1:]:
+            if os.fork() == 0:
+                rank = other
+                break
+        _play(collective, folder, rank)
+    except BaseException as error:
+        Path(folder, f"failed {rank}").write_text(f"{type(error).__name__}: {error}", "utf-8")
+        os._exit(1)
+
+
+def _play(collective: Any, folder: str, rank: int) -> None:
     """One of the processes."""
-    collective = pickle.loads(Path(folder, "collective").read_bytes())
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
     )
@@ -119,4 +153,4 @@ def _end(other: Path) -> None:
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1], int(sys.argv[2]))
+    _main(sys.argv[1], [int(rank) for rank in sys.argv[2:]])

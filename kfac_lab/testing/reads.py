@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from kfac_lab.core.dispatch import DispatchMode
 from kfac_lab.core.linalg import reading
+from kfac_lab.core.program.calls import tensors
 
 __all__ = ["Mixed", "Read", "no_reads", "on_meta"]
 
@@ -45,7 +45,7 @@ class Mixed(Exception):
     """An operation met tensors of two devices."""
 
 
-class _NoReads(TorchDispatchMode):
+class _NoReads(DispatchMode):
     open = True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -100,12 +100,10 @@ def no_reads(door: bool) -> Iterator[None]:
                 setattr(Tensor, name, original)
 
 
-class _OneDevice(TorchDispatchMode):
+class _OneDevice(DispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        seen = {
-            t.device.type for t in tree_leaves((args, kwargs or {}, out)) if isinstance(t, Tensor)
-        }
+        seen = {t.device.type for t in tensors((args, kwargs, out))}
         if len(seen) > 1 and func._schema.name != "aten::_to_copy":  # a copy says where to
             raise Mixed(f"{func._schema.name} met tensors on {' and '.join(sorted(seen))}")
         return out

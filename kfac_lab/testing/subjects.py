@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +21,15 @@ __all__ = [
     "LayerShape",
     "Subject",
     "draws",
+    "made_once",
     "moments_of",
     "normal",
     "tiny_problem",
     "uniform",
     "vector_of",
 ]
+
+P = ParamSpec("P")
 
 #: (d_out, d_in) that laws try: wide, tall, square, one row
 SIDES = ((3, 5), (6, 2), (4, 4), (1, 3))
@@ -55,6 +59,19 @@ class Subject:
         """The same numbers in tensors of its own."""
         values = moved(dict(self.values), lambda t: t.detach().clone())
         return replace(self, values=values)
+
+
+def made_once(make: Callable[P, Subject]) -> Callable[P, Subject]:
+    """Of a function that makes a subject of its arguments alone, which can be hashed: the subject
+    is made once, and each call is given tensors of its own.
+    """
+    known = functools.cache(make)
+
+    @functools.wraps(make)
+    def fresh(*args: P.args, **kwargs: P.kwargs) -> Subject:
+        return known(*args, **kwargs).fresh()  # type: ignore[arg-type]
+
+    return fresh
 
 
 def _generator(seed: int) -> torch.Generator:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from broken.common import Remembers, irregular, named
+from broken.common import Remembers, named, restless
 from broken.half import after, but, common_half, refused
 from broken.wrapping import unforwarding
 from kfac_lab.core.linalg import Asked, damped_inverse
@@ -195,10 +195,8 @@ def _unsaved(inverse: Inverse, previous: Any) -> Inverse:
 
 
 def _restless() -> Any:
-    more = irregular()
-    return _changing(
-        lambda inverse, previous: replace(inverse, right=inverse.right * 1.0) if more() else inverse
-    )()
+    more = restless(lambda inverse: replace(inverse, right=inverse.right * 1.0))
+    return _changing(lambda inverse, previous: more(inverse))()
 
 
 BROKEN: dict[str, Callable[[], Any]] = {

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Misread", "Remembers", "counted", "first_of", "irregular", "named"]
+__all__ = ["Misread", "Remembers", "counted", "first_of", "named", "restless"]
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,16 @@ def first_of() -> Callable[[Any], bool]:
     return first
 
 
-def irregular() -> Callable[[], bool]:
-    """Says yes at some calls and no at others, in no order that repeats soon."""
+def restless(once: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Does ``once``, which changes no number, another number of times than at the calls before."""
     calls = itertools.count(1)
-    return lambda: bool(next(calls) * 2654435761 >> 13 & 1)
+
+    def changed(value: Any) -> Any:
+        for _ in range(next(calls) % 11):
+            value = once(value)
+        return value
+
+    return changed
 
 
 def counted() -> Callable[[], float]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from broken.common import Remembers, irregular
+from broken.common import Remembers, restless
 from broken.half import after, but, common_half, refused
 from broken.wrapping import unforwarding
 
@@ -60,8 +60,8 @@ class _OwnGenerator(Sound):
 
 
 def _restless() -> Any:
-    more = irregular()
-    return _changing(lambda g, outputs: g * 1.0 if more() else g)()
+    more = restless(lambda g: g * 1.0)
+    return _changing(lambda g, outputs: more(g))()
 
 
 BROKEN: dict[str, Callable[[], Any]] = {

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from broken.common import Remembers, irregular
+from broken.common import Remembers, restless
 from broken.half import but, common_half, refused
 from broken.wrapping import unforwarding
 from kfac_lab.core.state import DampingStrength
@@ -98,8 +98,8 @@ def _curved(change: Callable[[Tensor, Any], Tensor]) -> type:
 
 
 def _restless() -> Any:
-    more = irregular()
-    return _changing(lambda found, _: replace(found, gram=found.gram * 1.0) if more() else found)()
+    more = restless(lambda found: replace(found, gram=found.gram * 1.0))
+    return _changing(lambda found, _: more(found))()
 
 
 BROKEN: dict[str, Callable[[], Any]] = {

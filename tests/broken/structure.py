@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from broken.common import Remembers, irregular, named
+from broken.common import Remembers, named, restless
 from broken.half import after, but, common_half, refused
 from broken.wrapping import unforwarding
 from kfac_lab.core.state import DampingStrength
@@ -182,8 +182,8 @@ def _unsaved(inverse: Inverse, previous: Any) -> Inverse:
 
 
 def _restless() -> Any:
-    more = irregular()
-    return _applying(lambda found, v: found.scaled(1.0) if more() else found)()
+    more = restless(lambda found: found.scaled(1.0))
+    return _applying(lambda found, v: more(found))()
 
 
 BROKEN: dict[str, Callable[[], Any]] = {

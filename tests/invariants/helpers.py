@@ -11,7 +11,6 @@ from devices import here
 from torch import Tensor, nn
 
 import kfac_lab as kl
-from kfac_lab.core.state import from_tree, to_tree
 from kfac_lab.engine import Engine
 from kfac_lab.paper.kronecker import Kronecker
 
@@ -94,11 +93,17 @@ def state_of(stepper: Any, *, time: bool = True) -> Any:
 
 
 def _timeless(tree: Any) -> Any:
-    decoded = from_tree(tree)
-    state = decoded.get("state")
-    if state is None:  # a baseline's
-        return to_tree({name: value for name, value in decoded.items() if name != "seconds"})
-    return to_tree({**decoded, "state": replace(state, seconds=0.0)})
+    """A saved tree without its clock, which stands there by name: in a dict or as a pair."""
+    if isinstance(tree, dict):
+        return {key: _timeless(value) for key, value in tree.items() if key != "seconds"}
+    if isinstance(tree, (list, tuple)):
+        return [_timeless(value) for value in tree if not _is_clock(value)]
+    return tree
+
+
+def _is_clock(value: Any) -> bool:
+    pair = isinstance(value, (list, tuple)) and len(value) == 2
+    return pair and isinstance(value[0], str) and value[0] == "seconds"
 
 
 def image(run: kl.Run) -> dict[str, Any]:

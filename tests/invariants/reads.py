@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from kfac_lab.core.dispatch import DispatchMode
 from kfac_lab.core.linalg import reading
 
 # What brings a number, a size or a verdict to the host.
@@ -55,7 +55,7 @@ class Read(AssertionError):
     """A read that was not through the door."""
 
 
-class _Ban(TorchDispatchMode):
+class _Ban(DispatchMode):
     open = True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -9,13 +9,13 @@ import itertools
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import kfac_lab as kl
 from invariants.grid import ALL, KFAC, recipe_named
 from invariants.helpers import problem_of, recipe_of
 from kfac_lab.core import linalg
+from kfac_lab.core.dispatch import DispatchMode
+from kfac_lab.core.program.calls import tensors
 from kfac_lab.engine import attach
 from kfac_lab.paper.momentum import Optimal
 
@@ -30,7 +30,7 @@ class Mixed(AssertionError):
     """Tensors of two devices met in one operation."""
 
 
-class OneDevice(TorchDispatchMode):
+class OneDevice(DispatchMode):
     """Fails where an operation sees two devices; an upload of batch indices is no such thing."""
 
     def __init__(self):
@@ -39,10 +39,7 @@ class OneDevice(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
-        made = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
-        here = {t.device.type for t in given}
-        there = {t.device.type for t in made}
+        here, there = ({t.device.type for t in tensors(tree)} for tree in ((args, kwargs), out))
         if func._schema.name == "aten::_to_copy" and here == {"cpu"} and there == {"meta"}:
             self.uploads += 1
         elif len(here | there) > 1:

@@ -9,11 +9,11 @@ from dataclasses import replace
 import pytest
 import torch
 from devices import here
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import kfac_lab as kl
 from invariants.helpers import image, recipe_of, run_of, same, same_run
 from kfac_lab.core import linalg, moments, passes, traits
+from kfac_lab.core.dispatch import DispatchMode
 from kfac_lab.core.likelihood import Bernoulli
 from kfac_lab.core.problem import Problem
 from kfac_lab.core.slot_traits import BlockTraits
@@ -164,7 +164,7 @@ def test_a_later_candidate_that_fails_changes_nothing(structure):
     same_run(run, twin)
 
 
-class Fatal(TorchDispatchMode):
+class Fatal(DispatchMode):
     """Raises at the n-th tensor operation; counts them where n is None."""
 
     def __init__(self, n=None):

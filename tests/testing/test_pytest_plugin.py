@@ -3,8 +3,11 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
+
+import warm
 
 TREE = str(Path(__file__).resolve().parents[1])  # where the broken components stand
 TESTS = """
@@ -45,20 +48,27 @@ def test_nothing_heavy_is_imported():
 """
 
 
-def test_the_fixtures_are_there_and_nothing_heavy_before_they_are_used(tmp_path):
-    (tmp_path / "test_1.py").write_text(LIGHT)
-    (tmp_path / "test_2.py").write_text(TESTS)
+def session(run, folder):
+    """A session of pytest's in the folder, in a process that ``run`` makes."""
     path = os.pathsep.join([TREE, *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
     others = ("cacheprovider", "anyio", "hypothesispytest", "nbval", "xdist")
-    done = subprocess.run(
+    done = run(
         [sys.executable, "-m", "pytest", "-q", *(f"-pno:{name}" for name in others), "."],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
+        cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
     )
     assert done.returncode == 0, done.stdout
     assert " passed" in done.stdout and "skipped" not in done.stdout
+
+
+def test_nothing_heavy_is_imported_before_a_fixture_is_used(tmp_path):
+    (tmp_path / "test_light.py").write_text(LIGHT)
+    session(partial(subprocess.run, capture_output=True, text=True), tmp_path)
+
+
+def test_the_fixtures_are_there(tmp_path):
+    (tmp_path / "test_fixtures.py").write_text(TESTS)
+    session(warm.run, tmp_path)
 
 
 def test_pytest_finds_them_by_an_entry_point_and_each_says_what_it_is():

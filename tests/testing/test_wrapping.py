@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import pytest
 from hooks.test_specs import loaded, problem
-from testing.registered import status
+from testing.registered import status, tried
 
 import kfac_lab as kl
 from kfac_lab import engine
@@ -27,6 +27,7 @@ from kfac_lab.paper.momentum import Fixed, Optimal
 from kfac_lab.paper.quadratic_model import ExactFisher, NoModel
 from kfac_lab.paper.schedules import OnDrift, Periodic
 from kfac_lab.testing import report
+from kfac_lab.testing.law import LAWS, Case
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +65,11 @@ def test_a_wrapper_that_forgets_is_found():
     found = report(Forgetful())
     assert found.broken == ("forwards_traits",)
     assert "on inner='none': expected has_curvature=False of the inner part's" in str(found)
-    assert (
-        status(report(lab.component("quadratic_model", "cautious")), "forwards_traits") == "obeyed"
-    )
-    assert status(report(ExactFisher()), "forwards_traits") == "exempt"
+    law = LAWS["quadratic_model"]["forwards_traits"]
+    cautious = Case(lab.component("quadratic_model", "cautious"), "quadratic_model", lambda: None)
+    assert law.applies(cautious) is None
+    law.tries(cautious)
+    assert status(tried("quadratic_model", "exact_fisher"), "forwards_traits") == "exempt"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,10 +140,11 @@ def test_attributes_of_old_count_until_a_class_declares():
     assert traits(Old(), DampingTraits) == DampingTraits(needs_rho=False, follows_rho=False)
     assert traits(OldSchedule(), ScheduleTraits).drift_period == 3
     assert traits(Later(), DampingTraits) == DampingTraits()
-    (note,) = report(Old(), "damping").notes
+    found = report(Old(), "damping")
+    (note,) = found.notes
     assert note == "needs_rho still counts; declare traits = DampingTraits(needs_rho=False)"
-    assert f"note: {note}" in str(report(Old(), "damping"))
-    assert report(ConstantDamping(), "damping").notes == ()
+    assert f"note: {note}" in str(found)
+    assert tried("damping", "constant").notes == ()
 
 
 # --- wrong declarations --------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,11 +16,13 @@ __all__ = [
     "AtenCall",
     "HeldValue",
     "Number",
+    "OperationKind",
     "Recording",
     "TensorSlot",
     "difference",
     "identical",
     "mapped",
+    "operation_kind",
     "shown",
     "storage",
     "tensors",
@@ -49,6 +52,31 @@ class AtenCall(NamedTuple):
     keywords: dict[str, Any]
     results: tuple[TensorSlot | None, ...]  # None for one that is an argument again
     several: bool  # whether the call gives a list of them
+
+
+class OperationKind(NamedTuple):
+    """What torch says of an operation."""
+
+    label: bool  # it is a label around calls
+    random: bool  # it draws random numbers
+    sized: bool  # its result's shape depends on numbers
+    writes: tuple[tuple[int, str], ...]  # place and name of the arguments that it writes into
+
+
+@functools.cache
+def operation_kind(func: Any) -> OperationKind:
+    """Asked once of an operation: at every call it would cost as much as the call."""
+    arguments = func._schema.arguments if func._schema.is_mutable else ()
+    return OperationKind(
+        func.namespace == "profiler",
+        torch.Tag.nondeterministic_seeded in func.tags,
+        torch.Tag.dynamic_output_shape in func.tags,
+        tuple(
+            (number, argument.name)
+            for number, argument in enumerate(arguments)
+            if argument.alias_info is not None and argument.alias_info.is_write
+        ),
+    )
 
 
 class _Products:
@@ -153,15 +181,17 @@ def mapped(value: Any, change: Callable[[Tensor], TensorSlot]) -> Any:
     """A call's arguments with slots for their tensors."""
     if isinstance(value, Tensor):
         return change(value)
+    if isinstance(value, (list, tuple)):
+        return type(value)([mapped(v, change) for v in value])
     if isinstance(value, dict):
         return {k: mapped(v, change) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(mapped(v, change) for v in value)
     return value
 
 
 def difference(a: Any, b: Any) -> tuple[Any, Any] | None:
     """The first two leaves that differ."""
+    if a is b:
+        return None
     if isinstance(a, TensorSlot) or isinstance(b, TensorSlot):
         return None if a == b else (a, b)
     if type(a) is not type(b):
@@ -171,8 +201,11 @@ def difference(a: Any, b: Any) -> tuple[Any, Any] | None:
     if isinstance(a, (list, tuple)):
         if len(a) != len(b):
             return a, b
-        found = (difference(x, y) for x, y in zip(a, b, strict=True))
-        return next((pair for pair in found if pair is not None), None)
+        for x, y in zip(a, b, strict=True):
+            found = difference(x, y)
+            if found is not None:
+                return found
+        return None
     if isinstance(a, float) and math.isnan(a) and math.isnan(b):
         return None
     return None if a == b else (a, b)

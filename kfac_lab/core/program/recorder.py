@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import TensorWeakRef
 
 from kfac_lab.core import linalg
+from kfac_lab.core.dispatch import DispatchMode
 from kfac_lab.core.program.calls import (
     PRODUCTS,
     AtenCall,
@@ -30,6 +30,7 @@ from kfac_lab.core.program.calls import (
     difference,
     identical,
     mapped,
+    operation_kind,
     shown,
     storage,
     tensors,
@@ -43,7 +44,7 @@ __all__ = ["AtenCall", "ProgramRecorder", "Recording", "TensorSlot", "identical"
 _ATEN: Any = torch.ops.aten
 
 
-class ProgramRecorder(TorchDispatchMode, Taker):
+class ProgramRecorder(DispatchMode, Taker):
     """Records what is done while it is open.
 
     Args:
@@ -82,11 +83,6 @@ class ProgramRecorder(TorchDispatchMode, Taker):
                 self._know(tensor, TensorSlot(number))
             if storage(tensor) not in free:
                 self._protected.add(storage(tensor))
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """No: nothing here is traced by it, and skipping would import it, which takes 0.6 s."""
-        return False
 
     def __enter__(self) -> ProgramRecorder:
         self._token = RECORDING.set(self)
@@ -219,7 +215,8 @@ class ProgramRecorder(TorchDispatchMode, Taker):
             self._busy = False
 
     def _called(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if func.namespace == "profiler":  # a label around calls
+        kind = operation_kind(func)
+        if kind.label:
             return func(*args, **kwargs)
         if func is _ATEN.detach.default:
             result = func(*args)
@@ -228,26 +225,27 @@ class ProgramRecorder(TorchDispatchMode, Taker):
         if func is _ATEN.lift_fresh.default:  # a tensor of Python numbers, made in this step
             result = func(*args)
             constant = self._constant(args[0].clone())
-            self._note(_ATEN.clone.default, (constant,), {}, (result,), None)
+            self._note(_ATEN.clone.default, (constant,), {}, (result,), new=True)
             return result
-        if torch.Tag.nondeterministic_seeded in func.tags:
+        if kind.random:
             self.refuse("draws random numbers itself, which a replay would not draw anew")
-        if torch.Tag.dynamic_output_shape in func.tags:
+        if kind.sized:
             self.refuse(f"makes a tensor whose shape depends on numbers ({func.__name__})")
-        if func._schema.is_mutable:
-            self._check_writes(func, args, kwargs)
-        given = mapped(args, self._slot), mapped(kwargs, self._slot)
+        if kind.writes:
+            self._check_writes(func, kind.writes, args, kwargs)
+        arguments, keywords = mapped(args, self._slot), mapped(kwargs, self._slot)
         if self._passed:
             dtype = next((t.dtype for t in tensors((args, kwargs))), None)
-            given = self._expressed(given[0], dtype), self._expressed(given[1], dtype)
-        known = {id(t) for t in tensors((args, kwargs))}
+            arguments = self._expressed(arguments, dtype)
+            keywords = self._expressed(keywords, dtype)
         result = func(*args, **kwargs)
         several = isinstance(result, (list, tuple))
         results = tuple(result) if several else (result,)
-        if any(not isinstance(r, (Tensor, type(None))) for r in results):
-            self.refuse(f"reads a number from a tensor ({func.__name__})")
-            return result
-        self._note(func, *given, results, known, several)
+        for one in results:
+            if one is not None and not isinstance(one, Tensor):
+                self.refuse(f"reads a number from a tensor ({func.__name__})")
+                return result
+        self._note(func, arguments, keywords, results, several)
         return result
 
     def _note(
@@ -256,12 +254,13 @@ class ProgramRecorder(TorchDispatchMode, Taker):
         arguments: Any,
         keywords: Any,
         results: tuple[Any, ...],
-        known: set[int] | None,
         several: bool = False,
+        new: bool = False,
     ) -> None:
         slots: list[TensorSlot | None] = []
         for result in results:
-            if result is None or (known is not None and id(result) in known):
+            # all arguments are known by now: a result that is known is one of them again
+            if result is None or (not new and self._number(result) is not None):
                 slots.append(None)
                 continue
             slot = self._new()
@@ -281,11 +280,15 @@ class ProgramRecorder(TorchDispatchMode, Taker):
             self._append(AtenCall(PRODUCTS, (kind,), {}, (None,), False))
             self._kind = kind
 
-    def _check_writes(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        for number, argument in enumerate(func._schema.arguments):
-            if argument.alias_info is None or not argument.alias_info.is_write:
-                continue
-            value = args[number] if number < len(args) else kwargs.get(argument.name)
+    def _check_writes(
+        self,
+        func: Any,
+        writes: Iterable[tuple[int, str]],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        for number, name in writes:
+            value = args[number] if number < len(args) else kwargs.get(name)
             for tensor in tensors(value):
                 if self._number(tensor) is None or storage(tensor) in self._protected:
                     self.refuse(f"writes into a tensor that is kept ({func.__name__})")
@@ -352,7 +355,10 @@ class ProgramRecorder(TorchDispatchMode, Taker):
         return found[1] if found is not None and found[0]() is tensor else None
 
     def _slot(self, tensor: Tensor) -> TensorSlot:
-        return self._number(tensor) or self._constant(tensor)
+        found = self._known.get(id(tensor))
+        if found is not None and found[0]() is tensor:
+            return found[1]
+        return self._constant(tensor)
 
     def _constant(self, tensor: Tensor) -> TensorSlot:
         slot = self._new()

@@ -16,7 +16,7 @@ from kfac_lab.testing.laws.common import (
     CHEAP,
     first_state,
 )
-from kfac_lab.testing.subjects import SIDES, Subject, moments_of, normal
+from kfac_lab.testing.subjects import SIDES, Subject, made_once, moments_of, normal
 from kfac_lab.testing.trees import InputWatch
 
 __all__ = [
@@ -43,6 +43,7 @@ SLOT = "block"
 GAMMAS = (0.1, 0.5, 3.0)
 
 
+@made_once
 def made(
     where: str,
     shape: tuple[int, int],

@@ -32,13 +32,14 @@ from kfac_lab.core import parameters
 from kfac_lab.core.problem import Problem
 from kfac_lab.core.traits import SLOT_TRAITS
 from kfac_lab.engine import Engine
+from kfac_lab.engine.programs import Programs
 from kfac_lab.errors import RecipeError
 from kfac_lab.hooks.recipe import Recipe
-from kfac_lab.testing.attaching import engine_for, first_memo, first_state, own_lab
+from kfac_lab.testing.attaching import built_ins, engine_for, first_memo, first_state, own_lab
 from kfac_lab.testing.judging import exempt_unless, hidden, near, same_to_the_bit, scale_of
 from kfac_lab.testing.keep import kept
 from kfac_lab.testing.law import Broken, Case, law
-from kfac_lab.testing.laws.replays import replaying_law
+from kfac_lab.testing.laws.replays import ONE_GAMMA, WENT_ON, Attached, replaying_law
 from kfac_lab.testing.laws.wrapping import forwarding_law
 from kfac_lab.testing.reads import Mixed, Read, no_reads, on_meta
 from kfac_lab.testing.subjects import Subject, tiny_problem
@@ -86,7 +87,8 @@ class Trial:
         recipe: whether a recipe can name it: it has a text form.
         problem: what it trains on, or None where its slot has laws of its own for that.
         parts: the other parts that it trains with, where the paper's do not do.
-        engine: makes the engine of a case with a component, where ``problem`` and ``parts`` do not.
+        engine: makes the engine of a case with a component, and other parts by their slots, where
+            ``problem`` and ``parts`` do not.
     """
 
     slot: str
@@ -103,7 +105,7 @@ class Trial:
     recipe: bool = True
     problem: Callable[[Case], Problem] | None = lambda case: tiny_problem()
     parts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    engine: Callable[[Case, Any], Engine] | None = None
+    engine: Attached | None = None
 
 
 def common_laws(trial: Trial) -> None:
@@ -252,16 +254,21 @@ def _whole(trial: Trial) -> Run:
     return run
 
 
-def _maker(trial: Trial) -> Callable[[Case, Any], Engine] | None:
+def _maker(trial: Trial) -> Attached | None:
     problem = trial.problem
     if trial.engine is not None or problem is None:
         return trial.engine
-    return lambda case, component: engine_for(case, problem(case), component, trial.parts)
+
+    def attached(case: Case, component: Any, **parts: Any) -> Engine:
+        return engine_for(case, problem(case), component, {**trial.parts, **parts})
+
+    return attached
 
 
-def _resumes(case: Case, attached: Callable[[Case, Any], Engine]) -> None:
+def _resumes(case: Case, attached: Attached) -> None:
     half = STEPS // 2
-    engine = attached(case, case.make())
+    engine = case.memo[WENT_ON] = attached(case, case.make(), **ONE_GAMMA)
+    engine.programs = Programs(False, engine.device)
     for _ in range(half):
         engine.step()
     file = io.BytesIO()
@@ -271,7 +278,7 @@ def _resumes(case: Case, attached: Callable[[Case, Any], Engine]) -> None:
         engine.step()
     file.seek(0)
     with hidden(f"the state after {half} steps, loaded without pickle"):
-        other = attached(case, case.make())
+        other = attached(case, case.make(), **ONE_GAMMA)
         other.load(torch.load(file, weights_only=True))
         for _ in range(half):
             other.step()
@@ -297,9 +304,10 @@ def _round_trip(case: Case) -> None:
     where = f"{component!r}"
     if not dataclasses.is_dataclass(component) or isinstance(component, type):
         raise Broken(where, "a dataclass, whose fields are its text", "a class that is none")
-    lab = own_lab()
-    lab.load()
+    lab = built_ins()
     if lab.registry.of_component(slot, component) is None:
+        lab = own_lab()
+        lab.load()
         lab.register(slot, "tried", type(component))
     try:
         recipe = Recipe(lab=lab, **{slot: component})

@@ -32,7 +32,7 @@ from kfac_lab.core.layers import dense
 from kfac_lab.core.problem import Problem
 from kfac_lab.core.traits import LayerTraits, traits
 from kfac_lab.engine import Engine
-from kfac_lab.hooks import hookimpl
+from kfac_lab.hooks import Lab, hookimpl
 from kfac_lab.testing.law import Broken, Case, law
 from kfac_lab.testing.laws.common import (
     CHEAP,
@@ -123,18 +123,29 @@ def _has(layer: Any, name: str) -> bool:
 
 
 class Claims:
-    """A plugin that claims one module."""
+    """A plugin that claims the modules of some layers."""
 
-    def __init__(self, layer: Any) -> None:
-        self._layer = layer
+    def __init__(self) -> None:
+        self.layers: list[Any] = []
 
     @hookimpl
     def kfac_claim_layer(self, module: Any, path: str) -> Any:
         """The layer, for its own module."""
-        return self._layer if module is self._layer.module else None
+        return next((layer for layer in self.layers if layer.module is module), None)
 
 
-def attached(case: Case, component: Any) -> Engine:
+def claiming(case: Case, layer: Any) -> Lab:
+    """A Lab in which the layer is claimed: one for all the networks of a report."""
+    if "claims" not in case.memo:
+        lab, claims = own_lab(), Claims()
+        lab.load_module(claims, "tried")
+        case.memo["claims"] = lab, claims
+    lab, claims = case.memo["claims"]
+    claims.layers.append(layer)
+    return lab
+
+
+def attached(case: Case, component: Any, **parts: Any) -> Engine:
     """A network of a copy of the module and a linear layer behind it, on the given inputs."""
     layer = copy.deepcopy(component)
     x = case.extra["inputs"].detach().clone()
@@ -151,10 +162,9 @@ def attached(case: Case, component: Any) -> Engine:
         targets=normal(len(x), 2, seed=86).to(out.dtype),
         l2=1e-3,
     )
-    lab = own_lab()
-    lab.load_module(Claims(layer), "tried")
+    lab = claiming(case, layer)
     # What the layer leaves out is the matter of ``names_cover``.
-    return engine_for(case, problem, layer, {"fallback": "diagonal"}, lab=lab)
+    return engine_for(case, problem, layer, {"fallback": "diagonal", **parts}, lab=lab)
 
 
 common_laws(Trial(SLOT, subjects, run, recipe=False, engine=attached))

@@ -122,7 +122,7 @@ def run(component: Any, subject: Subject, watch: InputWatch) -> Mapping[str, Any
     }
 
 
-def attached(case: Case, component: Any) -> Engine:
+def attached(case: Case, component: Any, **parts: Any) -> Engine:
     """The tiny problem with this likelihood, its last layer as wide as the outputs."""
     plain = tiny_problem(cases=24)
     whole = subjects(case)[0]
@@ -144,7 +144,7 @@ def attached(case: Case, component: Any) -> Engine:
     problem = Problem(
         model=model, likelihood=component, inputs=plain.inputs, targets=targets, l2=1e-3
     )
-    return engine_for(case, problem, component)
+    return engine_for(case, problem, component, parts)
 
 
 def _matrices(component: Any, z: Tensor) -> Tensor:

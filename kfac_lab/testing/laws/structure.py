@@ -55,6 +55,7 @@ from kfac_lab.testing.laws.structure_subjects import (
     flat,
     inverse_of,
     made,
+    matrix_in,
     matrix_of,
     problem,
     run,
@@ -103,14 +104,14 @@ def linear(case: Case) -> None:
 @law(SLOT, "P is symmetric: ⟨u, Pv⟩ = ⟨Pu, v⟩.", needs=(*CHEAP, "linear"))
 def symmetric(case: Case) -> None:
     for subject in subjects(case):
-        p = matrix_of(inverse_of(case.component, subject), subject["shapes"])
+        p = matrix_in(case, subject)
         near(subject.where, "P as its transpose", p.t(), p)
 
 
 @law(SLOT, "P is positive definite.", needs=(*CHEAP, "linear", "symmetric"))
 def positive_definite(case: Case) -> None:
     for subject in (*subjects(case), *awkward(case)):
-        p = matrix_of(inverse_of(case.component, subject), subject["shapes"])
+        p = matrix_in(case, subject)
         least = float(torch.linalg.eigvalsh((p + p.t()) / 2).min())
         if not least > 0:
             raise Broken(subject.where, "positive eigenvalues of P", f"{least:.3g}")
@@ -124,7 +125,7 @@ def _apart(case: Case) -> str | None:
 @law(SLOT, "A structure without pairs couples no layers.", needs=DENSE, applies=_apart)
 def apart_without_links(case: Case) -> None:
     for subject in subjects(case):
-        p = matrix_of(inverse_of(case.component, subject), subject["shapes"])
+        p = matrix_in(case, subject)
         parts = _parts(subject)
         for i, j in itertools.permutations(range(len(parts)), 2):
             found = float(p[parts[i], parts[j]].abs().max())
@@ -155,7 +156,7 @@ def single_layers_alone(case: Case) -> None:
 )
 def diagonal_blocks_kept(case: Case) -> None:
     for subject in subjects(case):
-        f = torch.linalg.inv(matrix_of(inverse_of(case.component, subject), subject["shapes"]))
+        f = torch.linalg.inv(matrix_in(case, subject))
         for n, part in enumerate(_parts(subject)):
             wanted = torch.linalg.inv(_own(subject, n).dense().double())
             near(f"{subject.where}, layer {n}", "its block", wanted, f[part, part], 1e-6)
@@ -174,7 +175,7 @@ def _links(case: Case) -> str | None:
 )
 def links_kept(case: Case) -> None:
     for subject in subjects(case):
-        f = torch.linalg.inv(matrix_of(inverse_of(case.component, subject), subject["shapes"]))
+        f = torch.linalg.inv(matrix_in(case, subject))
         parts = _parts(subject)
         table = table_of(case.component, subject)
         for (i, j), (a, g) in zip(table.links, table.crosses, strict=True):

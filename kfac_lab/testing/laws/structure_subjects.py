@@ -20,6 +20,7 @@ from kfac_lab.testing.subjects import (
     GivenTable,
     LayerShape,
     Subject,
+    made_once,
     moments_of,
     normal,
     tiny_problem,
@@ -35,6 +36,7 @@ __all__ = [
     "flat",
     "inverse_of",
     "made",
+    "matrix_in",
     "matrix_of",
     "problem",
     "run",
@@ -49,12 +51,13 @@ SLOT = "structure"
 WIDE = ((3, 5), (4, 4), (1, 5), (2, 3))
 
 
+@made_once
 def made(
     where: str,
-    shapes: Sequence[tuple[int, int]],
-    chains: Sequence[Sequence[int]],
+    shapes: tuple[tuple[int, int], ...],
+    chains: tuple[tuple[int, ...], ...],
     cases: int,
-    blocks: Sequence[Any] = (),
+    blocks: tuple[Any, ...] = (),
     seed: int = 300,
 ) -> Subject:
     """Rows of several layers that depend on each other, and all their moments."""
@@ -73,12 +76,12 @@ def made(
         f"{i} {j}": (rows[i].t() @ rows[j] / cases, cotangents[i].t() @ cotangents[j] / cases)
         for i, j in itertools.permutations(range(len(shapes)), 2)
     }
-    chosen = tuple(blocks) or (Kronecker(),) * len(shapes)
+    chosen = blocks or (Kronecker(),) * len(shapes)
     return Subject(
         where,
         {
-            "shapes": tuple(shapes),
-            "chains": tuple(tuple(chain) for chain in chains),
+            "shapes": shapes,
+            "chains": chains,
             "blocks": chosen,
             "moments": tuple(table),
             "crosses": crosses,
@@ -172,6 +175,15 @@ def matrix_of(preconditioner: Any, shapes: Sequence[tuple[int, int]]) -> Tensor:
     total = sum(d_out * d_in for d_out, d_in in shapes)
     units = torch.eye(total, dtype=torch.float64)
     return torch.stack([flat(preconditioner.apply(unflat(u, shapes))) for u in units], 1)
+
+
+def matrix_in(case: Case, subject: Subject) -> Tensor:
+    """P of a subject as one matrix: made once for all the laws of a report that look at it."""
+    found: Tensor | None = case.memo.get(subject.where)
+    if found is None:
+        found = matrix_of(inverse_of(case.component, subject), subject["shapes"])
+        case.memo[subject.where] = found
+    return found
 
 
 def _parts(subject: Subject) -> list[slice]:

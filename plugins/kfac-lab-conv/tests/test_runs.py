@@ -4,11 +4,11 @@ import pytest
 import torch
 from devices import here
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import kfac_lab as kl
 from kfac_lab.core import linalg
+from kfac_lab.core.dispatch import DispatchMode
+from kfac_lab.core.program.calls import tensors
 from kfac_lab.engine import attach
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -75,7 +75,7 @@ def test_the_optimiser_s_own_loop():
 # --- no values, no reads --------------------------------------------------------------------------
 
 
-class OneDevice(TorchDispatchMode):
+class OneDevice(DispatchMode):
     """Fails where an operation sees two devices; an upload of batch indices is no such thing."""
 
     def __init__(self):
@@ -84,8 +84,8 @@ class OneDevice(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        given = {t.device.type for t in tree_leaves((args, kwargs)) if torch.is_tensor(t)}
-        made = {t.device.type for t in tree_leaves(out) if torch.is_tensor(t)}
+        given = {t.device.type for t in tensors((args, kwargs))}
+        made = {t.device.type for t in tensors(out)}
         upload = func._schema.name == "aten::_to_copy" and given == {"cpu"} and made == {"meta"}
         assert upload or len(given | made) < 2, f"{func} saw {given} and made {made}"
         self.operations += "meta" in made

@@ -6,18 +6,36 @@ import kfac_lab as kl
 from kfac_lab.testing.plugin import check_plugin
 
 
-@pytest.mark.parametrize("text", ["distributed", "distributed(bucket=1)"])
-def test_collective(text):
-    report = kl.testing.check(kl.lab.component("collective", text), slot="collective")
+@pytest.fixture(scope="module")
+def reports():
+    """Of all that it registers, at the defaults: each is tried once."""
+    return {(found.slot, found.component): found for found in check_plugin("kfac-lab-ddp")}
+
+
+def agrees(report):
+    """Whether two processes were asked, and agree."""
     status = {result.law: result.status for result in report.results}
-    assert status["two_processes"] == "obeyed"
+    return report.passed and status["two_processes"] == "obeyed"
 
 
-@pytest.mark.parametrize("inner", ["block_diagonal", "block_tridiagonal"])
-def test_structure(inner):
-    structure = kl.lab.component("structure", f"sharded(inner={inner!r})")
+def test_collective(reports):
+    assert agrees(reports["collective", "distributed"])
+
+
+def test_collective_of_small_messages():
+    text = "distributed(bucket=1)"
+    assert agrees(kl.testing.check(kl.lab.component("collective", text), slot="collective"))
+
+
+def test_structure(reports):
+    assert kl.lab.component("structure", "sharded").inner == "block_diagonal"
+    assert reports["structure", "sharded"].passed
+
+
+def test_structure_around_the_other():
+    structure = kl.lab.component("structure", "sharded(inner='block_tridiagonal')")
     kl.testing.check(structure, slot="structure")
 
 
-def test_plugin():
-    assert all(report.passed for report in check_plugin("kfac-lab-ddp"))
+def test_plugin(reports):
+    assert all(report.passed for report in reports.values())

@@ -98,6 +98,7 @@ def test_the_sum_over_cases_has_the_right_trace():
         estimator="sampled(fraction=1.0, limit=0.9999)", batch="constant(size=3)",
         quadratic_model="none", momentum="fixed(lr=1e-12)", average="none",
         damping="constant(lam=1, gamma=1)",
+        schedule="periodic(T1=500, T2=500, T3=500, burn_in=1)",  # the moments alone are asked for
     )  # fmt: skip
     run = kl.Run(problem, recipe, device=here()).advance(400)
     table = run.stepper.store.table(spare=False)

@@ -7,11 +7,11 @@ import torch
 from devices import here
 from layer_samples import causal
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import kfac_lab as kl
 from kfac_lab.core import linalg
+from kfac_lab.core.dispatch import DispatchMode
+from kfac_lab.core.program.calls import tensors
 from kfac_lab.engine import attach
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -179,12 +179,11 @@ def test_a_large_vocabulary_needs_no_dense_rows(monkeypatch):
     rules = {"Embedding": "kronecker(factor_a='diagonal')", "*": "kronecker"}
     largest = 0
 
-    class Sizes(TorchDispatchMode):
+    class Sizes(DispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             nonlocal largest
             out = func(*args, **(kwargs or {}))
-            made = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
-            largest = max([largest, *(t.numel() for t in made if not t.is_sparse)])
+            largest = max([largest, *(t.numel() for t in tensors(out) if not t.is_sparse)])
             return out
 
     run = kl.Run(
@@ -217,17 +216,14 @@ def test_saved_and_loaded_bit_for_bit(make, tmp_path):
 # --- the meta device ------------------------------------------------------------------------------
 
 
-class OneDevice(TorchDispatchMode):
+class OneDevice(DispatchMode):
     """Fails where an operation sees two devices; an upload of batch indices is no such thing."""
 
     operations = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        given, made = (
-            {t.device.type for t in tree_leaves(tree) if isinstance(t, torch.Tensor)}
-            for tree in ((args, kwargs), out)
-        )
+        given, made = ({t.device.type for t in tensors(tree)} for tree in ((args, kwargs), out))
         upload = func._schema.name == "aten::_to_copy" and (given, made) == ({"cpu"}, {"meta"})
         if len(given | made) > 1 and not upload:
             raise AssertionError(f"{func} saw {sorted(given)} and made {sorted(made)}")
