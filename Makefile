@@ -69,8 +69,12 @@ ACCELERATOR := tests/accelerator tests/trajectories
 TELLING := 'not float32 and not gaussian and not categorical'
 
 # further suites that hold there, in `make soak`
-EMULATED := $(ACCELERATOR) tests/paper tests/study tests/core/test_linalg_batched.py tests/engine/test_edges.py
-EMULATED += tests/engine/test_behaviour.py tests/invariants/test_threads.py
+EMULATED := $(ACCELERATOR) tests/paper tests/study tests/core tests/optim tests/baselines tests/test_baselines_replayed.py
+EMULATED += $(patsubst %,tests/engine/test_%.py,behaviour damping edges exact_output f_tilde fixed_quadratics gamma guard heads)
+EMULATED += $(patsubst %,tests/engine/test_%.py,inputs_outputs invariance large_sides loss_scale loss_spellings losses losses_refused)
+EMULATED += $(patsubst %,tests/engine/test_%.py,low_rank low_rank_positions moments quadratic_model sampling variance_and_counts)
+EMULATED += $(patsubst %,tests/engine/test_%.py,weight_sharing)
+EMULATED += $(patsubst %,tests/invariants/test_%.py,buffers coverage cross_moments global_random_state host_reads threads)
 
 # tests/browser/test_tour.py runs the tour and compares what it prints; without a browser nbval does
 TOUR := notebooks/01_tour.ipynb

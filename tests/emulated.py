@@ -43,6 +43,8 @@ _NUMBER = {
 
 #: the names of the operations that carried something to the host
 transfers: list[str] = []
+# What makes tensors of lists of Python numbers, below the reach of the modes.
+_OF_LISTS = {Tensor.__getitem__, Tensor.__setitem__, Tensor.new_tensor}
 _ready = False
 _device: torch.device | None = None  # that has its name once torch knows it
 
@@ -243,7 +245,7 @@ class _Literals(TorchFunctionMode):
     """Tensors made of Python numbers, which torch makes below the reach of the mode above."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not kwargs and func not in (Tensor.__getitem__, Tensor.__setitem__):
+        if not kwargs and func not in _OF_LISTS:
             return func(*args)
         kwargs = kwargs or {}
         device = kwargs.get("device")
@@ -256,6 +258,9 @@ class _Literals(TorchFunctionMode):
                 for i in at
             )
             return func(args[0], tuple(there), *args[2:])
+        if func is Tensor.new_tensor and isinstance(args[0], _There):
+            dtype = kwargs.get("dtype") or args[0].dtype
+            return torch.tensor(args[1], dtype=dtype).to(kwargs.get("device", args[0].device))
         if func in (torch.tensor, torch.as_tensor, torch.asarray) and device is not None:
             if torch.device(device).type == DEVICE and not isinstance(args[0], _There):
                 return func(*args, **{**kwargs, "device": "cpu"}).to(device)

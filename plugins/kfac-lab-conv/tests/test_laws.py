@@ -7,6 +7,9 @@ from torch import nn
 
 import kfac_lab as kl
 
+pytestmark = pytest.mark.host("the kit makes its own tensors on the host; device_follows is a law")
+
+
 LAYERS = [
     (nn.Conv1d(4, 4, 3, stride=2, padding=1), (5,)),
     (nn.Conv1d(4, 2, 2, padding="same", padding_mode="replicate", bias=False), (4,)),

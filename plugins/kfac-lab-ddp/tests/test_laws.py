@@ -5,6 +5,8 @@ import pytest
 import kfac_lab as kl
 from kfac_lab.testing.plugin import check_plugin
 
+pytestmark = pytest.mark.host("the kit makes its own tensors on the host; device_follows is a law")
+
 
 @pytest.fixture(scope="module")
 def reports():

@@ -3,6 +3,8 @@
 import kfac_lab as kl
 from kfac_lab.testing.plugin import check_plugin
 
+pytestmark = pytest.mark.host("the kit makes its own tensors on the host; device_follows is a law")
+
 
 def test_another_rebase():
     kl.testing.check(kl.lab.component("block", "ekfac(rebase='restart')"), slot="block")

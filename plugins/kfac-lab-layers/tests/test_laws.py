@@ -11,6 +11,9 @@ import kfac_lab as kl
 from kfac_lab.testing.law import LAWS, Case
 from kfac_lab.testing.plugin import check_plugin
 
+pytestmark = pytest.mark.host("the kit makes its own tensors on the host; device_follows is a law")
+
+
 LAYERS = {
     "table": (nn.Embedding(7, 3), torch.randint(0, 7, (6, 4))),
     "table with padding": (nn.Embedding(7, 3, padding_idx=2), torch.randint(0, 7, (6,))),
