@@ -242,6 +242,7 @@ def test_the_undamped_product():
     close(Ekfac().product(found, {}, V), found["G"] @ V @ found["A"])
 
 
+@pytest.mark.host("nobody looks outside an attempt on an accelerator")
 def test_no_damping_and_no_curvature_is_an_error_that_names_the_scales():
     zero = {"A": torch.zeros(D_IN, D_IN), "G": torch.zeros(D_OUT, D_OUT)}
     factored, part_state = Ekfac().factorise(zero, {})
