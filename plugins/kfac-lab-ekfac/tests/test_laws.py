@@ -1,5 +1,7 @@
 """The conformance kit's laws."""
 
+import pytest
+
 import kfac_lab as kl
 from kfac_lab.testing.plugin import check_plugin
 
