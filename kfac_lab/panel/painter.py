@@ -75,10 +75,14 @@ class Painter:
 
     # --- painting -------------------------------------------------------------------------------
 
+    def lost(self) -> None:
+        """What was painted may not have arrived: the next message holds everything."""
+        self._forgotten = True
+
     def hello(self) -> None:
         """The page has loaded, perhaps again: it has nothing yet."""
         self.heard = True
-        self._forgotten = True
+        self.lost()
 
     def paint(self, *, between: bool = False, last: bool = False) -> Painted | None:
         """What is new since the last time.
@@ -86,8 +90,14 @@ class Painter:
         ``between``: not at a step boundary, so no look into the run itself, and None where a
         painting is under way. ``last``: nothing comes after it, so that nothing may wait.
         """
-        if not self._lock.acquire(blocking=not between):
+        if between and self._lock.locked():
             return None
+        with (
+            self._lock
+        ):  # which an interrupt leaves free, as no acquire and release of our own does
+            return self._painted(between, last)
+
+    def _painted(self, between: bool, last: bool) -> Painted:
         try:
             start, begun = time.monotonic(), time.thread_time()
             if self._forgotten:
@@ -130,8 +140,9 @@ class Painter:
             painted = Painted(message, buffers, status, summary, png, cost)
             self._outbox.append(painted)
             return painted
-        finally:
-            self._lock.release()
+        except BaseException:  # an interrupt of the cell, say: what the wire notes was not sent
+            self.lost()
+            raise
 
     def picture(self) -> bytes:
         """The open view as PNG."""

@@ -236,8 +236,8 @@ class Panel(Layout):
         """Shows now what has changed, without waiting for a step boundary."""
         if self.closed or self._pushing:
             return
-        self._pushing = True
         try:
+            self._pushing = True
             self._show(self.painter.paint(between=True))
         except BaseException as error:  # a view's, also what would end the kernel
             self.controller.failed(error)
@@ -248,6 +248,12 @@ class Panel(Layout):
         if self.closed or painted is None:
             return
         with self._sending:  # in the order in which they were painted, whichever thread shows
+            self._send()
+        self._state()
+        self.pressed.settle()
+
+    def _send(self) -> None:
+        try:
             for each in self.painter.waiting():
                 if self.chart is not None:
                     self.chart.send(each.message, each.buffers)
@@ -256,8 +262,9 @@ class Panel(Layout):
                 self._status = each.status
                 if each.summary is not None and not self.painter.heard:
                     self.summary.value = says.paragraph(each.summary)
-        self._state()
-        self.pressed.settle()
+        except BaseException:  # an interrupt of the cell, say, before all of it was sent
+            self.painter.lost()
+            raise
 
     def _changed(self) -> None:
         """State and message, which change between two paintings."""

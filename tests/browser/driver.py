@@ -172,6 +172,7 @@ class Page:
             """() => ![...document.querySelectorAll('.jp-InputPrompt')].some(
                 p => p.textContent.includes('[*]'))""",
             timeout=1000 * patience,
+            polling=30,  # milliseconds; else at every frame, and then there are 60 a second
         )
 
     def cell(self, number: int) -> Any:

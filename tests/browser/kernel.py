@@ -59,8 +59,8 @@ class Kernel:
             connection_file=str(lab.runtime / f"kernel-{sessions[name]}.json")
         )
         self._client.load_connection_file()
+        # no wait_for_ready: that waits for a moment without messages, rare while a run trains
         self._client.start_channels()
-        self._client.wait_for_ready(timeout=PATIENCE)
         self._link = self._linked()
 
     def _linked(self) -> socket.socket:

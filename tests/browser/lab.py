@@ -66,6 +66,8 @@ def _server(folder: Path, theme: str, variables: dict[str, str]) -> Iterator[Lab
     command = [sys.executable, "-c", JUPYTERLAB, "--no-browser", "--allow-root"]
     command += [f"--port={port}", "--ServerApp.token=", "--ServerApp.password="]
     command += ["--ServerApp.disable_check_xsrf=True"]  # a test may end a kernel
+    # it would start node to look for language servers
+    command += ["--ServerApp.jpserver_extensions={'jupyter_lsp': False}"]
     command += ["--LabApp.expose_app_in_browser=True"]  # notebooks are opened by its commands
     command += [f"--notebook-dir={folder}", f"--LabApp.workspaces_dir={home / 'workspaces'}"]
     command += [f"--LabApp.user_settings_dir={home / 'user'}"]

@@ -3,13 +3,13 @@
 import csv
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 from notebooks.cells import masked
 
 from browser.driver import Page, opened
@@ -119,9 +119,7 @@ def test_the_panel_of_the_tour(page: Page) -> None:
     page.says("Exported to exported")
     until("not panel.live.running")
     folder = page.lab.folder / "exported"
-    done = subprocess.run(
-        [sys.executable, "run.py"], cwd=folder, capture_output=True, text=True, timeout=240
-    )
+    done = warm.run([sys.executable, "run.py"], cwd=folder)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].endswith("True")
     again = numbers(folder / "history_again.csv")

@@ -1,6 +1,8 @@
 """A panel of a loop of one's own: it shows the history, and the loop's numbers stay the same."""
 
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,6 +92,55 @@ def test_stop_ends_the_loop_at_its_next_step_with_everything_kept() -> None:
     assert Stopped("x")._render_traceback_() == ["x"]
     opt.step(x, y)  # the loop can be run again
     assert opt.step_count == 5
+
+
+def interrupted(call, place: int) -> bool:
+    """Whether an interrupt came, as a signal's would, before a line: so many of the painter's, of
+    what it is sent by, and of the panel's are passed.
+
+    Not where a lock is taken and left, which CPython does in one go.
+    """
+    passed = 0
+
+    def entered(frame, event, arg):
+        code = frame.f_code
+        mine = Path(code.co_filename).name in ("painter.py", "wire.py", "panel.py")
+        return line if mine and code.co_name not in ("paint", "_show") else None
+
+    def line(frame, event, arg):
+        nonlocal passed
+        passed += event == "line"
+        if passed == place:
+            raise KeyboardInterrupt
+        return line
+
+    before = sys.gettrace()
+    sys.settrace(entered)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+def test_wherever_an_interrupt_comes_the_last_points_are_shown() -> None:
+    """What was painted when it came may not have been sent: the end of the cell sends it."""
+    model, x, y = task()
+    opt = kl.KFAC(model, likelihood="categorical")
+    page = Seen(panel := kl.Panel(opt))
+    loop(opt, x, y, 2)
+    panel.refresh = lambda: None  # dear, and of no matter here
+    place = interrupts = 0
+    while not place or interrupted(lambda: opt.step(x, y), place):
+        interrupts += bool(place)
+        panel._after_cell()
+        points, losses = page.points("KFAC", "loss")[1], opt.history["loss"]
+        assert np.array_equal(points, losses), f"after line {place}"
+        panel.live._pace.soon()
+        place += 3
+    assert interrupts > 30, interrupts
 
 
 def test_watch_is_one_line_and_its_block_ends_at_a_stop() -> None:
