@@ -4,6 +4,8 @@
     python results/programs.py --times         # milliseconds of CPU time, call by call and replayed
     python results/programs.py --launches      # of a step as on an accelerator, by a stand-in
 
+With --launches: launches of a steady step, calls in them that launch a kernel, calls besides and
+the bytes that those write, of recipes and of baselines whose rates fade.
 Counts: how many of 75 steps were replays and how many of them would be one launch where there are
 CUDA graphs (in brackets those with rows beyond the batch, whose sums run in another order: "θ" is
 the relative difference), each program's calls and how often it was replayed, the bytes that they
@@ -24,12 +26,15 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import kfac_lab as kl
+from kfac_lab.core.program import Repeated
 
 RECIPES = (
     "paper", "robust", "paper_tridiagonal", "small_batch", "centering", "no_momentum", "amortised",
     "quick", "heskes", "ekfac",
 )  # fmt: skip
 STEPS = 75
+# baselines whose rates fade at every step, as text of a method
+BASELINES = {name: f"{name}(decay=1.0, total_steps=40)" for name in ("nag", "adam", "muon", "soap")}
 
 
 def main() -> None:
@@ -39,11 +44,12 @@ def main() -> None:
     parser.add_argument("--launches", action="store_true")
     parser.add_argument("--problem", default="digits")
     parser.add_argument("--rows", type=int, default=500)
-    parser.add_argument("--recipes", nargs="+", default=list(RECIPES))
+    parser.add_argument("--recipes", nargs="*", default=list(RECIPES))
+    parser.add_argument("--baselines", nargs="*", default=list(BASELINES), help="for --launches")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     if options.launches:
-        for name in options.recipes:
+        for name in [*options.recipes, *options.baselines]:
             print(launches(name, options), flush=True)
         return
     for name in options.recipes:
@@ -127,7 +133,7 @@ class Launched(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.inside, self.counts, self.nbytes = False, {False: 0, True: 0}, 0
+        self.inside, self.counts, self.nbytes, self.launches = False, {False: 0, True: 0}, 0, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Makes the call and counts it."""
@@ -148,12 +154,17 @@ class Launched(TorchDispatchMode):
 
 def launches(name: str, options: Any) -> str:
     """A steady step as on an accelerator: reads are not free, and what is replayed is launched."""
-    recipe = kl.Recipe.named(name).replace(
-        batch=f"constant(size={options.rows})",
-        schedule="periodic(T1=1000, T2=1000, T3=1000, burn_in=1)",
-        estimator="sampled(fraction=0.5, limit=0.5)",
-    )
-    run = kl.Run(options.problem, recipe, seed=0, graphs=True)
+    batch = f"constant(size={options.rows})"
+    if name in BASELINES:
+        recipe = kl.Recipe.named("adam").replace(method=BASELINES[name], batch=batch)
+        run = kl.Run(options.problem, recipe, seed=0)
+    else:
+        recipe = kl.Recipe.named(name).replace(
+            batch=batch,
+            schedule="periodic(T1=1000, T2=1000, T3=1000, burn_in=1)",
+            estimator="sampled(fraction=0.5, limit=0.5)",
+        )
+        run = kl.Run(options.problem, recipe, seed=0, graphs=True)
     run.stepper._reads_are_free = False
     seen = Launched()
 
@@ -162,20 +173,23 @@ def launches(name: str, options: Any) -> str:
 
         def launch() -> None:
             seen.inside = True
+            seen.launches += 1
             function()
             seen.inside = False
 
         return launch
 
-    run.stepper.programs.capture = capture
-    run.advance(12)
-    before = run.stepper.programs.replayed
+    if name in BASELINES:
+        run.stepper.repeated = Repeated(capture)
+    else:
+        run.stepper.programs.capture = capture
+    run.advance(18)  # past the trial of launches; the next refresh of SOAP is at 20
+    seen.launches = 0
     with seen:
         run.step_once()
-    replayed = run.stepper.programs.replayed - before
     return (
-        f"| {name} | {replayed} | {seen.counts[True]} | {seen.counts[False]} | "
-        f"{seen.nbytes / 1e6:.1f} MB | {run.stepper.programs.nbytes() / 1e6:.1f} MB |"
+        f"| {name} | {seen.launches} | {seen.counts[True]} | {seen.counts[False]} | "
+        f"{seen.nbytes / 1e6:.1f} MB |"
     )
 
 
