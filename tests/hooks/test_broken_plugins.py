@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from testing.matrix import ask
 
 import kfac_lab as kl
 from hooks.broken_judged import BLOCK, ESTIMATOR, JUDGED, MOMENTUM, SCHEDULE
@@ -144,6 +145,7 @@ def test_the_kit_names_the_law_and_the_lab_goes_on(
 ) -> None:
     slot, law, source = JUDGED[name]
     lab = laboratory(Case(KIT, "", source), tmp_path, monkeypatch)
+    ask(monkeypatch, slot, law)
     with pytest.raises(kl.testing.LawError, match=f"  {law}: ") as told:
         kl.testing.check(registered(lab, slot), slot)
     assert law in told.value.report.broken

@@ -38,6 +38,13 @@ def wanted(laws: Mapping[str, Law], name: str) -> set[str]:
     return found
 
 
+def ask(patch: pytest.MonkeyPatch, slot: str, *names: str) -> None:
+    """Has a report ask these laws alone, and those without which they are not tried."""
+    laws = LAWS[slot]
+    needed = set().union(*(wanted(laws, name) for name in names))
+    patch.setitem(LAWS, slot, {name: law for name, law in laws.items() if name in needed})
+
+
 def sample(laws: Mapping[str, Law], name: str) -> dict[str, Law]:
     """What ``make test`` tries on the component that breaks a law, in the order of trying."""
     own = wanted(laws, name)

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from testing.matrix import ask
 
 from kfac_lab.hooks import Lab
 from kfac_lab.testing import LawError, check
@@ -113,6 +114,7 @@ def test_one_written_by_hand():
 )
 def test_the_same_with_a_mistake(monkeypatch, change, law):
     monkeypatch.setattr(RotatedInverse, "apply", change)
+    ask(monkeypatch, "block", law)
     with pytest.raises(LawError) as error:
         check(Rotated())
     assert law in error.value.report.broken
@@ -154,6 +156,7 @@ def test_the_inverse_in_use_kept_where_gamma_is_the_same(monkeypatch):
         return previous if known and previous.q_a.shape == made.q_a.shape else made
 
     monkeypatch.setattr(Rotated, "damped", damped)
+    ask(monkeypatch, "block", "previous_is_a_hint")
     with pytest.raises(LawError, match=r"the inverse of (earlier moments|another γ)") as error:
         check(Rotated())
     assert "previous_is_a_hint" in error.value.report.broken

@@ -7,6 +7,7 @@ import types
 
 import pytest
 import torch
+from testing.registered import status
 from torch import nn
 
 from kfac_lab.hooks import FAMILIES, Lab, specs
@@ -32,7 +33,11 @@ def loaded(hook, monkeypatch):
 def test_contributed(slot, monkeypatch):
     lab, record = loaded(FAMILIES[slot], monkeypatch)
     (name,) = record.slots[slot]
-    assert check(lab.component(slot, name), slot).passed
+    found = check(lab.component(slot, name), slot)
+    assert found.passed
+    if slot == "momentum":  # it holds μ back
+        assert status(found, "descends") == "obeyed"
+        assert status(found, "model_optimal") == "exempt"
 
 
 def test_a_claimed_layer(monkeypatch):

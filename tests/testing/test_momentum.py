@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from testing.registered import example, names, status, tried
+from testing.registered import names, status, tried
 
 import kfac_lab as kl
 
@@ -52,9 +52,3 @@ def test_the_box_obeys(text):
     assert found.passed, str(found)
     adapts = text.partition("(")[0] in ("optimal", "rescaled", "conjugate_gradient", "confirmed")
     assert status(found, "model_optimal") == ("obeyed" if adapts else "exempt")
-
-
-def test_the_hooks_example_holds_mu_back_and_obeys():
-    found = example("momentum")
-    assert found.passed, str(found)
-    assert status(found, "descends") == "obeyed" and status(found, "model_optimal") == "exempt"

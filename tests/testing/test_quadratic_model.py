@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+from testing.matrix import ask
 
 from kfac_lab.hooks import Lab
 from kfac_lab.paper.quadratic_model import ExactFisher
@@ -51,5 +52,6 @@ def test_damping_in_the_curvature_is_one(monkeypatch):
         return dataclasses.replace(found, curvature=found.curvature + 0.1 * eye)
 
     monkeypatch.setattr(Steeper, "restrict", restrict)
+    ask(monkeypatch, "quadratic_model", "basis_change")
     with pytest.raises(LawError, match="basis_change"):
         check(Steeper())

@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from testing.matrix import wanted
+from testing.matrix import ask
 from torch import nn
 
 from kfac_lab.core.layers import Linear
 from kfac_lab.core.moments import Accumulation
 from kfac_lab.testing import report
-from kfac_lab.testing.law import LAWS
 
 ROWS = ("folded_rows", "swapped_rows", "shared_rows", "routed_rows", "empty_rows")
 
@@ -65,9 +64,7 @@ def test_the_engine_obeys():
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_a_fault_of_the_engine_breaks_the_laws_it_is_about(monkeypatch, fault):
     fault(monkeypatch)
-    laws = LAWS["layer"]  # these, and those without which they are not tried
-    needed = set().union(*(wanted(laws, name) for name in ROWS))
-    monkeypatch.setitem(LAWS, "layer", {n: law for n, law in laws.items() if n in needed})
+    ask(monkeypatch, "layer", *ROWS)
     assert set(found().broken) & set(ROWS) == FAULTS[fault]
 
 
