@@ -32,8 +32,9 @@ from browser.window import Window
 # a Run for tests that watch one run on: between its steps the core is free for the page
 GENTLE = """
 class Gentle(kl.Run):
+    wait = 0.03
     def step_once(self):
-        __import__('time').sleep(0.03)
+        __import__('time').sleep(self.wait)
         return super().step_once()
 """
 # a cell that registers a damping which raises

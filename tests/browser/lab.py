@@ -102,6 +102,10 @@ def _home(home: Path, theme: str) -> dict[str, str]:
         target = home / "user" / package / f"{plugin}.jupyterlab-settings"
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(json.dumps(values))
+    # a page asks whether JupyterLab is to be built anew, and the server starts node to find out
+    page = home / "etc" / "labconfig" / "page_config.json"
+    page.parent.mkdir()
+    page.write_text(json.dumps({"buildAvailable": False, "buildCheck": False}))
     return {name: str(home / place) for name, place in places.items()}
 
 

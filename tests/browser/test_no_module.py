@@ -13,6 +13,7 @@ import kfac_lab as kl
 from kfac_lab.panel import chart
 {break_it}
 {gentle}
+Gentle.wait = 0.2  # a picture a second needs no more steps
 panel = kl.Panel(Gentle('digits', 'paper', seed=0, device='cpu'))
 panel
 """
