@@ -56,6 +56,11 @@ SPOILT = {
 TOLD = {"target nan": (kl.DataError, "targets hold 1 numbers that are NaN")}
 
 
+def told(how, otherwise):
+    """An accelerator looks at no targets: their NaN is h's."""
+    return TOLD.get(how, otherwise) if here().type == "cpu" else otherwise
+
+
 STEADY = pytest.mark.host("an accelerator tells of a steady step later: test_void_step.py")
 
 
@@ -74,9 +79,7 @@ def test_bad_data_raises_and_the_step_has_not_happened(kind, how, step):
     run.advance(step - 1)
     before = image(run)
     for _ in range(2):
-        kind_of, what = TOLD.get(
-            how, (kl.NumericalError, f"step {step}: .*is not.*has not happened")
-        )
+        kind_of, what = told(how, (kl.NumericalError, f"step {step}: .*is not.*has not happened"))
         with pytest.raises(kind_of, match=what):
             run.step_once()
         same(before, image(run))
@@ -89,7 +92,7 @@ def test_bad_data_raises_and_the_step_has_not_happened(kind, how, step):
 @pytest.mark.parametrize("how", SPOILT)
 def test_bad_data_at_the_first_step(how):
     run, bad = sourced({1}, SPOILT[how])
-    kind_of, what = TOLD.get(how, (kl.NumericalError, "step 1: "))
+    kind_of, what = told(how, (kl.NumericalError, "step 1: "))
     with pytest.raises(kind_of, match=what):
         run.advance(1)
     assert run.step == len(run.history) == 0
@@ -98,6 +101,7 @@ def test_bad_data_at_the_first_step(how):
     same_run(run.advance(3), twin.advance(3))
 
 
+@pytest.mark.host("an accelerator's baselines wait for no objective")
 @pytest.mark.parametrize("method", ["nag", "adam", "muon"])
 def test_bad_data_in_a_baseline(method):
     made = []
@@ -134,6 +138,7 @@ def failing(monkeypatch, verdict):
         return work(operation, worse, subject, shift, levels)
 
     monkeypatch.setattr(linalg.attempt, "guarded", guarded)
+    monkeypatch.setattr(linalg.batched, "batches", lambda device: False)  # each asks by itself
 
 
 @pytest.mark.parametrize("structure", ["block_diagonal", "block_tridiagonal"])
