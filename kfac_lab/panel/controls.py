@@ -7,9 +7,10 @@ are the tooltip.
 
 from __future__ import annotations
 
+import contextlib
 import html
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ipywidgets as widgets
@@ -18,7 +19,7 @@ from kfac_lab.core.parameters import Description, parse, unparse
 from kfac_lab.errors import RecipeError
 from kfac_lab.panel.sliders import Slider
 
-__all__ = ["Control", "close", "labels"]
+__all__ = ["Control", "close", "held", "labels"]
 
 WIDTH, LABEL = "312px", "92px"
 _STYLE = {"description_width": LABEL}
@@ -135,6 +136,18 @@ def close(widget: Any) -> None:
         elif isinstance(part, widgets.Widget):
             part.close()
     widget.close()
+
+
+@contextlib.contextmanager
+def held(*boxes: Any) -> Iterator[None]:
+    """What is in them tells the page once what it has become, at the end of the block."""
+    with contextlib.ExitStack() as stack:
+        rest = list(boxes)
+        while rest:
+            widget = rest.pop()
+            stack.enter_context(widget.hold_sync())
+            rest += getattr(widget, "children", ())
+        yield
 
 
 def labels(fields: Sequence[Description]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from kfac_lab.hooks.manager import Lab
 from kfac_lab.panel import compare, panels, says
 from kfac_lab.panel.chart import chart
 from kfac_lab.panel.controller import Controller
-from kfac_lab.panel.controls import close
+from kfac_lab.panel.controls import close, held
 from kfac_lab.panel.heard import Heard
 from kfac_lab.panel.layout import BLANK, Layout
 from kfac_lab.panel.live import Live
@@ -99,19 +99,22 @@ class Panel(Layout):
             control.message = f"{closed} {control.message}"
         with numbered(self.cell):
             self.build(control.BUTTONS, lab, chart(self.heard), control.manages, measures)
-        self.every.value = every or 0
-        self.pressed = Pressed(self)
-        self.painter = Painter(control, self.chart is not None, 1.0 if own else WAIT)
-        self.painter.others = lambda: panels.others(self)
-        self.opened = Opened(self)
-        control.pictures = self.opened.pictures
-        self.live: Any
-        if own:
-            self.live = Beside(control, self.painter.paint, self._show, self._changed)
-        else:
-            self.live = Live(control, self.painter.paint, self._show, self._changed, self._leave)
-        self.refresh()
-        self.push()
+        with held(self.widget, *(slot.widget for slot in self.slots.values())):
+            self.every.value = every or 0
+            self.pressed = Pressed(self)
+            self.painter = Painter(control, self.chart is not None, 1.0 if own else WAIT)
+            self.painter.others = lambda: panels.others(self)
+            self.opened = Opened(self)
+            control.pictures = self.opened.pictures
+            self.live: Any
+            if own:
+                self.live = Beside(control, self.painter.paint, self._show, self._changed)
+            else:
+                self.live = Live(
+                    control, self.painter.paint, self._show, self._changed, self._leave
+                )
+            self.refresh()
+            self.push()
         after_cells(self._after_cell)
         if own:
             answer_beside(self.widget)
