@@ -122,3 +122,4 @@ def test_a_new_panel_tells_once_what_its_widgets_have_become(monkeypatch) -> Non
     state = panel.slots["damping"].choice.get_state()
     assert state["index"] == panel.slots["damping"].choice.index is not None
     assert len(state["_options_labels"]) > 3
+    panel.close()
