@@ -19,7 +19,7 @@ from kfac_lab.core.program import Known, Repeated, supplied, takes_numbers
 if TYPE_CHECKING:
     from kfac_lab.baselines.base import Baseline
 
-__all__ = ["Replaying", "Whole", "rate"]
+__all__ = ["LaunchedStep", "Replaying", "rate"]
 
 AHEAD = 2  # h and the error, which a gradient's program gives before ∇h
 CHAINS = 8  # sizes of a batch and the like for which both programs were found
@@ -31,7 +31,7 @@ def rate(number: int) -> Hashable:
 
 
 @dataclass(eq=False)
-class Whole:
+class LaunchedStep:
     """A step that is one launch, ready to be launched once.
 
     Attributes:
@@ -123,7 +123,7 @@ class Replaying:
 
     # --- as one -----------------------------------------------------------------------------------
 
-    def whole(self, inputs: Any, targets: Any, k: int) -> Whole | None:
+    def whole(self, inputs: Any, targets: Any, k: int) -> LaunchedStep | None:
         """Gradient and update as one launch, where reads are not free and both are known; the rates
         are those of the step. Nothing has changed.
         """
@@ -147,7 +147,7 @@ class Replaying:
         exchange(opened)  # to capture it may be to call it, which is undone
         if not ready[0]:
             return None
-        return Whole(chain, repeated, given, numbers, own._seen() + 1)
+        return LaunchedStep(chain, repeated, given, numbers, own._seen() + 1)
 
     def _chain(
         self, repeated: Repeated, inputs: Tensor, targets: Tensor, lasting: list[Tensor]

@@ -121,7 +121,7 @@ def called(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return func(*args, **kwargs)
 
 
-class _Asked:
+class _Given:
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return args[0]
@@ -130,7 +130,7 @@ class _Asked:
 @functools.cache
 def takes_numbers() -> bool:
     """Whether this PyTorch's kernels and optimisers take such numbers as rates by themselves."""
-    one, number = torch.ones(1), _Asked()
+    one, number = torch.ones(1), _Given()
     try:
         torch.add(one, one, alpha=number)  # type: ignore[call-overload]
     except TypeError:
