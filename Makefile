@@ -51,7 +51,7 @@ meanwhile: $(VENV)/.test
 	  code=$$?; cat $$log; rm $$log; exit $$code
 
 emulated: $(VENV)/.test
-	$(BIN)/python -m pytest -p no:nbval --device emulated $(ACCELERATOR) -k $(TELLING)
+	$(BIN)/python -m pytest -p no:nbval --device emulated $(ACCELERATOR) -k '$(TELLING)'
 
 # both of the next two in one session; `plugins` holds notebooks too
 others: $(VENV)/.test
@@ -65,8 +65,11 @@ notebooks: $(VENV)/.test
 
 # what is tried on an accelerator too, emulated where there is none
 ACCELERATOR := tests/accelerator tests/trajectories
-# of them what tells most; `make soak` has the others
-TELLING := 'not float32 and not gaussian and not categorical'
+# of them what tells most; `make soak` has the others. A part that another run here has too, on the
+# same way through the engine, is left out: estimators with a second structure, recipes with a second face
+TELLING := not float32 and not gaussian and not categorical and not sampled and not frobenius
+TELLING += and not digest and not no_momentum and not approximate_fisher and not every_step and not [average
+TELLING += and not ((exact or empirical) and block_tridiagonal) and not ([kfac and (paper or small_batch))
 
 # further suites that hold there, in `make soak`
 EMULATED := $(ACCELERATOR) tests/paper tests/study tests/core tests/optim tests/baselines tests/test_baselines_replayed.py

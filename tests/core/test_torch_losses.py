@@ -20,8 +20,8 @@ from kfac_lab.core.cases import Weighed
 from kfac_lab.core.likelihood import Criterion, of_torch, resolve
 from kfac_lab.errors import DataError, RecipeError
 
-few = settings(max_examples=40, deadline=None, derandomize=True)
-fewer = settings(few, max_examples=12)
+few = settings(max_examples=24, deadline=None, derandomize=True)
+fewer = settings(few, max_examples=8)
 reductions = st.sampled_from(["mean", "sum"])
 seeds = st.integers(0, 2**31)
 shapes = st.lists(st.integers(1, 3), min_size=0, max_size=2).map(tuple)

@@ -29,13 +29,18 @@ SLOTS = {
 }
 
 
+# The fewest layers that tell, each call of a step is recorded: quick has an α for groups of them.
+SIZES, MORE = (12, 5, 12), (12, 5, 4, 12)
+
+
 def pair(recipe: str = "paper", **parts: Any) -> list[kl.Run]:
     """The same run on 240 cases with programs and without."""
-    x, y = known.data("bernoulli", known.MLP[0], known.MLP[-1], 240)
+    sizes = MORE if recipe == "quick" else SIZES
+    x, y = known.data("bernoulli", sizes[0], sizes[-1], 240)
     made = kl.Recipe.named(recipe).replace(**{**SLOTS, **parts})
     return [
         kl.Run(
-            kl.Problem(model=known.chain(*known.MLP), likelihood="bernoulli", inputs=x, targets=y),
+            kl.Problem(model=known.chain(*sizes), likelihood="bernoulli", inputs=x, targets=y),
             made,
             seed=1,
             graphs=graphs,

@@ -59,7 +59,17 @@ def same(runs: list[kl.Run]) -> bool:
     return agree and all(map(torch.equal, mine, theirs))
 
 
-@pytest.mark.parametrize("recipe", ["paper", "paper_tridiagonal", "centering", "quick", "robust"])
+@pytest.mark.parametrize(
+    "recipe",
+    # compact factors of one size are replayed in test_programs.py
+    [
+        "paper",
+        "paper_tridiagonal",
+        pytest.param("centering", marks=pytest.mark.soak),
+        "quick",
+        "robust",
+    ],
+)
 def test_a_batch_that_grows_is_replayed_by_few_programs(recipe: str) -> None:
     # quick has an α for each group of layers in its first 40 steps, whose products are made 32
     # cases at a time: as many calls as the size asks for; robust goes otherwise below 128 cases
@@ -95,7 +105,7 @@ def deciding(size: Any) -> type:
         lambda rows: rows * 2.0 if len(rows) >= 40 else rows,  # a bound
         lambda rows: torch.cat([rows[: len(rows) // 2] * 2.0, rows[len(rows) // 2 :]]),
         lambda rows: rows * len(rows) ** 0.5,
-        lambda rows: rows * (1 if len(rows) < 30 else 2),
+        pytest.param(lambda rows: rows * (1 if len(rows) < 30 else 2), marks=pytest.mark.soak),
     ],
     ids=["bound", "half", "root", "number"],
 )

@@ -72,8 +72,15 @@ def oracles_at_once(structure):
     return case.run(net, x, y, structure)[-1]["theta_after"]
 
 
-@pytest.mark.parametrize("structure", STRUCTURES)
-@pytest.mark.parametrize("spread", [2, 4, 10])
+#: each spread with one structure, in turns; with the other one in `make soak`
+SPREADS = [
+    pytest.param(spread, structure, marks=[] if n % 2 == m else pytest.mark.soak)
+    for n, spread in enumerate((2, 4, 10))
+    for m, structure in enumerate(STRUCTURES)
+]
+
+
+@pytest.mark.parametrize(("spread", "structure"), SPREADS)
 def test_it_is_the_oracles_that_keeps_old_inverses(structure, spread):
     """θ, h, λ, γ, ρ, α, μ and q of every step; γ is searched at every other refresh."""
     case = spread_case(spread)
@@ -120,8 +127,15 @@ def whole_run(recipe):
     return run
 
 
-@pytest.mark.parametrize("recipe", ["paper", "paper_tridiagonal"])
-@pytest.mark.parametrize("k", [10, 11, 12, 13])
+#: after each share of a refresh, and with a chain after one in the midst; the others in `make soak`
+MIDST = [
+    pytest.param(k, recipe, marks=pytest.mark.soak if recipe != "paper" and k != 12 else [])
+    for k in (10, 11, 12, 13)
+    for recipe in ("paper", "paper_tridiagonal")
+]
+
+
+@pytest.mark.parametrize(("k", "recipe"), MIDST)
 def test_saved_and_rewound_in_the_midst_it_goes_on_bit_for_bit(recipe, k, tmp_path):
     whole = whole_run(recipe)
     run = run_of(staggered(4), recipe)

@@ -112,12 +112,18 @@ BOTH = {(name, STRUCTURES[n // 2 % 2]) for n, name in enumerate(CASES)}
 PAIRS = [(name, structure) for name in CASES for structure in STRUCTURES]
 
 
-@pytest.mark.parametrize("structure", STRUCTURES)
-@pytest.mark.parametrize("name", CASES)
+#: each case with one structure, in turns, and one case with both; the others in `make soak`
+TOLD = {pair for pair in PAIRS if pair in BOTH or pair[0] == "half"}
+
+
+@pytest.mark.parametrize(
+    ("name", "structure"),
+    [pair if pair in TOLD else pytest.param(*pair, marks=pytest.mark.soak) for pair in PAIRS],
+)
 def test_every_number_of_every_step(name, structure):
     """the trajectory: theta, h, lambda, gamma, rho, alpha, mu and q.
 
-    Through the explicit plan, and of half of the cases through the generic path.
+    Through the explicit plan, and each case with one structure through the generic path too.
     """
     both = (name, structure) in BOTH
     every_number(name, structure, ("explicit", "generic") if both else ("explicit",))
