@@ -197,10 +197,10 @@ def check(tally: Any, name: str, fault: type[BaseException]) -> None:
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_some_lines(name: str) -> None:
-    """Every 61st line, from another one for each fault; the second one, of one object in a row."""
+    """Every 97th line, from another one for each fault; the second one, of one object in a row."""
     found = known(*OPERATIONS[name])
     for n, fault in enumerate(FAULTS):
-        check(attacked(found, fault, every=61, first=7 + 30 * n, again=n == 1), name, fault)
+        check(attacked(found, fault, every=97, first=7 + 48 * n, again=n == 1), name, fault)
 
 
 @pytest.mark.soak
@@ -305,7 +305,7 @@ def attack_files(name: str, folder: Path, every: int) -> None:
 
 @pytest.mark.parametrize("name", FILED)
 def test_some_lines_of_files_and_states(name: str, tmp_path: Path) -> None:
-    attack_files(name, tmp_path, 61)
+    attack_files(name, tmp_path, 97)
 
 
 @pytest.mark.soak
