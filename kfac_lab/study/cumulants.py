@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from kfac_lab.study.fisher import FisherRows, rows_of
+from kfac_lab.study.fisher import FisherRows, exact_fisher, of_derivatives
 
 __all__ = ["Cumulants", "cumulants"]
 
@@ -44,12 +45,11 @@ def cumulants(seen: FisherRows) -> Cumulants:
     a_of, g_of = _places(seen)  # which activity and which derivative a weight has
     activities = torch.cat(centred, 1)
     derivatives = torch.cat(seen.columns, 2).flatten(0, 1)  # a row per case and column of B
-    tilted = rows_of(centred, seen.columns)
     mean = torch.cat(means)[a_of]
-    third = (derivatives.T @ tilted / count)[g_of]  # [p, q] = κ(ā_q, g_p, g_q)
+    third = _third(centred, seen.columns)[g_of]  # [p, q] = κ(ā_q, g_p, g_q)
     of_a = (activities.T @ activities / count)[a_of][:, a_of]
     of_g = (derivatives.T @ derivatives / count)[g_of][:, g_of]
-    fourth = tilted.T @ tilted / count - of_a * of_g
+    fourth = exact_fisher(FisherRows(tuple(centred), seen.columns)) - of_a * of_g
     first, second = mean[:, None] * third, mean[None, :] * third.T
     return Cumulants(
         error=fourth + first + second,
@@ -58,6 +58,21 @@ def cumulants(seen: FisherRows) -> Cumulants:
         second=second,
         bound=fourth.abs() + first.abs() + second.abs(),
     )
+
+
+def _third(centred: Sequence[Tensor], columns: Sequence[Tensor]) -> Tensor:
+    """κ(ā, g', g) of every derivative g' ``[Σ d, P]`` with the ā and the g of every weight."""
+    rows = [
+        torch.cat(
+            [
+                torch.einsum("nj,nki->kji", a, of_derivatives(h, g)).flatten(1)
+                for a, g in zip(centred, columns, strict=True)
+            ],
+            dim=1,
+        )
+        for h in columns
+    ]
+    return torch.cat(rows) / len(centred[0])
 
 
 def _places(seen: FisherRows) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,7 @@ __all__ = [
     "khatri_rao",
     "look",
     "moments",
+    "of_derivatives",
     "rows_of",
 ]
 
@@ -106,9 +107,35 @@ def look(
 
 
 def exact_fisher(seen: FisherRows) -> Tensor:
-    """F over the layers seen ``[P, P]``: E[vec(g āᵀ) vec(g āᵀ)ᵀ] (section 2.2)."""
-    rows = rows_of(seen.inputs, seen.columns)
-    return rows.T @ rows / len(seen.inputs[0])
+    """F over the layers seen ``[P, P]``: E[vec(g āᵀ) vec(g āᵀ)ᵀ] (section 2.2).
+
+    A case has one ā whatever y is, so its block of layers i and j is ā_i ā_jᵀ ⊗ E_y[g_i g_jᵀ]: the
+    columns of B are summed over before cases are.
+    """
+    layers = list(zip(seen.inputs, seen.columns, strict=True))
+    blocks: Blocks = [[] for _ in layers]
+    for i, (a, g) in enumerate(layers):
+        blocks[i] = [blocks[j][i].T for j in range(i)]
+        blocks[i] += [_block(a, g, other, h) for other, h in layers[i:]]
+    return _assembled(blocks)
+
+
+def of_derivatives(g: Tensor, h: Tensor) -> Tensor:
+    """E_y[g hᵀ] of every case ``[N, d, d']``, for columns ``[N, C, d]`` and ``[N, C, d']``."""
+    return g.mT @ h
+
+
+def _block(a: Tensor, g: Tensor, other: Tensor, h: Tensor) -> Tensor:
+    """E[a otherᵀ ⊗ E_y[g hᵀ]] ``[n·d, n'·d']``; some cases at a time, for the memory."""
+    sizes = a.shape[1], other.shape[1], g.shape[2], h.shape[2]
+    total = a.new_zeros(sizes[0] * sizes[1], sizes[2] * sizes[3])
+    for some_a, some_g, some_o, some_h in zip(
+        *(t.split(500) for t in (a, g, other, h)), strict=True
+    ):
+        of_inputs = some_a[:, :, None] * some_o[:, None, :]
+        total.addmm_(of_inputs.flatten(1).T, of_derivatives(some_g, some_h).flatten(1))
+    placed = total.view(sizes).permute(0, 2, 1, 3)
+    return placed.reshape(sizes[0] * sizes[2], sizes[1] * sizes[3]) / len(a)
 
 
 def rows_of(inputs: Sequence[Tensor], columns: Sequence[Tensor]) -> Tensor:

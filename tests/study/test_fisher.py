@@ -10,6 +10,7 @@ from torch import nn
 
 import kfac_lab as kl
 from kfac_lab import study
+from kfac_lab.study.fisher import rows_of
 
 DIMS, CASES = (5, 4, 3, 4), 40
 LIKELIHOODS = {"bernoulli": "bernoulli", "categorical": "categorical", "gaussian": "gaussian_half"}
@@ -63,6 +64,18 @@ def test_some_layers_are_their_blocks(likelihood):
     seen = study.look(problem, layers=[1, 2])
     assert seen.sizes == [15, 16]
     torch.testing.assert_close(study.exact_fisher(seen), whole[keep][:, keep])
+
+
+def test_more_cases_than_are_taken_at_a_time():
+    """Against the rows themselves, whose second moment F is (section 2.2)."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+    seen = study.FisherRows((draw(1203, 3), draw(1203, 2)), (draw(1203, 2, 2), draw(1203, 2, 4)))
+    rows = rows_of(seen.inputs, seen.columns)
+    torch.testing.assert_close(study.exact_fisher(seen), rows.T @ rows / 1203)
 
 
 def test_the_model_is_as_before():

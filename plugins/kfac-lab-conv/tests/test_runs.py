@@ -44,8 +44,15 @@ def same(a, b):
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("block", ["kronecker", REDUCE], ids=["expand", "reduce"])
-@pytest.mark.parametrize("name", ["robust", "small_batch"])
+@pytest.mark.parametrize(
+    ("name", "block"),
+    [
+        pytest.param("robust", "kronecker", id="robust-expand"),
+        pytest.param("small_batch", REDUCE, id="small_batch-reduce"),
+        pytest.param("robust", REDUCE, id="robust-reduce", marks=pytest.mark.soak),
+        pytest.param("small_batch", "kronecker", id="small_batch-expand", marks=pytest.mark.soak),
+    ],
+)
 def test_it_trains_and_goes_on_bit_for_bit(name, block, tmp_path):
     recipe = kl.Recipe.named(name).replace(block=block, batch="constant(size=300)")
     if name == "small_batch":
@@ -106,8 +113,15 @@ class Outside(nn.Module):
         return self.inner(x)
 
 
-@pytest.mark.parametrize("generic", [False, True])
-@pytest.mark.parametrize("block", ["kronecker", REDUCE], ids=["expand", "reduce"])
+@pytest.mark.parametrize(
+    ("block", "generic"),
+    [
+        pytest.param("kronecker", True, id="expand-True"),
+        pytest.param(REDUCE, False, id="reduce-False"),
+        pytest.param("kronecker", False, id="expand-False", marks=pytest.mark.soak),
+        pytest.param(REDUCE, True, id="reduce-True", marks=pytest.mark.soak),
+    ],
+)
 def test_whole_steps_on_meta(block, generic, monkeypatch):
     monkeypatch.setattr(linalg.reading, "transfer", canned)
     model = nn.Sequential(

@@ -116,8 +116,15 @@ def test_in_eval_mode_the_statistics_are_frozen():
     assert run.history["loss"][-1] < run.history["loss"][0]
 
 
-@pytest.mark.parametrize("track", [True, False])
-@pytest.mark.parametrize("recipe", ["robust", "small_batch"])
+@pytest.mark.parametrize(
+    ("recipe", "track"),
+    [
+        ("robust", True),
+        ("small_batch", False),
+        pytest.param("robust", False, marks=pytest.mark.soak),
+        pytest.param("small_batch", True, marks=pytest.mark.soak),
+    ],
+)
 def test_batch_norm_trains(recipe, track):
     """A model that couples its cases, by both default recipes."""
     recipe = kl.Recipe.named(recipe).replace(batch="constant(size=24)")
@@ -128,8 +135,15 @@ def test_batch_norm_trains(recipe, track):
 # --- transformers ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("structure", ["block_diagonal", "block_tridiagonal"])
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize(
+    ("dropout", "structure"),
+    [
+        (0.0, "block_diagonal"),
+        (0.1, "block_tridiagonal"),
+        pytest.param(0.0, "block_tridiagonal", marks=pytest.mark.soak),
+        pytest.param(0.1, "block_diagonal", marks=pytest.mark.soak),
+    ],
+)
 def test_a_transformer_trains(structure, dropout):
     """Every layer that is claimed, in one model, with forward-mode tangents."""
     run = kl.Run(language(dropout=dropout), busy(32, structure=structure), device=here())
@@ -237,8 +251,17 @@ def canned(tensors):
     return [1.0 if not t.dtype.is_floating_point or n else 0.0 for n, t in enumerate(tensors)]
 
 
-@pytest.mark.parametrize("block", ["kronecker", "kronecker(factor_a='diagonal')", "diagonal"])
-@pytest.mark.parametrize("make", [language, images])
+@pytest.mark.parametrize(
+    ("make", "block"),
+    [
+        (language, "kronecker"),
+        (language, "kronecker(factor_a='diagonal')"),
+        (language, "diagonal"),
+        (images, "kronecker"),
+        pytest.param(images, "kronecker(factor_a='diagonal')", marks=pytest.mark.soak),
+        pytest.param(images, "diagonal", marks=pytest.mark.soak),
+    ],
+)
 def test_whole_steps_on_the_meta_device(make, block, monkeypatch):
     """No value exists there, so none is read or mixed in."""
     monkeypatch.setattr(linalg.reading, "transfer", canned)
