@@ -263,6 +263,14 @@ class Page:
             panel,
         )
 
+    def settled(self) -> None:
+        """Waits until the page has drawn all that the kernel has sent of ``panel``."""
+        drawn = "chart.asked || chart.fresh ? -1 : page.number"
+        wait(
+            lambda: self.chart(drawn) == self.kernel.ask("panel.painter.sent"), "something is lost"
+        )
+        assert self.chart("page.status.step") == self.kernel.ask("panel.run.step")
+
     def frames(self, panel: int = 0) -> int:
         """How often new data were drawn."""
         return int(self.chart("chart.frames", panel))

@@ -39,15 +39,8 @@ def page(lab: Lab, chrome: Any) -> Iterator[Page]:
         page.kernel.do("panel.apply(damping='tied'); panel.fork('other'); await panel.live")
         page.kernel.do("panel.evaluate(every=10); panel.start(40); await panel.live")
         page.kernel.do("panel.evaluate(); await panel.live")
-        settled(page)
+        page.settled()
         yield page
-
-
-def settled(page: Page) -> None:
-    """Waits until the page has drawn all that the kernel has sent."""
-    drawn = "chart.asked || chart.fresh ? -1 : page.number"
-    wait(lambda: page.chart(drawn) == page.kernel.ask("panel.painter.sent"), "something is lost")
-    assert page.chart("page.status.step") == page.kernel.ask("panel.run.step")
 
 
 def drawn(page: Page, run: str = "paper", name: str = "loss", k: int = 0) -> np.ndarray:
@@ -62,7 +55,7 @@ def whole(page: Page) -> None:
         "chart.choices = {}, chart.hover(null), chart.draw())"
     )
     page.kernel.do("panel.controller.isolate(None)")
-    settled(page)
+    page.settled()
 
 
 def soon(page: Page, condition: Callable[[], bool], complaint: str) -> None:
@@ -125,10 +118,10 @@ def test_several_updates_a_second_and_none_without_training(page: Page) -> None:
     made, steps = page.frames() - first, page.kernel.ask("panel.run.step") - step
     page.kernel.do("panel.stop()")
     page.kernel.until("not panel.live.running")
-    settled(page)
+    page.settled()
     assert made >= min(6, steps - 1), f"{made} frames in two seconds, of {steps} steps"
     page.kernel.do("panel.rewind(80); await panel.live")
-    settled(page)
+    page.settled()
     assert len(drawn(page)) == 80
 
 
@@ -160,7 +153,7 @@ Slow.wait = 4.0; panel.start(1)""")
         page.chart("void (delete page.ahead)")
         page.kernel.until("not panel.live.running")
         page.kernel.do("panel.select('paper'); panel.controller.remove('slow'); await panel.live")
-        settled(page)
+        page.settled()
 
 
 # ---- the controls --------------------------------------------------------------------------------
@@ -300,7 +293,7 @@ def nudge(page: Page) -> None:
     page.kernel.do("panel.start(1); await panel.live")
     assert page.kernel.ask("run.history['lam'][-1]") == 2 * now
     page.kernel.do("panel.rewind(79); await panel.live; panel.start(1); await panel.live")
-    settled(page)
+    page.settled()
 
 
 #: check → the method of the page's module without which it must fail

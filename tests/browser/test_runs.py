@@ -21,21 +21,36 @@ panel
 OTHER = """
 other = kl.Panel(kl.Run('digits', 'robust', seed=1, device='cpu'))
 """
-#: a panel of two runs, of which the current one was swapped in the middle
-PREPARED = """
-for label in [*panel.runs]:
-    if label != panel.controller.label: panel.controller.remove(label)
-await panel.live
-panel.controller.new(problem="digits", recipe="paper"); await panel.live
-for label in [*panel.runs]:
-    if label != panel.controller.label: panel.controller.remove(label)
-await panel.live
-panel.controller.rename(panel.controller.label, 'paper')
-panel.controller.evaluate(None)
+#: two runs, of which the current one was swapped in the middle; and what a check may change of them
+FIRST = """
 panel.start(10); await panel.live
 panel.apply(damping='tied'); panel.fork('other'); await panel.live
 panel.start(10); await panel.live
+first = {label: (item.run, item.shared) for label, item in panel.controller.roster.items()}
+
+def state():
+    control = panel.controller
+    rows = [
+        (label, item.run, item.run.step, len(item.run.history.marks), item.hidden, item.trains)
+        for label, item in control.roster.items()
+    ]
+    shown = panel.problem, panel.recipe, panel.compared, panel.every, panel.pending
+    parts = [(slot.choice.value, slot.touched) for slot in panel.slots.values()]
+    every = control.measure.every, control.measure.seconds
+    fields = [widget.value for widget in shown]
+    return rows, control.label, control.error, control.going, every, fields, parts
+"""
+#: copies of the two in the place of whatever runs there are
+PREPARED = """
+old, roster = [*panel.runs], panel.controller.roster
+for label, (run, shared) in first.items():
+    roster.add('new ' + label, run.fork(), shared=shared)
+panel.controller.evaluate(None)
+panel.select('new paper'); await panel.live
+for label in old: roster.remove(label)
+for label in first: panel.controller.rename('new ' + label, label)
 panel.push()
+was = state()
 """
 
 
@@ -47,13 +62,16 @@ def page(lab: Lab, chrome: Any) -> Iterator[Page]:
         page.says("Start trains")
         page.run(1)
         page.kernel.until("panel.painter.heard")
+        page.kernel.do(FIRST)
+        page.kernel.do(PREPARED)
         yield page
 
 
 @pytest.fixture(autouse=True)
 def prepared(page: Page) -> None:
-    """Every check begins with the same two runs."""
-    page.kernel.do(PREPARED)
+    """Every check begins with the same two runs: with others where the one before changed them."""
+    if not page.kernel.ask("state() == was"):
+        page.kernel.do(PREPARED)
     wait(lambda: page.chart("page.runs.map(r => r.label)") == ["paper", "other"], "other runs")
     page.chart("void (chart.zoomed(), chart.draw())")
 
