@@ -89,7 +89,7 @@ def _kernel(arguments: list[str]) -> None:
 
 #: what every kernel would import; `torch._dynamo`, and sympy with it, a first gradient loads
 IMPORTED = ("torch", "torch._dynamo", "IPython", "jupyter_client", "zmq.eventloop.zmqstream")
-IMPORTED += ("matplotlib.figure",)
+IMPORTED += ("matplotlib.figure", "ipywidgets")
 INLINE = "module://matplotlib_inline.backend_inline"  # what ipykernel sets where nothing is set
 
 # ---- the server ----------------------------------------------------------------------------------

@@ -42,7 +42,9 @@ def page(lab: Lab, chrome: Any, kernel: str) -> Iterator[Page]:
     name = f"life-{kernel}.ipynb"
     notebook(lab.folder / name, *[""] * 3, kernel=kernel)
     with opened(lab, chrome, name, kernel) as page:
-        page.version = {"python3": "7", "ipykernel6": "6"}[kernel]
+        page.write(2, "import ipykernel; print(ipykernel.__version__)")
+        version = {"python3": "7.", "ipykernel6": "6."}[kernel]
+        assert page.output(2).startswith(version), "another kernel than the one meant"
         yield page
 
 
@@ -78,11 +80,6 @@ def ordinary(outputs: list[dict[str, Any]]) -> list[str]:
     return kinds
 
 
-def test_the_kernel_is_the_one_meant(page: Page) -> None:
-    page.write(2, "import ipykernel; print(ipykernel.__version__)")
-    assert page.output(2).startswith(page.version + ".")
-
-
 def test_training_leaves_other_cells_free_and_stop_leaves_ordinary_output(page: Page) -> None:
     begin(page)
     assert threads(page) == 1
@@ -98,16 +95,8 @@ def test_training_leaves_other_cells_free_and_stop_leaves_ordinary_output(page: 
     steps = page.kernel.ask("panel.run.step")
     assert str(steps) in "".join(seen[2]["data"]["text/plain"])
     assert output == []
-
-
-@EITHER
-def test_start_works_again_after_stop(page: Page) -> None:
-    begin(page)
-    page.button("Stop").click()
-    page.kernel.until("not panel.live.running")
-    stopped = page.kernel.ask("panel.run.step")
-    page.button("Step").click()
-    page.kernel.until(f"panel.run.step == {stopped + 1} and not panel.live.running")
+    page.button("Step").click()  # works again after Stop
+    page.kernel.until(f"panel.run.step == {steps + 1} and not panel.live.running")
 
 
 @EITHER
@@ -154,17 +143,26 @@ def test_an_error_names_the_part_and_leaves_the_run_usable(page: Page) -> None:
     assert "Traceback" not in page.kernel.ask("panel.message.value")
 
 
-def test_an_interrupt_between_cells_is_a_stop(page: Page) -> None:
+def test_an_interrupt_of_another_cell_leaves_the_run_going_and_one_between_cells_is_a_stop(
+    page: Page,
+) -> None:
     begin(page)
+    page.write(1, HELD, wait=False)
+    wait(lambda: "begun" in page.output(1), "the cell does not begin")
     page.tab.get_by_role("button", name="Interrupt the kernel").click()
+    page.idle()
+    assert page.kernel.ask("panel.controller.state") == "running"  # it was that cell's
+    step = page.kernel.ask("panel.run.step")
+    page.kernel.until(f"panel.run.step > {step}")
+    page.tab.get_by_role("button", name="Interrupt the kernel").click()  # no cell runs: the run's
     page.says("Stopped after step")  # asking the kernel would be a cell, and the interrupt its own
     page.kernel.until("panel.controller.state == 'stopped' and not panel.live.running")
     assert threads(page) == 0
     assert page.kernel.ask("len(panel.run.history) == panel.run.step")
     assert ordinary(page.saved()[0])[1:] == ["image/png", "text/html"]
-    page.button("Step").click()
     step = page.kernel.ask("panel.run.step")
-    page.kernel.until(f"panel.run.step >= {step} and not panel.live.running")
+    page.button("Step").click()
+    page.kernel.until(f"panel.run.step == {step + 1} and not panel.live.running")
 
 
 def test_an_interrupt_of_a_cell_that_waits_is_a_stop(page: Page) -> None:
@@ -179,18 +177,6 @@ def test_an_interrupt_of_a_cell_that_waits_is_a_stop(page: Page) -> None:
     assert "error" in ordinary(page.saved()[1])  # the cell was interrupted, and says so
 
 
-def test_an_interrupt_of_another_cell_leaves_the_run_going(page: Page) -> None:
-    """It is that cell's; the next one, with no cell running, is the run's."""
-    begin(page)
-    page.write(1, HELD, wait=False)
-    wait(lambda: "begun" in page.output(1), "the cell does not begin")
-    page.tab.get_by_role("button", name="Interrupt the kernel").click()
-    page.idle()
-    assert page.kernel.ask("panel.controller.state") == "running"
-    page.button("Stop").click()
-    page.kernel.until("not panel.live.running")
-
-
 @EITHER
 def test_a_restart_while_training_ends_the_process_and_start_works_again(page: Page) -> None:
     begin(page)
@@ -200,6 +186,7 @@ def test_a_restart_while_training_ends_the_process_and_start_works_again(page: P
     page.write(0, FIRST)
     page.says("Start trains")
     assert page.kernel.ask("__import__('os').getpid()") != old
+    assert page.kernel.ask("[panel.run.step, len(panel.runs)]") == [0, 1]
     begin(page)
     assert threads(page) == 1
     page.button("Stop").click()

@@ -1,4 +1,4 @@
-"""The tour, opened and run as a reader would; then its panel, button by button, on one run."""
+"""The tour, opened and run as a reader would; then a panel in it, button by button, on one run."""
 
 import csv
 import json
@@ -12,10 +12,17 @@ import pytest
 import warm
 from notebooks.cells import masked
 
-from browser.driver import Page, opened
+from browser.driver import GENTLE, Page, opened
 from browser.lab import Lab
 
 TOUR = Path(__file__).parents[2] / "notebooks" / "01_tour.ipynb"
+# in place of the tour's run one whose steps are short: what a button does is the same
+SMALL = f"""
+import kfac_lab as kl
+{GENTLE}
+panel = kl.Panel(Gentle("digits", "robust", seed=0, device="cpu").advance(2))
+panel
+"""
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +63,11 @@ def test_the_panel_of_the_tour(page: Page) -> None:
     """Start, swaps while it trains, Pause, Step, Rewind, Fork, Export, Save, Load, Stop."""
     page.cell(0).scroll_into_view_if_needed()
     ask, until = page.kernel.ask, page.kernel.until
+    trained = ask("panel.run.step")
+    page.button("Step").click()  # the tour's own panel hears too
+    until(f"panel.run.step == {trained + 1} and not panel.live.running")
+    page.write(0, SMALL)
+    until("panel.run.step == 2")
     page.field("Recipe").select_option(label="paper")  # a run of its own
     until("panel.run.step == 0 and not panel.live.running")
     label = ask("panel.controller.label")
@@ -151,6 +163,8 @@ def test_the_panel_of_the_tour(page: Page) -> None:
     page.says("Stopped after step")
 
 
+# test_life.py restarts one while it trains
+@pytest.mark.soak
 def test_a_restarted_kernel_starts_again(page: Page) -> None:
     page.restart()
     page.run(0)
