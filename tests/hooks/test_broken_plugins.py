@@ -139,7 +139,13 @@ def test_two_who_share_a_name_are_both_told_and_dist_name_still_works(
     kl.Run(problem(), recipe().replace(damping="other-dist/mine"), device="cpu").advance(2)
 
 
-@pytest.mark.parametrize("name", JUDGED)
+#: of the laws that take longest, and whose matrix is in tests/testing: these under ``make soak``
+LONG = ("damped the wrong way", "keeps what the store reuses", "loses η")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.soak) if n in LONG else n for n in JUDGED]
+)
 def test_the_kit_names_the_law_and_the_lab_goes_on(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,8 +1,8 @@
 """The kit's own proof, in groups of slots: each group is a file, so that two workers share them.
 
 Every broken component is tried by the law that it breaks and by what that law needs. Of the other
-laws, which it obeys, ``make test`` takes every fourth, from another one for each component, and
-of those that train for many steps every fifth; ``make soak`` takes all.
+laws, which it obeys, ``make test`` takes every tenth, from another one for each component;
+``make soak`` takes all.
 """
 
 from collections.abc import Mapping
@@ -13,8 +13,8 @@ from broken import broken_for
 from kfac_lab.testing import report
 from kfac_lab.testing.law import LAWS, Law
 
-#: the laws that take longest
-LONG = ("resumes", "replays")
+#: of the components that a law is tried on beside its own: each one's turn is after so many
+EVERY = 10
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "curvature": ("block", "structure", "collective"),
@@ -57,10 +57,9 @@ def sample(laws: Mapping[str, Law], name: str) -> dict[str, Law]:
 
 def _turn(n: int, laws: Mapping[str, Law], one: str, name: str) -> bool:
     """Whether it is the turn of the component that breaks ``name`` to be tried by the n-th law."""
-    every = 5 if one in LONG else 4
     own = wanted(laws, one)  # on what breaks one of these it is not tried anyway
     others = [law for law in laws if law not in own]
-    return name in others and others.index(name) % every == n % min(every, len(others))
+    return name in others and others.index(name) % EVERY == n % min(EVERY, len(others))
 
 
 def breaks_that_law_alone(slot, name, every=True):

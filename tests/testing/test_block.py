@@ -24,10 +24,20 @@ BUILT_IN = [
     "diagonal",
     "identity",
 ]
+#: beside one that differs in the same field: these under ``make soak``
+ALIKE = (
+    *(f"kronecker(pi={pi!r})" for pi in ("frobenius", "spectral", "one")),
+    "kronecker(inverse='eigh')",
+    "kronecker(factor_a='diagonal', rank=2)",
+    *(f"kronecker(factor_g={kind!r}, rank=2)" for kind in ("diagonal", "lowrank_plus_diagonal")),
+    "relative(outputs=False)",
+)
 OBSERVED = {"observe_weighs", "observe_means", "cotangents_even"}
 
 
-@pytest.mark.parametrize("text", BUILT_IN)
+@pytest.mark.parametrize(
+    "text", [pytest.param(t, marks=pytest.mark.soak) if t in ALIKE else t for t in BUILT_IN]
+)
 def test_built_in(text):
     found = check(Lab(entry_points=False).component("block", text))
     assert found.slot == "block"

@@ -4,6 +4,7 @@ import dataclasses
 from typing import ClassVar
 
 import pytest
+from testing.matrix import ask
 
 from kfac_lab.hooks import Lab
 from kfac_lab.paper.block_diagonal import BlockDiagonal
@@ -55,12 +56,13 @@ class SaysSo(Half):
     keeps_blocks: ClassVar[bool] = False
 
 
-def test_a_scale_of_its_own_has_to_be_declared():
+def test_a_scale_of_its_own_has_to_be_declared(monkeypatch):
     with pytest.raises(LawError) as error:
         check(Half())
     assert error.value.report.broken == ("single_layers_alone",)
-    exempt = {r.law for r in check(SaysSo()).results if r.status == "exempt"}
-    assert {"single_layers_alone", "diagonal_blocks_kept"} <= exempt
+    kept = ("single_layers_alone", "diagonal_blocks_kept")
+    ask(monkeypatch, "structure", *kept)
+    assert set(kept) <= {r.law for r in check(SaysSo()).results if r.status == "exempt"}
 
 
 def test_a_sign_in_the_tridiagonal_inverse(monkeypatch):
