@@ -114,7 +114,11 @@ def test_a_launched_step_is_the_step(name: str) -> None:
         assert found.capture.made == (2 if name == "soap" else 1)  # a gradient is launched too
 
 
-@every
+@pytest.mark.parametrize(
+    "name",
+    ["adam", *(pytest.param(n, marks=pytest.mark.soak) for n in ("nag", "soap")),
+     *(pytest.param(n, marks=[needs_muon, pytest.mark.soak]) for n in METHODS if "muon" in n)],
+)  # fmt: skip
 @pytest.mark.host("another type than the accelerators'")
 def test_it_is_so_in_float64(name: str) -> None:
     mine, theirs = (made(name, launched, torch.float64) for launched in (True, False))

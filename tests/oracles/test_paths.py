@@ -58,8 +58,15 @@ def test_lambda_rule():
 # --- the trajectory ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("likelihood", dense.LIKELIHOODS)
-@pytest.mark.parametrize("structure", STRUCTURES)
+def both(likelihood):
+    """Pairs with both structures; of all but one likelihood the second under ``make soak``."""
+    late = [] if likelihood == "categorical" else [pytest.mark.soak]
+    return [(likelihood, STRUCTURES[0]), pytest.param(likelihood, STRUCTURES[1], marks=late)]
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "structure"), [pair for name in dense.LIKELIHOODS for pair in both(name)]
+)
 def test_trajectory_adapts_everything_and_descends(likelihood, structure):
     net, x, y = problem(likelihood, dims=(5, 4, 3, 4, 3), seed=1, cases=30)
     steps = trajectory.run(
