@@ -9,6 +9,7 @@ import torch
 from broken.damping import Sound, _Unbounded
 from broken.plugin import sound
 from hooks.test_specs import HOOKS, example
+from testing.matrix import ask
 from torch import nn
 
 import kfac_lab as kl
@@ -90,7 +91,7 @@ def test_the_hooks_examples_of_claims_and_events_obey(hook):
     assert all(report.passed for report in found), hook
 
 
-def test_a_module_that_only_the_plugin_knows_is_tried_by_its_examples():
+def test_a_module_that_only_the_plugin_knows_is_tried_by_its_examples(monkeypatch):
     source = example("kfac_claim_layer")
     alone = reports(module("mixed", source))
     assert list(alone) == [("plugin", "mixed")]  # none of torch's modules is a Mixed
@@ -99,6 +100,7 @@ def test_a_module_that_only_the_plugin_knows_is_tried_by_its_examples():
     layer = found["layer", "MixedLayer of its example 1, Mixed"]
     assert layer.passed and len(layer.results) > 10
     wrong = source.replace("tensors[0].t().contiguous()", "2 * tensors[0].t()") + yields
+    ask(monkeypatch, "layer", "unpack_undoes_pack")
     layer = reports(module("mixed", wrong))["layer", "MixedLayer of its example 1, Mixed"]
     assert "unpack_undoes_pack" in layer.broken
 
@@ -135,6 +137,7 @@ def test_an_installed_distribution_is_found_by_any_of_its_names(tmp_path, monkey
     for name in ("kfac-lab-tried", "kfac_lab_tried", "own", "kfac-lab-tried/own"):
         (source,) = sources(name)
         assert source.qualified == "kfac-lab-tried/own" and source.version == "1.0"
+    ask(monkeypatch, "damping", "runs")  # of its part it is enough here that it is tried
     found = reports("kfac-lab-tried")  # KFAC_LAB_PLUGINS allows none, which is about runs
     assert list(found) == [("plugin", "kfac-lab-tried/own"), ("damping", "own")]
     (quick,) = [r for r in found["plugin", "kfac-lab-tried/own"].results if "quickly" in r.law]
