@@ -47,6 +47,7 @@ def test_a_broken_part_is_an_error_that_names_law_and_part(monkeypatch):
         register("fine", Sound)
         register("unbounded", _Unbounded)
 
+    ask(monkeypatch, "damping", "bounds_kept")  # of both parts, and what it needs
     plugin = sound(kfac_register_dampings=registers)
     found = list(plugin_reports(plugin))
     assert {(r.slot, r.component): r.passed for r in found}["damping", "fine"]
