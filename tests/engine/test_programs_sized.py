@@ -73,7 +73,7 @@ def same(runs: list[kl.Run]) -> bool:
 def test_a_batch_that_grows_is_replayed_by_few_programs(recipe: str) -> None:
     # quick has an α for each group of layers in its first 40 steps, whose products are made 32
     # cases at a time: as many calls as the size asks for; robust goes otherwise below 128 cases
-    runs = pair(recipe, steps={"quick": 100, "robust": 80}.get(recipe, 58))
+    runs = pair(recipe, steps={"quick": 80, "robust": 80}.get(recipe, 58))
     assert same(runs)
     programs = runs[0].stepper.programs
     assert len({float(m) for m in runs[0].history["batch"]}) > 50

@@ -167,9 +167,21 @@ def test_the_rows_make_the_gradient(name):
 
 #: samples of each case, by so many steps; by fewer where each of them takes COPIES of every case
 STEPS, SAMPLES, COPIES = 100, 100, 10
+#: their exact traces are compared above; rows and losses are of the kinds that others here have
+LIKE_OTHERS = {
+    "gpt2_untied": "gpt2",
+    "bert": "vit",
+    "convnext": "resnet",
+    "swin": "vit",
+    "lstm_tagger_time_first": "lstm_tagger",
+    "gcn_sparse": "gcn",
+}
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.soak if n in LIKE_OTHERS else []) for n in ZOO],
+)
 def test_sampled_traces(name):
     """The default estimator, and for a graph the exact one too, whose signs are drawn."""
     for estimator in ("sampled", "exact")[: 1 + made(name).whole]:
