@@ -136,11 +136,12 @@ def test_pi_is_one_where_a_trace_is_zero():
 def test_chunked_is_unchunked(likelihood, path):
     """gradient, statistics, J v, F v and h(theta + delta) in chunks of 7.
 
-    30 cases, S1 of 17 and S2 of 11 rows: no chunk ends where a subset does.
+    30 cases, S1 of 17 and S2 of 11 rows: no chunk ends where a subset does. One case at a time, of
+    one likelihood: no other has something of its own there.
     """
     net, x, y = problem(likelihood, count=30, seed=1)
-    seen = {}
-    for chunk in (7, 1, 5000):
+    seen, few = {}, (7, 1) if likelihood == "categorical" else (7,)
+    for chunk in (*few, 5000):
         engine = engine_of(
             net,
             likelihood,
@@ -170,7 +171,7 @@ def test_chunked_is_unchunked(likelihood, path):
     jacobian = dense.jacobian(net, x[:11])
     vectors = torch.stack([draw(jacobian.shape[2], seed=s) for s in (1, 2)])
     close(seen[7][5], torch.einsum("nkp,vp->vnk", jacobian, vectors))
-    for chunk in (7, 1):
+    for chunk in few:
         for left, right in zip(seen[chunk], seen[5000], strict=True):
             close(left, right, 1e-12)
 

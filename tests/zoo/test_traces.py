@@ -236,7 +236,16 @@ def check_sampled(zoo, inputs, found, own, rows):
 # --- tables ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["gpt2_untied", "bert", "llama", "whisper", "lstm_tagger"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gpt2_untied",
+        "bert",
+        "llama",
+        pytest.param("whisper", marks=pytest.mark.soak),
+        "lstm_tagger",
+    ],
+)
 def test_a_table_of_tokens_has_the_trace_of_its_fisher(name):
     """Where no case has a token twice; with tokens that come again it has another."""
     zoo = made(name)
