@@ -11,6 +11,7 @@ import itertools
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pytest
 import torch
 from oracles import dense
 from torch import Tensor, nn
@@ -22,6 +23,12 @@ from kfac_lab.engine import Engine
 from kfac_lab.paper.block_diagonal import BlockDiagonal
 
 STRUCTURES = ("block_diagonal", "block_tridiagonal")
+#: structures and paths in turns; the other two pairs in `make soak`
+IN_TURNS = [(STRUCTURES[0], "explicit"), (STRUCTURES[1], "generic")]
+IN_TURNS += [
+    pytest.param(*p, marks=pytest.mark.soak)
+    for p in zip(STRUCTURES, ("generic", "explicit"), strict=True)
+]
 LIKELIHOODS = dense.LIKELIHOODS
 GAUSSIAN = ("gaussian_half", "gaussian_full")
 TEXT = {

@@ -11,6 +11,7 @@ from torch import nn
 import kfac_lab as kl
 from engine.helpers import (
     ADAPTIVE,
+    IN_TURNS,
     LIKELIHOODS,
     STRUCTURES,
     AllPairs,
@@ -134,10 +135,9 @@ def test_pi_is_one_where_a_trace_is_zero():
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_chunked_is_unchunked(likelihood, path):
-    """gradient, statistics, J v, F v and h(theta + delta) in chunks of 7.
+    """gradient, statistics, J v, F v and h(theta + delta) in chunks of 7, of 1 once.
 
-    30 cases, S1 of 17 and S2 of 11 rows: no chunk ends where a subset does. One case at a time, of
-    one likelihood: no other has something of its own there.
+    30 cases, S1 of 17 and S2 of 11 rows: no chunk ends where a subset does.
     """
     net, x, y = problem(likelihood, count=30, seed=1)
     seen, few = {}, (7, 1) if likelihood == "categorical" else (7,)
@@ -177,8 +177,7 @@ def test_chunked_is_unchunked(likelihood, path):
 
 
 @pytest.mark.filterwarnings("ignore:a batch of")
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize(("structure", "path"), IN_TURNS)
 def test_a_chunked_run_is_the_same_run(structure, path):
     """22 adaptive steps with sampled G, chunk 7 against one chunk."""
     net, x, y = problem("bernoulli", count=30, seed=1)
@@ -251,8 +250,7 @@ def stochastic(seed, structure="block_tridiagonal", path="explicit"):
 
 
 @pytest.mark.filterwarnings("ignore:a batch of")
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize(("structure", "path"), IN_TURNS)
 def test_the_same_seed_gives_the_same_run(structure, path):
     """determinism; a restored state goes on bit for bit; seeds differ.
 
