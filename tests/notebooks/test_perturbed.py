@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import warm
 
 from .test_static import NOTEBOOKS, ROOT, code_of, name_of
 
@@ -94,12 +95,10 @@ def answers(requests: dict[str, str]) -> dict[str, tuple[Outcome, Outcome]]:
         requests: how much of each is run as it is: "all", "there", up to where the wrong number
             was found, or "nothing".
     """
-    done = subprocess.run(
+    done = warm.run(
         [sys.executable, str(Path(__file__).with_name("cells.py"))],
         input=json.dumps([(str(ROOT / name), *WRONG[name], n) for name, n in requests.items()]),
         env=environment(),
-        capture_output=True,
-        text=True,
     )
     assert done.returncode == 0, done.stderr
     found = ((tuple(wrong), tuple(right)) for wrong, right in json.loads(done.stdout))

@@ -1,25 +1,13 @@
 """One process fails and the other one waits for it: it must not wait for ever."""
 
-import subprocess
 import sys
 import time
 
 import pytest
 import torch
+import warm
 from ddp_failing import TIMEOUT
-from ddp_jobs import HERE, LIMIT, environment, free_port
-
-
-def started(how, folder, rank, port):
-    of_job = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
-    of_job |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return subprocess.Popen(
-        [sys.executable, str(HERE / "ddp_failing.py"), how, str(folder)],
-        env=environment(**of_job),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+from ddp_jobs import HERE, LIMIT, environment, free_port, started
 
 
 @pytest.mark.parametrize("how", ["gone", "idle"])
@@ -28,14 +16,8 @@ def test_the_other_process_is_told(how, tmp_path):
 
     In both cases the step has not happened on the one that waited.
     """
-    port = free_port()
-    both = [started(how, tmp_path, rank, port) for rank in (0, 1)]
-    try:
-        said = [process.communicate(timeout=LIMIT)[0] for process in both]
-    finally:
-        for process in both:
-            process.kill()
-            process.wait()
+    both = started("ddp_failing.py", how, str(tmp_path))
+    said = [process.communicate(LIMIT) for process in both]  # killed where it takes longer
     assert (tmp_path / "first.pt").exists(), said
     found = torch.load(tmp_path / "first.pt")
     assert found["same"] and found["steps"] == 3
@@ -56,6 +38,7 @@ def test_torchrun_ends_the_job(tmp_path):
     command += ["--master-addr", "127.0.0.1", "--master-port", free_port()]
     command += [str(HERE / "ddp_failing.py"), "gone", str(tmp_path)]
     start = time.monotonic()
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=LIMIT)
-    assert done.returncode != 0 and "DataError" in done.stderr
+    launcher = warm.start(command, environment())
+    _, said = launcher.communicate(LIMIT)
+    assert launcher.returncode != 0 and "DataError" in said
     assert time.monotonic() - start < LIMIT / 2

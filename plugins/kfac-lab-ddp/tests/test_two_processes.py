@@ -1,14 +1,14 @@
 """Two processes against one: all of a training's numbers, and that the comparison can fail.
 
-One job of two gloo processes runs all the scenarios, by torchrun.
+One job of two gloo processes runs all the scenarios; `make soak` starts one by torchrun.
 """
 
 import math
 
+import ddp_jobs
 import ddp_scenarios as scenarios
 import pytest
 import torch
-from ddp_jobs import torchrun
 from ddp_several import SEVERAL
 
 import kfac_lab as kl
@@ -23,7 +23,7 @@ DOUBLE = 1e-9
 def job(tmp_path_factory):
     folder = tmp_path_factory.mktemp("job")
     names = [*scenarios.SAME, *SEVERAL]
-    found = torchrun(folder, *names, SAVE="1")
+    found = ddp_jobs.job(folder, *names, SAVE="1")
     found["folder"] = folder
     return found
 
@@ -55,6 +55,12 @@ def test_two_processes_are_one(job, name):
     first, second = job[name]
     assert same_bits(first, second)  # θ, δ, moments, inverses, λ, γ, ρ … of both
     assert apart(first, single) < (SINGLE if name in ("kfac_float32", "digits") else DOUBLE)
+
+
+@pytest.mark.soak
+def test_torchrun_starts_the_same_job(job, tmp_path):
+    for one, other in zip(ddp_jobs.torchrun(tmp_path, "run")["run"], job["run"], strict=True):
+        assert same_bits(one, other)
 
 
 def test_what_was_compared_has_it_all(job):
