@@ -11,6 +11,7 @@ from browser.lab import Lab, notebook
 CELL = """
 import kfac_lab as kl
 from kfac_lab.panel import chart
+chart._kind.cache_clear()  # the module as it is
 {break_it}
 {gentle}
 Gentle.wait = 0.2  # a picture a second needs no more steps
@@ -31,13 +32,17 @@ COUNT = """
 """
 
 
-@pytest.fixture
-def page(lab: Lab, chrome: Any, request: pytest.FixtureRequest) -> Iterator[Page]:
-    name = f"module-{'broken' if request.param else 'whole'}.ipynb"
-    notebook(lab.folder / name, CELL.format(break_it=request.param, gentle=GENTLE))
-    with opened(lab, chrome, name) as page:
-        page.run(0)
+@pytest.fixture(scope="module")
+def page(lab: Lab, chrome: Any) -> Iterator[Page]:
+    notebook(lab.folder / "module.ipynb", "")
+    with opened(lab, chrome, "module.ipynb") as page:
         yield page
+
+
+@pytest.fixture(autouse=True)
+def panel(page: Page, request: pytest.FixtureRequest) -> None:
+    """A panel whose module is as the test says."""
+    page.write(0, CELL.format(break_it=request.param, gentle=GENTLE))
 
 
 def trained(page: Page, seconds: int) -> int:
@@ -50,7 +55,7 @@ def trained(page: Page, seconds: int) -> int:
     return int(page.tab.evaluate("window.pictures.size")) - begun
 
 
-@pytest.mark.parametrize("page", [BROKEN], indirect=True)
+@pytest.mark.parametrize("panel", [BROKEN], indirect=True)
 def test_pictures_come_once_a_second(page: Page) -> None:
     assert trained(page, 5) >= 4
     shown = page.tab.locator("img.kl-fallback")
@@ -63,7 +68,7 @@ def test_pictures_come_once_a_second(page: Page) -> None:
     page.kernel.until("panel.controller.state == 'stopped' and not panel.live.running")
 
 
-@pytest.mark.parametrize("page", [""], indirect=True)
+@pytest.mark.parametrize("panel", [""], indirect=True)
 def test_where_the_module_is_there_none_come(page: Page) -> None:
     page.kernel.until("panel.painter.heard")
     assert trained(page, 3) == 0  # without the module two or three

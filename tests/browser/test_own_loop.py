@@ -90,6 +90,13 @@ def test_a_stop_or_an_interrupt_ends_the_loop_cleanly(page: Page) -> None:
     assert bool(page.kernel.ask("len(opt.history.marks)")) == page.seven
 
 
+# what the kernel says beside a running cell is told above: with ipykernel 6 under `make soak` only
+@pytest.mark.parametrize(
+    "kernel",
+    ["python3", pytest.param("ipykernel6", marks=pytest.mark.soak)],
+    indirect=True,
+    scope="module",
+)
 def test_watch_shows_its_panel_and_leaves_ordinary_output(page: Page) -> None:
     before = page.kernel.ask("opt.step_count")
     page.write(1, WATCHED, wait=False)
