@@ -23,12 +23,15 @@ from kfac_lab.engine import Engine
 from kfac_lab.paper.block_diagonal import BlockDiagonal
 
 STRUCTURES = ("block_diagonal", "block_tridiagonal")
-#: structures and paths in turns; the other two pairs in `make soak`
-IN_TURNS = [(STRUCTURES[0], "explicit"), (STRUCTURES[1], "generic")]
-IN_TURNS += [
-    pytest.param(*p, marks=pytest.mark.soak)
-    for p in zip(STRUCTURES, ("generic", "explicit"), strict=True)
-]
+
+
+def in_turns(one: Any, other: Any) -> list[Any]:
+    """Each structure with one of two values; the other two pairs in `make soak`."""
+    soak = [(STRUCTURES[0], other), (STRUCTURES[1], one)]
+    told = [(STRUCTURES[0], one), (STRUCTURES[1], other)]
+    return [*told, *(pytest.param(*pair, marks=pytest.mark.soak) for pair in soak)]
+
+
 LIKELIHOODS = dense.LIKELIHOODS
 GAUSSIAN = ("gaussian_half", "gaussian_full")
 TEXT = {

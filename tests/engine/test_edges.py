@@ -11,7 +11,6 @@ from torch import nn
 import kfac_lab as kl
 from engine.helpers import (
     ADAPTIVE,
-    IN_TURNS,
     LIKELIHOODS,
     STRUCTURES,
     AllPairs,
@@ -21,6 +20,7 @@ from engine.helpers import (
     evaluated_of,
     flat,
     in_order,
+    in_turns,
     matrix_of,
     moments_of,
     numbers,
@@ -177,7 +177,7 @@ def test_chunked_is_unchunked(likelihood, path):
 
 
 @pytest.mark.filterwarnings("ignore:a batch of")
-@pytest.mark.parametrize(("structure", "path"), IN_TURNS)
+@pytest.mark.parametrize(("structure", "path"), in_turns(*PATHS))
 def test_a_chunked_run_is_the_same_run(structure, path):
     """22 adaptive steps with sampled G, chunk 7 against one chunk."""
     net, x, y = problem("bernoulli", count=30, seed=1)
@@ -250,7 +250,7 @@ def stochastic(seed, structure="block_tridiagonal", path="explicit"):
 
 
 @pytest.mark.filterwarnings("ignore:a batch of")
-@pytest.mark.parametrize(("structure", "path"), IN_TURNS)
+@pytest.mark.parametrize(("structure", "path"), in_turns(*PATHS))
 def test_the_same_seed_gives_the_same_run(structure, path):
     """determinism; a restored state goes on bit for bit; seeds differ.
 

@@ -19,6 +19,7 @@ from engine.helpers import (
     fisher_of,
     flat,
     in_order,
+    in_turns,
     numbers,
     problem,
     set_theta,
@@ -319,8 +320,7 @@ def test_norm_clip_keeps_its_bound(kappa):
     assert clipped == {1e-4: 7, 1e3: 0}.get(kappa, clipped)
 
 
-@pytest.mark.parametrize("momentum", [True, False])
-@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize(("structure", "momentum"), in_turns(True, False))
 def test_many_conjugate_gradient_steps_are_the_newton_step(structure, momentum):
     """CG over the whole space reaches the minimiser of M,
     -(F + (lambda + eta) I)^-1 grad h; steps = 1 is `optimal`; every further one lowers M.
