@@ -19,7 +19,8 @@ import sys
 sys.path.insert(0, {tests!r})
 import kfac_lab as kl
 from panel.helpers import Slow
-run = kl.Run('digits', 'paper', seed=0, device='cpu')
+Slow.wait = 0.0
+run = Slow('digits', 'paper', seed=0, device='cpu')
 panel = kl.Panel(run)
 panel
 """
@@ -111,12 +112,13 @@ def test_several_updates_a_second_and_none_without_training(page: Page) -> None:
     before = page.frames()
     page.tab.wait_for_timeout(700)
     assert page.frames() == before
-    page.kernel.do("panel.start(seconds=30.0)")
+    # between steps the core is free for the page
+    page.kernel.do("Slow.wait = 0.05; panel.start(seconds=30.0)")
     page.kernel.until("panel.run.step > 81")
     first, step = page.frames(), page.kernel.ask("panel.run.step")
     page.tab.wait_for_timeout(2000)
     made, steps = page.frames() - first, page.kernel.ask("panel.run.step") - step
-    page.kernel.do("panel.stop()")
+    page.kernel.do("panel.stop(); Slow.wait = 0.0")
     page.kernel.until("not panel.live.running")
     page.settled()
     assert made >= min(6, steps - 1), f"{made} frames in two seconds, of {steps} steps"
@@ -152,6 +154,7 @@ Slow.wait = 4.0; panel.start(1)""")
     finally:
         page.chart("void (delete page.ahead)")
         page.kernel.until("not panel.live.running")
+        page.kernel.do("Slow.wait = 0.0")
         page.kernel.do("panel.select('paper'); panel.controller.remove('slow'); await panel.live")
         page.settled()
 

@@ -7,14 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from browser.driver import Page, opened, wait
+from browser.driver import GENTLE, Page, opened, wait
 from browser.lab import Lab, notebook
 from kfac_lab.cli import main
 
 CELL = """
 import kfac_lab as kl
 from kfac_lab.panel import views
-run = kl.Run('digits', 'paper', seed=0, device='cpu')
+run = Gentle('digits', 'paper', seed=0, device='cpu')
+Gentle.wait = 0.0
 run.swap(structure='block_tridiagonal')
 panel = kl.Panel(run)
 def numbers(name):
@@ -41,7 +42,7 @@ FIRST = "chart.cells[0]"
 
 @pytest.fixture(scope="module")
 def page(lab: Lab, chrome: Any) -> Iterator[Page]:
-    notebook(lab.folder / "views.ipynb", CELL)
+    notebook(lab.folder / "views.ipynb", CELL.replace("run = ", GENTLE + "run = ", 1))
     with opened(lab, chrome, "views.ipynb", size=(1500, 1100)) as page:
         page.run(0)
         page.says("Start trains")
@@ -144,11 +145,11 @@ def test_a_check_finds_out_what_does_nothing(check: Callable[[Page], None], page
 
 def test_an_open_view_of_curvature_is_drawn_anew_while_it_trains(page: Page) -> None:
     turn_to(page, "factors")
-    page.kernel.do("panel.start(seconds=30.0)")
+    page.kernel.do("Gentle.wait = 0.1; panel.start(seconds=30.0)")
     step = "+chart.plots[0].note.match(/step (\\d+)/)[1]"
     seen = {page.chart(step)}
     wait(lambda: seen.add(page.chart(step)) or len(seen) >= 4, "it stands still", 30)
-    page.kernel.do("panel.stop()")
+    page.kernel.do("panel.stop(); Gentle.wait = 0.0")
     page.kernel.until("not panel.live.running")
     assert max(seen) <= page.kernel.ask("run.step")
 
