@@ -213,17 +213,17 @@ class Page:
     # --- the panel ------------------------------------------------------------------------------
 
     @property
-    def _outputs(self) -> Any:
-        """Where panels are: to look for a name in all of JupyterLab takes ten times as long."""
+    def outputs(self) -> Any:
+        """Where panels are; to look for a name in all of JupyterLab takes ten times as long."""
         return self.tab.locator(".jp-Notebook .jp-OutputArea")
 
     def button(self, name: str, panel: int = 0) -> Any:
         """A button of a panel, by its exact name."""
-        return self._outputs.get_by_role("button", name=name, exact=True).nth(panel)
+        return self.outputs.get_by_role("button", name=name, exact=True).nth(panel)
 
     def field(self, name: str, panel: int = 0) -> Any:
         """A text field, number or drop-down, by its exact label."""
-        return self._outputs.get_by_label(name, exact=True).nth(panel)
+        return self.outputs.get_by_label(name, exact=True).nth(panel)
 
     # A page holds a widget's change back while an earlier one of that widget is under way, and a
     # click overtakes it: what is typed or chosen is waited for.

@@ -206,7 +206,7 @@ def keys(page: Page) -> None:
 def against(page: Page) -> None:
     seconds = page.kernel.ask("list(run.history['seconds'])")
     cases = page.kernel.ask("[float(v) for v in __import__('numpy').cumsum(run.history['batch'])]")
-    select = page.tab.get_by_label("horizontal axis")
+    select = page.outputs.get_by_label("horizontal axis")
     for name, expected in (("seconds of training", seconds), ("cases", cases)):
         select.select_option(label=name)
         soon(page, lambda e=expected: np.array_equal(drawn(page)[:, 0], e), f"not against {name}")
@@ -217,13 +217,13 @@ def against(page: Page) -> None:
 
 def scale(page: Page) -> None:
     assert page.chart("chart.cells[0].made.sy.log")
-    page.tab.get_by_label("vertical scale").select_option(label="linear")
+    page.outputs.get_by_label("vertical scale").select_option(label="linear")
     soon(page, lambda: not page.chart("chart.cells[0].made.sy.log"), "not linear")
 
 
 def smooth(page: Page) -> None:
     raw = page.chart("chart.cells[1].made.found[0].p.y")
-    page.tab.get_by_label("smoothing").fill("0.9")
+    page.outputs.get_by_label("smoothing").fill("0.9")
     mean, weight, expected = 0.0, 0.0, []
     for value in raw:
         mean, weight = 0.9 * mean + 0.1 * value, 0.9 * weight + 0.1
@@ -234,29 +234,29 @@ def smooth(page: Page) -> None:
 
 
 def hide(page: Page) -> None:
-    page.tab.get_by_label("hide paper", exact=True).click()
+    page.outputs.get_by_label("hide paper", exact=True).click()
     page.kernel.until("panel.controller.roster['paper'].hidden", patience=page.soon)
     seen = "chart.seen(chart.cells[0]).map(s => s.run)"
     soon(page, lambda: page.chart(seen) == ["other"], "it is drawn")
-    page.tab.get_by_label("show paper", exact=True).click()
+    page.outputs.get_by_label("show paper", exact=True).click()
     page.kernel.until("not panel.controller.roster['paper'].hidden", patience=page.soon)
 
 
 def isolate(page: Page) -> None:
-    page.tab.get_by_label("isolate other", exact=True).click()
+    page.outputs.get_by_label("isolate other", exact=True).click()
     page.kernel.until("panel.controller.roster['paper'].hidden", patience=page.soon)
-    page.tab.get_by_label("isolate other", exact=True).click()
+    page.outputs.get_by_label("isolate other", exact=True).click()
     page.kernel.until("not panel.controller.roster['paper'].hidden", patience=page.soon)
 
 
 def rename(page: Page) -> None:
-    page.tab.get_by_label("rename other", exact=True).click()
-    page.tab.get_by_label("new name of other").fill("the fork")
+    page.outputs.get_by_label("rename other", exact=True).click()
+    page.outputs.get_by_label("new name of other").fill("the fork")
     page.tab.keyboard.press("Enter")
     page.kernel.until("'the fork' in panel.runs", patience=page.soon)
-    page.tab.get_by_label("hide the fork", exact=True).wait_for(timeout=1000 * page.soon)
+    page.outputs.get_by_label("hide the fork", exact=True).wait_for(timeout=1000 * page.soon)
     page.kernel.do("panel.controller.rename('the fork', 'other'); panel.push()")
-    page.tab.get_by_label("hide other", exact=True).wait_for(timeout=1000 * page.soon)
+    page.outputs.get_by_label("hide other", exact=True).wait_for(timeout=1000 * page.soon)
 
 
 def mark(page: Page) -> None:
@@ -265,22 +265,24 @@ def mark(page: Page) -> None:
     pop.wait_for(timeout=1000 * page.soon)
     assert "damping → tied" in pop.inner_text() and "before: damping = leven" in pop.inner_text()
     pop.get_by_role("button", name="Rewind to here").click()
-    page.tab.get_by_text("The 40 steps after it are thrown away").wait_for(timeout=1000 * page.soon)
+    page.outputs.get_by_text("The 40 steps after it are thrown away").wait_for(
+        timeout=1000 * page.soon
+    )
     page.button("No").click()
     assert page.kernel.ask("run.step") == 80
 
 
 def table(page: Page) -> None:
-    page.tab.get_by_text("Table of the visible points").click()
+    page.outputs.get_by_text("Table of the visible points").click()
     rows = page.tab.locator(".kl-table table").first.locator("tbody tr")
     soon(page, lambda: rows.count() >= 80, "no rows")
-    page.tab.get_by_text("Table of the visible points").click()
+    page.outputs.get_by_text("Table of the visible points").click()
 
 
 def saved(page: Page) -> None:
     for kind, begins in (("png", b"\x89PNG"), ("svg", b"<svg"), ("csv", b"axis,run")):
         with page.tab.expect_download(timeout=1000 * page.soon) as download:
-            page.tab.get_by_label("save what is seen").select_option(value=kind)
+            page.outputs.get_by_label("save what is seen").select_option(value=kind)
         content = Path(download.value.path()).read_bytes()
         assert content.startswith(begins) and len(content) > 1500
     lines = content.decode().splitlines()
@@ -290,7 +292,7 @@ def saved(page: Page) -> None:
 
 def nudge(page: Page) -> None:
     now = page.kernel.ask("run.history['lam'][-1]")
-    page.tab.get_by_label("λ now ×2").click()
+    page.outputs.get_by_label("λ now ×2").click()
     page.kernel.until("len(run.history.marks) == 2 and not panel.live.running", patience=page.soon)
     assert f"lam={2 * now!r}" in page.kernel.ask("run.recipe.text_of('damping')")
     page.kernel.do("panel.start(1); await panel.live")

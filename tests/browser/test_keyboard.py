@@ -63,7 +63,7 @@ def accessible(page: Page) -> list[tuple[str, str]]:
 
 def everything_open(page: Page) -> None:
     """Opens every part for its fields."""
-    for more in page.tab.get_by_role("button", name="fields", exact=True).all()[::-1]:
+    for more in page.outputs.get_by_role("button", name="fields", exact=True).all()[::-1]:
         if more.is_enabled():
             more.click()
     counts = [0, 1]
@@ -97,7 +97,7 @@ def test_a_control_without_a_name_is_found_out(page: Page) -> None:
 
 def test_new_controls_have_names_too(page: Page) -> None:
     page.choose("damping", "steered")
-    page.tab.get_by_label("T1", exact=True).wait_for()
+    page.outputs.get_by_label("T1", exact=True).wait_for()
     everything_open(page)
     assert [role for role, name in accessible(page) if not name.strip()] == []
     page.choose("damping", "levenberg_marquardt")
@@ -173,7 +173,7 @@ def test_the_keys_with_control_are_jupyterlabs(page: Page) -> None:
 def test_a_slider_moves_with_the_arrows(page: Page) -> None:
     everything_open(page)
     before = page.kernel.ask("panel.slots['quadratic_model'].controls['fraction'].value")
-    page.tab.get_by_role("slider", name="τ2", exact=True).focus()
+    page.outputs.get_by_role("slider", name="τ2", exact=True).focus()
     page.tab.keyboard.press("ArrowRight")
     page.kernel.until(
         f"panel.slots['quadratic_model'].controls['fraction'].value > {before}", patience=10
@@ -183,7 +183,7 @@ def test_a_slider_moves_with_the_arrows(page: Page) -> None:
 def test_a_number_typed_beside_a_slider_is_kept(page: Page) -> None:
     """A slider of ipywidgets would make 0.00946 of it."""
     page.choose("damping", "levenberg_marquardt")
-    box = page.tab.get_by_role("spinbutton", name="λ at start value", exact=True)
+    box = page.outputs.get_by_role("spinbutton", name="λ at start value", exact=True)
 
     def typed() -> bool:  # again, where the box was that of the damping before
         box.fill("0.01")

@@ -91,21 +91,21 @@ def select(page: Page) -> None:
 
 
 def train_too(page: Page) -> None:
-    page.tab.get_by_label("train other too").check()
+    page.outputs.get_by_label("train other too").check()
     until(page, "panel.controller.roster['other'].trains")
     page.kernel.do("panel.start(4); await panel.live")
     assert page.kernel.ask("[panel.runs[n].step for n in ('paper', 'other')]") == [24, 14]
 
 
 def duplicate(page: Page) -> None:
-    page.tab.get_by_label("duplicate other").click()
+    page.outputs.get_by_label("duplicate other").click()
     until(page, "len(panel.runs) == 3 and not panel.live.running")
     assert page.kernel.ask("[r.step for r in panel.runs.values()]") == [20, 10, 0]
     wait(lambda: page.tab.locator(".kl-runs tbody tr").count() == 3, "no row", page.soon)
 
 
 def remove(page: Page) -> None:
-    page.tab.get_by_label("remove other").click()
+    page.outputs.get_by_label("remove other").click()
     until(page, "[*panel.runs] == ['paper'] and not panel.live.running")
     drawn = "chart.seen(chart.cells[0]).map(s => s.run)"
     wait(lambda: page.chart(drawn) == ["paper"], "it is still drawn", page.soon)
@@ -113,7 +113,7 @@ def remove(page: Page) -> None:
 
 def rename_by_a_double_click(page: Page) -> None:
     page.tab.locator(".kl-name", has_text="other").dblclick()
-    page.tab.get_by_label("new name of other").fill("the fork")
+    page.outputs.get_by_label("new name of other").fill("the fork")
     page.tab.keyboard.press("Enter")
     until(page, "'the fork' in panel.runs")
 
@@ -128,17 +128,17 @@ def whole(page: Page) -> None:
 
 def in_words(page: Page) -> None:
     told = page.tab.locator(".kl-words p").first
-    page.tab.get_by_text("In words", exact=True).first.click()
+    page.outputs.get_by_text("In words", exact=True).first.click()
     told.wait_for(timeout=1000 * page.soon)
     assert "objective" in told.inner_text()
-    page.tab.get_by_text("In words", exact=True).first.click()
+    page.outputs.get_by_text("In words", exact=True).first.click()
 
 
 def nudge_gamma(page: Page) -> None:
     page.kernel.do("panel.apply(damping='levenberg_marquardt'); await panel.live")
     page.kernel.do("panel.start(1); await panel.live")
     now = page.kernel.ask("panel.run.history['gamma'][-1]")
-    page.tab.get_by_label("γ now ÷2").first.click()
+    page.outputs.get_by_label("γ now ÷2").first.click()
     until(page, "len(panel.run.history.marks) == 3 and not panel.live.running")
     assert f"gamma={now / 2!r}" in page.kernel.ask("panel.run.recipe.text_of('damping')")
 
@@ -210,14 +210,14 @@ def another_view(page: Page) -> None:
 def a_changed_field(page: Page) -> None:
     page.field("damping").select_option(label="constant")
     until(page, "panel.slots['damping'].choice.value == 'constant'")
-    told = page.tab.get_by_text("damping: tied → constant")
+    told = page.outputs.get_by_text("damping: tied → constant")
     told.wait_for(timeout=1000 * page.soon)
     row = page.tab.locator(".widget-hbox", has=page.tab.get_by_label("damping", exact=True)).last
     row.get_by_role("button", name="fields", exact=True).click()
-    box = page.tab.get_by_role("spinbutton", name="λ at start value", exact=True)
+    box = page.outputs.get_by_role("spinbutton", name="λ at start value", exact=True)
     box.fill("0.5")
     box.press("Enter")
-    page.tab.get_by_text("was 0.01").wait_for(timeout=1000 * page.soon)
+    page.outputs.get_by_text("was 0.01").wait_for(timeout=1000 * page.soon)
     assert "0.01 → 0.5" in page.kernel.ask("panel.pending.value")
     row.get_by_role("button", name="close", exact=True).click()
     box.wait_for(state="detached", timeout=1000 * page.soon)
@@ -230,8 +230,8 @@ def stop_another_panel(page: Page) -> None:
     page.kernel.do("other.start(seconds=20.0); panel.push()")
     page.kernel.do("panel.start(1); await panel.live")
     try:
-        page.tab.get_by_text("Also training in this kernel").wait_for(timeout=1000 * page.soon)
-        page.tab.get_by_role("button", name="Stop 'robust' (panel 2)").click()
+        page.outputs.get_by_text("Also training in this kernel").wait_for(timeout=1000 * page.soon)
+        page.outputs.get_by_role("button", name="Stop 'robust' (panel 2)").click()
         until(page, "other.controller.state == 'stopped'")
     finally:
         page.kernel.do("other.stop(); await other.live; panel.push()")

@@ -98,16 +98,16 @@ def keys(page: Page) -> None:
 
 
 def table(page: Page) -> None:
-    page.tab.get_by_text("Table of the visible points").click()
+    page.outputs.get_by_text("Table of the visible points").click()
     rows = page.tab.locator(".kl-table table").first.locator("tbody tr")
     wait(lambda: rows.count() == 36, "no rows", page.soon)
-    page.tab.get_by_text("Table of the visible points").click()
+    page.outputs.get_by_text("Table of the visible points").click()
 
 
 def saved(page: Page) -> None:
     for kind, begins in (("png", b"\x89PNG"), ("svg", b"<svg"), ("csv", b"axis,run")):
         with page.tab.expect_download(timeout=1000 * page.soon) as download:
-            page.tab.get_by_label("save what is seen").select_option(value=kind)
+            page.outputs.get_by_label("save what is seen").select_option(value=kind)
         content = Path(download.value.path()).read_bytes()
         assert content.startswith(begins)
         assert kind != "svg" or b"<image href=" in content
