@@ -100,5 +100,13 @@ def _once(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 ALL = _once((*KFAC, *VARIANTS))
-#: blocks under the other structure too: these under ``make soak``, every sixth in ``make test``
+#: blocks under the other structure too: these under ``make soak``, every sixth in ``make test``;
+#: and of what G is kept as, which A is too, and of fields that only leave something out
 SOAK = [name for n, name in enumerate(n for n in ALL if n.startswith("tridiagonal,")) if n % 6 != 3]
+SOAK += [
+    "block=kronecker(factor_g='diagonal', rank=2)",
+    "block=kronecker(factor_g='lowrank_plus_diagonal', rank=2)",
+    "block=kronecker(pi='one')",
+    "block=relative(outputs=False)",
+]
+assert set(SOAK) < set(ALL)
