@@ -34,7 +34,7 @@ CASES = {
 }
 #: of others that are LAUNCHED replays are compared below, before ε has come to its limit
 QUICK = {
-    "paper", "paper_tridiagonal float32", "centering", "exact block_tridiagonal",
+    "paper", "paper_tridiagonal float32", "centering", "exact block_diagonal",
     "damping scheduled", "odd model", "schedule on_drift(check=5)",
     "momentum conjugate_gradient(steps=3)", "fork and rewind", "low_rank", "diagonal",
 }  # fmt: skip

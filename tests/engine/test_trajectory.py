@@ -237,9 +237,9 @@ MOVED = {
 }
 
 
-#: each setting with one structure, in turns; the rows in which they meet, with both
+#: each setting with one structure, in turns; the rows in which they meet, one of them with both
 EACH = [(name, STRUCTURES[1 - n % 2]) for n, name in enumerate(OTHER) if not name.startswith("S")]
-EACH += [(name, structure) for name in ("S1 and S2", "S2 the larger") for structure in STRUCTURES]
+EACH += [*(("S1 and S2", structure) for structure in STRUCTURES), ("S2 the larger", STRUCTURES[1])]
 REST = [(name, s) for name in OTHER for s in STRUCTURES if (name, s) not in EACH]
 
 
