@@ -121,6 +121,7 @@ matrix: $(VENV)/.release
 
 soak: $(VENV)/.test
 	$(BIN)/python -m pytest -m soak
+	$(BIN)/python -m pytest -m soak plugins  # on their own, as in `plugins`
 	$(BIN)/python -m pytest $(PYTEST_ARGS) --device emulated $(EMULATED)
 	$(BIN)/python -m pytest $(PYTEST_ARGS) --device emulated $(EMULATED_PLUGINS)
 
