@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kfac_lab.core.program.calls import AtenCall, Number, Recording, TensorSlot
+from kfac_lab.core.program.calls import PRODUCTS, AtenCall, Number, Recording, TensorSlot
 from kfac_lab.core.program.extents import Extent, Rows, Shapes, Unpadded, traced
 from kfac_lab.core.program.program import Program
 
@@ -169,11 +169,10 @@ class _Rewritten:
     # --- calls ------------------------------------------------------------------------------------
 
     def _call(self, call: AtenCall) -> None:
-        schema = getattr(call.operation, "_schema", None)
-        if schema is None:  # how short products are
+        if call.operation is PRODUCTS:  # how short they are, which is no operation on tensors
             self._calls.append(call)
             return
-        given = {argument.name: argument for argument in schema.arguments}
+        given = {argument.name: argument for argument in call.operation._schema.arguments}
         passed = dict(zip(given, call.arguments, strict=False)) | call.keywords
         changed = {n for n, a in given.items() if a.alias_info and a.alias_info.is_write}
         view = not changed and any(a.alias_info for a in given.values())
